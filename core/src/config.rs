@@ -1,0 +1,190 @@
+//! What an [`Endpoint`](crate::endpoint::Endpoint) is told at its start: plain values, already
+//! valid. Reading and judging files is another crate's work.
+
+use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::crypto::{PresharedKey, PublicKey, SecretKey, Suite};
+
+/// The smallest tunnel MTU: what every IPv4 host must accept (RFC 791).
+pub const MIN_MTU: u16 = 576;
+/// The smallest tunnel MTU that can carry IPv6 (RFC 8200, section 5).
+pub const MIN_IPV6_MTU: u16 = 1280;
+/// The largest tunnel MTU.
+pub const MAX_MTU: u16 = 9000;
+
+/// Everything an endpoint needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Client or server, and what only that role needs.
+    pub role: Role,
+    /// Acceptable suites, best first. Never empty.
+    pub suites: Vec<Suite>,
+    /// When traffic keys are replaced.
+    pub rotation: Rotation,
+    /// Bounds on time and memory.
+    pub limits: Limits,
+    /// MTU of the tunnel device in bytes, [`MIN_MTU`] to [`MAX_MTU`].
+    pub mtu: u16,
+    /// Whether the TUN device takes super-packets and partial checksums. Without it the endpoint
+    /// segments and completes checksums itself.
+    pub tun_offload: bool,
+    /// Unix time at [`Instant::ZERO`](crate::time::Instant::ZERO), for the header's timestamp.
+    pub unix_time_at_zero: Duration,
+}
+
+/// What this endpoint is.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// Accepts connections.
+    Server(Server),
+    /// Opens one connection and keeps it up.
+    Client(Client),
+}
+
+/// What only a server needs.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// The server's static secret key.
+    pub secret_key: SecretKey,
+    /// Who may connect.
+    pub peers: Vec<Peer>,
+    /// The server's own tunnel address and the IPv4 network of the tunnel; clients without a
+    /// fixed address get one from it.
+    pub address_v4: Ipv4Net,
+    /// The same for IPv6, when the tunnel carries it.
+    pub address_v6: Option<Ipv6Net>,
+    /// Whether clients may reach each other through the server.
+    pub client_to_client: bool,
+    /// From where LLP 1.0 probe sessions are accepted; empty for nowhere.
+    pub probe_sources: Vec<IpNet>,
+    /// What clients are told to use.
+    pub push: Push,
+    /// Bytes per second that each client may send, and receive; per peer overridable.
+    pub rate_limit: Option<u64>,
+}
+
+/// Settings a server gives to its clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Push {
+    /// DNS servers reachable through the tunnel.
+    pub dns: Vec<core::net::IpAddr>,
+    /// Networks behind the server that clients with `routes = "server"` route into the tunnel.
+    pub routes: Vec<IpNet>,
+}
+
+/// A client that a server knows.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Unique name, for logs and metrics.
+    pub name: String,
+    /// The client's identity.
+    pub public_key: PublicKey,
+    /// Optional second secret, mixed into the handshake.
+    pub preshared_key: Option<PresharedKey>,
+    /// Fixed IPv4 tunnel address; none for one from the pool.
+    pub address_v4: Option<Ipv4Addr>,
+    /// Fixed IPv6 tunnel address; none for one from the pool.
+    pub address_v6: Option<Ipv6Addr>,
+    /// Networks behind this client: it may send from them, and they are routed to it.
+    pub routes: Vec<IpNet>,
+    /// Bytes per second each way; none for the server's `rate_limit`.
+    pub rate_limit: Option<u64>,
+}
+
+/// What only a client needs.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The client's static secret key.
+    pub secret_key: SecretKey,
+    /// The server's identity.
+    pub server_key: PublicKey,
+    /// Optional second secret, mixed into the handshake.
+    pub preshared_key: Option<PresharedKey>,
+    /// Networks behind this client that the server may reach through it: packets to and from
+    /// them are accepted.
+    pub routes: Vec<IpNet>,
+    /// Shortest wait before a new attempt, before jitter.
+    pub reconnect_min: Duration,
+    /// Longest wait before a new attempt.
+    pub reconnect_max: Duration,
+}
+
+/// When traffic keys are replaced. Both sides use the smaller of the two configured values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// Sealed bytes per direction under one key.
+    pub bytes: u64,
+    /// Age of a key, and interval of the fresh key exchange inside the session.
+    pub interval: Duration,
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self {
+            bytes: 5_000_000,
+            interval: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Bounds on time and memory. Each has a default that suits a small VPS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions at once; a peer that reconnects takes its own place.
+    pub max_connections: usize,
+    /// Connections at once that have not authenticated yet.
+    pub max_handshakes: usize,
+    /// Of these, from one IPv4 address or one IPv6 /64.
+    pub max_handshakes_per_source: usize,
+    /// Time from accepting or opening a connection to an authenticated session.
+    pub handshake_timeout: Duration,
+    /// Silence after which a KeepAlive is sent.
+    pub keepalive_interval: Duration,
+    /// Silence after which a session is dead.
+    pub connection_timeout: Duration,
+    /// Data stream ids a peer may use, 1 to this.
+    pub max_streams: u16,
+    /// Bytes of packets that may wait for one connection's socket.
+    pub queue_bytes: usize,
+    /// Age at which a waiting packet is dropped.
+    pub queue_age: Duration,
+    /// Time given to queued packets when shutting down.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 1000,
+            // A full handshake costs well under a millisecond, so 256 at once is a quarter
+            // second of one core at worst.
+            max_handshakes: 256,
+            max_handshakes_per_source: 16,
+            handshake_timeout: Duration::from_secs(10),
+            keepalive_interval: Duration::from_secs(10),
+            connection_timeout: Duration::from_secs(300),
+            max_streams: 256,
+            queue_bytes: 1024 * 1024,
+            queue_age: Duration::from_millis(250),
+            drain_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What a client's TUN device must look like, as the server assigned it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunSettings {
+    /// The client's IPv4 address, with the prefix length of the tunnel's network.
+    pub address_v4: Option<Ipv4Net>,
+    /// The client's IPv6 address, with the prefix length of the tunnel's network.
+    pub address_v6: Option<Ipv6Net>,
+    /// The smaller of the two sides' MTUs, in bytes.
+    pub mtu: u16,
+    /// What the server recommends.
+    pub push: Push,
+    /// The address of the server's end of the connection, which must stay outside the tunnel.
+    pub server: SocketAddr,
+}

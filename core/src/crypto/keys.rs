@@ -1,0 +1,238 @@
+//! Static keys and their text form: 32 bytes as 44 characters of base64, as in WireGuard.
+
+use core::fmt;
+use core::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rand_core::CryptoRng;
+use x25519_dalek::StaticSecret;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// A text that is not a key. It never repeats the text, which may be a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Not 44 characters of standard base64 that decode to 32 bytes.
+    #[error("not a key: expected 44 characters of base64 (32 bytes)")]
+    Malformed,
+    /// A public key of low order: any secret key would give the same shared secret.
+    #[error("not a usable public key: it has low order")]
+    LowOrder,
+}
+
+fn decode(text: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    // The decoder estimates three bytes for each four characters, one more than the key has.
+    let mut buffer = Zeroizing::new([0; 33]);
+    let len = STANDARD
+        .decode_slice(text.trim(), buffer.as_mut_slice())
+        .map_err(|_| KeyError::Malformed)?;
+    if len != 32 {
+        return Err(KeyError::Malformed);
+    }
+    bytes.copy_from_slice(&buffer[..32]);
+    Ok(bytes)
+}
+
+fn encode(bytes: &[u8; 32]) -> String {
+    STANDARD.encode(bytes)
+}
+
+/// An X25519 public key: the identity of a peer or of the server.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey([u8; 32]);
+
+impl PublicKey {
+    /// Takes 32 bytes as they are; [`PublicKey::from_str`] also refuses keys of low order.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 32 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Whether any secret key would give an all-zero shared secret with this one (RFC 7748,
+    /// section 6.1).
+    pub fn is_low_order(&self) -> bool {
+        let probe = StaticSecret::from([0x55; 32]);
+        !probe
+            .diffie_hellman(&x25519_dalek::PublicKey::from(self.0))
+            .was_contributory()
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&encode(&self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        let key = Self(*decode(text)?);
+        if key.is_low_order() {
+            Err(KeyError::LowOrder)
+        } else {
+            Ok(key)
+        }
+    }
+}
+
+/// An X25519 secret key. Erased on drop; neither `Debug` nor `Display` shows it.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct SecretKey([u8; 32]);
+
+impl SecretKey {
+    /// Draws a fresh key.
+    pub fn generate(rng: &mut impl CryptoRng) -> Self {
+        let mut bytes = [0; 32];
+        rng.fill_bytes(&mut bytes);
+        let key = Self(bytes);
+        bytes.zeroize();
+        key
+    }
+
+    /// Takes 32 bytes as they are.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 32 secret bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The public key that belongs to this secret key.
+    pub fn public_key(&self) -> PublicKey {
+        PublicKey(x25519_dalek::PublicKey::from(&StaticSecret::from(self.0)).to_bytes())
+    }
+
+    /// The text form, for writing a key file.
+    pub fn to_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(encode(&self.0))
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretKey(..)")
+    }
+}
+
+impl FromStr for SecretKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        decode(text).map(|bytes| Self(*bytes))
+    }
+}
+
+/// 32 bytes that a client and the server share in advance, mixed into the handshake on top of the
+/// key exchange. Erased on drop; neither `Debug` nor `Display` shows it.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct PresharedKey([u8; 32]);
+
+impl PresharedKey {
+    /// Draws a fresh key.
+    pub fn generate(rng: &mut impl CryptoRng) -> Self {
+        let mut bytes = [0; 32];
+        rng.fill_bytes(&mut bytes);
+        let key = Self(bytes);
+        bytes.zeroize();
+        key
+    }
+
+    /// Takes 32 bytes as they are.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 32 secret bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The text form, for writing a key file.
+    pub fn to_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(encode(&self.0))
+    }
+}
+
+impl fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresharedKey(..)")
+    }
+}
+
+impl FromStr for PresharedKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        decode(text).map(|bytes| Self(*bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_public_key_of_rfc_7748_alice() {
+        let secret: SecretKey = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo="
+            .parse()
+            .unwrap();
+        let public: PublicKey = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="
+            .parse()
+            .unwrap();
+        assert_eq!(secret.public_key(), public);
+        assert_eq!(public.to_string().parse(), Ok(public));
+    }
+
+    /// Case 21: points of low order, non-canonical encodings included.
+    #[test]
+    fn public_keys_of_low_order_are_refused() {
+        let mut points = vec![[0; 32], [0; 32], [0xff; 32], [0xff; 32], [0xff; 32]];
+        points[1][0] = 1;
+        for (point, low) in points[2..].iter_mut().zip([0xec, 0xed, 0xee]) {
+            point[0] = low;
+            point[31] = 0x7f;
+        }
+        for point in points {
+            assert!(PublicKey(point).is_low_order(), "{point:?}");
+            assert_eq!(encode(&point).parse::<PublicKey>(), Err(KeyError::LowOrder));
+        }
+    }
+
+    #[test]
+    fn malformed_texts_are_refused() {
+        for text in [
+            "",
+            "abc",
+            "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LC",
+            &"A".repeat(48),
+        ] {
+            assert_eq!(
+                text.parse::<PublicKey>(),
+                Err(KeyError::Malformed),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn secrets_are_absent_from_debug_output() {
+        let key = SecretKey::from_bytes([0xab; 32]);
+        let psk = PresharedKey::from_bytes([0xab; 32]);
+        assert_eq!(format!("{key:?}{psk:?}"), "SecretKey(..)PresharedKey(..)");
+    }
+}

@@ -1,0 +1,276 @@
+//! Errors, sorted by whose fault they are and by what happens next.
+
+/// Bytes on a stream that are no LLP packet. Fatal for the connection: there is no
+/// resynchronising.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum FrameError {
+    /// The first two bytes are not `0x4C4C`.
+    #[error("wrong protocol id {0:#06x}")]
+    BadMagic(u16),
+    /// A packet type outside 1 to 6.
+    #[error("unknown packet type {0}")]
+    UnknownType(u8),
+    /// A reserved or unsupported flag is set.
+    #[error("reserved flag bits {0:#04x}")]
+    ReservedFlags(u8),
+    /// The CRC does not fit.
+    #[error("checksum mismatch")]
+    BadChecksum,
+    /// The payload length is impossible for this packet.
+    #[error("impossible payload length {0}")]
+    BadLength(u16),
+    /// A sealed packet where none may be, or the other way round.
+    #[error("sealed and unsealed packets mixed up")]
+    WrongProtection,
+    /// A Data payload that is not a sequence of entries.
+    #[error("malformed data entry")]
+    BadEntry,
+    /// The JSON of a hello, or the payload of a control packet, cannot be read.
+    #[error("malformed control payload")]
+    BadControl,
+}
+
+/// Why a handshake failed. The peer is told nothing; the operator sees it counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum HandshakeError {
+    /// The hello is not the JSON this version expects.
+    #[error("malformed hello")]
+    Malformed,
+    /// No common protocol version.
+    #[error("unsupported protocol version")]
+    Version,
+    /// No common cipher suite.
+    #[error("no common cipher suite")]
+    NoCommonSuite,
+    /// The hello was not made for this server's key, or by the server's key.
+    #[error("authentication failed (wrong server key, wrong preshared key, or altered hello)")]
+    Authentication,
+    /// The client's key is not configured.
+    #[error("unknown client key")]
+    UnknownPeer,
+    /// The key encapsulation key or ciphertext is unusable.
+    #[error("unusable key encapsulation")]
+    Kem,
+    /// A 1.0 hello from a source that may not probe.
+    #[error("LLP 1.0 hello from a source that may not probe")]
+    ProbeRefused,
+    /// Bytes that are no LLP packet, before any hello.
+    #[error("not LLP")]
+    NotLlp,
+    /// A packet of the wrong type for this stage.
+    #[error("unexpected packet")]
+    Unexpected,
+    /// Too many bytes before authentication.
+    #[error("too many bytes before authentication")]
+    TooLong,
+    /// The deadline passed.
+    #[error("timed out")]
+    Timeout,
+}
+
+impl HandshakeError {
+    /// Every variant, in the order of [`Self::index`].
+    pub const ALL: [Self; 11] = [
+        Self::Malformed,
+        Self::Version,
+        Self::NoCommonSuite,
+        Self::Authentication,
+        Self::UnknownPeer,
+        Self::Kem,
+        Self::ProbeRefused,
+        Self::NotLlp,
+        Self::Unexpected,
+        Self::TooLong,
+        Self::Timeout,
+    ];
+
+    /// Position in [`Self::ALL`], for arrays of counters.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Version => "version",
+            Self::NoCommonSuite => "no_common_suite",
+            Self::Authentication => "authentication",
+            Self::UnknownPeer => "unknown_peer",
+            Self::Kem => "kem",
+            Self::ProbeRefused => "probe_refused",
+            Self::NotLlp => "not_llp",
+            Self::Unexpected => "unexpected",
+            Self::TooLong => "too_long",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// An authenticated peer broke a rule. The connection closes with a code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum ProtocolError {
+    /// Not an LLP packet.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The sequence number is not exactly the next one.
+    #[error("sequence {got} where {expected} was due")]
+    Sequence {
+        /// The only acceptable number.
+        expected: u64,
+        /// The number received.
+        got: u64,
+    },
+    /// A tag does not verify.
+    #[error("a packet does not authenticate")]
+    Crypto,
+    /// The peer used one key for more than three times the agreed bytes or time.
+    #[error("the peer did not rotate its key")]
+    KeyOverused,
+    /// All sequence numbers are used up.
+    #[error("sequence numbers exhausted")]
+    SequenceExhausted,
+    /// A packet type that does not belong in an active session.
+    #[error("unexpected packet type")]
+    Unexpected,
+    /// A stream id beyond the limit, or too many unfinished entries.
+    #[error("stream limit exceeded")]
+    StreamLimit,
+    /// The in-session key exchange went wrong.
+    #[error("key exchange failed")]
+    Exchange,
+}
+
+/// Local policy that turns a new connection away. Its socket is just closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Refusal {
+    /// `max_connections` plus `max_handshakes` is reached.
+    #[error("too many connections")]
+    TooManyConnections,
+    /// Too many unauthenticated connections.
+    #[error("too many unauthenticated connections")]
+    TooManyHandshakes,
+    /// Too many unauthenticated connections from this source.
+    #[error("too many unauthenticated connections from one source")]
+    TooManyFromSource,
+    /// The endpoint is shutting down.
+    #[error("shutting down")]
+    ShuttingDown,
+}
+
+impl Refusal {
+    /// Every variant, in the order of [`Self::index`].
+    pub const ALL: [Self; 4] = [
+        Self::TooManyConnections,
+        Self::TooManyHandshakes,
+        Self::TooManyFromSource,
+        Self::ShuttingDown,
+    ];
+
+    /// Position in [`Self::ALL`], for arrays of counters.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TooManyConnections => "too_many_connections",
+            Self::TooManyHandshakes => "too_many_handshakes",
+            Self::TooManyFromSource => "too_many_from_source",
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
+}
+
+/// Why one packet did not go on. The packet is dropped and counted under this reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DropReason {
+    /// Neither IPv4 nor IPv6, or a header that contradicts itself.
+    Malformed,
+    /// No peer owns the destination.
+    NoRoute,
+    /// The peer that owns the destination has no session.
+    NotConnected,
+    /// A client sent from an address that is not its own.
+    ForeignSource,
+    /// Client-to-client traffic is switched off.
+    Isolated,
+    /// The packet exceeds the tunnel's MTU.
+    TooBig,
+    /// The queue to a connection was full; its oldest packet made room.
+    QueueFull,
+    /// The packet waited longer than the queue's age limit.
+    QueueAge,
+    /// Over the client's rate limit.
+    RateLimit,
+    /// The time to live ran out.
+    TtlExpired,
+    /// Multicast, broadcast, or another address that is not routed.
+    NotUnicast,
+    /// The connection closed with the packet still waiting.
+    Closed,
+    /// The TUN device would not take the packet.
+    TunBusy,
+}
+
+impl DropReason {
+    /// Every variant, in the order of [`Self::index`].
+    pub const ALL: [Self; 13] = [
+        Self::Malformed,
+        Self::NoRoute,
+        Self::NotConnected,
+        Self::ForeignSource,
+        Self::Isolated,
+        Self::TooBig,
+        Self::QueueFull,
+        Self::QueueAge,
+        Self::RateLimit,
+        Self::TtlExpired,
+        Self::NotUnicast,
+        Self::Closed,
+        Self::TunBusy,
+    ];
+
+    /// Position in [`Self::ALL`], for arrays of counters.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::NoRoute => "no_route",
+            Self::NotConnected => "not_connected",
+            Self::ForeignSource => "foreign_source",
+            Self::Isolated => "isolated",
+            Self::TooBig => "too_big",
+            Self::QueueFull => "queue_full",
+            Self::QueueAge => "queue_age",
+            Self::RateLimit => "rate_limit",
+            Self::TtlExpired => "ttl_expired",
+            Self::NotUnicast => "not_unicast",
+            Self::Closed => "closed",
+            Self::TunBusy => "tun_busy",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_positions_in_all() {
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason.index(), index);
+        }
+        for (index, error) in HandshakeError::ALL.into_iter().enumerate() {
+            assert_eq!(error.index(), index);
+        }
+        for (index, refusal) in Refusal::ALL.into_iter().enumerate() {
+            assert_eq!(refusal.index(), index);
+        }
+    }
+}

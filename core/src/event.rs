@@ -1,0 +1,128 @@
+//! What an endpoint tells its driver.
+
+use core::fmt;
+use core::net::SocketAddr;
+
+use uuid::Uuid;
+
+use crate::config::TunSettings;
+use crate::crypto::Suite;
+use crate::error::{HandshakeError, ProtocolError};
+use crate::wire::DisconnectCode;
+
+/// Names one TCP connection of one endpoint. Never reused: a late wake-up with an old id is
+/// harmless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+impl ConnectionId {
+    /// A small number, unique among the connections open at one time: an index for a driver's
+    /// table.
+    pub const fn slot(self) -> usize {
+        self.index as usize
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index, self.generation)
+    }
+}
+
+/// A fact that the driver must act on or report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A client wants a connection to its server. The driver answers with `handle_connected` or
+    /// `handle_dial_failed`.
+    Dial {
+        /// 1 for the first attempt since the last session.
+        attempt: u32,
+    },
+    /// A client got its addresses. Comes before `Established`, and again only when they change.
+    Configure(TunSettings),
+    /// A peer has proved its key and packets flow.
+    Established {
+        /// The connection.
+        id: ConnectionId,
+        /// The peer's configured name; `server` on a client.
+        peer: String,
+        /// The other end of the TCP connection.
+        remote: SocketAddr,
+        /// The session's id.
+        session: Uuid,
+        /// The agreed suite.
+        suite: Suite,
+    },
+    /// An LLP 1.0 peer has shaken hands; it can only keep alive and disconnect.
+    ProbeEstablished {
+        /// The connection.
+        id: ConnectionId,
+        /// The other end of the TCP connection.
+        remote: SocketAddr,
+        /// The session's id.
+        session: Uuid,
+    },
+    /// The connection is over and its last bytes are flushed or given up: close the socket.
+    /// Nothing is reported for this id afterwards.
+    Closed {
+        /// The connection.
+        id: ConnectionId,
+        /// The other end of the TCP connection.
+        remote: SocketAddr,
+        /// The peer's configured name, once it was known.
+        peer: Option<String>,
+        /// Why.
+        reason: CloseReason,
+    },
+}
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The peer said Disconnect.
+    Peer {
+        /// The code.
+        code: DisconnectCode,
+        /// The peer's words, cut to 128 characters, control characters removed.
+        reason: String,
+    },
+    /// The handshake failed.
+    Handshake(HandshakeError),
+    /// The peer broke the protocol.
+    Protocol(ProtocolError),
+    /// Nothing was heard for the connection timeout.
+    Timeout,
+    /// The peer closed the TCP connection without a Disconnect.
+    EndOfStream,
+    /// The socket failed.
+    Socket,
+    /// The same key opened a newer session.
+    Superseded,
+    /// No free tunnel address.
+    PoolEmpty,
+    /// `max_connections` sessions are up.
+    TooManySessions,
+    /// This endpoint is shutting down.
+    ShuttingDown,
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer { code, reason } if reason.is_empty() => write!(f, "peer: {code}"),
+            Self::Peer { code, reason } => write!(f, "peer: {code}: {reason}"),
+            Self::Handshake(error) => write!(f, "handshake failed: {error}"),
+            Self::Protocol(error) => write!(f, "protocol error: {error}"),
+            Self::Timeout => f.write_str("nothing heard from the peer"),
+            Self::EndOfStream => f.write_str("the peer closed the connection"),
+            Self::Socket => f.write_str("connection lost"),
+            Self::Superseded => f.write_str("superseded by a newer session of the same key"),
+            Self::PoolEmpty => f.write_str("no free tunnel address"),
+            Self::TooManySessions => f.write_str("max_connections reached"),
+            Self::ShuttingDown => f.write_str("shutting down"),
+        }
+    }
+}

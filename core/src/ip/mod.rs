@@ -1,0 +1,5 @@
+//! IP packets: checked views, checksums, segmentation, ICMP errors.
+
+mod offload;
+
+pub use offload::Offload;

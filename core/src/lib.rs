@@ -1,0 +1,19 @@
+//! The LostLove Protocol (LLP) as a pure state machine.
+//!
+//! Bytes and timestamps go in; frames, packets and events come out. This crate has no clock, no
+//! source of randomness, no sockets, no files, no threads and no `unsafe`: time and seeds are
+//! arguments, so a run can be repeated byte for byte.
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+pub mod config;
+pub mod crypto;
+pub mod error;
+pub mod event;
+pub mod handshake;
+pub mod ip;
+pub mod route;
+pub mod session;
+pub mod stats;
+pub mod time;
+pub mod wire;

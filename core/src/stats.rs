@@ -1,0 +1,87 @@
+//! Counters of one endpoint.
+
+use core::time::Duration;
+
+use crate::error::{DropReason, HandshakeError, Refusal};
+
+/// Monotonic counters and present levels of one endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// TCP connections accepted or opened.
+    pub connections_opened: u64,
+    /// TCP connections ended.
+    pub connections_closed: u64,
+    /// Connections turned away, by [`Refusal::index`].
+    pub refused: [u64; Refusal::ALL.len()],
+    /// Handshakes that failed, by [`HandshakeError::index`].
+    pub handshakes_failed: [u64; HandshakeError::ALL.len()],
+    /// Sessions that a peer has authenticated.
+    pub sessions_established: u64,
+    /// Sessions now up.
+    pub sessions: u64,
+    /// LLP 1.0 probe sessions accepted.
+    pub probes: u64,
+    /// Connections that are not authenticated yet.
+    pub handshaking: u64,
+    /// Bytes read from sockets.
+    pub socket_bytes_in: u64,
+    /// Bytes written to sockets.
+    pub socket_bytes_out: u64,
+    /// Sealed LLP packets opened.
+    pub sealed_in: u64,
+    /// LLP packets sealed.
+    pub sealed_out: u64,
+    /// IP packets read from the TUN device (a super-packet counts once).
+    pub tun_packets_in: u64,
+    /// Bytes of IP packets read from the TUN device.
+    pub tun_bytes_in: u64,
+    /// IP packets handed to the TUN device (a super-packet counts once).
+    pub tun_packets_out: u64,
+    /// Bytes of IP packets handed to the TUN device.
+    pub tun_bytes_out: u64,
+    /// IP packets passed from one client straight to another.
+    pub forwarded_packets: u64,
+    /// IP packets sent to a peer, each once, however fragmented.
+    pub peer_packets_out: u64,
+    /// IP packets received from peers.
+    pub peer_packets_in: u64,
+    /// ICMP errors this endpoint wrote.
+    pub icmp_out: u64,
+    /// Packets dropped, by [`DropReason::index`].
+    pub dropped: [u64; DropReason::ALL.len()],
+    /// Key rotations of this side.
+    pub rotations: u64,
+    /// Fresh key exchanges inside sessions.
+    pub exchanges: u64,
+    /// Sessions ended because the peer broke the protocol.
+    pub protocol_errors: u64,
+    /// Bytes of packets now waiting for sockets.
+    pub queued_bytes: u64,
+}
+
+impl Stats {
+    /// Counts one dropped packet.
+    pub(crate) fn drop_packet(&mut self, reason: DropReason) {
+        self.dropped[reason.index()] += 1;
+    }
+
+    /// Packets dropped for `reason`.
+    pub const fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped[reason.index()]
+    }
+}
+
+/// A peer as an operator sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStats {
+    /// Configured name.
+    pub name: String,
+    /// Whether a session is up.
+    pub connected: bool,
+    /// Bytes of IP packets received from the peer, over all sessions.
+    pub bytes_in: u64,
+    /// Bytes of IP packets sent to the peer, over all sessions.
+    pub bytes_out: u64,
+    /// Smoothed round-trip time of the present session.
+    pub rtt: Option<Duration>,
+}

@@ -1,0 +1,5 @@
+//! The wire format: headers, packets, Data entries.
+
+mod disconnect;
+
+pub use disconnect::DisconnectCode;
