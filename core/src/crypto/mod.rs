@@ -1,6 +1,7 @@
 //! Keys, cipher suites and the key schedule.
 
 mod aead;
+pub mod kem;
 mod keys;
 mod schedule;
 mod suite;
