@@ -219,38 +219,15 @@ impl Header {
     /// [`FrameError::BadMagic`], [`FrameError::UnknownType`] or [`FrameError::ReservedFlags`],
     /// whichever comes first in the header.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, FrameError> {
-        let [
-            magic_0,
-            magic_1,
-            packet_type,
-            stream_0,
-            stream_1,
-            q0,
-            q1,
-            q2,
-            q3,
-            q4,
-            q5,
-            q6,
-            q7,
-            len_0,
-            len_1,
-            t0,
-            t1,
-            t2,
-            t3,
-            t4,
-            t5,
-            flags,
-            _,
-            _,
-        ] = *bytes;
-        check_magic([magic_0, magic_1])?;
+        check_magic(field(bytes, 0))?;
+        let [packet_type] = field(bytes, 2);
+        let [t0, t1, t2, t3, t4, t5] = field(bytes, 15);
+        let [flags] = field(bytes, FLAGS_OFFSET);
         Ok(Self {
             packet_type: PacketType::from_byte(packet_type)?,
-            stream: u16::from_be_bytes([stream_0, stream_1]),
-            sequence: u64::from_be_bytes([q0, q1, q2, q3, q4, q5, q6, q7]),
-            payload_len: u16::from_be_bytes([len_0, len_1]),
+            stream: u16::from_be_bytes(field(bytes, 3)),
+            sequence: u64::from_be_bytes(field(bytes, 5)),
+            payload_len: u16::from_be_bytes(field(bytes, 13)),
             timestamp_ms: u64::from_be_bytes([0, 0, t0, t1, t2, t3, t4, t5]),
             flags: Flags::from_bits(flags)?,
         })
@@ -293,6 +270,10 @@ pub(super) fn check_magic(bytes: [u8; 2]) -> Result<(), FrameError> {
     } else {
         Err(FrameError::BadMagic(u16::from_be_bytes(bytes)))
     }
+}
+
+fn field<const N: usize>(header: &[u8; HEADER_LEN], offset: usize) -> [u8; N] {
+    core::array::from_fn(|index| header[offset + index])
 }
 
 fn checksum(header: &[u8; HEADER_LEN], payload: &[u8]) -> u16 {
