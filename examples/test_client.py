@@ -76,12 +76,11 @@ class Connection:
         self.socket.close()
 
     def send(self, packet_type, payload=b""):
-        """Sends a packet and returns its size in bytes."""
+        """Sends a packet."""
         packet = encode_packet(packet_type, self.sequence, payload)
         self.socket.settimeout(self.timeout)
         self.socket.sendall(packet)
         self.sequence += 1
-        return len(packet)
 
     def receive_header(self, expected_type):
         """Takes a header off the stream and returns it; its checksum is still to check."""
@@ -104,10 +103,9 @@ class Connection:
         decoder = json.JSONDecoder()
         while True:
             try:
-                value, end = decoder.raw_decode(self.received.decode("ascii"))
+                # One character per byte, whatever stands behind the value.
+                value, end = decoder.raw_decode(self.received.decode("latin-1"))
                 break
-            except UnicodeDecodeError:
-                raise ProbeError("The server's hello is not ASCII") from None
             except (json.JSONDecodeError, RecursionError):
                 # Incomplete and malformed look alike; time and size tell them apart.
                 if len(self.received) > MAX_HELLO_LEN:
@@ -142,12 +140,14 @@ def session_id_of(hello):
     try:
         server_random = hello["ServerHello"]["server_random"]
         text = hello["ServerHello"]["session_id"]
-        if len(bytes(server_random)) != 32:
+        if not isinstance(server_random, list) or len(bytes(server_random)) != 32:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise ProbeError("The server's hello is not a ServerHello") from None
     try:
         session_id = uuid.UUID(text)
+        if str(session_id) != text:
+            raise ValueError
     except (AttributeError, TypeError, ValueError):
         raise ProbeError(f"The session id is not a UUID: {text!r}") from None
     if session_id.version != 4:
@@ -163,8 +163,9 @@ def shake_hands(connection):
             "protocol_version": PROTOCOL_VERSION,
         }
     }
-    size = connection.send(HANDSHAKE_INIT, json.dumps(hello).encode("ascii"))
-    print(f"[→] Sending ClientHello ({size} bytes)")
+    payload = json.dumps(hello).encode("ascii")
+    print(f"[→] Sending ClientHello ({HEADER.size + len(payload)} bytes)")
+    connection.send(HANDSHAKE_INIT, payload)
     print("[←] Waiting for ServerHello...")
     header = connection.receive_header(HANDSHAKE_RESPONSE)
     session_id = session_id_of(connection.receive_json(header))
@@ -193,13 +194,12 @@ def probe(arguments):
         print("[→] Sending disconnect")
         connection.send(DISCONNECT)
     except socket.timeout:
-        problem = f"No answer within {arguments.timeout:g} s"
+        raise ProbeError(explain(f"No answer within {arguments.timeout:g} s", connection)) from None
+    except (ConnectionResetError, BrokenPipeError):
+        problem = "The server closed the connection without an answer"
         raise ProbeError(explain(problem, connection)) from None
     except OSError as error:
-        problem = "The server closed the connection"
-        if not isinstance(error, (ConnectionResetError, BrokenPipeError)):
-            problem = f"The connection failed: {error}"
-        raise ProbeError(explain(problem, connection)) from None
+        raise ProbeError(f"The connection failed: {error}") from None
     finally:
         connection.close()
     print("[✓] Test completed successfully!")
@@ -218,10 +218,8 @@ def connect(arguments):
 
 
 def explain(problem, connection):
-    """Adds the likeliest reason of a server that never answered."""
-    if connection.answered:
-        return problem
-    return f"{problem}, without an answer to the hello.\n    {PROBE_HINT}"
+    """Adds the likeliest reason if the hello was not answered."""
+    return problem if connection.answered else f"{problem}.\n    {PROBE_HINT}"
 
 
 def number(convert, minimum, maximum):
@@ -233,6 +231,8 @@ def number(convert, minimum, maximum):
             raise argparse.ArgumentTypeError(f"{text} is not between {minimum} and {maximum}")
         return value
 
+    # What argparse calls the expected kind of value.
+    parse.__name__ = convert.__name__
     return parse
 
 

@@ -1,5 +1,7 @@
 //! Packets inside an opened Data payload: reading and writing them.
 
+use core::fmt;
+
 use super::header::{Flags, MAX_PAYLOAD_LEN};
 use crate::crypto::Suite;
 use crate::error::FrameError;
@@ -27,7 +29,7 @@ pub const fn encode_entry_header(len: u16, offload: Offload) -> [u8; ENTRY_HEADE
 ///
 /// It has one buffer, which grows with the bytes that arrived, to [`MAX_ENTRY_LEN`] at most, and
 /// is kept for the next packet. Dropping the value gives it back.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Partial {
     /// The packet's bytes so far; empty between packets.
     bytes: Vec<u8>,
@@ -80,6 +82,16 @@ impl Partial {
 
     fn missing(&self) -> usize {
         self.len - self.bytes.len()
+    }
+}
+
+/// Shows sizes only: the bytes are somebody's traffic.
+impl fmt::Debug for Partial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Partial")
+            .field("arrived", &self.bytes.len())
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }
 
@@ -155,7 +167,6 @@ fn read(
 }
 
 /// Writes entries into the plaintext area of one Data packet.
-#[derive(Debug)]
 pub struct EntryWriter<'a> {
     area: &'a mut [u8],
     len: usize,

@@ -379,6 +379,28 @@ mod tests {
         assert_eq!(Header::verify_checksum(head, &bytes[HEADER_LEN..]), Ok(()));
     }
 
+    /// What `examples/test_client.py` sends, byte for byte.
+    #[test]
+    fn the_hello_of_the_test_client_is_a_legacy_hello() {
+        let bytes = testing::unhex(include_str!("testdata/legacy_client_hello.hex"));
+        let frame = next_packet(&bytes, Protection::Unsealed).unwrap().unwrap();
+        let header = Header {
+            packet_type: PacketType::HandshakeInit,
+            stream: 0,
+            sequence: 0,
+            payload_len: 0,
+            timestamp_ms: 0x01A2_0FD7_9272,
+            flags: Flags::NONE,
+        };
+        assert_eq!((frame.header, frame.len), (header, HEADER_LEN));
+        let (head, json) = bytes.split_first_chunk().unwrap();
+        assert_eq!(Header::verify_checksum(head, json), Ok(()));
+        let hello: serde_json::Value = serde_json::from_slice(json).unwrap();
+        let random = hello["ClientHello"]["client_random"].as_array().unwrap();
+        assert_eq!(random.len(), 32);
+        assert_eq!(hello["ClientHello"]["protocol_version"], 1);
+    }
+
     /// A payload-free packet of a 1.0 peer is complete with its header.
     #[test]
     fn a_legacy_keep_alive_has_no_payload() {
@@ -456,8 +478,10 @@ mod tests {
                 cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
             cuts.sort_unstable();
             let all_at_once = frames_of(&stream, [].into_iter(), protection);
-            prop_assert_eq!(frames_of(&stream, cuts.into_iter(), protection), all_at_once.clone());
-            prop_assert_eq!(frames_of(&stream, 0..stream.len(), protection), all_at_once);
+            let as_cut = frames_of(&stream, cuts.into_iter(), protection);
+            let byte_by_byte = frames_of(&stream, 0..stream.len(), protection);
+            prop_assert_eq!(&as_cut, &all_at_once);
+            prop_assert_eq!(&byte_by_byte, &all_at_once);
         }
 
         /// Cases 16 and 17: no panic, no frame beyond the input, and what is accepted is what

@@ -29,6 +29,19 @@ pub(super) fn header() -> impl Strategy<Value = Header> {
         )
 }
 
+/// The bytes of hexadecimal digits; white space is skipped.
+pub(super) fn unhex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text
+        .chars()
+        .filter_map(|char| char.to_digit(16))
+        .map(|digit| digit as u8)
+        .collect();
+    digits
+        .chunks(2)
+        .map(|pair| pair[0] << 4 | pair[1])
+        .collect()
+}
+
 /// What the table of the header's fields says about a packet, read a bit at a time.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NaiveHeader {
