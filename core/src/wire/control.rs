@@ -127,8 +127,11 @@ fn printable(chars: impl Iterator<Item = char>) -> String {
 
 /// Control characters, and those that break a line or turn the writing direction around.
 fn is_steering(char: char) -> bool {
-    char.is_control()
-        || matches!(char, '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+    let breaks_or_turns = matches!(
+        char,
+        '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}'
+    );
+    char.is_control() || breaks_or_turns
 }
 
 #[cfg(test)]

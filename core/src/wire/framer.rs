@@ -6,8 +6,8 @@ use crate::error::FrameError;
 /// The longest packet in bytes, header included: a buffer of this size takes any packet.
 pub const MAX_PACKET_LEN: usize = HEADER_LEN + MAX_PAYLOAD_LEN;
 
-/// The longest payload in bytes of a packet that is not sealed. A hello is the only large one,
-/// and it comes from a stranger: with its key encapsulation key it needs some 2.5 KiB.
+/// The longest payload in bytes of a packet that is not sealed. Only a hello is large: it carries
+/// a key encapsulation key of 1184 bytes as text. It comes from a stranger, so it gets no more.
 pub const MAX_UNSEALED_LEN: usize = 4096;
 
 /// The shortest payload in bytes of a sealed packet: the smallest tag of any suite.
