@@ -1,7 +1,12 @@
 //! Keys, cipher suites and the key schedule.
 
+mod aead;
+pub mod kem;
 mod keys;
+mod schedule;
 mod suite;
 
+pub use aead::PacketKey;
 pub use keys::{KeyError, PresharedKey, PublicKey, SecretKey};
+pub use schedule::{Direction, FreshSecret, Master, TrafficSecret};
 pub use suite::{Suite, UnknownSuite};
