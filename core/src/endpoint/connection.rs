@@ -8,14 +8,14 @@ use uuid::Uuid;
 
 use crate::buffer::{Buffer, Class, Pool};
 use crate::config::Limits;
-use crate::crypto::Suite;
+use crate::crypto::{FreshSecret, Suite};
 use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId};
 use crate::handshake::Initiator;
 use crate::queue::SendQueue;
 use crate::rate::TokenBucket;
 use crate::route::PeerId;
-use crate::session::{ExchangeInit, FreshSecret, Opener, Sealer};
+use crate::session::{ExchangeInit, Opener, Sealer};
 use crate::stats::Stats;
 use crate::time::Instant;
 use crate::wire::{DisconnectCode, PacketType, Partial};
@@ -177,11 +177,6 @@ impl Connection {
                 | State::AwaitProof(_)
                 | State::Failed(_)
         )
-    }
-
-    /// The buffer for the next read: small until the peer has authenticated.
-    pub(super) fn inbox_class(&self) -> Class {
-        if self.session().is_some() { Class::Receive } else { Class::Medium }
     }
 
     /// Puts plain bytes, a hello or a probe's packet, into the outbox.

@@ -79,12 +79,11 @@ impl Endpoint {
         if ip::max_segment_len(packet, &info, offload) > usize::from(session.mtu) {
             return Err(DropReason::TooBig);
         }
-        match &mut session.upload {
-            Some(bucket) if !bucket.try_spend(packet.len() as u64, now) => {
-                Err(DropReason::RateLimit)
-            }
-            _ => Ok((info, way)),
-        }
+        let within_rate = session
+            .upload
+            .as_mut()
+            .is_none_or(|bucket| bucket.try_spend(packet.len() as u64, now));
+        if within_rate { Ok((info, way)) } else { Err(DropReason::RateLimit) }
     }
 
     fn to_tun(

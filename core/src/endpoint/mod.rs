@@ -42,7 +42,7 @@ use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::{IcmpPacket, VirtioHeader};
 use crate::rate::TokenBucket;
-use crate::route::{PeerId, RoutingTable};
+use crate::route::RoutingTable;
 use crate::stats::{PeerStats, Stats};
 use crate::time::Instant;
 use crate::wire::DisconnectCode;
@@ -51,6 +51,8 @@ use client::ClientState;
 use connection::{Connection, State};
 use server::ServerState;
 use slab::Slab;
+
+pub use transmit::MAX_PIECES;
 
 /// A packet for the TUN device, and the virtio header that goes in front of it on a device with
 /// offload.

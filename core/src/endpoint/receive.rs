@@ -11,7 +11,7 @@ use crate::session::respond;
 use crate::time::Instant;
 use crate::wire::{
     Ack, Disconnect, Flags, Frame, HEADER_LEN, Header, MAX_PAYLOAD_LEN, PacketType, Partial,
-    Protection, next_packet, read_entries,
+    Protection, decode_keep_alive, next_packet, read_entries,
 };
 
 /// The longest packet on the wire.
@@ -133,7 +133,7 @@ impl Endpoint {
             match step {
                 Ok(Step::Consumed(len)) => inbox.start += len,
                 Ok(Step::Incomplete) => return,
-                Err(error) => self.fail_handshake(connection, error),
+                Err(error) => self.fail_handshake(connection, error, now),
             }
             if inbox.len() == 0 {
                 return;
@@ -141,15 +141,16 @@ impl Endpoint {
         }
     }
 
-    /// The peer is told nothing, whatever was wrong: the connection stays open, silent, until
-    /// the handshake deadline.
-    fn fail_handshake(&mut self, connection: &mut Connection, error: HandshakeError) {
+    /// A stranger is told nothing, whatever was wrong: the connection stays open, silent, until
+    /// the handshake deadline. A client, and who deals with a probe, just closes.
+    fn fail_handshake(&mut self, connection: &mut Connection, error: HandshakeError, now: Instant) {
         self.count_handshake_failure(error);
-        if matches!(connection.state, State::Probe) {
-            connection.state = State::Closing(CloseReason::Handshake(error));
-            return;
+        let is_stranger = connection.is_handshaking() && matches!(self.role, RoleState::Server(_));
+        if is_stranger {
+            connection.state = State::Failed(error);
+        } else {
+            self.begin_closing(connection, None, CloseReason::Handshake(error), now);
         }
-        connection.state = State::Failed(error);
     }
 
     fn process_hello(
@@ -240,7 +241,7 @@ impl Endpoint {
                 Ok(Step::Consumed(len)) => inbox.start += len,
                 Ok(Step::Incomplete) => return,
                 Err(_) if matches!(connection.state, State::AwaitProof(_)) => {
-                    self.fail_handshake(connection, HandshakeError::Authentication);
+                    self.fail_handshake(connection, HandshakeError::Authentication, now);
                 }
                 Err(error) => self.fail(connection, error, now),
             }
@@ -326,6 +327,7 @@ impl Endpoint {
         }
         match header.packet_type {
             PacketType::KeepAlive => {
+                decode_keep_alive(payload)?;
                 let (sequence, timestamp_ms) = (header.sequence, header.timestamp_ms);
                 let payload = Ack { sequence, timestamp_ms }.encode().to_vec();
                 connection.control.push_back(Control::new(PacketType::Ack, payload));

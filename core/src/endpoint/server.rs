@@ -163,7 +163,7 @@ impl Endpoint {
         let peer = *state.keys.get(&responder.peer_key()).ok_or(HandshakeError::UnknownPeer)?;
         let preshared_key = server.peers[peer.index()].preshared_key.clone();
         connection.peer = Some(peer);
-        let grant = self.grant(peer, responder.offer(), now);
+        let grant = self.grant(peer, responder.offer(), now)?;
         let id = new_session_id(&mut self.rng);
         let (outcome, json) = responder.accept(
             preshared_key.as_ref(),
@@ -201,10 +201,15 @@ impl Endpoint {
     }
 
     /// The addresses and settings for `peer`: fixed ones, else its lease.
-    fn grant(&mut self, peer: PeerId, offer: &ClientOffer, now: Instant) -> Grant {
+    fn grant(
+        &mut self,
+        peer: PeerId,
+        offer: &ClientOffer,
+        now: Instant,
+    ) -> Result<Grant, HandshakeError> {
         let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &mut self.role)
         else {
-            return Grant::default();
+            return Err(HandshakeError::Unexpected);
         };
         let known = &server.peers[peer.index()];
         let v4 = known.address_v4.or_else(|| state.pool_v4.lease(peer, offer.address_v4, now));
@@ -212,22 +217,18 @@ impl Endpoint {
             let lease = || state.pool_v6.as_mut()?.lease(peer, offer.address_v6, now);
             known.address_v6.or_else(lease)
         });
-        for (network, previous) in [(v4.map(IpAddr::V4)), v6.map(IpAddr::V6)]
-            .into_iter()
-            .flatten()
-            .map(|address| (IpNet::from(address), peer))
-        {
-            self.table.insert(network, previous);
+        for address in [v4.map(IpAddr::V4), v6.map(IpAddr::V6)].into_iter().flatten() {
+            self.table.insert(IpNet::from(address), peer);
         }
         let prefix_v4 = server.address_v4.prefix_len();
         let prefix_v6 = server.address_v6.map_or(128, |network| network.prefix_len());
-        Grant {
+        Ok(Grant {
             address_v4: v4.and_then(|address| Ipv4Net::new(address, prefix_v4).ok()),
             address_v6: v6.and_then(|address| Ipv6Net::new(address, prefix_v6).ok()),
             mtu: self.config.mtu.min(offer.mtu),
             rotation: self.config.rotation,
             push: server.push.clone(),
-        }
+        })
     }
 
     /// A client has proved its key: its session takes effect, in place of an older one.

@@ -115,7 +115,7 @@ impl Endpoint {
         if let Some(code) = code
             && connection.session().is_some()
         {
-            let payload = Disconnect { code, reason: reason.to_string() }.encode();
+            let payload = Disconnect::new(code, &reason.to_string()).encode();
             connection.control.push_back(Control::new(PacketType::Disconnect, payload));
             self.seal_control(connection, now);
         }

@@ -2,16 +2,17 @@
 
 use super::connection::{Connection, Control, Exchange, Session, State, Then};
 use super::{Endpoint, timestamp_ms};
-use crate::buffer::{Buffer, Class, HEADROOM, Pool};
+use crate::buffer::{Buffer, Class, HEADROOM, Pool, TAILROOM};
 use crate::config::Config;
 use crate::error::{DropReason, ProtocolError};
-use crate::event::ConnectionId;
+use crate::event::{CloseReason, ConnectionId};
 use crate::ip::Offload;
 use crate::queue::{Lane, Queued};
 use crate::stats::Stats;
 use crate::time::Instant;
 use crate::wire::{
-    ENTRY_HEADER_LEN, Flags, HEADER_LEN, MAX_PAYLOAD_LEN, PacketType, encode_entry_header,
+    ENTRY_HEADER_LEN, EntryWriter, Flags, HEADER_LEN, MAX_PLAINTEXT_LEN, PacketType,
+    encode_entry_header,
 };
 
 /// Sealed bytes to offer a socket at once: fewer cost more system calls, more add delay for what
@@ -104,7 +105,7 @@ impl Endpoint {
                 Err(error) => {
                     self.pool.put(buffer);
                     // Without the code: nothing more can be sealed.
-                    let reason = crate::event::CloseReason::Protocol(error);
+                    let reason = CloseReason::Protocol(error);
                     self.begin_closing(connection, None, reason, now);
                     return;
                 }
@@ -168,7 +169,7 @@ impl Endpoint {
             };
             ready += connection.outbox.iter().skip(before).map(Buffer::len).sum::<usize>();
             if let Err(error) = result {
-                let reason = crate::event::CloseReason::Protocol(error);
+                let reason = CloseReason::Protocol(error);
                 self.begin_closing(connection, None, reason, now);
                 return;
             }
@@ -209,10 +210,9 @@ impl Context<'_> {
         lane: Lane,
     ) -> Result<(), ProtocolError> {
         let Some(queued) = self.pop(connection, lane) else { return Ok(()) };
-        let State::Active(session) = &mut connection.state else { return Ok(()) };
         let mut buffer = queued.buffer;
         put_entry_header(&mut buffer, queued.offload);
-        let room = MAX_PAYLOAD_LEN - session.sealer.tag_len();
+        let room = MAX_PLAINTEXT_LEN;
         let rest = if buffer.len() - HEADER_LEN > room {
             let mut rest = self.pool.take(Class::Small);
             let (_, over) = buffer.used().split_at(HEADER_LEN + room);
@@ -240,18 +240,18 @@ impl Context<'_> {
     ) -> Result<(), ProtocolError> {
         let mut record = self.pool.take(Class::Medium);
         record.end = HEADER_LEN;
-        let room = record.capacity() - crate::buffer::TAILROOM;
+        let room = record.capacity() - HEADER_LEN - TAILROOM;
+        let mut writer = EntryWriter::new(&mut record.tail_mut()[..room]);
         while let Some(len) = connection.queue.next_in(lane) {
-            if len >= IN_PLACE_LEN || record.end + ENTRY_HEADER_LEN + len > room {
+            if len >= IN_PLACE_LEN || ENTRY_HEADER_LEN + len > writer.room() {
                 break;
             }
-            let Some(mut queued) = self.pop(connection, lane) else { break };
-            put_entry_header(&mut queued.buffer, queued.offload);
-            let entry = &queued.buffer.used()[HEADER_LEN..];
-            record.tail_mut()[..entry.len()].copy_from_slice(entry);
-            record.end += entry.len();
+            let Some(queued) = self.pop(connection, lane) else { break };
+            writer.push(queued.buffer.used(), queued.offload);
             self.pool.put(queued.buffer);
         }
+        let len = writer.len();
+        record.end += len;
         self.seal_record(connection, lane_marks(lane), record)
     }
 

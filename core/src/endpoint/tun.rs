@@ -82,7 +82,7 @@ impl Endpoint {
         Ok((id, self.take_tun_packet(offload, flow, now)))
     }
 
-    fn session_mtu(&self, id: ConnectionId) -> Option<u16> {
+    pub(super) fn session_mtu(&self, id: ConnectionId) -> Option<u16> {
         let connection = self.connections.get(id)?;
         // A closing session only flushes.
         if connection.disconnect_after_drain.is_some() {
