@@ -47,6 +47,11 @@ use crate::stats::{PeerStats, Stats};
 use crate::time::Instant;
 use crate::wire::DisconnectCode;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 use client::ClientState;
 use connection::{Connection, State};
 use server::ServerState;

@@ -1,6 +1,6 @@
 //! What only a server decides: whom to admit, who a key belongs to, which address it gets.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, SocketAddr};
 use std::collections::BTreeMap;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -20,8 +20,8 @@ use crate::wire::{DisconnectCode, Flags, Header, PacketType};
 /// A server's own state.
 pub(super) struct ServerState {
     keys: BTreeMap<PublicKey, PeerId>,
-    pool_v4: AddressPool<Ipv4Addr>,
-    pool_v6: Option<AddressPool<Ipv6Addr>>,
+    pool_v4: AddressPool,
+    pool_v6: Option<AddressPool>,
     /// Unauthenticated connections by [`source_of`].
     sources: BTreeMap<u128, usize>,
 }
@@ -31,12 +31,13 @@ impl ServerState {
         let peers = || server.peers.iter();
         Self {
             keys: peers().zip(0..).map(|(peer, id)| (peer.public_key, PeerId(id))).collect(),
-            pool_v4: AddressPool::new_v4(
-                server.address_v4,
-                peers().filter_map(|peer| peer.address_v4),
+            pool_v4: AddressPool::new(
+                IpNet::V4(server.address_v4),
+                peers().filter_map(|peer| peer.address_v4.map(IpAddr::V4)),
             ),
             pool_v6: server.address_v6.map(|network| {
-                AddressPool::new_v6(network, peers().filter_map(|peer| peer.address_v6))
+                let fixed = peers().filter_map(|peer| peer.address_v6.map(IpAddr::V6));
+                AddressPool::new(IpNet::V6(network), fixed)
             }),
             sources: BTreeMap::new(),
         }
@@ -212,19 +213,27 @@ impl Endpoint {
             return Err(HandshakeError::Unexpected);
         };
         let known = &server.peers[peer.index()];
-        let v4 = known.address_v4.or_else(|| state.pool_v4.lease(peer, offer.address_v4, now));
-        let v6 = server.address_v6.and_then(|_| {
-            let lease = || state.pool_v6.as_mut()?.lease(peer, offer.address_v6, now);
-            known.address_v6.or_else(lease)
-        });
-        for address in [v4.map(IpAddr::V4), v6.map(IpAddr::V6)].into_iter().flatten() {
+        let wanted = (offer.address_v4.map(IpAddr::V4), offer.address_v6.map(IpAddr::V6));
+        let fixed = (known.address_v4.map(IpAddr::V4), known.address_v6.map(IpAddr::V6));
+        let v4 = fixed.0.or_else(|| state.pool_v4.lease(peer, wanted.0, now));
+        let v6 = state
+            .pool_v6
+            .as_mut()
+            .and_then(|pool| fixed.1.or_else(|| pool.lease(peer, wanted.1, now)));
+        for address in [v4, v6].into_iter().flatten() {
             self.table.insert(IpNet::from(address), peer);
         }
         let prefix_v4 = server.address_v4.prefix_len();
         let prefix_v6 = server.address_v6.map_or(128, |network| network.prefix_len());
         Ok(Grant {
-            address_v4: v4.and_then(|address| Ipv4Net::new(address, prefix_v4).ok()),
-            address_v6: v6.and_then(|address| Ipv6Net::new(address, prefix_v6).ok()),
+            address_v4: v4.and_then(|address| match address {
+                IpAddr::V4(address) => Ipv4Net::new(address, prefix_v4).ok(),
+                IpAddr::V6(_) => None,
+            }),
+            address_v6: v6.and_then(|address| match address {
+                IpAddr::V4(_) => None,
+                IpAddr::V6(address) => Ipv6Net::new(address, prefix_v6).ok(),
+            }),
             mtu: self.config.mtu.min(offer.mtu),
             rotation: self.config.rotation,
             push: server.push.clone(),
@@ -255,7 +264,7 @@ impl Endpoint {
         else {
             return true;
         };
-        server.peers[peer.index()].address_v4.is_some() || state.pool_v4.leased(peer).is_some()
+        server.peers[peer.index()].address_v4.is_some() || state.pool_v4.address(peer).is_some()
     }
 
     /// A session ended: its leases may be given away, once nothing else is free.
