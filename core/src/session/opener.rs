@@ -6,7 +6,7 @@ use crate::config::Rotation;
 use crate::crypto::{FreshSecret, Suite, TrafficSecret};
 use crate::error::{FrameError, ProtocolError};
 use crate::time::Instant;
-use crate::wire::{CHECKED_LEN, Flags, HEADER_LEN, Header};
+use crate::wire::{CHECKED_LEN, HEADER_LEN, Header};
 
 /// Opens the records of one direction, in exact succession, and follows the peer's rotations.
 #[derive(Debug)]
