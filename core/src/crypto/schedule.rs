@@ -117,6 +117,11 @@ impl FreshSecret {
     pub(crate) fn derive(transcript: &[u8], ikm: &[u8]) -> Self {
         Self(extract_and_expand(transcript, ikm, b"LLP-v1-exchange"))
     }
+
+    #[cfg(test)]
+    pub(crate) const fn as_bytes(&self) -> &[u8; SECRET_LEN] {
+        &self.0
+    }
 }
 
 impl fmt::Debug for FreshSecret {

@@ -22,6 +22,20 @@
 //! Until that Ack arrives, the server keeps the fresh secret for its opener. Rotations may happen
 //! anywhere in between: both sides mix into the secret that the record at the fixed point left in
 //! place.
+//!
+//! # Randomness
+//!
+//! Secrets are drawn from a generator that cannot fail. One that can, such as the operating
+//! system's, does not fit: whoever owns it has to deal with its errors before anything is drawn
+//! here.
+//!
+//! ```compile_fail,E0271
+//! use lostlove_core::session::ExchangeInit;
+//!
+//! fn start(source: &mut impl rand_core::TryCryptoRng) {
+//!     ExchangeInit::start(source);
+//! }
+//! ```
 
 use core::fmt;
 
@@ -174,6 +188,20 @@ mod tests {
         let shared = alice.diffie_hellman(&PublicKey::from(bob));
         let expected = key("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742");
         assert_eq!(shared.as_bytes(), &expected);
+    }
+
+    /// Case 19: a whole exchange, against other implementations of all that is in it.
+    #[test]
+    fn exchange_known_answer() {
+        let (client, init) = ExchangeInit::start(&mut rng(1));
+        let (response, server) = respond(&init, &mut rng(2)).unwrap();
+        let expected = hex(
+            "b3525f088ac1add608340e65b1ed2c81c604dad552507a521f3fd6039c07968f
+             7aa762b92b5644a74c92a20834090028cb35f23171037a2affb8e6cb207d0a67",
+        );
+        assert_eq!(server.as_bytes().as_slice(), expected);
+        let client = client.finish(&response).unwrap();
+        assert_eq!(client.as_bytes().as_slice(), expected);
     }
 
     #[test]
