@@ -64,7 +64,10 @@ mod initiator;
 mod message;
 mod noise;
 mod payload;
+mod primitives;
 mod responder;
+
+use core::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::Rng as _;
@@ -74,8 +77,6 @@ pub use initiator::{ClientOutcome, Initiator};
 pub use message::{legacy_hello_len, legacy_server_hello};
 pub use payload::{ClientOffer, Grant};
 pub use responder::{ClientHello, Responder, ServerOutcome, read_client_hello};
-
-use core::time::Duration;
 
 /// The longest JSON of a hello, in bytes.
 pub const MAX_HELLO_LEN: usize = 4096;
