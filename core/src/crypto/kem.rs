@@ -101,11 +101,43 @@ pub fn encapsulate(
 
 #[cfg(test)]
 mod tests {
-    use rand_chacha::ChaCha20Rng;
-    use rand_core::SeedableRng as _;
-    use sha2::{Digest as _, Sha256};
+    use core::convert::Infallible;
 
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::{Rng as _, SeedableRng as _, TryCryptoRng, TryRng};
+    use sha2::{Digest as _, Sha256};
+    use shake::{ExtendableOutput as _, Shake128, Shake128Reader, Update as _, XofReader as _};
+
+    use super::super::testing::{assert_not_clone, erased_on_drop, hex};
     use super::*;
+
+    const _: () = {
+        erased_on_drop::<SharedSecret>();
+        erased_on_drop::<ml_kem_768::DecapsulationKey>();
+    };
+    assert_not_clone!(DecapsulationKey);
+
+    /// Bytes that a test chose.
+    struct Fixed(Shake128Reader);
+
+    impl TryRng for Fixed {
+        type Error = Infallible;
+
+        fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+            unreachable!("only whole byte strings are drawn")
+        }
+
+        fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+            unreachable!("only whole byte strings are drawn")
+        }
+
+        fn try_fill_bytes(&mut self, dst: &mut [u8]) -> Result<(), Infallible> {
+            self.0.read(dst);
+            Ok(())
+        }
+    }
+
+    impl TryCryptoRng for Fixed {}
 
     #[test]
     fn both_sides_share_one_secret() {
@@ -114,5 +146,89 @@ mod tests {
         let (ciphertext, sent) = encapsulate(&public, &mut rng).unwrap();
         let received = key.decapsulate(&ciphertext).unwrap();
         assert_eq!(sent.as_bytes(), received.as_bytes());
+    }
+
+    /// Case 19: the example key of RFC 9935, appendix C, seed 00 01 .. 3f.
+    #[test]
+    fn key_generation_known_answer() {
+        let seed: [u8; 64] = core::array::from_fn(|i| u8::try_from(i).unwrap());
+        let key = ml_kem_768::DecapsulationKey::from_seed(seed.into());
+        let public = key.encapsulation_key().to_bytes();
+        assert_eq!(
+            Sha256::digest(public).as_slice(),
+            hex("0b7934c83125c788995e2ba6bd761e33046b3e40571be53e023309a29f398cc9")
+        );
+    }
+
+    /// Case 19: the accumulated vector for ML-KEM-768 of the C2SP's test vectors (100 rounds of
+    /// key generation, encapsulation, decapsulation and implicit rejection).
+    #[test]
+    fn accumulated_known_answer() {
+        let mut rng = Fixed(Shake128::default().finalize_xof());
+        let mut all = Shake128::default();
+        for _ in 0..100 {
+            let (key, public) = DecapsulationKey::generate(&mut rng);
+            let (ciphertext, sent) = encapsulate(&public, &mut rng).unwrap();
+            let received = key.decapsulate(&ciphertext).unwrap();
+            assert_eq!(sent.as_bytes(), received.as_bytes());
+            let mut random = [0; CIPHERTEXT_LEN];
+            rng.fill_bytes(&mut random);
+            let rejected = key.decapsulate(&random).unwrap();
+            all.update(&public);
+            all.update(&ciphertext);
+            all.update(sent.as_bytes());
+            all.update(rejected.as_bytes());
+        }
+        let mut digest = [0; 32];
+        all.finalize_xof().read(&mut digest);
+        assert_eq!(
+            digest.as_slice(),
+            hex("1114b1b6699ed191734fa339376afa7e285c9e6acf6ff0177d346696ce564415")
+        );
+    }
+
+    #[test]
+    fn an_altered_ciphertext_gives_another_secret() {
+        let mut rng = ChaCha20Rng::from_seed([2; 32]);
+        let (key, public) = DecapsulationKey::generate(&mut rng);
+        let (mut ciphertext, sent) = encapsulate(&public, &mut rng).unwrap();
+        ciphertext[500] ^= 1;
+        let received = key.decapsulate(&ciphertext).unwrap();
+        assert_ne!(sent.as_bytes(), received.as_bytes());
+    }
+
+    /// The checks of FIPS 203, sections 7.2 and 7.3.
+    #[test]
+    fn unusable_inputs_are_refused() {
+        let mut rng = ChaCha20Rng::from_seed([3; 32]);
+        let (key, public) = DecapsulationKey::generate(&mut rng);
+        for len in [0, 1, ENCAPSULATION_KEY_LEN - 1, ENCAPSULATION_KEY_LEN + 1] {
+            let result = encapsulate(&vec![0; len], &mut rng);
+            assert_eq!(result.unwrap_err(), KemError::Length(len));
+        }
+        for len in [0, 1, CIPHERTEXT_LEN - 1, CIPHERTEXT_LEN + 1] {
+            let result = key.decapsulate(&vec![0; len]);
+            assert_eq!(result.unwrap_err(), KemError::Length(len));
+        }
+        // 3329, the modulus, as the first 12-bit coefficient.
+        let mut unreduced = public;
+        unreduced[0] = 0x01;
+        unreduced[1] = unreduced[1] & 0xf0 | 0x0d;
+        let result = encapsulate(&unreduced, &mut rng);
+        assert_eq!(result.unwrap_err(), KemError::NotReduced);
+        unreduced[0] = 0x00;
+        assert!(encapsulate(&unreduced, &mut rng).is_ok());
+    }
+
+    /// Case 33.
+    #[test]
+    fn secrets_are_absent_from_debug_output() {
+        let mut rng = ChaCha20Rng::from_seed([4; 32]);
+        let (key, public) = DecapsulationKey::generate(&mut rng);
+        let (_, shared) = encapsulate(&public, &mut rng).unwrap();
+        assert_eq!(
+            format!("{key:?} {shared:?}"),
+            "DecapsulationKey(..) SharedSecret(..)"
+        );
     }
 }

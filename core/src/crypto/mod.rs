@@ -5,6 +5,8 @@ pub mod kem;
 mod keys;
 mod schedule;
 mod suite;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use aead::PacketKey;
 pub use keys::{KeyError, PresharedKey, PublicKey, SecretKey};

@@ -140,6 +140,10 @@ impl ServerHello {
 }
 
 /// The answer to an LLP 1.0 client: `{"ServerHello":{"server_random":[..],"session_id":".."}}`.
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "numbers and text are always JSON"
+)]
 pub fn legacy_server_hello(session: Uuid, server_random: &[u8; 32]) -> Vec<u8> {
     serde_json::to_vec(&ServerEnvelope::ServerHello(ServerWire {
         server_random: *server_random,
@@ -310,6 +314,12 @@ mod tests {
         for field in ["minor_versions", "suites", "kem", "noise", "client_random"] {
             let renamed = json.replace(&format!("\"{field}\""), "\"x\"");
             let error = ClientMessage::parse(renamed.as_bytes()).err();
+            assert_eq!(error, Some(HandshakeError::Malformed), "{field}");
+        }
+        let answer = String::from_utf8(server_hello().to_json().unwrap()).unwrap();
+        for field in ["minor_version", "suite", "kem", "noise", "session_id"] {
+            let renamed = answer.replace(&format!("\"{field}\""), "\"x\"");
+            let error = ServerHello::parse(renamed.as_bytes()).err();
             assert_eq!(error, Some(HandshakeError::Malformed), "{field}");
         }
         let twice = json.replace("\"kem\"", "\"noise\":\"\",\"kem\"");

@@ -42,13 +42,15 @@
 //! - **What is said later.** Recorded sessions stay closed unless *both* X25519 and ML-KEM-768
 //!   are broken, also when the static keys leak afterwards.
 //! - **Who the client is.** Its static key and [`ClientOffer`]'s addresses travel encrypted to
-//!   the server's static key. All 1.1 hellos with the same suites have the same length. That
-//!   protection is X25519 alone and not forward secret: whoever obtains the server's static
-//!   secret key, or breaks X25519 with a quantum computer, can read from a recording who
-//!   connected, and what it asked for. A guess at a client's key cannot be tested without the
-//!   server's secret key.
+//!   the server's static key, and the length of a hello depends only on the suites and on how
+//!   many digits `client_random` happens to have. That protection is X25519 alone and not forward
+//!   secret: whoever obtains the server's static secret key, or breaks X25519 with a quantum
+//!   computer, can read from a recording who connected, and what it asked for. A guess at a
+//!   client's key cannot be tested without the server's secret key.
 //! - **Impersonation after theft.** With a client's secret key one can pose as that client, but
-//!   not as the server towards it: message 1 is encrypted to the server's static key.
+//!   not as the server towards it: message 1 is encrypted to the server's static key. With the
+//!   server's secret key one can pose as the server, and make a first message in the name of
+//!   any client whose public key is known, but not the sealed packet that must follow it.
 //! - Visible to all: that this is LLP, its version, the suites, the session id, the length of
 //!   what the server pushes.
 //!
@@ -62,7 +64,10 @@ mod initiator;
 mod message;
 mod noise;
 mod payload;
+mod primitives;
 mod responder;
+
+use core::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::Rng as _;
@@ -72,8 +77,6 @@ pub use initiator::{ClientOutcome, Initiator};
 pub use message::{legacy_hello_len, legacy_server_hello};
 pub use payload::{ClientOffer, Grant};
 pub use responder::{ClientHello, Responder, ServerOutcome, read_client_hello};
-
-use core::time::Duration;
 
 /// The longest JSON of a hello, in bytes.
 pub const MAX_HELLO_LEN: usize = 4096;
@@ -97,3 +100,6 @@ pub fn new_session_id(rng: &mut ChaCha20Rng) -> Uuid {
     rng.fill_bytes(&mut bytes);
     uuid::Builder::from_random_bytes(bytes).into_uuid()
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,7 +96,7 @@ impl Responder {
     /// [`MAX_PUSHED_ROUTES`](super::MAX_PUSHED_ROUTES) routes, [`HandshakeError::Malformed`] if
     /// it holds an address that no interface can use, or none.
     pub fn accept(
-        mut self,
+        self,
         preshared_key: Option<&PresharedKey>,
         suites: &[Suite],
         session: Uuid,
@@ -108,6 +108,18 @@ impl Responder {
             .find(|suite| self.offer.suites.contains(suite))
             .ok_or(HandshakeError::NoCommonSuite)?;
         let grant = grant.agree(&self.offer);
+        self.answer(preshared_key, suite, session, grant, rng)
+    }
+
+    /// Answers with exactly this suite and grant.
+    pub(super) fn answer(
+        mut self,
+        preshared_key: Option<&PresharedKey>,
+        suite: Suite,
+        session: Uuid,
+        grant: Grant,
+        rng: &mut ChaCha20Rng,
+    ) -> Result<(ServerOutcome, Vec<u8>), HandshakeError> {
         let payload = grant.encode()?;
         let mut random = [0; 32];
         rng.fill_bytes(&mut random);

@@ -41,6 +41,11 @@ impl Epoch {
         self.records = self.records.saturating_add(1);
     }
 
+    #[cfg(test)]
+    pub(super) const fn set_records(&mut self, records: u64) {
+        self.records = records;
+    }
+
     pub(super) const fn key(&self) -> &PacketKey {
         &self.key
     }

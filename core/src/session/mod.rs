@@ -25,6 +25,8 @@ mod epoch;
 mod exchange;
 mod opener;
 mod sealer;
+#[cfg(test)]
+mod testing;
 
 pub use exchange::{ExchangeInit, INIT_LEN, RESPONSE_LEN, respond};
 pub use opener::Opener;
