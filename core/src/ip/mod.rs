@@ -76,7 +76,7 @@ mod tests {
         mss_clamp(&mut copy(), info, offload, 600);
         let largest = max_segment_len(packet, info, offload);
         let finished = finish(&mut copy(), info, offload, &mut |one| {
-            assert!(one.len() <= largest)
+            assert!(one.len() <= largest);
         });
         assert!(matches!(finished, Ok(()) | Err(DropReason::Malformed)));
         let mut count = 0;

@@ -205,7 +205,7 @@ mod tests {
         let info = parse(&packet).unwrap();
         let mut packets = Vec::new();
         finish(&mut packet, &info, offload, &mut |packet| {
-            packets.push(packet.to_vec())
+            packets.push(packet.to_vec());
         })?;
         Ok(packets)
     }
