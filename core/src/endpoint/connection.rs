@@ -59,7 +59,7 @@ pub(super) struct Session {
     /// When the next KeepAlive goes out.
     pub(super) keepalive_at: Instant,
     /// The agreed interval of exchanges.
-    pub(super) rotation_interval: Duration,
+    pub(super) exchange_interval: Duration,
 }
 
 /// Where the in-session key exchange stands.

@@ -396,7 +396,7 @@ impl Endpoint {
             return Err(ProtocolError::Unexpected);
         }
         let Some(session) = connection.session_mut() else { return Ok(()) };
-        let floor = session.rotation_interval / EXCHANGE_FLOOR_DIVISOR;
+        let floor = session.exchange_interval / EXCHANGE_FLOOR_DIVISOR;
         if !matches!(session.exchange, Exchange::Idle) || now.since(session.exchanged_at) < floor {
             return Err(ProtocolError::Exchange);
         }

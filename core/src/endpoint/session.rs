@@ -19,6 +19,8 @@ use crate::wire::{Disconnect, DisconnectCode, PacketType};
 
 /// How long the last bytes of a closing connection may take.
 const LINGER: Duration = Duration::from_secs(1);
+/// A fresh exchange costs each side about half a millisecond.
+const MIN_EXCHANGE_INTERVAL: Duration = Duration::from_secs(1);
 /// A rate limit's burst: this share of a second, but never less than two super-packets.
 const BURST_DIVISOR: u64 = 10;
 const MIN_BURST: u64 = 2 * 65_536;
@@ -38,7 +40,7 @@ impl Endpoint {
             RoleState::Client(_) => (
                 Direction::ClientToServer,
                 Direction::ServerToClient,
-                now + grant.rotation.interval,
+                now + grant.rotation.interval.max(MIN_EXCHANGE_INTERVAL),
             ),
             RoleState::Server(_) => (
                 Direction::ServerToClient,
@@ -63,7 +65,7 @@ impl Endpoint {
             exchange_at,
             exchanged_at: now,
             keepalive_at: now + self.config.limits.keepalive_interval,
-            rotation_interval: grant.rotation.interval,
+            exchange_interval: grant.rotation.interval.max(MIN_EXCHANGE_INTERVAL),
         }
     }
 

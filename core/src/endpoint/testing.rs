@@ -94,6 +94,8 @@ pub(super) struct Net {
     pub(super) received_by_server: Vec<Vec<u8>>,
     pub(super) events: Vec<(usize, Event)>,
     pub(super) refuse_dials: bool,
+    /// Connections whose socket was full.
+    blocked: Vec<(usize, ConnectionId)>,
 }
 
 impl Net {
@@ -111,6 +113,7 @@ impl Net {
             received_by_server: Vec::new(),
             events: Vec::new(),
             refuse_dials: false,
+            blocked: Vec::new(),
         }
     }
 
@@ -222,7 +225,14 @@ impl Net {
     fn transmit(&mut self, which: usize) -> bool {
         let now = self.now;
         let mut moved = false;
-        while let Some(id) = self.endpoint(which).poll_transmit() {
+        let mut stuck = Vec::new();
+        let (ready, blocked) =
+            self.blocked.drain(..).partition(|(who, _)| *who == which);
+        self.blocked = blocked;
+        let mut ready: Vec<(usize, ConnectionId)> = ready;
+        while let Some(id) =
+            ready.pop().map(|(_, id)| id).or_else(|| self.endpoint(which).poll_transmit())
+        {
             while self.endpoint(which).prepare(id, now) {
                 let bytes: Vec<u8> =
                     self.endpoint(which).outgoing(id).flatten().copied().collect();
@@ -236,10 +246,12 @@ impl Net {
                 self.endpoint(which).handle_sent(id, len);
                 moved |= len > 0;
                 if len == 0 {
+                    stuck.push((which, id));
                     break;
                 }
             }
         }
+        self.blocked.extend(stuck);
         moved
     }
 

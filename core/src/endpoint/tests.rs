@@ -256,35 +256,32 @@ fn server_answer_to(bytes: &[u8]) -> (Vec<u8>, Endpoint, Vec<CloseReason>) {
 /// Cases 20 and 78: whatever a stranger sends, he sees the same.
 #[test]
 fn every_stranger_meets_the_same_silence_until_the_deadline() {
-    let stranger = {
-        let mut net = Net::new(server_config(0), vec![client_config(1)]);
+    let hello_of = |client| {
+        let mut net = Net::new(server_config(0), vec![client]);
         net.settle();
         net.link(0).up.transcript.clone()
     };
-    let cases: [(&[u8], HandshakeError); 6] = [
+    let unknown = hello_of(client_config(9));
+    let mut mistaken = client_config(1);
+    if let Role::Client(client) = &mut mistaken.role {
+        client.server_key = secret(77).public_key();
+    }
+    let mistaken = hello_of(mistaken);
+    let cases: [(&[u8], HandshakeError); 7] = [
         (b"", HandshakeError::Timeout),
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", HandshakeError::NotLlp),
         (b"SSH-2.0-OpenSSH_9.2\r\n", HandshakeError::NotLlp),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", HandshakeError::NotLlp),
         (&[0; 5000], HandshakeError::NotLlp),
-        (&stranger, HandshakeError::Authentication),
+        (&unknown, HandshakeError::UnknownPeer),
+        (&mistaken, HandshakeError::Authentication),
     ];
     for (bytes, error) in cases {
         let (answer, server, reasons) = server_answer_to(bytes);
         assert!(answer.is_empty());
-        let expected = if error == HandshakeError::Authentication {
-            // Its key is right but the list of peers has another one.
-            HandshakeError::UnknownPeer
-        } else {
-            error
-        };
+        assert_eq!(reasons, [CloseReason::Handshake(error)]);
         let failed = server.stats().handshakes_failed;
-        assert!(failed.iter().sum::<u64>() == 1, "{failed:?}");
-        assert!(
-            reasons == [CloseReason::Handshake(expected)]
-                || (error == HandshakeError::Authentication && answer.is_empty()),
-            "{reasons:?}"
-        );
+        assert_eq!((failed[error.index()], failed.iter().sum()), (1, 1));
     }
 }
 
@@ -347,7 +344,7 @@ fn an_idle_session_stays_up_on_keepalives_and_measures_the_round_trip() {
 #[test]
 fn rotations_and_exchanges_lose_nothing() {
     let mut server = server_config(1);
-    server.rotation.bytes = 5000;
+    server.rotation.bytes = 70_000;
     server.rotation.interval = Duration::from_millis(50);
     let mut net = Net::new(server, vec![client_config(1)]);
     net.settle();
@@ -357,13 +354,13 @@ fn rotations_and_exchanges_lose_nothing() {
     for packet in &packets {
         net.send_from(0, packet);
         net.send_from(SERVER, &udp(SERVER_ADDRESS, address, 1, &packet[28..]));
-        net.run(Duration::from_millis(7));
+        net.run(Duration::from_millis(17));
     }
     assert!(net.received_by_server == packets);
     assert_eq!(net.received[0].len(), packets.len());
     for stats in [net.clients[0].stats(), net.server.stats()] {
-        assert!(stats.rotations > 40, "{stats:?}");
-        assert!(stats.exchanges > 20, "{stats:?}");
+        assert!(stats.rotations > 20, "{stats:?}");
+        assert!((2..=4).contains(&stats.exchanges), "{stats:?}");
         assert_eq!(stats.protocol_errors, 0);
     }
 }
@@ -376,7 +373,7 @@ fn an_altered_byte_ends_the_session_and_the_client_comes_back() {
     let garbage = Header {
         packet_type: PacketType::Data,
         stream: 1,
-        sequence: 1,
+        sequence: 2,
         payload_len: 40,
         timestamp_ms: 0,
         flags: Flags::SEALED,

@@ -76,7 +76,7 @@ impl Endpoint {
             control.push(Control::new(PacketType::KeepAlive, Vec::new()));
         }
         if session.exchange_at <= now {
-            session.exchange_at = now + session.rotation_interval;
+            session.exchange_at = now + session.exchange_interval;
             // An exchange without an answer is not repeated: the connection is stuck or dying,
             // and the key limits and the connection timeout see to that.
             if matches!(session.exchange, Exchange::Idle) {

@@ -88,9 +88,9 @@ pub const MAX_PUSHED_ROUTES: usize = 64;
 /// The fewest bytes under one key that are agreed on: one record may hold that many, and a peer
 /// must not be able to make the other rotate within a record.
 pub const MIN_ROTATION_BYTES: u64 = 65_536;
-/// The shortest key age that is agreed on: a fresh exchange costs each side about half a
-/// millisecond, and a peer must not be able to ask for a thousand per second.
-pub const MIN_ROTATION_INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest key age that is agreed on: a ratchet costs microseconds, but a peer must not be
+/// able to ask for one with every packet.
+pub const MIN_ROTATION_INTERVAL: Duration = Duration::from_millis(10);
 /// The minor version of LLP 1 that this module speaks.
 const MINOR_VERSION: u16 = 1;
 

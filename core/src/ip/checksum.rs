@@ -11,17 +11,13 @@ use crate::error::DropReason;
 ///
 /// `bytes` must be shorter than 16 GiB, which every packet is.
 pub fn ones_complement_sum(bytes: &[u8]) -> u16 {
-    // Summed in native order and in 32-bit steps, which compilers turn into vector code: the
-    // sum does not depend on byte order (RFC 1071, section 2).
-    let (words, tail) = bytes.as_chunks::<4>();
-    let mut sum: u64 = words
-        .iter()
-        .map(|word| u64::from(u32::from_ne_bytes(*word)))
-        .sum();
-    let mut last = [0; 4];
+    // Summed in native order, since the sum does not depend on it (RFC 1071, section 2), and by
+    // halves of 64-bit words, which compilers turn into vector code.
+    let (words, tail) = bytes.as_chunks::<8>();
+    let mut last = [0; 8];
     last[..tail.len()].copy_from_slice(tail);
-    sum += u64::from(u32::from_ne_bytes(last));
-    u16::from_be(fold(sum))
+    let sum: u64 = words.iter().map(halves).sum();
+    u16::from_be(fold(sum + halves(&last)))
 }
 
 /// The one's-complement sum of the pseudo-header of TCP and UDP (RFC 9293, section 3.1; RFC
@@ -121,6 +117,12 @@ pub(super) fn replace_at(
     write_u16(packet, offset, replace(checksum, old, new))
 }
 
+/// The sum of the two halves of a 64-bit word in native order.
+const fn halves(word: &[u8; 8]) -> u64 {
+    let word = u64::from_ne_bytes(*word);
+    (word & 0xffff_ffff) + (word >> 32)
+}
+
 /// Adds the carries back until 16 bits are left.
 const fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
@@ -128,4 +130,129 @@ const fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ip::testing::{self, Packet, V4, V6};
+    use crate::ip::{parse, protocol};
+
+    #[test]
+    fn the_example_of_rfc_1071_sums_up() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(ones_complement_sum(&bytes), 0xddf2);
+    }
+
+    #[test]
+    fn the_largest_sum_does_not_overflow() {
+        let bytes = vec![0xff; 70_000];
+        assert_eq!(ones_complement_sum(&bytes), 0xffff);
+        assert_eq!(ones_complement_sum(&bytes[1..]), 0xff00);
+        assert_eq!(ones_complement_sum(&[]), 0);
+    }
+
+    /// Case 103: a UDP checksum of zero is sent as 0xffff.
+    #[test]
+    fn udp_checksums_are_never_zero() {
+        for ends in [V4, V6] {
+            let probe = Packet::udp(ends).payload(&[0, 0]).build();
+            let info = parse(&probe).unwrap();
+            // With its checksum as payload the datagram sums up to zero.
+            let payload = [probe[info.transport + 6], probe[info.transport + 7]];
+            let mut packet = Packet::udp(ends).payload(&payload).partial().build();
+            assert_eq!(complete_checksum(&mut packet, &info), Ok(()));
+            assert_eq!(packet[info.transport + 6..info.transport + 8], [0xff, 0xff]);
+        }
+    }
+
+    #[test]
+    fn what_has_no_such_checksum_is_refused() {
+        for packet in [
+            Packet::other(V4, protocol::ICMP).payload(&[8; 64]),
+            Packet::other(V6, protocol::SCTP).payload(&[8; 64]),
+            Packet::udp(V4).payload(&[8; 64]).fragment(0, true),
+            Packet::udp(V6).payload(&[8; 64]).fragment(64, false),
+        ] {
+            let mut packet = packet.build();
+            let info = parse(&packet).unwrap();
+            assert_eq!(
+                complete_checksum(&mut packet, &info),
+                Err(DropReason::Malformed)
+            );
+        }
+    }
+
+    #[test]
+    fn headers_that_do_not_fit_are_refused() {
+        let whole = Packet::tcp(V4).payload(&[1; 11]).build();
+        for (offset, value) in [(32, 0x40), (32, 0x80), (32, 0xf0)] {
+            let mut packet = whole.clone();
+            packet[offset] = value;
+            let info = parse(&packet).unwrap();
+            assert_eq!(
+                complete_checksum(&mut packet, &info),
+                Err(DropReason::Malformed)
+            );
+        }
+        for length in [0, 7, 9, 19, 21, 0xffff_u16] {
+            let mut packet = Packet::udp(V4).payload(&[1; 12]).build();
+            packet[24..26].copy_from_slice(&length.to_be_bytes());
+            let info = parse(&packet).unwrap();
+            assert_eq!(
+                complete_checksum(&mut packet, &info),
+                Err(DropReason::Malformed)
+            );
+        }
+    }
+
+    proptest! {
+        /// Case 103: the fast sum equals the slow one, at every length and alignment.
+        #[test]
+        fn sum_equals_the_naive_sum(
+            bytes in proptest::collection::vec(any::<u8>(), 0..3000),
+            skip in 0_usize..9,
+        ) {
+            let bytes = bytes.get(skip..).unwrap_or(&[]);
+            prop_assert_eq!(ones_complement_sum(bytes), testing::naive_sum(bytes));
+        }
+
+        /// Case 103: completing a partial checksum gives the whole one.
+        #[test]
+        fn completed_checksums_are_right(
+            payload in proptest::collection::vec(any::<u8>(), 0..3000),
+        ) {
+            for packet in [
+                Packet::tcp(V4), Packet::tcp(V6), Packet::udp(V4), Packet::udp(V6),
+            ] {
+                let packet = packet.payload(&payload);
+                let whole = packet.build();
+                let mut partial = packet.partial().build();
+                let info = parse(&partial).unwrap();
+                prop_assert_eq!(complete_checksum(&mut partial, &info), Ok(()));
+                prop_assert_eq!(&partial, &whole);
+                let transport = TransportHeader::of(&partial, &info).unwrap().transport;
+                prop_assert_eq!(make_partial(&mut partial, &info, transport), Ok(()));
+                prop_assert_eq!(complete_checksum(&mut partial, &info), Ok(()));
+                prop_assert_eq!(partial, whole);
+            }
+        }
+
+        #[test]
+        fn replacing_a_word_equals_recomputing(
+            mut words in proptest::collection::vec(any::<u16>(), 2..40),
+            new in any::<u16>(),
+        ) {
+            // A checksum covers something that is not zero, its protocol number at least.
+            words[0] |= 1;
+            let bytes = |words: &[u16]| words.iter().copied().flat_map(u16::to_be_bytes).collect();
+            let before: Vec<u8> = bytes(&words);
+            let updated = replace(of(&before), words[1], new);
+            words[1] = new;
+            let after: Vec<u8> = bytes(&words);
+            prop_assert_eq!(updated, of(&after));
+        }
+    }
 }

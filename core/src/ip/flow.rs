@@ -10,10 +10,16 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A number that is the same for all packets of one flow, and for all fragments of one packet.
 ///
-/// Covers addresses, protocol and, where the packet has them and is no fragment, ports. Cheap
+/// Covers addresses and, unless the packet is a fragment, protocol and ports. Cheap
 /// and without a secret: whoever wants two of their own flows to collide can have it.
 pub fn flow_hash(packet: &[u8], info: &IpInfo) -> u32 {
-    let mut hash = mix(u64::from(info.protocol), u64::from(ports(packet, info)));
+    // What the later fragments of an IPv6 packet call their protocol may be an extension header
+    // that the first one shows to be followed by another.
+    let mut hash = if info.is_fragment {
+        0
+    } else {
+        mix(u64::from(info.protocol), u64::from(ports(packet, info)))
+    };
     for address in [info.source, info.destination] {
         match address {
             IpAddr::V4(address) => hash = mix(hash, u64::from(address.to_bits())),
@@ -29,7 +35,7 @@ pub fn flow_hash(packet: &[u8], info: &IpInfo) -> u32 {
 /// Source and destination port, or 0.
 fn ports(packet: &[u8], info: &IpInfo) -> u32 {
     match info.protocol {
-        protocol::TCP | protocol::UDP | protocol::SCTP if !info.is_fragment => {
+        protocol::TCP | protocol::UDP | protocol::SCTP => {
             read_u32(packet, info.transport).unwrap_or(0)
         }
         _ => 0,
@@ -73,12 +79,17 @@ mod tests {
 
     #[test]
     fn all_fragments_of_a_packet_hash_alike() {
-        let first = Packet::udp(V4).payload(&[7; 64]).fragment(0, true).build();
-        let later = Packet::udp(V4)
-            .payload(&[9; 64])
-            .fragment(72, false)
-            .build();
-        assert_eq!(hash(&first), hash(&later));
+        for ends in [V4, V6] {
+            let packet = Packet::udp(ends);
+            let first = packet.clone().payload(&[7; 64]).fragment(0, true);
+            let later = packet.payload(&[9; 64]).fragment(72, false);
+            assert_eq!(hash(&first.build()), hash(&later.build()));
+        }
+        let options = protocol::DESTINATION_OPTIONS;
+        let first = Packet::other(V6, options).payload(&[17, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
+        let later = Packet::other(V6, options).payload(&[5; 16]);
+        let first = hash(&first.fragment(0, true).build());
+        assert_eq!(first, hash(&later.fragment(16, false).build()));
     }
 
     #[test]

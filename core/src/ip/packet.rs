@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::bytes::{read, read_u8, read_u16, write, write_u16};
+use super::bytes::{read, read_u8, read_u16, write};
 use super::{checksum, protocol};
 use crate::error::DropReason;
 
@@ -199,4 +199,289 @@ fn fragment_offset(offset: usize, data_len: usize) -> Result<u16, DropReason> {
         return Err(DropReason::Malformed);
     }
     u16::try_from(offset).map_err(|_| DropReason::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ip::testing::{self, Packet, V4, V6};
+
+    const OPTIONS: [u8; 7] = [0, 1, 4, 0, 0, 0, 0];
+
+    fn assert_malformed(packet: &[u8]) {
+        assert_eq!(parse(packet), Err(DropReason::Malformed), "{packet:02x?}");
+    }
+
+    #[test]
+    fn headers_are_read() {
+        let info = parse(&Packet::tcp(V4).payload(&[1; 5]).dont_fragment().build()).unwrap();
+        let expected = IpInfo {
+            version: Version::V4,
+            source: V4.0,
+            destination: V4.1,
+            protocol: protocol::TCP,
+            transport: 20,
+            is_fragment: false,
+            fragment_offset: 0,
+            dont_fragment: true,
+            total_len: 45,
+        };
+        assert_eq!(info, expected);
+        let info = parse(&Packet::udp(V6).payload(&[1; 5]).build()).unwrap();
+        let expected = IpInfo {
+            version: Version::V6,
+            source: V6.0,
+            destination: V6.1,
+            protocol: protocol::UDP,
+            transport: 40,
+            total_len: 53,
+            ..expected
+        };
+        assert_eq!(info, expected);
+    }
+
+    /// Case 14: only 4 and 6 are versions.
+    #[test]
+    fn other_versions_are_refused() {
+        for ends in [V4, V6] {
+            for version in (0..16).filter(|version| ![4, 6].contains(version)) {
+                let mut packet = Packet::udp(ends).build();
+                packet[0] = version << 4 | packet[0] & 0x0f;
+                assert_malformed(&packet);
+            }
+        }
+    }
+
+    /// Case 14: an IPv4 header is 20 bytes at least, and inside the packet.
+    #[test]
+    fn impossible_ipv4_header_lengths_are_refused() {
+        for words in (0..5).chain(8..16) {
+            let mut packet = Packet::udp(V4).build();
+            packet[0] = 0x40 | words;
+            assert_malformed(&packet);
+        }
+        let mut packet = Packet::udp(V4).build();
+        packet[0] = 0x47;
+        assert_eq!(parse(&packet).unwrap().transport, 28);
+    }
+
+    /// Case 14: every length but the true one is a lie, whichever way it differs.
+    #[test]
+    fn lengths_that_differ_from_the_packet_are_refused() {
+        for (ends, field, overhead) in [(V4, 2, 0), (V6, 4, 40)] {
+            let packet = Packet::udp(ends).payload(&[1; 32]).build();
+            let true_length = (packet.len() - overhead) as u16;
+            for length in (0..200_u16).chain([0x7fff, 0xffff]) {
+                let mut packet = packet.clone();
+                packet[field..field + 2].copy_from_slice(&length.to_be_bytes());
+                assert_eq!(parse(&packet).is_ok(), length == true_length);
+            }
+        }
+    }
+
+    /// Case 14: truncated packets, from nothing to one byte short, and trailing bytes.
+    #[test]
+    fn truncated_and_padded_packets_are_refused() {
+        for ends in [V4, V6] {
+            let mut packet = Packet::tcp(ends).payload(&[1; 9]).build();
+            for length in 0..packet.len() {
+                assert_malformed(&packet[..length]);
+            }
+            packet.push(0);
+            assert_malformed(&packet);
+        }
+    }
+
+    /// Case 14: jumbograms are refused, with and without their option.
+    #[test]
+    fn jumbograms_are_refused() {
+        let mut jumbo = Packet::other(V6, protocol::UDP)
+            .extension(protocol::HOP_BY_HOP, &[0, 0xc2, 4, 0, 1, 0, 0])
+            .payload(&vec![0; 65_520])
+            .build();
+        jumbo[4..6].fill(0);
+        assert_malformed(&jumbo);
+        jumbo.resize(65_536 + 40, 0);
+        assert_malformed(&jumbo);
+    }
+
+    #[test]
+    fn the_longest_packets_pass() {
+        for (ends, overhead) in [(V4, 28), (V6, 48)] {
+            let packet = Packet::udp(ends)
+                .payload(&vec![0; MAX_PACKET_LEN - overhead])
+                .build();
+            assert_eq!(parse(&packet).unwrap().total_len, MAX_PACKET_LEN);
+        }
+    }
+
+    /// Case 15: eight extension headers are walked, a ninth is refused.
+    #[test]
+    fn chains_of_extension_headers_are_bounded() {
+        for count in 0..12 {
+            let packet = (0..count).fold(Packet::tcp(V6), |packet, index| match index {
+                0 => packet.extension(protocol::HOP_BY_HOP, &OPTIONS),
+                1 => packet.extension(protocol::ROUTING, &OPTIONS),
+                _ => packet.extension(protocol::DESTINATION_OPTIONS, &OPTIONS),
+            });
+            let packet = packet.build();
+            if count > 8 {
+                assert_malformed(&packet);
+            } else {
+                let info = parse(&packet).unwrap();
+                assert_eq!(
+                    (info.protocol, info.transport),
+                    (protocol::TCP, 40 + count * 8)
+                );
+            }
+        }
+    }
+
+    /// Case 15: hop-by-hop options are first or nowhere.
+    #[test]
+    fn late_hop_by_hop_options_are_refused() {
+        let packet = Packet::tcp(V6)
+            .extension(protocol::DESTINATION_OPTIONS, &OPTIONS)
+            .extension(protocol::HOP_BY_HOP, &OPTIONS);
+        assert_malformed(&packet.build());
+    }
+
+    /// Case 15: an extension header whose length leads out of the packet.
+    #[test]
+    fn extension_headers_beyond_the_packet_are_refused() {
+        for length in 0..=255_u8 {
+            let mut options = OPTIONS;
+            options[0] = length;
+            let packet = Packet::udp(V6)
+                .extension(protocol::DESTINATION_OPTIONS, &options)
+                .payload(&[59; 56])
+                .build();
+            let transport = 40 + (usize::from(length) + 1) * 8;
+            match parse(&packet) {
+                Ok(info) => assert_eq!(info.transport, transport),
+                Err(_) => assert!(transport > packet.len()),
+            }
+        }
+        for body in 0..8 {
+            let packet = Packet::other(V6, protocol::ROUTING)
+                .payload(&vec![0; body])
+                .build();
+            assert_malformed(&packet);
+        }
+    }
+
+    /// Case 15: fragments pass, but only the first has an upper-layer header.
+    #[test]
+    fn fragments_are_recognised() {
+        for (ends, transport) in [(V4, 20), (V6, 48)] {
+            let whole = parse(&Packet::udp(ends).build()).unwrap();
+            assert!(!whole.is_fragment);
+            let first = Packet::udp(ends).payload(&[1; 8]).fragment(0, true).build();
+            let first = parse(&first).unwrap();
+            assert!(first.is_fragment);
+            assert_eq!((first.fragment_offset, first.transport), (0, transport));
+            let later = Packet::udp(ends)
+                .payload(&[1; 8])
+                .fragment(1480, false)
+                .build();
+            let later = parse(&later).unwrap();
+            assert!(later.is_fragment);
+            assert_eq!((later.fragment_offset, later.transport), (1480, transport));
+        }
+    }
+
+    /// Case 15: data behind a later fragment's header is not taken for headers, and a second
+    /// Fragment header is refused.
+    #[test]
+    fn the_walk_ends_at_later_fragments() {
+        let later = Packet::other(V6, protocol::DESTINATION_OPTIONS)
+            .payload(&[255; 16])
+            .fragment(8, true)
+            .build();
+        let info = parse(&later).unwrap();
+        assert_eq!(
+            (info.protocol, info.transport),
+            (protocol::DESTINATION_OPTIONS, 48)
+        );
+        let twice = Packet::udp(V6)
+            .extension(protocol::FRAGMENT, &[0, 0, 1, 0, 0, 0, 9])
+            .fragment(0, true);
+        assert_malformed(&twice.build());
+    }
+
+    /// Case 15: a fragment that would end behind the longest possible packet.
+    #[test]
+    fn fragments_beyond_the_longest_packet_are_refused() {
+        for ends in [V4, V6] {
+            let at_end = Packet::other(ends, protocol::UDP + 1).fragment(65_528, false);
+            assert!(parse(&at_end.clone().payload(&[1; 7]).build()).is_ok());
+            assert_malformed(&at_end.payload(&[1; 8]).build());
+        }
+    }
+
+    #[test]
+    fn decrementing_keeps_the_checksum_right_until_the_end() {
+        let mut packet = Packet::udp(V4).build();
+        for ttl in (1..64).rev() {
+            let info = parse(&packet).unwrap();
+            assert_eq!(decrement_ttl(&mut packet, &info), Ok(()));
+            assert_eq!(packet[8], ttl);
+            assert!(testing::checksums_are_right(&packet));
+        }
+        let before = packet.clone();
+        let info = parse(&packet).unwrap();
+        assert_eq!(
+            decrement_ttl(&mut packet, &info),
+            Err(DropReason::TtlExpired)
+        );
+        assert_eq!(packet, before);
+    }
+
+    #[test]
+    fn hop_limits_are_decremented() {
+        let mut packet = Packet::udp(V6).build();
+        let info = parse(&packet).unwrap();
+        assert_eq!(decrement_ttl(&mut packet, &info), Ok(()));
+        assert_eq!(packet[7], 63);
+        for expired in [0, 1] {
+            packet[7] = expired;
+            assert_eq!(
+                decrement_ttl(&mut packet, &info),
+                Err(DropReason::TtlExpired)
+            );
+        }
+    }
+
+    proptest! {
+        /// Cases 14 and 15: whatever a parsed packet says about itself lies inside it.
+        #[test]
+        fn results_lie_inside_the_packet(
+            mut packet in proptest::collection::vec(any::<u8>(), 0..200),
+            version in prop_oneof![Just(0x45), Just(0x4a), Just(0x60), any::<u8>()],
+            headers in proptest::collection::vec(
+                prop_oneof![Just(0), Just(43), Just(44), Just(60), Just(6)], 3),
+        ) {
+            if packet.len() >= 64 {
+                packet[0] = version;
+                let length = packet.len() as u16;
+                packet[2..4].copy_from_slice(&length.to_be_bytes());
+                if version >> 4 == 6 {
+                    packet[4..6].copy_from_slice(&(length - 40).to_be_bytes());
+                    packet[6] = headers[0];
+                    packet[40..42].copy_from_slice(&[headers[1], 0]);
+                    packet[48..50].copy_from_slice(&[headers[2], 1]);
+                }
+            }
+            if let Ok(info) = parse(&packet) {
+                prop_assert_eq!(info.total_len, packet.len());
+                prop_assert!(info.transport <= packet.len());
+                prop_assert!(info.transport >= 20);
+                let end = usize::from(info.fragment_offset) + packet.len() - info.transport;
+                prop_assert!(end <= MAX_PACKET_LEN);
+                prop_assert!(info.fragment_offset == 0 || info.is_fragment);
+            }
+        }
+    }
 }

@@ -124,7 +124,7 @@ impl Packet {
                 packet.extend([0xff, 0xfe]);
                 let (offset, more) = self.fragment.unwrap_or_default();
                 let flags = u16::from(more) << 13 | u16::from(self.dont_fragment) << 14;
-                packet.extend((offset / 8 | flags).to_be_bytes());
+                packet.extend(((offset / 8) | flags).to_be_bytes());
                 packet.extend([64, self.protocol, 0, 0]);
                 packet.extend(source.octets());
                 packet.extend(destination.octets());

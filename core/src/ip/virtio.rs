@@ -188,3 +188,277 @@ const fn base_gso_type(info: &IpInfo, transport: Transport) -> u8 {
         (Transport::Udp, _) => VirtioHeader::GSO_UDP_L4,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ip::parse;
+    use crate::ip::testing::{self, Packet, V4, V6};
+    use crate::ip::transport::{TCP_SYN, UDP_HEADER};
+
+    const PARTIAL: Offload = Offload {
+        partial_checksum: true,
+        segment_size: 0,
+    };
+
+    fn super_packet(segment_size: u16) -> Offload {
+        Offload {
+            partial_checksum: true,
+            segment_size,
+        }
+    }
+
+    fn to_kernel(packet: &[u8], offload: Offload) -> Result<VirtioHeader, DropReason> {
+        virtio_for(packet, &parse(packet).unwrap(), offload)
+    }
+
+    fn from_kernel(header: &VirtioHeader, packet: &mut [u8]) -> Result<Offload, DropReason> {
+        let info = parse(packet).unwrap();
+        offload_from_virtio(header, packet, &info)
+    }
+
+    #[test]
+    fn bytes_round_trip_in_the_layout_of_the_standard() {
+        let header = VirtioHeader {
+            flags: 1,
+            gso_type: 0x84,
+            hdr_len: 0x0102,
+            gso_size: 0x0304,
+            csum_start: 0x0506,
+            csum_offset: 0x0708,
+        };
+        let bytes = header.to_bytes();
+        assert_eq!(VirtioHeader::from_bytes(bytes), header);
+        assert_eq!(bytes[..2], [1, 0x84]);
+        assert_eq!(bytes[2..4], 0x0102_u16.to_ne_bytes());
+        assert_eq!(bytes[4..6], 0x0304_u16.to_ne_bytes());
+        assert_eq!(bytes[6..8], 0x0506_u16.to_ne_bytes());
+        assert_eq!(bytes[8..], 0x0708_u16.to_ne_bytes());
+    }
+
+    #[test]
+    fn super_packets_get_their_header_and_come_back() {
+        for (packet, gso_type, start, offset, header_len) in [
+            (Packet::tcp(V4), VirtioHeader::GSO_TCPV4, 20, 16, 20),
+            (
+                Packet::tcp(V6).options(&[1; 12]),
+                VirtioHeader::GSO_TCPV6,
+                40,
+                16,
+                32,
+            ),
+            (Packet::udp(V4), VirtioHeader::GSO_UDP_L4, 20, 6, 8),
+            (Packet::udp(V6), VirtioHeader::GSO_UDP_L4, 40, 6, 8),
+            (
+                Packet::tcp(V4).flags(0x90),
+                VirtioHeader::GSO_TCPV4 | 0x80,
+                20,
+                16,
+                20,
+            ),
+        ] {
+            let mut packet = packet.payload(&[1; 5000]).partial().build();
+            let header = to_kernel(&packet, super_packet(1000)).unwrap();
+            let expected = VirtioHeader {
+                flags: VirtioHeader::NEEDS_CSUM,
+                gso_type,
+                hdr_len: start + header_len,
+                gso_size: 1000,
+                csum_start: start,
+                csum_offset: offset,
+            };
+            assert_eq!(header, expected);
+            assert_eq!(from_kernel(&header, &mut packet), Ok(super_packet(1000)));
+        }
+    }
+
+    #[test]
+    fn single_segments_are_ordinary_packets() {
+        for size in [1000, 999] {
+            let mut packet = Packet::udp(V4).payload(&vec![1; size]).partial().build();
+            let header = to_kernel(&packet, super_packet(1000)).unwrap();
+            assert_eq!(
+                (header.gso_type, header.gso_size),
+                (VirtioHeader::GSO_NONE, 0)
+            );
+            assert_eq!(header.flags, VirtioHeader::NEEDS_CSUM);
+            let claimed = VirtioHeader {
+                gso_type: VirtioHeader::GSO_UDP_L4,
+                gso_size: 1000,
+                ..header
+            };
+            assert_eq!(from_kernel(&claimed, &mut packet), Ok(PARTIAL));
+        }
+    }
+
+    #[test]
+    fn whole_packets_need_nothing() {
+        for packet in [
+            Packet::tcp(V4),
+            Packet::other(V6, protocol::ICMPV6).payload(&[128; 9]),
+        ] {
+            let mut packet = packet.build();
+            let header = to_kernel(&packet, Offload::NONE).unwrap();
+            assert_eq!(header, VirtioHeader::default());
+            let verified = VirtioHeader {
+                flags: VirtioHeader::DATA_VALID,
+                ..header
+            };
+            assert_eq!(from_kernel(&verified, &mut packet), Ok(Offload::NONE));
+        }
+    }
+
+    #[test]
+    fn false_claims_of_a_peer_are_refused() {
+        let data = [1; 5000];
+        let whole = Offload {
+            partial_checksum: false,
+            segment_size: 1000,
+        };
+        for (packet, offload) in [
+            (Packet::tcp(V4), whole),
+            (Packet::other(V4, protocol::ICMP), super_packet(1000)),
+            (Packet::other(V4, protocol::ICMP), PARTIAL),
+            (Packet::udp(V4).fragment(0, true), super_packet(1000)),
+            (Packet::udp(V6).fragment(8, true), PARTIAL),
+            (Packet::tcp(V4).flags(TCP_SYN), super_packet(1000)),
+            (Packet::udp(V4), super_packet(39)),
+            (Packet::tcp(V4), super_packet(2)),
+        ] {
+            let packet = packet.payload(&data);
+            let result = to_kernel(&packet.build(), offload);
+            assert_eq!(result, Err(DropReason::Malformed), "{packet:?} {offload:?}");
+        }
+    }
+
+    /// Case 103: a checksum that is not the packet's own is completed, whatever it is.
+    #[test]
+    fn foreign_checksums_are_completed() {
+        for inner_is_tcp in [true, false] {
+            let inner = if inner_is_tcp {
+                Packet::tcp(V6)
+            } else {
+                Packet::udp(V6)
+            };
+            let inner = inner.payload(&[5; 77]);
+            let offset = if inner_is_tcp { 16 } else { 6 };
+            let outer = |inner: &[u8]| Packet::other(V4, 41).payload(inner).build();
+            let expected = outer(&inner.build());
+            let mut packet = outer(&inner.partial().build());
+            let header = VirtioHeader {
+                flags: VirtioHeader::NEEDS_CSUM,
+                csum_start: 60,
+                csum_offset: offset,
+                ..VirtioHeader::default()
+            };
+            assert_eq!(from_kernel(&header, &mut packet), Ok(Offload::NONE));
+            assert_eq!(packet, expected);
+        }
+    }
+
+    /// Case 103: a checksum inside a UDP tunnel is not mistaken for the outer one.
+    #[test]
+    fn checksums_inside_udp_tunnels_are_completed() {
+        let inner = Packet::tcp(V4).payload(&[5; 77]);
+        let expected = Packet::udp(V4).payload(&inner.build()).build();
+        let mut packet = expected.clone();
+        let inner = inner.partial().build();
+        packet[20 + UDP_HEADER..].copy_from_slice(&inner);
+        let header = VirtioHeader {
+            flags: VirtioHeader::NEEDS_CSUM,
+            csum_start: 48,
+            csum_offset: 16,
+            ..VirtioHeader::default()
+        };
+        assert_eq!(from_kernel(&header, &mut packet), Ok(Offload::NONE));
+        assert_eq!(packet, expected);
+    }
+
+    #[test]
+    fn whole_checksums_of_super_packets_become_partial() {
+        for packet in [Packet::tcp(V4), Packet::udp(V6)] {
+            let packet = packet.payload(&[1; 5000]);
+            let partial = packet.clone().partial().build();
+            let header = VirtioHeader {
+                flags: 0,
+                ..to_kernel(&partial, super_packet(1000)).unwrap()
+            };
+            let mut whole = packet.build();
+            assert_eq!(from_kernel(&header, &mut whole), Ok(super_packet(1000)));
+            assert_eq!(whole, partial);
+        }
+    }
+
+    #[test]
+    fn headers_that_do_not_fit_the_packet_are_refused() {
+        let packet = Packet::tcp(V4).payload(&[1; 5000]).partial().build();
+        let right = to_kernel(&packet, super_packet(1000)).unwrap();
+        let wrong = |change: fn(&mut VirtioHeader)| {
+            let mut header = right;
+            change(&mut header);
+            let mut packet = packet.clone();
+            from_kernel(&header, &mut packet)
+        };
+        assert!(wrong(|_| ()).is_ok());
+        assert!(wrong(|header| header.hdr_len = 9999).is_ok(), "a hint only");
+        for change in [
+            (|header| header.gso_type = VirtioHeader::GSO_TCPV6) as fn(&mut VirtioHeader),
+            |header| header.gso_type = VirtioHeader::GSO_UDP_L4,
+            |header| header.gso_type = 3,
+            |header| header.gso_type = VirtioHeader::GSO_ECN,
+            |header| header.gso_size = 0,
+            |header| header.gso_size = 0x8000 | 1000,
+            |header| header.csum_start = 0,
+            |header| header.csum_offset = 6,
+        ] {
+            assert_eq!(wrong(change), Err(DropReason::Malformed));
+        }
+        let generic = |start, offset| {
+            let mut packet = packet.clone();
+            let header = VirtioHeader {
+                flags: VirtioHeader::NEEDS_CSUM,
+                csum_start: start,
+                csum_offset: offset,
+                ..VirtioHeader::default()
+            };
+            from_kernel(&header, &mut packet)
+        };
+        assert_eq!(generic(0, 10), Err(DropReason::Malformed));
+        assert_eq!(generic(5040, 0), Err(DropReason::Malformed));
+        assert_eq!(generic(5039, 0), Err(DropReason::Malformed));
+        assert_eq!(generic(u16::MAX, u16::MAX), Err(DropReason::Malformed));
+    }
+
+    #[test]
+    fn open_sctp_checksums_are_refused() {
+        let mut packet = Packet::other(V4, protocol::SCTP).payload(&[1; 64]).build();
+        let header = VirtioHeader {
+            flags: VirtioHeader::NEEDS_CSUM,
+            csum_start: 20,
+            csum_offset: 8,
+            ..VirtioHeader::default()
+        };
+        assert_eq!(
+            from_kernel(&header, &mut packet),
+            Err(DropReason::Malformed)
+        );
+    }
+
+    /// Case 103: a partial checksum as the kernel delivers it is right once completed.
+    #[test]
+    fn own_checksums_stay_partial() {
+        for packet in [
+            Packet::tcp(V4),
+            Packet::tcp(V6),
+            Packet::udp(V4),
+            Packet::udp(V6),
+        ] {
+            let mut packet = packet.payload(&[1; 61]).partial().build();
+            let header = to_kernel(&packet, PARTIAL).unwrap();
+            assert_eq!(from_kernel(&header, &mut packet), Ok(PARTIAL));
+            let info = parse(&packet).unwrap();
+            assert_eq!(checksum::complete_checksum(&mut packet, &info), Ok(()));
+            assert!(testing::checksums_are_right(&packet));
+        }
+    }
+}
