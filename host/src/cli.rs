@@ -1,0 +1,278 @@
+//! The daemons' command line and exit codes.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args as _, Command, FromArgMatches as _};
+use tracing::level_filters::LevelFilter;
+
+/// How a process ends: the codes that service managers and scripts see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: it did what it was asked to do.
+    Success,
+    /// 1: it failed while running.
+    Failure,
+    /// 2: the command line makes no sense.
+    Usage,
+    /// 77: the operating system denied permission (`EX_NOPERM` of sysexits).
+    NoPermission,
+    /// 78: the configuration cannot be used (`EX_CONFIG` of sysexits).
+    BadConfiguration,
+}
+
+impl Exit {
+    /// The number.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Failure => 1,
+            Self::Usage => 2,
+            Self::NoPermission => 77,
+            Self::BadConfiguration => 78,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+/// The exit code for a failed system call: [`Exit::NoPermission`] for EPERM and EACCES,
+/// [`Exit::Failure`] for the rest.
+impl From<&io::Error> for Exit {
+    fn from(error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            Self::NoPermission
+        } else {
+            Self::Failure
+        }
+    }
+}
+
+/// Which of the two daemons runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Accepts connections.
+    Server,
+    /// Opens one connection.
+    Client,
+}
+
+impl Role {
+    /// `server` or `client`: the metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Client => "client",
+        }
+    }
+
+    /// The configuration file that is read when the command line names none.
+    pub fn default_config(self) -> &'static Path {
+        Path::new(match self {
+            Self::Server => "/etc/lostlove/server.toml",
+            Self::Client => "/etc/lostlove/client.toml",
+        })
+    }
+
+    const fn about(self) -> &'static str {
+        match self {
+            Self::Server => "The LostLove VPN server",
+            Self::Client => "The LostLove VPN client",
+        }
+    }
+}
+
+/// A daemon's command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonArgs {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Whether the command line named that file. If not, a missing file may be made.
+    pub config_given: bool,
+    /// Only judge the configuration.
+    pub check_config: bool,
+    /// Overrides `RUST_LOG` and the configuration.
+    pub log_level: Option<LevelFilter>,
+}
+
+/// Reads the command line of the daemon `program`.
+///
+/// # Errors
+///
+/// The code to exit with, after the message, the help or the version has been printed:
+/// [`Exit::Success`] for `--help` and `--version`, else [`Exit::Usage`].
+pub fn parse(
+    role: Role,
+    program: &'static str,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<DaemonArgs, Exit> {
+    let matches = command(role, program)
+        .try_get_matches_from(args)
+        .and_then(|matches| Options::from_arg_matches(&matches))
+        .map_err(|error| print_usage(&error))?;
+    Ok(DaemonArgs {
+        config_given: matches.config.is_some(),
+        config: matches
+            .config
+            .unwrap_or_else(|| role.default_config().to_owned()),
+        check_config: matches.check_config,
+        log_level: matches.log_level,
+    })
+}
+
+/// Prints what clap has to say, and tells how to exit.
+pub fn print_usage(error: &clap::Error) -> Exit {
+    // Nobody is left to tell when standard output or error is closed.
+    let _ = error.print();
+    if error.use_stderr() {
+        Exit::Usage
+    } else {
+        Exit::Success
+    }
+}
+
+#[derive(clap::Args)]
+struct Options {
+    /// Configuration file
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration, say what is wrong, and exit
+    #[arg(long)]
+    check_config: bool,
+    /// Least severe messages to log: error, warn, info, debug, trace or off; wins over RUST_LOG,
+    /// which wins over the configuration
+    #[arg(long, value_name = "LEVEL", value_parser = parse_level)]
+    log_level: Option<LevelFilter>,
+}
+
+fn command(role: Role, program: &'static str) -> Command {
+    let after_help = format!(
+        "Without --config, {} is used.\n\n\
+         Exit codes: 0 success, 1 failure, 2 usage, 77 no permission, 78 bad configuration.",
+        role.default_config().display(),
+    );
+    Options::augment_args(Command::new(program))
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(role.about())
+        .after_help(after_help)
+}
+
+fn parse_level(text: &str) -> Result<LevelFilter, &'static str> {
+    match text {
+        "off" => Ok(LevelFilter::OFF),
+        "error" => Ok(LevelFilter::ERROR),
+        "warn" => Ok(LevelFilter::WARN),
+        "info" => Ok(LevelFilter::INFO),
+        "debug" => Ok(LevelFilter::DEBUG),
+        "trace" => Ok(LevelFilter::TRACE),
+        _ => Err("expected error, warn, info, debug, trace or off"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_arguments_the_default_file_is_read() {
+        assert_eq!(
+            parse_server(&[]),
+            Ok(DaemonArgs {
+                config: "/etc/lostlove/server.toml".into(),
+                config_given: false,
+                check_config: false,
+                log_level: None,
+            })
+        );
+        let client = parse(Role::Client, "lostlove-client", ["lostlove-client".into()]).unwrap();
+        assert_eq!(client.config, Path::new("/etc/lostlove/client.toml"));
+    }
+
+    #[test]
+    fn every_option_is_read() {
+        let args = ["--config", "a.toml", "--check-config", "--log-level=debug"];
+        assert_eq!(
+            parse_server(&args),
+            Ok(DaemonArgs {
+                config: "a.toml".into(),
+                config_given: true,
+                check_config: true,
+                log_level: Some(LevelFilter::DEBUG),
+            })
+        );
+    }
+
+    #[test]
+    fn every_level_is_read() {
+        for (text, level) in [
+            ("off", LevelFilter::OFF),
+            ("error", LevelFilter::ERROR),
+            ("warn", LevelFilter::WARN),
+            ("info", LevelFilter::INFO),
+            ("trace", LevelFilter::TRACE),
+        ] {
+            let args = parse_server(&["--log-level", text]).unwrap();
+            assert_eq!(args.log_level, Some(level));
+        }
+    }
+
+    #[test]
+    fn nonsense_exits_with_2() {
+        for args in [
+            &["--cofnig", "a.toml"][..],
+            &["--log-level", "loud"],
+            &["--config"],
+            &["a.toml"],
+        ] {
+            assert_eq!(parse_server(args), Err(Exit::Usage), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn help_and_version_exit_with_0() {
+        assert_eq!(parse_server(&["--help"]), Err(Exit::Success));
+        assert_eq!(parse_server(&["--version"]), Err(Exit::Success));
+    }
+
+    #[test]
+    fn the_help_names_the_default_file_and_the_exit_codes() {
+        let help = command(Role::Server, "lostlove-server")
+            .render_long_help()
+            .to_string();
+        for word in [
+            "--config",
+            "--check-config",
+            "--log-level",
+            "/etc/lostlove/server.toml",
+            "77",
+            "78",
+        ] {
+            assert!(help.contains(word), "{word} in {help}");
+        }
+    }
+
+    #[test]
+    fn denied_system_calls_exit_with_77() {
+        let of = |code| Exit::from(&io::Error::from_raw_os_error(code)).code();
+        let eperm = rustix::io::Errno::PERM.raw_os_error();
+        let eacces = rustix::io::Errno::ACCESS.raw_os_error();
+        let emfile = rustix::io::Errno::MFILE.raw_os_error();
+        assert_eq!((of(eperm), of(eacces), of(emfile)), (77, 77, 1));
+    }
+
+    fn parse_server(args: &[&str]) -> Result<DaemonArgs, Exit> {
+        let program = OsString::from("lostlove-server");
+        let args = args.iter().map(OsString::from);
+        parse(
+            Role::Server,
+            "lostlove-server",
+            [program].into_iter().chain(args),
+        )
+    }
+}
