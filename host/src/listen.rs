@@ -1,7 +1,7 @@
 //! Listening sockets, and the options of every LLP connection.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Once;
 use std::time::Duration;
 
@@ -30,34 +30,25 @@ pub struct SocketOptions {
     pub mark: Option<u32>,
 }
 
-/// Listens on all of `required`, and on those of `if_available` whose address family or address
-/// this host has. The sockets are non-blocking; an IPv6 one takes IPv6 alone, so that `0.0.0.0`
-/// and `::` go together.
+/// Listens on all of `addresses`. The sockets are non-blocking; an IPv6 one takes IPv6 alone, so
+/// that `0.0.0.0` and `[::]` go together.
+///
+/// `[::]` may be missing on a host without IPv6, as long as `0.0.0.0` with the same port is among
+/// the addresses: the pair says "on everything that there is".
 ///
 /// # Errors
 ///
-/// The first address that cannot be listened on, with what to do about it, or that there is
-/// nothing to listen on.
-pub fn listen(
-    required: &[SocketAddr],
-    if_available: &[SocketAddr],
-) -> io::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::with_capacity(required.len() + if_available.len());
-    for &address in required {
-        listeners.push(bind(address).map_err(|error| explain(address, &error))?);
-    }
-    for &address in if_available {
+/// The first address that cannot be listened on, with what to do about it.
+pub fn listen(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::with_capacity(addresses.len());
+    for &address in addresses {
         match bind(address) {
             Ok(listener) => listeners.push(listener),
-            Err(error) if is_unavailable(&error) => {
-                info!(%address, %error, "not listening: this host does not have the address");
+            Err(error) if is_unavailable(&error) && is_optional(address, addresses) => {
+                info!(%address, %error, "not listening: this host has no IPv6");
             }
             Err(error) => return Err(explain(address, &error)),
         }
-    }
-    if listeners.is_empty() {
-        let message = "no address to listen on: set bind_address in [server]";
-        return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, message));
     }
     Ok(listeners)
 }
@@ -125,6 +116,12 @@ fn is_unavailable(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
+fn is_optional(address: SocketAddr, addresses: &[SocketAddr]) -> bool {
+    let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+    let any_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port()));
+    address == any_v6 && addresses.contains(&any_v4)
+}
+
 /// The same kind of error, with the address and what to do.
 fn explain(address: SocketAddr, error: &io::Error) -> io::Error {
     let port = address.port();
@@ -155,7 +152,7 @@ mod tests {
 
     #[test]
     fn connections_arrive_and_accepting_does_not_block() {
-        let listeners = listen(&[loopback()], &[]).unwrap();
+        let listeners = listen(&[loopback()]).unwrap();
         let [listener] = listeners.as_slice() else {
             panic!("one listener for one address");
         };
@@ -169,34 +166,47 @@ mod tests {
 
     #[test]
     fn both_families_share_a_port() {
-        let v4 = listen(&["0.0.0.0:0".parse().unwrap()], &[]).unwrap();
-        let port = v4[0].local_addr().unwrap().port();
-        let v6 = SocketAddr::from(([0; 16], port));
-        // The host may have no IPv6, which is the point of this argument.
-        assert!(listen(&[loopback()], &[v6]).is_ok());
+        let v4 = listen(&["0.0.0.0:0".parse().unwrap()]).unwrap();
+        let any_v4 = v4[0].local_addr().unwrap();
+        let any_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, any_v4.port()));
+        drop(v4);
+        // One if this host has no IPv6, and that is no error.
+        let count = listen(&[any_v4, any_v6]).unwrap().len();
+        assert!(count == 1 || count == 2, "{count}");
+    }
+
+    #[test]
+    fn only_any_address_of_ipv6_beside_that_of_ipv4_may_be_missing() {
+        let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (v4, v6) = (parse("0.0.0.0:1"), parse("[::]:1"));
+        assert!(is_optional(v6, &[v4, v6]));
+        assert!(!is_optional(v4, &[v4, v6]));
+        assert!(!is_optional(v6, &[v6]));
+        assert!(!is_optional(v6, &[parse("0.0.0.0:2"), v6]));
+        assert!(!is_optional(parse("[::1]:1"), &[v4]));
+    }
+
+    #[test]
+    fn a_host_without_ipv6_is_recognised() {
+        let of = |errno: Errno| is_unavailable(&io::Error::from(errno));
+        assert!(of(Errno::AFNOSUPPORT) && of(Errno::ADDRNOTAVAIL) && !of(Errno::ADDRINUSE));
     }
 
     #[test]
     fn an_address_in_use_is_named_with_advice() {
-        let first = listen(&[loopback()], &[]).unwrap();
+        let first = listen(&[loopback()]).unwrap();
         let address = first[0].local_addr().unwrap();
-        let error = listen(&[address], &[]).unwrap_err();
+        let error = listen(&[address]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let text = error.to_string();
         assert!(text.contains(&address.to_string()), "{text}");
         assert!(text.contains("set another port"), "{text}");
-        let error = listen(&[], &[address]).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]
-    fn an_address_of_another_host_is_an_error_only_if_required() {
-        let foreign: SocketAddr = "192.0.2.1:0".parse().unwrap();
-        let error = listen(&[foreign], &[]).unwrap_err();
+    fn an_address_of_another_host_is_named() {
+        let error = listen(&["192.0.2.1:0".parse().unwrap()]).unwrap_err();
         assert!(error.to_string().contains("192.0.2.1"), "{error}");
-        assert_eq!(listen(&[loopback()], &[foreign]).unwrap().len(), 1);
-        let error = listen(&[], &[foreign]).unwrap_err();
-        assert!(error.to_string().contains("bind_address"), "{error}");
     }
 
     #[test]
