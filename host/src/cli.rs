@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args as _, Command, FromArgMatches as _};
-use tracing::level_filters::LevelFilter;
+use lostlove_config::{ConfigError, LogLevel};
 
 /// How a process ends: the codes that service managers and scripts see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,21 @@ impl From<&io::Error> for Exit {
             Self::NoPermission
         } else {
             Self::Failure
+        }
+    }
+}
+
+/// The exit code for a configuration: [`Exit::NoPermission`] for a file that may not be read,
+/// [`Exit::BadConfiguration`] for the rest.
+impl From<&ConfigError> for Exit {
+    fn from(error: &ConfigError) -> Self {
+        match error {
+            ConfigError::Unreadable { source, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Self::NoPermission
+            }
+            ConfigError::Unreadable { .. } | ConfigError::Invalid(_) => Self::BadConfiguration,
         }
     }
 }
@@ -98,7 +113,7 @@ pub struct DaemonArgs {
     /// Only judge the configuration.
     pub check_config: bool,
     /// Overrides `RUST_LOG` and the configuration.
-    pub log_level: Option<LevelFilter>,
+    pub log_level: Option<LogLevel>,
 }
 
 /// Reads the command line of the daemon `program`.
@@ -145,10 +160,10 @@ struct Options {
     /// Check the configuration, say what is wrong, and exit
     #[arg(long)]
     check_config: bool,
-    /// Least severe messages to log: error, warn, info, debug, trace or off; wins over RUST_LOG,
-    /// which wins over the configuration
-    #[arg(long, value_name = "LEVEL", value_parser = parse_level)]
-    log_level: Option<LevelFilter>,
+    /// Least severe messages to log: error, warn, info, debug or trace; wins over RUST_LOG, which
+    /// wins over the configuration
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
 }
 
 fn command(role: Role, program: &'static str) -> Command {
@@ -161,18 +176,6 @@ fn command(role: Role, program: &'static str) -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about(role.about())
         .after_help(after_help)
-}
-
-fn parse_level(text: &str) -> Result<LevelFilter, &'static str> {
-    match text {
-        "off" => Ok(LevelFilter::OFF),
-        "error" => Ok(LevelFilter::ERROR),
-        "warn" => Ok(LevelFilter::WARN),
-        "info" => Ok(LevelFilter::INFO),
-        "debug" => Ok(LevelFilter::DEBUG),
-        "trace" => Ok(LevelFilter::TRACE),
-        _ => Err("expected error, warn, info, debug, trace or off"),
-    }
 }
 
 #[cfg(test)]
@@ -203,7 +206,7 @@ mod tests {
                 config: "a.toml".into(),
                 config_given: true,
                 check_config: true,
-                log_level: Some(LevelFilter::DEBUG),
+                log_level: Some(LogLevel::Debug),
             })
         );
     }
@@ -211,11 +214,10 @@ mod tests {
     #[test]
     fn every_level_is_read() {
         for (text, level) in [
-            ("off", LevelFilter::OFF),
-            ("error", LevelFilter::ERROR),
-            ("warn", LevelFilter::WARN),
-            ("info", LevelFilter::INFO),
-            ("trace", LevelFilter::TRACE),
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("trace", LogLevel::Trace),
         ] {
             let args = parse_server(&["--log-level", text]).unwrap();
             assert_eq!(args.log_level, Some(level));
@@ -264,6 +266,18 @@ mod tests {
         let eacces = rustix::io::Errno::ACCESS.raw_os_error();
         let emfile = rustix::io::Errno::MFILE.raw_os_error();
         assert_eq!((of(eperm), of(eacces), of(emfile)), (77, 77, 1));
+    }
+
+    #[test]
+    fn a_configuration_that_may_not_be_read_exits_with_77_and_any_other_with_78() {
+        let unreadable = |kind: io::ErrorKind| ConfigError::Unreadable {
+            path: "server.toml".into(),
+            source: kind.into(),
+        };
+        let of = |error| Exit::from(&error).code();
+        assert_eq!(of(unreadable(io::ErrorKind::PermissionDenied)), 77);
+        assert_eq!(of(unreadable(io::ErrorKind::NotFound)), 78);
+        assert_eq!(of(ConfigError::Invalid(Vec::new())), 78);
     }
 
     fn parse_server(args: &[&str]) -> Result<DaemonArgs, Exit> {

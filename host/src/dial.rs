@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use lostlove_config::Endpoint;
 use tracing::debug;
 
 use self::race::Race;
@@ -27,7 +28,7 @@ pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
 /// when its DNS server is only reachable through the tunnel that is down.
 #[derive(Debug)]
 pub struct Dialer {
-    servers: Arc<[(String, u16)]>,
+    servers: Arc<[Endpoint]>,
     options: SocketOptions,
     ready: Arc<Wake>,
     dial: Option<Arc<Dial>>,
@@ -36,13 +37,12 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// A dialler for `servers`, each a name or an address, and a port. Sockets have `options`
-    /// before they connect.
+    /// A dialler for `servers`. Sockets have `options` before they connect.
     ///
     /// # Errors
     ///
     /// When the system has no descriptor left.
-    pub fn new(servers: Vec<(String, u16)>, options: SocketOptions) -> io::Result<Self> {
+    pub fn new(servers: Vec<Endpoint>, options: SocketOptions) -> io::Result<Self> {
         Ok(Self {
             servers: servers.into(),
             options,
@@ -202,17 +202,17 @@ impl Cancel {
 
 /// Addresses that names had when they were looked up last.
 #[derive(Debug, Default)]
-struct Known(Mutex<HashMap<String, Vec<SocketAddr>>>);
+struct Known(Mutex<HashMap<Endpoint, Vec<SocketAddr>>>);
 
 impl Known {
-    fn remember(&self, host: &str, addresses: &[SocketAddr]) {
+    fn remember(&self, endpoint: &Endpoint, addresses: &[SocketAddr]) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(host.to_owned(), addresses.to_vec());
+        known.insert(endpoint.clone(), addresses.to_vec());
     }
 
-    fn of(&self, host: &str) -> Vec<SocketAddr> {
+    fn of(&self, endpoint: &Endpoint) -> Vec<SocketAddr> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(host).cloned().unwrap_or_default()
+        known.get(endpoint).cloned().unwrap_or_default()
     }
 }
 
@@ -250,7 +250,7 @@ mod tests {
         let mut dialer = dialer(vec![bad, good]);
         dialer.start(1);
         let (_, remote) = wait(&mut dialer).unwrap();
-        assert_eq!(remote.port(), dialer.servers[1].1);
+        assert_eq!(remote.port(), dialer.servers[1].port);
     }
 
     #[test]
@@ -262,9 +262,8 @@ mod tests {
         dialer.start(1);
         let error = wait(&mut dialer).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        for (host, port) in servers {
-            let address = format!("{host}:{port}");
-            assert!(error.to_string().contains(&address), "{error}");
+        for server in servers {
+            assert!(error.to_string().contains(&server.to_string()), "{error}");
         }
     }
 
@@ -277,7 +276,7 @@ mod tests {
         let start = Instant::now();
         dialer.start(1);
         let (_, remote) = wait(&mut dialer).unwrap();
-        assert_eq!(remote.port(), dialer.servers[1].1);
+        assert_eq!(remote.port(), dialer.servers[1].port);
         assert!(start.elapsed() >= race::STAGGER, "{:?}", start.elapsed());
     }
 
@@ -291,7 +290,7 @@ mod tests {
         dialer.servers = vec![good.clone()].into();
         dialer.start(2);
         let (_, remote) = wait(&mut dialer).unwrap();
-        assert_eq!(remote.port(), good.1);
+        assert_eq!(remote.port(), good.port);
         assert!(dialer.finish().is_none());
         // Its thread ends at once, and with it its sockets, not when the dial's time is up.
         let start = Instant::now();
@@ -311,13 +310,13 @@ mod tests {
         dialer.servers = vec![second.clone()].into();
         dialer.start(2);
         let (_, remote) = wait(&mut dialer).unwrap();
-        assert_eq!(remote.port(), second.1);
+        assert_eq!(remote.port(), second.port);
     }
 
     #[test]
     fn names_are_looked_up() {
-        let (_listener, (_, port)) = listener();
-        let mut dialer = dialer(vec![("vpn.example".to_owned(), port)]);
+        let (_listener, Endpoint { port, .. }) = listener();
+        let mut dialer = dialer(vec![example(port)]);
         dialer.resolve = |host, port| {
             assert_eq!(host, "vpn.example");
             Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))])
@@ -328,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_name_that_cannot_be_looked_up_is_an_error() {
-        let mut dialer = dialer(vec![("vpn.example".to_owned(), 8443)]);
+        let mut dialer = dialer(vec![example(8443)]);
         dialer.resolve = |_, _| Err(io::Error::other("no such name"));
         dialer.start(1);
         let text = wait(&mut dialer).unwrap_err().to_string();
@@ -340,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_name_without_addresses_is_an_error() {
-        let mut dialer = dialer(vec![("vpn.example".to_owned(), 8443)]);
+        let mut dialer = dialer(vec![example(8443)]);
         dialer.resolve = |_, _| Ok(Vec::new());
         dialer.start(1);
         let text = wait(&mut dialer).unwrap_err().to_string();
@@ -349,8 +348,8 @@ mod tests {
 
     #[test]
     fn the_last_known_addresses_serve_when_a_look_up_fails() {
-        let (_listener, (_, port)) = listener();
-        let mut dialer = dialer(vec![("vpn.example".to_owned(), port)]);
+        let (_listener, Endpoint { port, .. }) = listener();
+        let mut dialer = dialer(vec![example(port)]);
         dialer.resolve = |_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]);
         dialer.start(1);
         wait(&mut dialer).unwrap();
@@ -361,10 +360,10 @@ mod tests {
 
     #[test]
     fn the_last_known_addresses_serve_when_a_look_up_hangs() {
-        let (_listener, (_, port)) = listener();
-        let mut dialer = dialer(vec![("vpn.example".to_owned(), port)]);
+        let (_listener, Endpoint { port, .. }) = listener();
+        let mut dialer = dialer(vec![example(port)]);
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        dialer.known.remember("vpn.example", &[address]);
+        dialer.known.remember(&example(port), &[address]);
         dialer.resolve = |_, _| {
             thread::park_timeout(race::TIMEOUT);
             Err(io::Error::other("too late"))
@@ -382,7 +381,7 @@ mod tests {
         assert!(wait(&mut dialer).is_err());
     }
 
-    fn dialer(servers: Vec<(String, u16)>) -> Dialer {
+    fn dialer(servers: Vec<Endpoint>) -> Dialer {
         let options = SocketOptions {
             congestion_control: None,
             notsent_lowat: 32 * 1024,
@@ -403,19 +402,33 @@ mod tests {
         assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1);
     }
 
-    fn listener() -> (TcpListener, (String, u16)) {
+    fn loopback(port: u16) -> Endpoint {
+        Endpoint {
+            host: "127.0.0.1".to_owned(),
+            port,
+        }
+    }
+
+    fn example(port: u16) -> Endpoint {
+        Endpoint {
+            host: "vpn.example".to_owned(),
+            port,
+        }
+    }
+
+    fn listener() -> (TcpListener, Endpoint) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        (listener, ("127.0.0.1".to_owned(), port))
+        (listener, loopback(port))
     }
 
     /// A port that is bound, so that nobody else listens there, and refuses.
-    fn refusing() -> (Socket, (String, u16)) {
+    fn refusing() -> (Socket, Endpoint) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         socket.bind(&address.into()).unwrap();
         let port = socket.local_addr().unwrap().as_socket().unwrap().port();
-        (socket, ("127.0.0.1".to_owned(), port))
+        (socket, loopback(port))
     }
 
     /// A listener whose backlog is full: the kernel leaves further connections unanswered.
@@ -445,9 +458,9 @@ mod tests {
             }
         }
 
-        fn server(&self) -> (String, u16) {
+        fn server(&self) -> Endpoint {
             let address = self.listener.local_addr().unwrap().as_socket().unwrap();
-            (address.ip().to_string(), address.port())
+            loopback(address.port())
         }
     }
 }

@@ -30,6 +30,17 @@ pub struct SocketOptions {
     pub mark: Option<u32>,
 }
 
+impl SocketOptions {
+    /// The configured options, and a mark.
+    pub fn new(configured: &lostlove_config::SocketOptions, mark: Option<u32>) -> Self {
+        Self {
+            congestion_control: configured.congestion_control.clone(),
+            notsent_lowat: configured.notsent_lowat,
+            mark,
+        }
+    }
+}
+
 /// Listens on all of `addresses`. The sockets are non-blocking; an IPv6 one takes IPv6 alone, so
 /// that `0.0.0.0` and `[::]` go together.
 ///

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd;
 
+use lostlove_config::{LogFormat, LogLevel};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber, warn};
 use tracing_subscriber::EnvFilter;
@@ -13,23 +14,13 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// How a line is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
 /// What decides the least severe level that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verbosity {
     /// `--log-level`. It wins over `RUST_LOG`, for it is the most deliberate of the three.
-    pub command_line: Option<LevelFilter>,
+    pub command_line: Option<LogLevel>,
     /// The configuration's level, which counts when `RUST_LOG` is unset, empty or malformed.
-    pub configured: LevelFilter,
+    pub configured: LogLevel,
 }
 
 /// Starts to log to standard error. Later calls in the same process change nothing.
@@ -37,7 +28,7 @@ pub struct Verbosity {
 /// Under systemd, when standard error is the journal's socket (`JOURNAL_STREAM`), lines carry no
 /// time, which the journal adds, and begin with the severity prefix that it reads (sd-daemon(3)).
 /// Colours are for terminals without `NO_COLOR` only.
-pub fn init(verbosity: Verbosity, format: Format) {
+pub fn init(verbosity: Verbosity, format: LogFormat) {
     let rust_log = std::env::var("RUST_LOG").ok();
     let (filter, complaint) = filter(verbosity, rust_log.as_deref());
     let destination = Destination::of_stderr();
@@ -57,7 +48,7 @@ type Complaint = tracing_subscriber::filter::ParseError;
 struct Ansi(bool);
 
 fn filter(verbosity: Verbosity, rust_log: Option<&str>) -> (EnvFilter, Option<Complaint>) {
-    let only = |level: LevelFilter| EnvFilter::default().add_directive(level.into());
+    let only = |level| EnvFilter::default().add_directive(level_filter(level).into());
     if let Some(level) = verbosity.command_line {
         return (only(level), None);
     }
@@ -70,18 +61,28 @@ fn filter(verbosity: Verbosity, rust_log: Option<&str>) -> (EnvFilter, Option<Co
     }
 }
 
-fn journal<W>(filter: EnvFilter, kind: Format, writer: W) -> BoxedSubscriber
+const fn level_filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+fn journal<W>(filter: EnvFilter, kind: LogFormat, writer: W) -> BoxedSubscriber
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let registry = tracing_subscriber::registry().with(filter);
     let layer = layer().with_ansi(false).with_writer(writer);
     match kind {
-        Format::Text => {
+        LogFormat::Text => {
             let text = format().with_target(false).with_ansi(false).without_time();
             Box::new(registry.with(layer.event_format(SeverityPrefix(text))))
         }
-        Format::Json => {
+        LogFormat::Json => {
             let json = format().json().without_time();
             let layer = layer.fmt_fields(JsonFields::new());
             Box::new(registry.with(layer.event_format(SeverityPrefix(json))))
@@ -89,15 +90,15 @@ where
     }
 }
 
-fn stream<W>(filter: EnvFilter, kind: Format, ansi: Ansi, writer: W) -> BoxedSubscriber
+fn stream<W>(filter: EnvFilter, kind: LogFormat, ansi: Ansi, writer: W) -> BoxedSubscriber
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let registry = tracing_subscriber::registry().with(filter);
     let layer = layer().with_ansi(ansi.0).with_writer(writer);
     match kind {
-        Format::Text => Box::new(registry.with(layer.with_target(false))),
-        Format::Json => Box::new(registry.with(layer.json())),
+        LogFormat::Text => Box::new(registry.with(layer.with_target(false))),
+        LogFormat::Json => Box::new(registry.with(layer.json())),
     }
 }
 
@@ -165,14 +166,14 @@ pub(crate) mod tests {
     fn the_command_line_wins_over_rust_log_which_wins_over_the_configuration() {
         let verbosity = |command_line| Verbosity {
             command_line,
-            configured: LevelFilter::WARN,
+            configured: LogLevel::Warn,
         };
         let level = |command_line, rust_log| {
             let (filter, complaint) = filter(verbosity(command_line), rust_log);
             assert!(complaint.is_none());
             filter.to_string()
         };
-        assert_eq!(level(Some(LevelFilter::ERROR), Some("trace")), "error");
+        assert_eq!(level(Some(LogLevel::Error), Some("trace")), "error");
         assert_eq!(level(None, Some("trace")), "trace");
         assert_eq!(
             level(None, Some("lostlove_core=debug")),
@@ -186,7 +187,7 @@ pub(crate) mod tests {
     fn a_malformed_rust_log_is_named_and_the_configuration_counts() {
         let verbosity = Verbosity {
             command_line: None,
-            configured: LevelFilter::INFO,
+            configured: LogLevel::Info,
         };
         let (filter, complaint) = filter(verbosity, Some("lostlove=loud"));
         assert_eq!(filter.to_string(), "info");
@@ -196,7 +197,7 @@ pub(crate) mod tests {
     #[test]
     fn a_journal_gets_a_severity_and_no_time() {
         let buffer = Buffer::default();
-        let subscriber = journal(EnvFilter::new("trace"), Format::Text, buffer.clone());
+        let subscriber = journal(EnvFilter::new("trace"), LogFormat::Text, buffer.clone());
         tracing::subscriber::with_default(subscriber, || {
             tracing::error!(peer = "alice", "gone");
             tracing::info!("up");
@@ -212,7 +213,7 @@ pub(crate) mod tests {
     fn a_stream_gets_the_time_and_no_colours() {
         let buffer = Buffer::default();
         let filter = EnvFilter::new("info");
-        let subscriber = stream(filter, Format::Text, Ansi(false), buffer.clone());
+        let subscriber = stream(filter, LogFormat::Text, Ansi(false), buffer.clone());
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(peer = "alice", "gone");
             tracing::debug!("not shown");
@@ -226,7 +227,7 @@ pub(crate) mod tests {
     fn a_terminal_gets_colours() {
         let buffer = Buffer::default();
         let filter = EnvFilter::new("info");
-        let subscriber = stream(filter, Format::Text, Ansi(true), buffer.clone());
+        let subscriber = stream(filter, LogFormat::Text, Ansi(true), buffer.clone());
         tracing::subscriber::with_default(subscriber, || tracing::warn!("gone"));
         assert!(buffer.text().contains("\u{1b}["));
     }
@@ -237,9 +238,9 @@ pub(crate) mod tests {
             let buffer = Buffer::default();
             let filter = EnvFilter::new("info");
             let subscriber = if journalled {
-                journal(filter, Format::Json, buffer.clone())
+                journal(filter, LogFormat::Json, buffer.clone())
             } else {
-                stream(filter, Format::Json, Ansi(false), buffer.clone())
+                stream(filter, LogFormat::Json, Ansi(false), buffer.clone())
             };
             tracing::subscriber::with_default(subscriber, || tracing::info!(peer = "a", "up"));
             let text = buffer.text();
@@ -266,7 +267,7 @@ pub(crate) mod tests {
     /// Collects what is logged while `body` runs on this thread.
     pub(crate) fn capture(body: impl FnOnce()) -> String {
         let buffer = Buffer::default();
-        let subscriber = journal(EnvFilter::new("trace"), Format::Text, buffer.clone());
+        let subscriber = journal(EnvFilter::new("trace"), LogFormat::Text, buffer.clone());
         tracing::subscriber::with_default(subscriber, body);
         buffer.text()
     }

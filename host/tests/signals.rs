@@ -1,4 +1,5 @@
 //! Signals are the process's: this test has one to itself.
+#![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 use std::time::Duration;
 

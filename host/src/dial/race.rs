@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lostlove_config::Endpoint;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -25,7 +26,7 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) struct Race {
-    servers: Arc<[(String, u16)]>,
+    servers: Arc<[Endpoint]>,
     options: SocketOptions,
     cancel: Arc<Cancel>,
     known: Arc<Known>,
@@ -48,7 +49,7 @@ struct Answer {
 
 impl Race {
     pub(super) fn new(
-        servers: Arc<[(String, u16)]>,
+        servers: Arc<[Endpoint]>,
         options: SocketOptions,
         cancel: Arc<Cancel>,
         known: Arc<Known>,
@@ -94,12 +95,12 @@ impl Race {
     }
 
     fn look_up(&mut self) {
-        for (server, (host, port)) in self.servers.iter().enumerate() {
-            let bare = host.trim_start_matches('[').trim_end_matches(']');
-            if let Ok(ip) = bare.parse::<IpAddr>() {
-                self.candidates.push_back(SocketAddr::new(ip, *port));
+        for (server, endpoint) in self.servers.iter().enumerate() {
+            if let Ok(ip) = endpoint.host.parse::<IpAddr>() {
+                self.candidates
+                    .push_back(SocketAddr::new(ip, endpoint.port));
             } else if let Err(error) = self.spawn_look_up(server) {
-                self.failures.push((host.clone(), error));
+                self.failures.push((endpoint.to_string(), error));
             } else {
                 self.unresolved.push(server);
             }
@@ -115,12 +116,12 @@ impl Race {
         thread::Builder::new()
             .name("resolve".to_owned())
             .spawn(move || {
-                let Some((host, port)) = servers.get(server) else {
+                let Some(endpoint) = servers.get(server) else {
                     return;
                 };
-                let addresses = resolve(host, *port);
+                let addresses = resolve(&endpoint.host, endpoint.port);
                 if let Ok(addresses) = &addresses {
-                    known.remember(host, addresses);
+                    known.remember(endpoint, addresses);
                 }
                 let answer = Answer { server, addresses };
                 answers
@@ -137,18 +138,18 @@ impl Race {
             std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner));
         for Answer { server, addresses } in answers {
             self.unresolved.retain(|&waiting| waiting != server);
-            let Some((host, _)) = self.servers.get(server) else {
+            let Some(endpoint) = self.servers.get(server) else {
                 continue;
             };
             match addresses {
                 Ok(addresses) if !addresses.is_empty() => self.candidates.extend(addresses),
                 Ok(_) => {
                     let none = io::Error::new(io::ErrorKind::NotFound, "it has no address");
-                    self.failures.push((host.clone(), none));
+                    self.failures.push((endpoint.to_string(), none));
                 }
                 Err(error) => {
-                    self.candidates.extend(self.known.of(host));
-                    self.failures.push((host.clone(), error));
+                    self.candidates.extend(self.known.of(endpoint));
+                    self.failures.push((endpoint.to_string(), error));
                 }
             }
         }
@@ -156,8 +157,8 @@ impl Race {
 
     fn fall_back(&mut self) {
         for &server in &self.unresolved {
-            if let Some((host, _)) = self.servers.get(server) {
-                self.candidates.extend(self.known.of(host));
+            if let Some(endpoint) = self.servers.get(server) {
+                self.candidates.extend(self.known.of(endpoint));
             }
         }
     }
@@ -248,9 +249,9 @@ impl Race {
             self.failures.push((address.to_string(), silent));
         }
         for server in self.unresolved.drain(..) {
-            if let Some((host, _)) = self.servers.get(server) {
+            if let Some(endpoint) = self.servers.get(server) {
                 let silent = io::Error::new(io::ErrorKind::TimedOut, "no answer to the look-up");
-                self.failures.push((host.clone(), silent));
+                self.failures.push((endpoint.to_string(), silent));
             }
         }
         let Some((_, last)) = self.failures.last() else {
@@ -308,9 +309,8 @@ mod tests {
     #[test]
     fn literal_addresses_need_no_look_up() {
         let mut race = race();
-        race.servers = ["192.0.2.1", "[2001:db8::1]", "2001:db8::2"]
-            .map(|host| (host.to_owned(), 8443))
-            .to_vec()
+        race.servers = ["192.0.2.1:1", "[2001:db8::1]:1", "2001:db8::2"]
+            .map(|endpoint| endpoint.parse().unwrap())
             .into();
         race.look_up();
         assert!(race.unresolved.is_empty() && race.failures.is_empty());
@@ -320,11 +320,11 @@ mod tests {
     #[test]
     fn the_error_of_a_dial_whose_time_is_up_names_what_was_silent() {
         let mut race = race();
-        race.servers = vec![("vpn.example".to_owned(), 1)].into();
+        race.servers = ["vpn.example:1".parse().unwrap()].into();
         race.unresolved.push(0);
         let error = race.failure();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(error.to_string(), "vpn.example: no answer to the look-up");
+        assert_eq!(error.to_string(), "vpn.example:1: no answer to the look-up");
     }
 
     fn race() -> Race {
