@@ -20,7 +20,12 @@ mod sections;
 mod server;
 mod settings;
 mod source;
+#[cfg(all(test, unix))]
+mod testing;
+#[cfg(all(test, unix))]
+mod tests;
 mod tunnel;
+pub mod write;
 
 pub use client::load_client;
 pub use problem::{ConfigError, Position, Problem};
