@@ -20,9 +20,9 @@ mod sections;
 mod server;
 mod settings;
 mod source;
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod testing;
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests;
 mod tunnel;
 pub mod write;

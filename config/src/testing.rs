@@ -1,7 +1,6 @@
 //! A folder with configuration and key files, for tests.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use lostlove_core::config::{Role, Server};
@@ -53,10 +52,13 @@ impl Folder {
 
     pub(crate) fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).unwrap();
+        #[cfg(unix)]
         self.set_mode(name, 0o600);
     }
 
+    #[cfg(unix)]
     pub(crate) fn set_mode(&self, name: &str, mode: u32) {
+        use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
     }
 

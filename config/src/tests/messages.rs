@@ -300,6 +300,7 @@ fn without_a_key_the_way_to_one_is_shown() {
     );
 }
 
+#[cfg(unix)]
 #[test]
 fn secrets_must_not_be_open_to_others() {
     let folder = Folder::new();

@@ -102,3 +102,17 @@ fn arbitrary_text_never_panics() {
     };
     runner().run(&any::<String>(), check).unwrap();
 }
+
+#[test]
+fn deep_nesting_does_not_exhaust_the_stack() {
+    let folder = Folder::new();
+    let deep = "[".repeat(200_000);
+    for text in [
+        format!("a = {deep}"),
+        format!("a = {}", "{a=".repeat(200_000)),
+        deep,
+    ] {
+        let error = folder.server(&text).unwrap_err();
+        assert!(!error.problems().is_empty());
+    }
+}

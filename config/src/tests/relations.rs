@@ -66,7 +66,8 @@ fn fixed_addresses_are_free_addresses_of_the_tunnel() {
         ),
         (
             "address = '10.8.0.0'",
-            "address: expected a host's address, found 10.8.0.0, which is the network's own address",
+            "address: expected a host's address, found 10.8.0.0, which is the network's own \
+             address",
         ),
         (
             "address = '10.8.0.255'",

@@ -155,8 +155,8 @@ pub fn client_toml(new: &NewClient<'_>) -> Zeroizing<String> {
         );
     }
     text.push_str(
-        "# What goes through the tunnel: \"full\" is everything, \"server\" is what the server says, or\n\
-         # a list of networks.\n",
+        "# What goes through the tunnel: \"full\" is everything, \"server\" what the server says;\n\
+         # or a list of networks.\n",
     );
     match new.routes {
         Routes::Full => text.push_str("routes = \"full\"\n"),
@@ -194,7 +194,7 @@ where
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
     use lostlove_core::config::Role;
 

@@ -189,7 +189,7 @@ fn about_addition(error: ConfigError, server_toml: &str) -> ConfigError {
     ConfigError::Invalid(problems.into_iter().map(place).collect())
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
     use std::fs;
 
@@ -308,6 +308,7 @@ mod tests {
         assert_eq!(text.matches('\n').count(), text.matches("\r\n").count());
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_preshared_key_does_not_go_into_a_file_that_others_can_read() {
         let folder = Folder::new();
