@@ -20,7 +20,12 @@ mod sections;
 mod server;
 mod settings;
 mod source;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod tunnel;
+pub mod write;
 
 pub use client::load_client;
 pub use problem::{ConfigError, Position, Problem};

@@ -15,7 +15,7 @@ use crate::reader::secret::PRIVATE_KEY;
 use crate::reader::value::{
     boolean, expected, found, host_address, integer, interface_name, network, parsed, route,
 };
-use crate::reader::{Entry, Found, Reader, Section};
+use crate::reader::{At, Entry, Found, Reader, Section};
 use crate::sections::{self, MAX_RATE, MonitoringDefaults, values};
 use crate::settings::{DEFAULT_PORT, Nat, ServerHost, ServerSettings, TunOptions};
 use crate::source::{Source, read_config};
@@ -74,24 +74,11 @@ pub(crate) fn settings<'t>(
     let tunnel = tunnel::read(reader, &network, &device.mtu);
     let secret_key = secret_key(reader, &security, path);
     let push = push(reader, &network, &tunnel);
-    let max_connections = integer(1..=MAX_CONNECTIONS);
     let limits = reader.section(root, "limits");
     let rate_limit = rate_limit(reader, &limits);
-    let limits = Limits {
-        max_connections: reader
-            .read(&server, "max_connections", max_connections)
-            .or(Limits::default().max_connections),
-        ..self::limits(reader, &limits)
-    };
-    let client_to_client = reader.read(&network, "client_to_client", boolean);
+    let limits = self::limits(reader, &server, &limits);
     let peers = peers::read(reader, root, &tunnel, secret_key.as_ref());
-    if let Entry::Absent = client_to_client
-        && let Some(at) = peers.first_route
-    {
-        let what = "other peers cannot reach it; set network.client_to_client to say whether \
-                    they should";
-        reader.warning(&at, what);
-    }
+    let client_to_client = client_to_client(reader, &network, peers.first_route.as_ref());
     let host = ServerHost {
         listen: listen(reader, &server, &tunnel),
         peer_routes: peers.routes,
@@ -117,7 +104,7 @@ pub(crate) fn settings<'t>(
         peers: peers.peers,
         address_v4: tunnel.v4?,
         address_v6: tunnel.v6,
-        client_to_client: client_to_client.or(false),
+        client_to_client,
         probe_sources,
         push,
         rate_limit,
@@ -184,8 +171,23 @@ fn push<'t>(reader: &mut Reader<'t>, network: &Section<'t>, tunnel: &Tunnel) -> 
     }
 }
 
+/// Off by default, which surprises whoever has networks behind peers.
+fn client_to_client<'t>(
+    reader: &mut Reader<'t>,
+    network: &Section<'t>,
+    first_route: Option<&At>,
+) -> bool {
+    let entry = reader.read(network, "client_to_client", boolean);
+    if let (Entry::Absent, Some(at)) = (&entry, first_route) {
+        let what = "other peers cannot reach it; set network.client_to_client to say whether \
+                    they should";
+        reader.warning(at, what);
+    }
+    entry.or(false)
+}
+
 /// `[limits]`, with what only a server has.
-fn limits<'t>(reader: &mut Reader<'t>, section: &Section<'t>) -> Limits {
+fn limits<'t>(reader: &mut Reader<'t>, server: &Section<'t>, section: &Section<'t>) -> Limits {
     let shared = sections::limits(reader, section);
     let total = reader
         .read(section, "max_handshakes", integer(1..=65_535))
@@ -198,6 +200,9 @@ fn limits<'t>(reader: &mut Reader<'t>, section: &Section<'t>) -> Limits {
         reader.problem(at, message);
     }
     Limits {
+        max_connections: reader
+            .read(server, "max_connections", integer(1..=MAX_CONNECTIONS))
+            .or(shared.max_connections),
         max_handshakes: total,
         max_handshakes_per_source: per_source.or(shared.max_handshakes_per_source.min(total)),
         ..shared

@@ -38,7 +38,7 @@ pub struct ClientSettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerHost {
     /// Addresses to accept TCP connections on. Without a configured `bind_address` these are
-    /// `0.0.0.0` and `[::]`, the latter for IPv6 only.
+    /// `0.0.0.0` and `[::]`. An IPv6 address stands for IPv6 alone.
     pub listen: Vec<SocketAddr>,
     /// The tunnel device.
     pub tun: TunOptions,

