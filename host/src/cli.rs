@@ -127,29 +127,39 @@ pub fn parse(
     program: &'static str,
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<DaemonArgs, Exit> {
-    let matches = command(role, program)
-        .try_get_matches_from(args)
-        .and_then(|matches| Options::from_arg_matches(&matches))
-        .map_err(|error| print_usage(&error))?;
-    Ok(DaemonArgs {
-        config_given: matches.config.is_some(),
-        config: matches
-            .config
-            .unwrap_or_else(|| role.default_config().to_owned()),
-        check_config: matches.check_config,
-        log_level: matches.log_level,
-    })
+    try_parse(role, program, args).map_err(|error| print_usage(&error))
 }
 
 /// Prints what clap has to say, and tells how to exit.
 pub fn print_usage(error: &clap::Error) -> Exit {
     // Nobody is left to tell when standard output or error is closed.
     let _ = error.print();
+    exit_of(error)
+}
+
+fn exit_of(error: &clap::Error) -> Exit {
     if error.use_stderr() {
         Exit::Usage
     } else {
         Exit::Success
     }
+}
+
+fn try_parse(
+    role: Role,
+    program: &'static str,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<DaemonArgs, clap::Error> {
+    let matches = command(role, program).try_get_matches_from(args)?;
+    let options = Options::from_arg_matches(&matches)?;
+    Ok(DaemonArgs {
+        config_given: options.config.is_some(),
+        config: options
+            .config
+            .unwrap_or_else(|| role.default_config().to_owned()),
+        check_config: options.check_config,
+        log_level: options.log_level,
+    })
 }
 
 #[derive(clap::Args)]
@@ -283,10 +293,7 @@ mod tests {
     fn parse_server(args: &[&str]) -> Result<DaemonArgs, Exit> {
         let program = OsString::from("lostlove-server");
         let args = args.iter().map(OsString::from);
-        parse(
-            Role::Server,
-            "lostlove-server",
-            [program].into_iter().chain(args),
-        )
+        let args = [program].into_iter().chain(args);
+        try_parse(Role::Server, "lostlove-server", args).map_err(|error| exit_of(&error))
     }
 }

@@ -34,8 +34,12 @@ pub fn init(verbosity: Verbosity, format: LogFormat) {
     let destination = Destination::of_stderr();
     let started = match (destination, format) {
         (Destination::Journal, _) => journal(filter, format, io::stderr).try_init(),
-        (Destination::Terminal, _) => stream(filter, format, Ansi(true), io::stderr).try_init(),
-        (Destination::Stream, _) => stream(filter, format, Ansi(false), io::stderr).try_init(),
+        (Destination::Terminal, LogFormat::Text) => {
+            stream(filter, format, Ansi(true), io::stderr).try_init()
+        }
+        (Destination::Terminal | Destination::Stream, _) => {
+            stream(filter, format, Ansi(false), io::stderr).try_init()
+        }
     };
     if let (Ok(()), Some(error)) = (started, complaint) {
         warn!(%error, "RUST_LOG is malformed and ignored");
