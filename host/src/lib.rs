@@ -1,1 +1,6 @@
 //! placeholder
+
+#[cfg(target_os = "linux")]
+pub mod net;
+#[cfg(target_os = "linux")]
+pub mod tun;
