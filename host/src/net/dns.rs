@@ -217,3 +217,226 @@ fn resolv_conf_error(path: &Path, source: io::Error) -> NetError {
         source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::net::namespace::{self, Namespace};
+
+    const SERVERS: [&str; 2] = ["10.8.0.1", "fd00::1"];
+
+    /// Case 119: a plain file.
+    #[test]
+    fn a_plain_file_is_replaced_and_restored() {
+        let (_directory, paths) = scratch();
+        fs::write(&paths.resolv_conf, "search lan\nnameserver 192.0.2.53\n").unwrap();
+        fs::set_permissions(&paths.resolv_conf, fs::Permissions::from_mode(0o640)).unwrap();
+        let dns = Dns::choose(&paths, "tun0");
+
+        dns.set(&servers(1)).unwrap();
+        dns.set(&servers(2)).unwrap();
+        let text = fs::read_to_string(&paths.resolv_conf).unwrap();
+        assert!(text.starts_with("# Written by LostLove."), "{text}");
+        assert!(text.ends_with("\nnameserver 10.8.0.1\nnameserver fd00::1\n"));
+        restore(&dns);
+
+        let text = fs::read_to_string(&paths.resolv_conf).unwrap();
+        assert_eq!(text, "search lan\nnameserver 192.0.2.53\n");
+        let mode = fs::metadata(&paths.resolv_conf)
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o640);
+        assert_eq!(names(&paths), ["resolv.conf"]);
+    }
+
+    /// Case 119: a link to another program's file.
+    #[test]
+    fn a_link_is_replaced_and_restored_as_a_link() {
+        let (directory, paths) = scratch();
+        let target = directory.path().join("managed");
+        fs::write(&target, "nameserver 192.0.2.53\n").unwrap();
+        symlink("managed", &paths.resolv_conf).unwrap();
+        let dns = Dns::choose(&paths, "tun0");
+
+        dns.set(&servers(1)).unwrap();
+        let untouched = fs::read_to_string(&target).unwrap();
+        assert_eq!(untouched, "nameserver 192.0.2.53\n");
+        restore(&dns);
+
+        let link = fs::read_link(&paths.resolv_conf).unwrap();
+        assert_eq!(link, Path::new("managed"));
+        assert_eq!(names(&paths), ["managed", "resolv.conf"]);
+    }
+
+    #[test]
+    fn where_there_was_no_file_there_is_none_afterwards() {
+        let (_directory, paths) = scratch();
+        let dns = Dns::choose(&paths, "tun0");
+
+        dns.set(&servers(1)).unwrap();
+        assert_eq!(names(&paths), ["resolv.conf"]);
+        restore(&dns);
+
+        assert!(names(&paths).is_empty());
+    }
+
+    #[test]
+    fn what_another_program_wrote_since_stays() {
+        let (_directory, paths) = scratch();
+        fs::write(&paths.resolv_conf, "nameserver 192.0.2.53\n").unwrap();
+        let dns = Dns::choose(&paths, "tun0");
+        dns.set(&servers(1)).unwrap();
+        fs::write(&paths.resolv_conf, "nameserver 198.51.100.53\n").unwrap();
+
+        restore(&dns);
+
+        let text = fs::read_to_string(&paths.resolv_conf).unwrap();
+        assert_eq!(text, "nameserver 198.51.100.53\n");
+        assert_eq!(names(&paths), ["resolv.conf"]);
+    }
+
+    /// Case 105: containers mount the file from outside, so that it cannot be replaced.
+    #[test]
+    fn a_mounted_file_is_rewritten_in_place() {
+        namespace::run(|ns| {
+            let path = ns.paths.resolv_conf.display().to_string();
+            ns.shell(&format!(
+                "cp {path} {path}.outside; mount --bind {path}.outside {path}"
+            ));
+            let dns = Dns::choose(&ns.paths, "tun0");
+
+            dns.set(&servers(1)).unwrap();
+            let text = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
+            assert!(text.contains("nameserver 10.8.0.1\n"), "{text}");
+            restore(&dns);
+
+            let text = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
+            assert_eq!(text, "nameserver 192.0.2.53\n");
+            assert_eq!(names(&ns.paths), ["resolv.conf", "resolv.conf.outside"]);
+            ns.shell(&format!("umount {path}"));
+        });
+    }
+
+    /// Case 119: systemd-resolved.
+    #[test]
+    fn systemd_resolved_is_told_and_told_again() {
+        namespace::run(|ns| {
+            ns.shell("ip tuntap add tun0 mode tun");
+            fs::create_dir(&ns.paths.systemd_resolved).unwrap();
+            fs::write(&ns.paths.resolv_conf, "nameserver 127.0.0.53\n").unwrap();
+            let log = fake(ns, &ns.paths.resolvectl);
+            let dns = Dns::choose(&ns.paths, "tun0");
+
+            dns.set(&servers(2)).unwrap();
+            restore(&dns);
+
+            let calls = fs::read_to_string(log).unwrap();
+            let expected = "dns tun0 10.8.0.1 fd00::1\ndomain tun0 ~.\ndefault-route tun0 yes\n\
+                            revert tun0\n";
+            assert_eq!(calls, expected);
+        });
+    }
+
+    #[test]
+    fn systemd_resolved_forgets_with_the_interface() {
+        namespace::run(|ns| {
+            let log = fake(ns, &ns.paths.resolvectl);
+            let dns = Dns::Resolved {
+                program: ns.paths.resolvectl.clone(),
+                interface: "tun0".to_owned(),
+            };
+
+            restore(&dns);
+
+            assert!(!log.exists());
+        });
+    }
+
+    #[test]
+    fn systemd_resolved_that_nobody_asks_is_passed_over() {
+        namespace::run(|ns| {
+            fs::create_dir(&ns.paths.systemd_resolved).unwrap();
+            fake(ns, &ns.paths.resolvectl);
+
+            let dns = Dns::choose(&ns.paths, "tun0");
+
+            assert!(matches!(dns, Dns::File { .. }), "{dns:?}");
+        });
+    }
+
+    /// Case 119: resolvconf.
+    #[test]
+    fn resolvconf_gets_a_record_and_loses_it() {
+        namespace::run(|ns| {
+            let log = fake(ns, &ns.paths.resolvconf);
+            let dns = Dns::choose(&ns.paths, "tun0");
+
+            dns.set(&servers(1)).unwrap();
+            restore(&dns);
+
+            let calls = fs::read_to_string(log).unwrap();
+            let expected = "-a tun.tun0 -m 0 -x\nnameserver 10.8.0.1\n-d tun.tun0 -f\n";
+            assert_eq!(calls, expected);
+        });
+    }
+
+    #[test]
+    fn a_failing_program_is_quoted() {
+        namespace::run(|ns| {
+            fs::write(
+                &ns.paths.resolvconf,
+                "#!/bin/sh\necho no such thing >&2; exit 3\n",
+            )
+            .unwrap();
+            ns.shell(&format!("chmod +x {}", ns.paths.resolvconf.display()));
+
+            let error = Dns::choose(&ns.paths, "tun0").set(&servers(1)).unwrap_err();
+
+            assert!(error.to_string().contains("no such thing"), "{error}");
+        });
+    }
+
+    fn scratch() -> (tempfile::TempDir, Paths) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| directory.path().join(name);
+        let paths = Paths {
+            resolv_conf: file("resolv.conf"),
+            systemd_resolved: file("absent"),
+            resolvectl: file("absent"),
+            resolvconf: file("absent"),
+            ..Paths::default()
+        };
+        (directory, paths)
+    }
+
+    /// Puts a program there that logs its arguments and input.
+    fn fake(ns: &Namespace, program: &Path) -> PathBuf {
+        let log = ns.file("calls");
+        let text = format!("#!/bin/sh\n{{ echo \"$@\"; cat; }} >> {}\n", log.display());
+        fs::write(program, text).unwrap();
+        ns.shell(&format!("chmod +x {}", program.display()));
+        log
+    }
+
+    fn restore(dns: &Dns) {
+        dns.restore(&Netlink::open().unwrap()).unwrap();
+    }
+
+    fn servers(count: usize) -> Vec<IpAddr> {
+        let servers = SERVERS.iter().take(count);
+        servers.map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn names(paths: &Paths) -> Vec<String> {
+        let directory = paths.resolv_conf.parent().unwrap();
+        let entries = fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// Another process holds the record of this device.
-    #[error("{tun:?} is already running{}", pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    #[error("{tun:?} is already running{}", in_brackets(*pid))]
     AlreadyRunning {
         /// The device.
         tun: String,
@@ -91,6 +91,10 @@ impl NetError {
             | Self::Command { .. } => false,
         }
     }
+}
+
+fn in_brackets(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
 }
 
 fn hint(source: &io::Error) -> &'static str {

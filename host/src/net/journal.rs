@@ -176,9 +176,11 @@ fn journal_error(path: &Path, source: io::Error) -> NetError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::namespace::turn;
 
     #[test]
     fn what_was_made_and_not_undone_survives_the_process() {
+        let _turn = turn();
         let (_directory, paths) = scratch();
         let mut journal = Journal::open("tun0", &paths).unwrap();
         journal.restart().unwrap();
@@ -194,6 +196,7 @@ mod tests {
 
     #[test]
     fn a_line_cut_short_is_left_out() {
+        let _turn = turn();
         let (_directory, paths) = scratch();
         let mut journal = Journal::open("tun0", &paths).unwrap();
         journal.made(&nft("a")).unwrap();
@@ -210,6 +213,7 @@ mod tests {
 
     #[test]
     fn a_live_record_is_refused_by_name_of_its_process() {
+        let _turn = turn();
         let (_directory, paths) = scratch();
         let mut journal = Journal::open("tun0", &paths).unwrap();
         journal.restart().unwrap();
@@ -223,6 +227,7 @@ mod tests {
 
     #[test]
     fn the_file_is_private_and_goes_with_the_last_change() {
+        let _turn = turn();
         let (_directory, paths) = scratch();
         let mut journal = Journal::open("tun0", &paths).unwrap();
         journal.made(&nft("a")).unwrap();

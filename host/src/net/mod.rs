@@ -4,9 +4,10 @@
 //! sysctls, firewall tables, DNS. They undo all of it on `restore` and on drop. Whatever would
 //! outlive the process is first written to a record below [`Paths::state_dir`], which a lock binds
 //! to the live process; the next start, or [`clean_up_after_crash`], undoes what a dead
-//! predecessor left.
+//! predecessor left. All of it blocks, for as long as the kernel and the programs take.
 //!
-//! All of it needs `CAP_NET_ADMIN`; sysctls and `/etc/resolv.conf` also need root's rights on files.
+//! All of it needs `CAP_NET_ADMIN`; sysctls and `/etc/resolv.conf` also need root's rights on
+//! files.
 //! This module is Linux's; another system needs its own `ServerNet` and `ClientNet`.
 
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ mod guard;
 mod journal;
 mod netlink;
 mod nft;
+mod plan;
 mod policy;
 mod server;
 mod sysctl;

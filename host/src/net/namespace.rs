@@ -3,13 +3,21 @@
 #![expect(unsafe_code, reason = "a thread enters a namespace of its own")]
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::Paths;
+use crate::tun::{Tun, VNET_HEADER_LEN};
+
+/// One test at a time: a program that another thread starts holds copies of all descriptors until
+/// it runs, and with them devices and locks that are meant to be closed.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// A network and mount namespace of the calling thread, which vanishes with it, and a directory.
 pub(crate) struct Namespace {
@@ -27,12 +35,18 @@ pub(crate) fn run(test: impl FnOnce(&Namespace) + Send) {
         eprintln!("skipped: needs /dev/net/tun");
         return;
     }
+    let _turn = turn();
     let result = thread::scope(|scope| scope.spawn(|| enter().map(|ns| test(&ns))).join());
     match result {
         Ok(Ok(())) => {}
         Ok(Err(error)) => eprintln!("skipped: cannot make a namespace: {error}"),
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// Keeps tests in namespaces from running.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn enter() -> rustix::io::Result<Namespace> {
@@ -89,4 +103,36 @@ impl Namespace {
             None => answer.trim().to_owned(),
         }
     }
+}
+
+/// Waits for an IPv4 packet of this protocol, and returns it with its virtio header.
+pub(crate) fn receive(tun: &Tun, protocol: u8) -> (Vec<u8>, Option<[u8; VNET_HEADER_LEN]>) {
+    let mut packet = vec![0; 65_536];
+    loop {
+        await_event(tun, PollFlags::IN);
+        let received = tun.recv(&mut packet).unwrap();
+        if packet[0] >> 4 == 4 && packet[9] == protocol {
+            packet.truncate(received.len);
+            return (packet, received.header);
+        }
+    }
+}
+
+/// Waits until a descriptor is ready.
+pub(crate) fn await_event(source: &impl AsFd, events: PollFlags) {
+    let timeout = Timespec {
+        tv_sec: 5,
+        tv_nsec: 0,
+    };
+    let ready = poll(&mut [PollFd::new(source, events)], Some(&timeout)).unwrap();
+    assert_eq!(ready, 1, "nothing happens");
+}
+
+/// The internet checksum (RFC 1071) of an even number of bytes.
+pub(crate) fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes.chunks(2);
+    let words = words.map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+    let sum: u32 = words.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    (!(folded + (folded >> 16)) as u16).to_be_bytes()
 }

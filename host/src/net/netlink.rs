@@ -8,7 +8,9 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -237,6 +239,10 @@ fn address_message(index: u32, address: IpNet) -> AddressMessage {
     message.header.family = family(address.addr());
     message.header.prefix_len = address.prefix_len();
     message.header.scope = AddressScope::Universe;
+    if address.addr().is_ipv6() {
+        // A tunnel has no neighbours; without this the address is unusable for a moment.
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
     message.header.index = index;
     message.attributes = vec![
         AddressAttribute::Local(address.addr()),

@@ -54,3 +54,96 @@ pub(super) fn rules<'a>(
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use ipnet::Ipv4Net;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TABLE: u32 = 77;
+    const MARK: u32 = 5;
+
+    #[test]
+    fn a_default_route_takes_two_rules() {
+        let rules = rules([net("0.0.0.0/0")].iter(), TABLE, MARK);
+
+        let rules: Vec<_> = rules.into_iter().collect();
+        assert_eq!(rules.len(), 2);
+        assert_eq!(rules[0].table, TABLE_MAIN);
+        assert_eq!(rules[0].suppress_prefix_len, Some(0));
+        assert_eq!(rules[1].table, TABLE);
+        assert_eq!(rules[1].unless_mark, Some(MARK));
+        assert_eq!(rules[1].suppress_prefix_len, None);
+    }
+
+    #[test]
+    fn families_have_rules_of_their_own() {
+        let rules = rules([net("10.0.0.0/8"), net("fd00::/8")].iter(), TABLE, MARK);
+
+        let v4 = rules.iter().filter(|r| r.family == RuleFamily::V4).count();
+        assert_eq!((v4, rules.len()), (2, 4));
+    }
+
+    proptest! {
+        /// The rules, walked as the kernel walks them, choose as one table would that held both
+        /// sets of routes; marked packets see the main table alone.
+        #[test]
+        fn the_longest_prefix_of_both_tables_wins(
+            tunnel in prop::collection::vec(nets(), 1..6),
+            main in prop::collection::vec(nets(), 0..6),
+            destination in 0_u32..256,
+        ) {
+            let destination = address(destination);
+            let rules = rules(tunnel.iter(), TABLE, MARK);
+            let longest = |table: &[IpNet]| {
+                let fitting = table.iter().filter(|net| net.contains(&destination));
+                fitting.map(IpNet::prefix_len).max()
+            };
+            let (in_tunnel, in_main) = (longest(&tunnel), longest(&main));
+            let expected = match (in_tunnel, in_main) {
+                (Some(tunnel), Some(main)) if main > tunnel => Some(TABLE_MAIN),
+                (Some(_), _) => Some(TABLE),
+                (None, Some(_)) => Some(TABLE_MAIN),
+                (None, None) => None,
+            };
+
+            let walk = |mark: u32| {
+                let last = in_main.map(|_| TABLE_MAIN);
+                let found = rules.iter().filter(|rule| rule.unless_mark != Some(mark)).find(|rule| {
+                    let found = if rule.table == TABLE { in_tunnel } else { in_main };
+                    found.is_some_and(|len| rule.suppress_prefix_len.is_none_or(|min| len > min))
+                });
+                found.map(|rule| rule.table).or(last)
+            };
+
+            prop_assert_eq!(walk(0), expected);
+            prop_assert_eq!(walk(MARK), in_main.map(|_| TABLE_MAIN));
+        }
+    }
+
+    /// Networks in 10.0.0.0/24, so that they often overlap.
+    fn nets() -> impl Strategy<Value = IpNet> {
+        (
+            0_u32..256,
+            prop::sample::select(vec![0_u8, 8, 24, 25, 28, 31, 32]),
+        )
+            .prop_map(|(host, len)| {
+                let IpAddr::V4(host) = address(host) else {
+                    unreachable!()
+                };
+                Ipv4Net::new(host, len).unwrap().trunc().into()
+            })
+    }
+
+    fn address(host: u32) -> IpAddr {
+        Ipv4Addr::from(0x0A00_0000 + host).into()
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+}

@@ -58,10 +58,11 @@ pub(super) fn addr_gen_mode_key(interface: &str) -> String {
 }
 
 /// The keys of the interfaces that take router advertisements only as long as the system does not
-/// forward.
-pub(super) fn accept_ra_keys(paths: &Paths) -> Vec<String> {
+/// forward, but for that of `tun`.
+pub(super) fn accept_ra_keys(paths: &Paths, tun: &str) -> Vec<String> {
     interfaces(paths, IPV6_CONF)
         .iter()
+        .filter(|name| *name != tun)
         .map(|name| format!("{IPV6_CONF}/{name}/accept_ra"))
         .filter(|key| read(paths, key).is_ok_and(|value| value == "1"))
         .collect()

@@ -10,11 +10,12 @@ use super::MAX_NAME_LEN;
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// The name has more than [`MAX_NAME_LEN`] bytes.
-    #[error("the device name {0:?} is {len} bytes long, at most {MAX_NAME_LEN} are allowed", len = .0.len())]
+    #[error("the device name {0:?} is longer than {MAX_NAME_LEN} bytes")]
     NameTooLong(String),
     /// The name is empty or holds what a device name cannot.
     #[error(
-        "{0:?} is no device name: it must have 1 to {MAX_NAME_LEN} bytes and no space, '/', ':' or '%'"
+        "{0:?} is no device name: \
+         it must have 1 to {MAX_NAME_LEN} bytes and no space, '/', ':' or '%'"
     )]
     InvalidName(String),
     /// The kernel has no TUN driver.
@@ -30,7 +31,7 @@ pub enum TunError {
     #[error("the device {0:?} is in use by another process")]
     Busy(String),
     /// The name belongs to an interface of another kind.
-    #[error("the name {0:?} is taken by another network interface")]
+    #[error("the name {0:?} is taken by a network interface of another kind")]
     NameTaken(String),
     /// Anything else.
     #[error("cannot open the device {name:?}: {source}")]

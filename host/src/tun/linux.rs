@@ -77,7 +77,7 @@ fn create(config: &TunConfig<'_>) -> Result<OwnedFd, TunError> {
             source: io::Error::other(other),
         },
     })?;
-    // SAFETY: `into_raw_fd` gives up the device's descriptor, which is open and now owned here alone.
+    // SAFETY: `into_raw_fd` gives up the device's descriptor: it is open, and owned here alone.
     Ok(unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) })
 }
 

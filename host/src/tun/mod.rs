@@ -4,7 +4,7 @@
 //! With offload every packet has a 10-byte virtio header (`struct virtio_net_hdr`) beside it, which
 //! this module carries and never interprets: `lostlove_core::ip` does.
 //!
-//! Only opening a device depends on the operating system; it is in [`linux`](self) today. Another
+//! Only opening a device depends on the operating system, and is written for Linux today. Another
 //! system needs its own `open` and nothing else, as long as its device is a file descriptor.
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -118,9 +118,10 @@ impl Tun {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] when no packet waits, [`io::ErrorKind::UnexpectedEof`] when the
-    /// other end of a socket pair is gone, [`io::ErrorKind::InvalidData`] for less than a virtio
-    /// header, and whatever the kernel reports, such as `EBADFD` once the device was deleted.
+    /// [`io::ErrorKind::WouldBlock`] when no packet waits, [`io::ErrorKind::UnexpectedEof`] when
+    /// the other end of a socket pair is gone, [`io::ErrorKind::InvalidData`] for less than a
+    /// virtio header, and whatever the kernel reports, such as `EBADFD` once the device was
+    /// deleted.
     pub fn recv(&self, buf: &mut [u8]) -> io::Result<Received> {
         if self.offloads.is_none() {
             let len = rustix::io::read(&self.fd, buf)?;
@@ -147,9 +148,9 @@ impl Tun {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] when the packet does not fit now. `EIO` while the link is down,
-    /// `EINVAL` for what the kernel takes for no packet, and `ENOBUFS` or `ENOMEM` when it lacks
-    /// memory concern this packet only: count a drop and go on.
+    /// [`io::ErrorKind::WouldBlock`] when the packet does not fit now. `EIO` while the link is
+    /// down, `EINVAL` for what the kernel takes for no packet, and `ENOBUFS` or `ENOMEM` when it
+    /// lacks memory concern this packet only: count a drop and go on.
     pub fn send(&self, packet: &[u8], header: &[u8; VNET_HEADER_LEN]) -> io::Result<()> {
         // A packet is taken whole or not at all, so the count says nothing.
         if self.offload() {
@@ -189,14 +190,12 @@ fn check_name(name: &str) -> Result<(), TunError> {
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, UdpSocket};
-    use std::time::Duration;
 
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
     use super::*;
-    use crate::net::namespace::{self, Namespace};
+    use crate::net::namespace::{self, Namespace, checksum, receive};
 
     const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
     const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
@@ -368,40 +367,16 @@ mod tests {
         receive(&tun, 17).1
     }
 
-    /// Waits for an IPv4 packet of this protocol.
-    fn receive(tun: &Tun, protocol: u8) -> (Vec<u8>, Option<[u8; VNET_HEADER_LEN]>) {
-        let timeout = Timespec::try_from(Duration::from_secs(5)).unwrap();
-        let mut buf = vec![0; 65_536];
-        loop {
-            let ready = poll(&mut [PollFd::new(tun, PollFlags::IN)], Some(&timeout)).unwrap();
-            assert_eq!(ready, 1, "no packet");
-            let received = tun.recv(&mut buf).unwrap();
-            if buf[0] >> 4 == 4 && buf[9] == protocol {
-                buf.truncate(received.len);
-                return (buf, received.header);
-            }
-        }
-    }
-
     fn echo_request() -> Vec<u8> {
         let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0];
         packet.extend(CLIENT.octets());
         packet.extend(SERVER.octets());
         packet.extend([8, 0, 0, 0, 0, 1, 0, 1]);
-        let checksum = checksum(&packet[..20]);
-        packet[10..12].copy_from_slice(&checksum);
-        let checksum = self::checksum(&packet[20..]);
-        packet[22..24].copy_from_slice(&checksum);
+        let sum = checksum(&packet[..20]);
+        packet[10..12].copy_from_slice(&sum);
+        let sum = checksum(&packet[20..]);
+        packet[22..24].copy_from_slice(&sum);
         packet
-    }
-
-    fn checksum(bytes: &[u8]) -> [u8; 2] {
-        let words = bytes
-            .chunks(2)
-            .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
-        let sum: u32 = words.sum();
-        let folded = (sum & 0xffff) + (sum >> 16);
-        (!(folded as u16)).to_be_bytes()
     }
 
     fn pair(vnet_hdr: bool) -> (Tun, Tun) {
