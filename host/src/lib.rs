@@ -1,13 +1,22 @@
 //! What LostLove's daemons need of the operating system, written once.
+//!
+//! [`daemon::main`] is the whole of every daemon but for waiting, which is a driver's affair.
+//! [`pump`] moves the bytes, for every driver the same.
 
 pub mod cli;
 pub mod clock;
+pub mod daemon;
 pub mod dial;
 pub mod keytool;
 pub mod listen;
 pub mod log;
 pub mod metrics;
+#[cfg(target_os = "linux")]
+pub mod net;
+pub mod pump;
 pub mod report;
 pub mod signal;
+#[cfg(target_os = "linux")]
+pub mod tun;
 
 mod wake;

@@ -11,6 +11,9 @@ use lostlove_core::event::ConnectionId;
 use lostlove_core::ip::VirtioHeader;
 use lostlove_core::time::Instant;
 
+#[cfg(target_os = "linux")]
+use crate::tun::Tun;
+
 /// Bytes that one source may move before the others get their turn: some 50 microseconds of a
 /// fast core's work per 64 KiB.
 const BUDGET_BYTES: usize = 256 * 1024;
@@ -43,6 +46,19 @@ pub trait PacketDevice {
     ///
     /// Any error means that this packet was not taken.
     fn send(&self, packet: &[u8], header: &VirtioHeader) -> io::Result<()>;
+}
+
+#[cfg(target_os = "linux")]
+impl PacketDevice for Tun {
+    fn recv(&self, buf: &mut [u8]) -> io::Result<(usize, VirtioHeader)> {
+        let received = Self::recv(self, buf)?;
+        let header = received.header.map(VirtioHeader::from_bytes).unwrap_or_default();
+        Ok((received.len, header))
+    }
+
+    fn send(&self, packet: &[u8], header: &VirtioHeader) -> io::Result<()> {
+        Self::send(self, packet, &header.to_bytes())
+    }
 }
 
 fn send_packet(device: &impl PacketDevice, packet: &TunPacket<'_>) -> bool {
