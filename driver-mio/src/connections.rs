@@ -39,15 +39,21 @@ impl Connections {
         if self.slots.len() <= slot {
             self.slots.resize_with(slot + 1, || None);
         }
-        self.slots[slot] =
-            Some(Connection { id: new.id, socket, is_readable: false, is_writable: true });
+        self.slots[slot] = Some(Connection {
+            id: new.id,
+            socket,
+            is_readable: false,
+            is_writable: true,
+        });
         None
     }
 
     /// Notes what an event says.
     pub(crate) fn latch(&mut self, event: &Event) {
         let slot = event.token().0;
-        let Some(Some(connection)) = self.slots.get_mut(slot) else { return };
+        let Some(Some(connection)) = self.slots.get_mut(slot) else {
+            return;
+        };
         if (event.is_writable() || event.is_write_closed()) && !connection.is_writable {
             connection.is_writable = true;
             self.unblocked.push(connection.id);
@@ -73,7 +79,9 @@ impl Connections {
     ) {
         let slots = &mut self.slots;
         self.readable.retain(|slot| {
-            let Some(Some(connection)) = slots.get_mut(*slot) else { return false };
+            let Some(Some(connection)) = slots.get_mut(*slot) else {
+                return false;
+            };
             let progress = pump::fill(endpoint, connection.id, &connection.socket, device, now);
             connection.is_readable = progress == Progress::Ready;
             connection.is_readable
@@ -82,7 +90,9 @@ impl Connections {
 
     /// Writes what the connection has to send, if its socket takes bytes.
     pub(crate) fn flush(&mut self, endpoint: &mut Endpoint, id: ConnectionId, now: Instant) {
-        let Some(Some(connection)) = self.slots.get_mut(id.slot()) else { return };
+        let Some(Some(connection)) = self.slots.get_mut(id.slot()) else {
+            return;
+        };
         if connection.id == id && connection.is_writable {
             let progress = pump::flush(endpoint, id, &connection.socket, now);
             connection.is_writable = progress == Progress::Ready;

@@ -60,15 +60,20 @@ impl Driver {
         let mut sources = Vec::new();
         for (source, fd) in daemon.sources() {
             let token = Token(FIRST_SOURCE + sources.len());
-            poll.registry().register(
-                &mut SourceFd(&fd.as_raw_fd()),
-                token,
-                Interest::READABLE,
-            )?;
+            poll.registry()
+                .register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE)?;
             // A first look costs nothing and cannot miss what came before.
-            sources.push(Latch { source, is_ready: true });
+            sources.push(Latch {
+                source,
+                is_ready: true,
+            });
         }
-        Ok(Self { daemon, poll, sources, connections: Connections::default() })
+        Ok(Self {
+            daemon,
+            poll,
+            sources,
+            connections: Connections::default(),
+        })
     }
 
     /// Waits for readiness or the next deadline, and latches what became ready.
@@ -77,7 +82,10 @@ impl Driver {
             Some(Duration::ZERO)
         } else {
             let now = self.daemon.now();
-            self.daemon.endpoint.poll_timeout().map(|at| round_up(at.since(now)))
+            self.daemon
+                .endpoint
+                .poll_timeout()
+                .map(|at| round_up(at.since(now)))
         };
         match self.poll.poll(events, timeout) {
             Ok(()) => {}
@@ -105,23 +113,29 @@ impl Driver {
     fn turn(&mut self) -> io::Result<()> {
         let now = self.daemon.now();
         self.daemon.endpoint.handle_timeout(now);
-        self.connections.write_unblocked(&mut self.daemon.endpoint, now);
+        self.connections
+            .write_unblocked(&mut self.daemon.endpoint, now);
         for n in 0..self.sources.len() {
             if self.sources[n].is_ready {
                 self.sources[n].is_ready = self.serve(self.sources[n].source, now)?;
             }
         }
-        self.connections.read_all(&mut self.daemon.endpoint, &self.daemon.tun, now);
+        self.connections
+            .read_all(&mut self.daemon.endpoint, &self.daemon.tun, now);
         self.settle(now)
     }
 
     /// Serves a ready source, and says whether it may still be ready.
     fn serve(&mut self, source: Source, now: Instant) -> io::Result<bool> {
-        let Self { daemon, poll, connections, .. } = self;
+        let Self {
+            daemon,
+            poll,
+            connections,
+            ..
+        } = self;
         if source == Source::Tun {
             let mut flush = |endpoint: &mut Endpoint, id| connections.flush(endpoint, id, now);
-            let progress =
-                pump::drain_device(&mut daemon.endpoint, &daemon.tun, &mut flush, now)?;
+            let progress = pump::drain_device(&mut daemon.endpoint, &daemon.tun, &mut flush, now)?;
             return Ok(progress != Progress::Blocked);
         }
         let mut failed = Vec::new();
@@ -135,7 +149,11 @@ impl Driver {
 
     /// Writes what is to be written and does what the endpoint asks for, until it asks no more.
     fn settle(&mut self, now: Instant) -> io::Result<()> {
-        let Self { daemon, connections, .. } = self;
+        let Self {
+            daemon,
+            connections,
+            ..
+        } = self;
         loop {
             while let Some(id) = daemon.endpoint.poll_transmit() {
                 connections.flush(&mut daemon.endpoint, id, now);

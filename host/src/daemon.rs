@@ -84,13 +84,23 @@ impl Daemon {
     /// What to wait for until the daemon is done.
     pub fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
         let listeners = self.listeners.iter().enumerate();
-        let dialer = self.dialer.iter().map(|dialer| (Source::Dialer, dialer.fd()));
-        let metrics = self.metrics.fd().into_iter().map(|fd| (Source::Metrics, fd));
-        [(Source::Tun, self.tun.as_fd()), (Source::Signals, self.signals.fd())]
+        let dialer = self
+            .dialer
+            .iter()
+            .map(|dialer| (Source::Dialer, dialer.fd()));
+        let metrics = self
+            .metrics
+            .fd()
             .into_iter()
-            .chain(dialer)
-            .chain(metrics)
-            .chain(listeners.map(|(n, socket)| (Source::Listener(n), socket.as_fd())))
+            .map(|fd| (Source::Metrics, fd));
+        [
+            (Source::Tun, self.tun.as_fd()),
+            (Source::Signals, self.signals.fd()),
+        ]
+        .into_iter()
+        .chain(dialer)
+        .chain(metrics)
+        .chain(listeners.map(|(n, socket)| (Source::Listener(n), socket.as_fd())))
     }
 
     /// Does what a readable source other than [`Source::Tun`] asks for. New connections go to
@@ -139,7 +149,9 @@ impl Daemon {
     }
 
     fn handle_dialled(&mut self, watch: &mut dyn FnMut(NewConnection), now: Instant) {
-        let Some(result) = self.dialer.as_mut().and_then(Dialer::finish) else { return };
+        let Some(result) = self.dialer.as_mut().and_then(Dialer::finish) else {
+            return;
+        };
         match result {
             Ok((socket, remote)) => match self.endpoint.handle_connected(remote, now) {
                 Ok(id) => watch(NewConnection { id, socket }),
@@ -162,7 +174,9 @@ impl Daemon {
         now: Instant,
     ) -> bool {
         for _ in 0..ACCEPT_BUDGET {
-            let Some(socket) = self.listeners.get(listener) else { return false };
+            let Some(socket) = self.listeners.get(listener) else {
+                return false;
+            };
             match socket.accept() {
                 Ok((socket, remote)) => self.admit(socket, remote, watch, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
@@ -210,7 +224,9 @@ impl Daemon {
                     }
                 }
                 Event::Configure(settings) => {
-                    self.network.configure(&settings).map_err(io::Error::other)?;
+                    self.network
+                        .configure(&settings)
+                        .map_err(io::Error::other)?;
                 }
                 Event::Established { .. } => self.metrics.set_ready(true),
                 Event::ProbeEstablished { .. } => {}
@@ -232,5 +248,8 @@ impl Daemon {
 }
 
 fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+    )
 }

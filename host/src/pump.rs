@@ -52,7 +52,10 @@ pub trait PacketDevice {
 impl PacketDevice for Tun {
     fn recv(&self, buf: &mut [u8]) -> io::Result<(usize, VirtioHeader)> {
         let received = Self::recv(self, buf)?;
-        let header = received.header.map(VirtioHeader::from_bytes).unwrap_or_default();
+        let header = received
+            .header
+            .map(VirtioHeader::from_bytes)
+            .unwrap_or_default();
         Ok((received.len, header))
     }
 
@@ -84,7 +87,9 @@ pub fn fill(
 ) -> Progress {
     let mut budget = BUDGET_BYTES;
     loop {
-        let Some(buf) = endpoint.recv_buf(id) else { return Progress::Closed };
+        let Some(buf) = endpoint.recv_buf(id) else {
+            return Progress::Closed;
+        };
         match socket.read(buf) {
             Ok(0) => {
                 endpoint.handle_disconnected(id, true, now);
@@ -167,8 +172,10 @@ pub fn drain_device(
                     flush(endpoint, id);
                 }
                 if let Some(reply) = endpoint.take_reply() {
-                    let packet =
-                        TunPacket { bytes: reply.as_bytes(), header: VirtioHeader::default() };
+                    let packet = TunPacket {
+                        bytes: reply.as_bytes(),
+                        header: VirtioHeader::default(),
+                    };
                     send_packet(device, &packet);
                 }
             }

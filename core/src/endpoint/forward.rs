@@ -5,7 +5,7 @@ use super::{Endpoint, TunPacket, TunSink};
 use crate::buffer::{Class, HEADROOM};
 use crate::config::Role;
 use crate::error::DropReason;
-use crate::ip::{self, protocol, IpInfo, Offload, Unreachable, VirtioHeader};
+use crate::ip::{self, IpInfo, Offload, Unreachable, VirtioHeader, protocol};
 use crate::queue::{Queued, SendQueue};
 use crate::route::PeerId;
 use crate::time::Instant;

@@ -48,7 +48,11 @@ struct Failure {
 
 impl Failure {
     fn new(exit: Exit, message: impl ToString) -> Self {
-        Self { exit, message: message.to_string(), is_logging: true }
+        Self {
+            exit,
+            message: message.to_string(),
+            is_logging: true,
+        }
     }
 
     /// A log line once there is a log, else plain text.
@@ -64,7 +68,10 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self { is_logging: false, ..Self::new(Exit::from(&error), error) }
+        Self {
+            is_logging: false,
+            ..Self::new(Exit::from(&error), error)
+        }
     }
 }
 
@@ -87,7 +94,11 @@ impl From<io::Error> for Failure {
 }
 
 const fn permission_or_failure(is_permission: bool) -> Exit {
-    if is_permission { Exit::NoPermission } else { Exit::Failure }
+    if is_permission {
+        Exit::NoPermission
+    } else {
+        Exit::Failure
+    }
 }
 
 /// What both roles have in common.
@@ -155,22 +166,29 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     let was_forced = daemon.must_stop_now;
     daemon.end();
     if was_forced {
-        return Err(Failure::new(Exit::Failure, "ended at once by a second signal"));
+        return Err(Failure::new(
+            Exit::Failure,
+            "ended at once by a second signal",
+        ));
     }
     info!("stopped");
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "what a person at a terminal has to do next")]
+#[expect(
+    clippy::print_stdout,
+    reason = "what a person at a terminal has to do next"
+)]
 fn first_start(args: &DaemonArgs) -> Result<(), Failure> {
     match keytool::first_start(&args.config) {
         Ok(first) => {
             println!("{first}");
             Ok(())
         }
-        Err(error) => {
-            Err(Failure { is_logging: false, ..Failure::new(Exit::from(&error), error) })
-        }
+        Err(error) => Err(Failure {
+            is_logging: false,
+            ..Failure::new(Exit::from(&error), error)
+        }),
     }
 }
 
@@ -185,10 +203,20 @@ fn report_check(args: &DaemonArgs, warnings: &[String]) -> Result<(), Failure> {
 
 /// Opens and sets up everything. The TUN device first, for it is what most often fails.
 fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
-    let Settings { mut endpoint, monitoring, tun, socket, host, .. } = settings;
+    let Settings {
+        mut endpoint,
+        monitoring,
+        tun,
+        socket,
+        host,
+        ..
+    } = settings;
     let signals = Signals::new()?;
     let clock = Clock::new();
-    let tun = Tun::open(&TunConfig { name: &tun.name, offload: tun.offload })?;
+    let tun = Tun::open(&TunConfig {
+        name: &tun.name,
+        offload: tun.offload,
+    })?;
     let offloads = tun.offloads();
     endpoint.tun_offload = tun.offload();
     endpoint.tun_udp_offload = offloads.uso;
@@ -238,20 +266,31 @@ fn announce(host: &Host, tun: &Tun, metrics: Option<std::net::SocketAddr>) {
                 );
             }
             let listen = tracing::field::debug(&host.listen);
-            info!(listen, tun = tun.name(), offload = tun.offload(), metrics, "listening");
+            info!(
+                listen,
+                tun = tun.name(),
+                offload = tun.offload(),
+                metrics,
+                "listening"
+            );
         }
         Host::Client(host) => {
             let server: Vec<_> = host.server.iter().map(ToString::to_string).collect();
             let server = server.join(", ");
-            info!(server, tun = tun.name(), offload = tun.offload(), metrics, "started");
+            info!(
+                server,
+                tun = tun.name(),
+                offload = tun.offload(),
+                metrics,
+                "started"
+            );
         }
     }
 }
 
 /// Randomness for the endpoint: every key comes from it, so its lack is fatal.
 fn seed() -> Result<[u8; 32], Failure> {
-    let mut random = keytool::random::<32>()
-        .map_err(|error| Failure::new(Exit::Failure, error))?;
+    let mut random = keytool::random::<32>().map_err(|error| Failure::new(Exit::Failure, error))?;
     let seed = *random;
     random.zeroize();
     Ok(seed)
