@@ -1,6 +1,17 @@
-//! placeholder
+//! What LostLove's daemons need of the operating system, written once.
 
+pub mod cli;
+pub mod clock;
+pub mod dial;
+pub mod keytool;
+pub mod listen;
+pub mod log;
+pub mod metrics;
 #[cfg(target_os = "linux")]
 pub mod net;
+pub mod report;
+pub mod signal;
 #[cfg(target_os = "linux")]
 pub mod tun;
+
+mod wake;
