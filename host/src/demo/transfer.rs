@@ -12,7 +12,7 @@ use crc::{CRC_64_XZ, Crc, Table};
 static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_XZ);
 
 /// Data is made and read in pieces of this size, in bytes: what one system call takes well.
-const CHUNK: usize = 256 * 1024;
+pub const CHUNK: usize = 256 * 1024;
 
 /// What the sender knows at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,18 +37,31 @@ impl Transfer {
 /// # Errors
 ///
 /// What the stream says, for instance when a timeout set on it has passed.
-pub fn send(mut stream: TcpStream, bytes: u64) -> io::Result<Transfer> {
+pub fn send(stream: TcpStream, bytes: u64) -> io::Result<Transfer> {
+    send_while(stream, |sent| bytes - sent)
+}
+
+/// Sends until `left`, which is given the bytes sent so far, returns zero; it is asked again after
+/// at most [`CHUNK`] bytes. Then waits for the receiver's answer.
+///
+/// # Errors
+///
+/// What the stream says, for instance when a timeout set on it has passed.
+pub fn send_while(mut stream: TcpStream, mut left: impl FnMut(u64) -> u64) -> io::Result<Transfer> {
     let mut data = Pattern::default();
     let mut chunk = vec![0; CHUNK];
     let mut digest = CRC.digest();
-    let mut left = bytes;
+    let mut bytes = 0;
     let start = Instant::now();
-    while left > 0 {
-        let len = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
+    loop {
+        let len = CHUNK.min(usize::try_from(left(bytes)).unwrap_or(CHUNK));
+        if len == 0 {
+            break;
+        }
         data.fill(&mut chunk[..len]);
         digest.update(&chunk[..len]);
         stream.write_all(&chunk[..len])?;
-        left -= len as u64;
+        bytes += len as u64;
     }
     stream.shutdown(Shutdown::Write)?;
     let mut answer = [0; 16];
