@@ -1,11 +1,12 @@
 //! The machines of a test: namespaces, wires, addresses, keys, files.
 
+use std::fmt::Display;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use lostlove_core::crypto::SecretKey;
@@ -195,9 +196,7 @@ impl Host {
         let dir = parent.join(name);
         let run = dir.join("run");
         fs::create_dir_all(&run).unwrap();
-        // Commands must neither see nor change the DNS servers of the machine below.
-        let resolv_conf = dir.join("resolv.conf");
-        fs::write(&resolv_conf, "nameserver 192.0.2.53\n").unwrap();
+        let etc = private_etc(&dir);
         let mut key = [0; 32];
         getrandom::fill(&mut key).unwrap();
         let host = Self {
@@ -205,7 +204,7 @@ impl Host {
             netns: Netns::new()
                 .unwrap()
                 .bind(&run, Path::new("/run"))
-                .bind(&resolv_conf, Path::new("/etc/resolv.conf")),
+                .bind(&etc, Path::new("/etc")),
             key: SecretKey::from_bytes(key),
             dir,
         };
@@ -220,21 +219,18 @@ impl Host {
 
     /// What its processes see as `/etc/resolv.conf`.
     pub fn resolv_conf(&self) -> String {
-        fs::read_to_string(self.dir.join("resolv.conf")).unwrap()
+        fs::read_to_string(self.dir.join("etc/resolv.conf")).unwrap()
     }
 
     /// Puts another key into the file with the private key.
     pub fn write_key_file(&self, key: &SecretKey) {
-        let mut options = OpenOptions::new();
-        let options = options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(self.key_file()).unwrap();
-        file.write_all(key.to_base64().as_bytes()).unwrap();
+        write_secret(&self.key_file(), &key.to_base64());
     }
 
     /// Writes a configuration file and returns its path.
     pub fn write_settings(&self, settings: &Settings) -> PathBuf {
         let path = self.dir.join("config.toml");
-        fs::write(&path, settings.to_string()).unwrap();
+        write_secret(&path, &settings.to_string());
         path
     }
 
@@ -271,6 +267,15 @@ impl Host {
             let ping = || Pinger::new(address)?.ping(timeout);
             // Without an address or a route yet, sending fails.
             matches!(self.netns.run(ping).unwrap(), Ok(Some(_)))
+        });
+    }
+
+    /// Pings through a device, whatever the routes say, until there is an answer.
+    #[track_caller]
+    pub fn await_ping_on_device(&self, address: IpAddr, device: &str) {
+        let what = format!("{}: answer from {address} through {device}", self.name);
+        await_true(&what, || {
+            self.ping(&format!("-W 0.2 -I {device} {address}"))
         });
     }
 
@@ -361,6 +366,36 @@ const SYSCTLS: [&str; 6] = [
     "/proc/sys/net/ipv6/conf/wan/accept_ra",
 ];
 
-fn quoted(value: impl std::fmt::Display) -> String {
+/// Makes a small `/etc`, so that commands neither see nor change the machine's own.
+fn private_etc(dir: &Path) -> PathBuf {
+    let etc = dir.join("etc");
+    fs::create_dir(&etc).unwrap();
+    fs::write(etc.join("resolv.conf"), "nameserver 192.0.2.53\n").unwrap();
+    for name in [
+        "alternatives",
+        "group",
+        "hosts",
+        "ld.so.cache",
+        "nsswitch.conf",
+        "passwd",
+    ] {
+        let source = Path::new("/etc").join(name);
+        if source.exists() {
+            let copied = Command::new("cp").arg("-a").arg(&source).arg(&etc).status();
+            assert!(copied.unwrap().success(), "copying {}", source.display());
+        }
+    }
+    etc
+}
+
+fn write_secret(path: &Path, text: &str) {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}
+
+/// A TOML string.
+pub fn quoted(value: impl Display) -> String {
     format!("\"{value}\"")
 }
