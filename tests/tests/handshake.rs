@@ -121,7 +121,7 @@ fn an_exhausted_pool_is_a_clear_refusal_and_hurts_nobody() {
     lab.clients[0].await_ping(SERVER_V4);
 
     let second = lab.start_client(1, &lab.client_settings(1));
-    second.await_log("no free address");
+    second.await_log("pool");
 
     assert!(lab.clients[0].ping(&SERVER_V4.to_string()));
     assert_eq!(lab.server.metric("lostlove_sessions"), Some(1.0));
