@@ -1,5 +1,6 @@
 //! A daemon under test.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
@@ -67,6 +68,14 @@ impl Daemon {
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its resident memory, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let mut lines = status.lines();
+        let text = lines.find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        text.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// Whether it has not ended.

@@ -101,10 +101,7 @@ pub fn udp_echo(sender: &Host, receiver: &Host, to: IpAddr, sizes: &[usize]) -> 
     let bind = || UdpSocket::bind(SocketAddr::new(to, 0));
     let echo = receiver.netns.run(bind).unwrap().unwrap();
     let address = echo.local_addr().unwrap();
-    let any: SocketAddr = match to {
-        IpAddr::V4(_) => "0.0.0.0:0".parse().unwrap(),
-        IpAddr::V6(_) => "[::]:0".parse().unwrap(),
-    };
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = sender.netns.run(|| UdpSocket::bind(any)).unwrap().unwrap();
     socket.connect(address).unwrap();
     socket
@@ -136,4 +133,17 @@ pub fn udp_echo(sender: &Host, receiver: &Host, to: IpAddr, sizes: &[usize]) -> 
         done.store(true, Ordering::Relaxed);
         lost
     })
+}
+
+/// Sends about `bytes` bytes over UDP as fast as possible to an address where nobody needs to
+/// listen.
+pub fn udp_flood(sender: &Host, to: IpAddr, bytes: u64) {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let bind = || UdpSocket::bind(any);
+    let socket = sender.netns.run(bind).unwrap().unwrap();
+    let data = [0x55; 1300];
+    for _ in 0..bytes / data.len() as u64 {
+        // A full queue of the device is part of a flood.
+        let _ = socket.send_to(&data, (to, 9));
+    }
 }

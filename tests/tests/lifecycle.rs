@@ -7,8 +7,9 @@
 use std::time::{Duration, Instant};
 
 use lostlove_tests::lab::{DEVICE, SERVER_V4, SERVER_V6, client_v4, quoted};
-use lostlove_tests::traffic::Stream;
+use lostlove_tests::traffic::{Stream, tcp, udp_flood};
 use lostlove_tests::{Host, Lab, Settings};
+use rustix::process::Signal;
 
 const MEGABYTE: u64 = 1_000_000;
 
@@ -50,12 +51,51 @@ fn a_transfer_survives_an_interrupted_wire() {
     stream.await_progress(5 * MEGABYTE);
 
     lab.server.netns.ip("link set wire0 down").unwrap();
-    client.await_log("timeout");
+    client.await_log("timed out");
     lab.server.netns.ip("link set wire0 up").unwrap();
     lab.server.add_address("2001:db8:0::1/64", "wire0");
 
     stream.await_progress(20 * MEGABYTE);
     assert!(stream.finish().intact);
+}
+
+/// Case 109.
+#[test]
+fn idle_daemons_stop_within_a_second() {
+    let Some(lab) = Lab::new(1) else { return };
+    let mut tunnel = lab.start();
+    for daemon in [&mut tunnel.clients[0], &mut tunnel.server] {
+        let start = Instant::now();
+        assert!(daemon.terminate().success());
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+}
+
+/// Case 66: a client that stops to read costs itself packets, the server little memory, and the
+/// others nothing.
+#[test]
+fn a_client_that_stops_reading_hurts_nobody_else() {
+    let Some(lab) = Lab::new(2) else { return };
+    let tunnel = lab.start();
+    let before = tunnel.server.resident_kib();
+    tunnel.clients[0].signal(Signal::STOP);
+    udp_flood(&lab.server, client_v4(0), 100 * MEGABYTE);
+
+    assert!(tcp(&lab.server, &lab.clients[1], client_v4(1), 20 * MEGABYTE).intact);
+    assert!(lab.clients[1].ping(&SERVER_V4.to_string()));
+    let grown = tunnel.server.resident_kib().saturating_sub(before);
+    assert!(grown < 16 * 1024, "{grown} KiB");
+    let dropped = lab
+        .server
+        .metric(r#"lostlove_dropped_packets_total{reason="queue_full"}"#);
+    assert!(dropped.is_some_and(|packets| packets > 0.0), "{dropped:?}");
+
+    tunnel.clients[0].signal(Signal::CONT);
+    lab.clients[0].await_ping(SERVER_V4);
 }
 
 /// Case 109.

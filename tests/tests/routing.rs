@@ -48,6 +48,29 @@ fn clients_reach_each_other_where_it_is_allowed() {
     );
 }
 
+/// Case 56: the server is a hop like any router, also where no kernel forwards.
+#[test]
+fn a_packet_that_has_no_hops_left_is_answered_by_the_server() {
+    let Some(lab) = Lab::new(2) else { return };
+    let mut settings = lab.server_settings();
+    let _server = lab.start_server(settings.set("network.client_to_client", true));
+    let _clients = [0, 1].map(|index| lab.start_client(index, &lab.client_settings(index)));
+    for client in &lab.clients {
+        client.await_ping(SERVER_V4);
+    }
+    let ping = |ttl: u8, target: IpAddr| {
+        let arguments = format!("-n -c 1 -W 2 -t {ttl} {target}");
+        lab.clients[0].text("ping", &arguments)
+    };
+    for (server, target) in [(SERVER_V4, client_v4(1)), (SERVER_V6, client_v6(1))] {
+        let answer = ping(1, target);
+        assert!(answer.contains(&format!("From {server} ")), "{answer}");
+        assert!(answer.contains("exceeded"), "{answer}");
+        let answer = ping(2, target);
+        assert!(answer.contains("ttl=63"), "{answer}");
+    }
+}
+
 /// Case 51, IPv4.
 #[test]
 fn forged_ipv4_sources_are_dropped_and_counted() {
