@@ -1,1 +1,37 @@
-//! placeholder
+//! LostLove's configuration: TOML in, validated settings out.
+//!
+//! [`load_server`] and [`load_client`] read the named file and the key files it names, and nothing
+//! else. Whatever is wrong is reported at once, each problem with its place, the key, what was
+//! expected and the nearest valid name:
+//!
+//! ```text
+//! server.toml:3:1: server.bind_adress: unknown key; did you mean bind_address?
+//! server.toml:12:8: network.mtu: expected 576 to 9000, found 100
+//! ```
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod client;
+mod peers;
+mod pool;
+mod problem;
+mod reader;
+mod sections;
+mod server;
+mod settings;
+mod source;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+pub mod write;
+
+pub use client::load_client;
+pub use problem::{ConfigError, Position, Problem};
+pub use server::{default_key_path, load_server};
+pub use settings::{
+    ClientHost, ClientSettings, DEFAULT_PORT, Dns, Endpoint, InvalidEndpoint, LogFormat, LogLevel,
+    Monitoring, Nat, Routes, ServerHost, ServerSettings, SocketOptions, TunOptions,
+    UnknownLogLevel, overlaps,
+};

@@ -66,11 +66,14 @@ pub enum HandshakeError {
     /// The deadline passed.
     #[error("timed out")]
     Timeout,
+    /// The server closed the connection without a word, as it does with strangers.
+    #[error("no answer (does the server know this client's key, and is its own key right here?)")]
+    NoAnswer,
 }
 
 impl HandshakeError {
     /// Every variant, in the order of [`Self::index`].
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Malformed,
         Self::Version,
         Self::NoCommonSuite,
@@ -82,6 +85,7 @@ impl HandshakeError {
         Self::Unexpected,
         Self::TooLong,
         Self::Timeout,
+        Self::NoAnswer,
     ];
 
     /// Position in [`Self::ALL`], for arrays of counters.
@@ -103,6 +107,7 @@ impl HandshakeError {
             Self::Unexpected => "unexpected",
             Self::TooLong => "too_long",
             Self::Timeout => "timeout",
+            Self::NoAnswer => "no_answer",
         }
     }
 }

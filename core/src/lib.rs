@@ -6,8 +6,13 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod buffer;
+mod queue;
+mod rate;
+
 pub mod config;
 pub mod crypto;
+pub mod endpoint;
 pub mod error;
 pub mod event;
 pub mod handshake;

@@ -1,7 +1,14 @@
 //! Keys, cipher suites and the key schedule.
 
+mod aead;
+pub mod kem;
 mod keys;
+mod schedule;
 mod suite;
+#[cfg(test)]
+pub(crate) mod testing;
 
+pub use aead::PacketKey;
 pub use keys::{KeyError, PresharedKey, PublicKey, SecretKey};
+pub use schedule::{Direction, FreshSecret, Master, TrafficSecret};
 pub use suite::{Suite, UnknownSuite};

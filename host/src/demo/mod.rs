@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use lostlove_core::crypto::Suite;
 
+use crate::cli::Exit;
 use crate::netns;
 
 /// What the demo can be told.
@@ -35,21 +36,22 @@ pub struct Options {
 /// Runs the demo and prints its table; success means that everything arrived intact. To be called
 /// before the process starts any thread.
 pub fn run(options: &Options) -> ExitCode {
-    match demonstrate(options) {
+    let exit = match demonstrate(options) {
         Ok(report) => {
             // There is nobody to tell when standard output is closed.
             let _ = write!(io::stdout(), "{report}");
             if report.is_good() {
-                ExitCode::SUCCESS
+                Exit::Success
             } else {
-                ExitCode::FAILURE
+                Exit::Failure
             }
         }
         Err(error) => {
             let _ = writeln!(io::stderr(), "lostlove demo: {error}");
-            error.exit_code()
+            error.exit()
         }
-    }
+    };
+    exit.into()
 }
 
 fn demonstrate(options: &Options) -> Result<report::Report, Error> {
@@ -90,15 +92,12 @@ impl Error {
         move |source| Self::Setup { what, source }
     }
 
-    fn exit_code(&self) -> ExitCode {
+    fn exit(&self) -> Exit {
         match self {
-            Self::Netns(error) if error.is_permission() => ExitCode::from(NO_PERMISSION),
+            Self::Netns(error) if error.is_permission() => Exit::NoPermission,
             Self::NoProgram(_) | Self::Netns(_) | Self::Setup { .. } | Self::Tunnel { .. } => {
-                ExitCode::FAILURE
+                Exit::Failure
             }
         }
     }
 }
-
-/// `EX_NOPERM` of sysexits.h.
-const NO_PERMISSION: u8 = 77;

@@ -18,6 +18,7 @@ use lostlove_core::crypto::{SecretKey, Suite};
 
 use super::Error;
 use super::daemon::Daemon;
+use crate::keytool;
 use crate::netns::Netns;
 
 /// The server's and the client's tunnel addresses.
@@ -152,8 +153,7 @@ suites = ["{suite}"]
 }
 
 fn fresh_key() -> io::Result<SecretKey> {
-    let mut bytes = zeroize::Zeroizing::new([0; 32]);
-    getrandom::fill(bytes.as_mut_slice()).map_err(io::Error::other)?;
+    let bytes = keytool::random().map_err(io::Error::other)?;
     Ok(SecretKey::from_bytes(*bytes))
 }
 

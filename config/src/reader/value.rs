@@ -1,0 +1,331 @@
+//! One TOML value into one typed value, or into the message that says what was expected.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use lostlove_core::crypto::{KeyError, PublicKey};
+use toml::de::DeValue;
+
+/// Longer values are cut in messages.
+const MAX_QUOTED_CHARS: usize = 48;
+/// Below this Jaro-Winkler similarity a name is not a likely misspelling of another.
+const MIN_SIMILARITY: f64 = 0.8;
+/// IFNAMSIZ and TCP_CA_NAME_MAX without the terminating zero.
+const MAX_KERNEL_NAME_BYTES: usize = 15;
+const MAX_PEER_NAME_CHARS: usize = 64;
+
+/// `expected {what}, found {value}`.
+pub(crate) fn expected(what: impl std::fmt::Display, value: &DeValue<'_>) -> String {
+    format!("expected {what}, found {}", found(value))
+}
+
+/// A value as messages show it: short, and safe to print on a terminal.
+pub(crate) fn found(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => quoted(text),
+        DeValue::Integer(number) => cut(&number.to_string()),
+        DeValue::Float(number) => cut(&number.to_string()),
+        DeValue::Boolean(value) => value.to_string(),
+        DeValue::Datetime(_) => "a date".to_owned(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    }
+}
+
+/// A text in quotes, cut and escaped.
+pub(crate) fn quoted(text: &str) -> String {
+    format!("{:?}", cut(text))
+}
+
+/// A key as TOML writes it, cut and escaped.
+pub(crate) fn bare(key: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if !key.is_empty() && key.len() <= MAX_QUOTED_CHARS && key.chars().all(plain) {
+        key.to_owned()
+    } else {
+        quoted(key)
+    }
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED_CHARS) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+/// The candidate that `name` is most likely a misspelling of.
+pub(crate) fn nearest<'a>(
+    name: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let name = name.to_lowercase();
+    let rated = candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(&name, candidate), candidate));
+    rated
+        .filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, candidate)| candidate)
+}
+
+/// A whole number in `range`.
+pub(crate) fn integer<T>(
+    range: RangeInclusive<T>,
+) -> impl Fn(&DeValue<'_>) -> Result<T, String> + Clone
+where
+    T: Copy + PartialOrd + TryFrom<i128> + std::fmt::Display,
+{
+    move |value| {
+        let number = value.as_integer().and_then(|number| {
+            let number = i128::from_str_radix(number.as_str(), number.radix()).ok()?;
+            T::try_from(number).ok()
+        });
+        number
+            .filter(|number| range.contains(number))
+            .ok_or_else(|| expected(format_args!("{} to {}", range.start(), range.end()), value))
+    }
+}
+
+/// `true` or `false`.
+pub(crate) fn boolean(value: &DeValue<'_>) -> Result<bool, String> {
+    value
+        .as_bool()
+        .ok_or_else(|| expected("true or false", value))
+}
+
+/// A string that parses as `T`.
+pub(crate) fn parsed<T: FromStr>(
+    what: &'static str,
+) -> impl Fn(&DeValue<'_>) -> Result<T, String> + Clone {
+    move |value| {
+        let parsed = value.as_str().and_then(|text| text.parse().ok());
+        parsed.ok_or_else(|| expected(what, value))
+    }
+}
+
+/// One of a few names.
+pub(crate) fn one_of<'n, T: Copy>(
+    names: &'n [(&'static str, T)],
+) -> impl Fn(&DeValue<'_>) -> Result<T, String> + Clone + 'n {
+    move |value| {
+        let text = value.as_str();
+        if let Some((_, value)) = names.iter().find(|(name, _)| Some(*name) == text) {
+            return Ok(*value);
+        }
+        let all: Vec<String> = names.iter().map(|(name, _)| format!("{name:?}")).collect();
+        let message = expected(all.join(" or "), value);
+        let nearest = text.and_then(|text| nearest(text, names.iter().map(|(name, _)| *name)));
+        Err(match nearest {
+            Some(nearest) => format!("{message}; did you mean {nearest:?}?"),
+            None => message,
+        })
+    }
+}
+
+/// A network as address and prefix length, without host bits; an address alone is a network of
+/// one.
+pub(crate) fn network(value: &DeValue<'_>) -> Result<IpNet, String> {
+    const EXPECTED: &str = "a network such as \"10.0.0.0/8\"";
+    let text = value.as_str().ok_or_else(|| expected(EXPECTED, value))?;
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(IpNet::from(address));
+    }
+    let network: IpNet = text.parse().map_err(|_| expected(EXPECTED, value))?;
+    if network == network.trunc() {
+        return Ok(network);
+    }
+    let message = expected("a network without host bits", value);
+    let nearest = network.trunc();
+    Err(format!("{message}; did you mean \"{nearest}\"?"))
+}
+
+/// A network that can be routed into a tunnel.
+pub(crate) fn route(value: &DeValue<'_>) -> Result<IpNet, String> {
+    let network = network(value)?;
+    let address = network.network();
+    let mapped = matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
+    let local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    if address.is_multicast() || address.is_loopback() || local || mapped {
+        return Err(expected("a network of routable unicast addresses", value));
+    }
+    Ok(network)
+}
+
+/// The address of one host.
+pub(crate) fn host_address(value: &DeValue<'_>) -> Result<IpAddr, String> {
+    let address: IpAddr = parsed("an IP address")(value)?;
+    if address.is_multicast() || address.is_unspecified() {
+        return Err(expected("the address of one host", value));
+    }
+    Ok(address)
+}
+
+/// A name that Linux takes for a network interface.
+pub(crate) fn interface_name(value: &DeValue<'_>) -> Result<String, String> {
+    kernel_name(value, "an interface name")
+}
+
+/// A name that Linux may know a congestion control algorithm by.
+pub(crate) fn algorithm_name(value: &DeValue<'_>) -> Result<String, String> {
+    kernel_name(value, "an algorithm name")
+}
+
+fn kernel_name(value: &DeValue<'_>, what: &str) -> Result<String, String> {
+    let valid = |name: &&str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        (1..=MAX_KERNEL_NAME_BYTES).contains(&name.len())
+            && name.chars().all(plain)
+            && !matches!(*name, "." | "..")
+    };
+    let name = value.as_str().filter(valid).map(str::to_owned);
+    name.ok_or_else(|| {
+        let what = format!("{what} of 1 to 15 letters, digits, '.', '_' or '-'");
+        expected(what, value)
+    })
+}
+
+/// Whether `name` may name a peer: it must be at home in logs, metric labels and file names.
+pub(crate) fn is_peer_name(name: &str) -> bool {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '@');
+    name.chars().count() <= MAX_PEER_NAME_CHARS
+        && name.starts_with(char::is_alphanumeric)
+        && name.chars().all(plain)
+}
+
+/// What [`is_peer_name`] asks for.
+pub(crate) const PEER_NAME: &str =
+    "a name of 1 to 64 letters, digits, '.', '_', '-' or '@', a letter or digit first";
+
+/// The name of a peer.
+pub(crate) fn peer_name(value: &DeValue<'_>) -> Result<String, String> {
+    match value.as_str() {
+        Some(name) if is_peer_name(name) => Ok(name.to_owned()),
+        _ => Err(expected(PEER_NAME, value)),
+    }
+}
+
+/// A public key. The message does not repeat the text: it may be a secret key, misplaced.
+pub(crate) fn public_key(value: &DeValue<'_>) -> Result<PublicKey, String> {
+    match value.as_str().map(str::parse) {
+        Some(Ok(key)) => Ok(key),
+        Some(Err(KeyError::LowOrder)) => {
+            Err("expected a usable public key, found one of low order".to_owned())
+        }
+        Some(Err(KeyError::Malformed)) | None => {
+            Err("expected a public key of 44 characters of base64 (32 bytes)".to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(text: &str) -> DeValue<'_> {
+        DeValue::parse(text).unwrap().into_inner()
+    }
+
+    #[test]
+    fn integers_stay_in_their_range() {
+        let mtu = integer(576_u16..=9000);
+        assert_eq!(mtu(&value("576")), Ok(576));
+        assert_eq!(mtu(&value("0x2328")), Ok(9000));
+        for (text, found) in [
+            ("575", "575"),
+            ("9001", "9001"),
+            ("-1", "-1"),
+            ("65536", "65536"),
+            ("1400.0", "1400.0"),
+            ("\"1400\"", "\"1400\""),
+            ("[1400]", "a list"),
+            ("{}", "a table"),
+            ("1979-05-27", "a date"),
+            (
+                "99999999999999999999999999999999999999999999",
+                "99999999999999999999999999999999999999999999",
+            ),
+        ] {
+            let message = format!("expected 576 to 9000, found {found}");
+            assert_eq!(mtu(&value(text)), Err(message), "{text}");
+        }
+    }
+
+    #[test]
+    fn networks_have_no_host_bits() {
+        assert_eq!(
+            network(&value("'10.0.0.0/8'")),
+            Ok("10.0.0.0/8".parse().unwrap())
+        );
+        assert_eq!(
+            network(&value("'fd00::7'")),
+            Ok("fd00::7/128".parse().unwrap())
+        );
+        assert_eq!(
+            network(&value("'10.1.2.3/8'")).unwrap_err(),
+            "expected a network without host bits, found \"10.1.2.3/8\"; \
+             did you mean \"10.0.0.0/8\"?"
+        );
+        assert_eq!(
+            network(&value("'10.0.0.0/33'")).unwrap_err(),
+            "expected a network such as \"10.0.0.0/8\", found \"10.0.0.0/33\""
+        );
+    }
+
+    #[test]
+    fn routes_are_unicast_and_beyond_this_machine() {
+        for text in ["10.0.0.0/8", "0.0.0.0/0", "::/0", "2001:db8::/32"] {
+            assert!(route(&value(&format!("'{text}'"))).is_ok(), "{text}");
+        }
+        for text in [
+            "224.0.0.0/4",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "ff00::/8",
+            "::1/128",
+            "fe80::/10",
+            "::ffff:10.0.0.0/104",
+        ] {
+            let message = route(&value(&format!("'{text}'"))).unwrap_err();
+            let expected = "expected a network of routable unicast addresses";
+            assert!(message.starts_with(expected), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_close_are_suggested() {
+        let keys = ["bind_address", "port", "protocol", "max_connections"];
+        assert_eq!(nearest("bind_adress", keys), Some("bind_address"));
+        assert_eq!(nearest("Port", keys), Some("port"));
+        assert_eq!(nearest("maxconnections", keys), Some("max_connections"));
+        assert_eq!(nearest("colour", keys), None);
+    }
+
+    #[test]
+    fn long_and_unprintable_texts_are_cut_and_escaped() {
+        let long = "x".repeat(100);
+        assert_eq!(quoted(&long), format!("\"{}...\"", "x".repeat(48)));
+        assert_eq!(quoted("a\u{1b}[31m"), "\"a\\u{1b}[31m\"");
+        assert_eq!(bare("a b"), "\"a b\"");
+    }
+
+    #[test]
+    fn interface_and_peer_names_are_plain() {
+        assert!(interface_name(&value("'lostlove0'")).is_ok());
+        for name in ["", "..", "a/b", "a b", "tun%d", "abcdefghijklmnop"] {
+            assert!(
+                interface_name(&value(&format!("'{name}'"))).is_err(),
+                "{name}"
+            );
+        }
+        assert!(is_peer_name("анна-laptop.home"));
+        for name in ["", ".", "-a", "a/b", "a\"b", "a b", "a\nb", &"x".repeat(65)] {
+            assert!(!is_peer_name(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The server's file.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use lostlove_core::config::{Config, Limits, Push, Role, Server};
+use lostlove_core::crypto::SecretKey;
+use toml::de::DeValue;
+
+use crate::peers;
+use crate::problem::ConfigError;
+use crate::reader::secret::PRIVATE_KEY;
+use crate::reader::value::{
+    boolean, expected, found, host_address, integer, interface_name, network, parsed, route,
+};
+use crate::reader::{At, Entry, Found, Reader, Section};
+use crate::sections::{self, MAX_RATE, MonitoringDefaults, values};
+use crate::settings::{DEFAULT_PORT, Nat, ServerHost, ServerSettings, TunOptions};
+use crate::source::{Source, read_config};
+use crate::tunnel::{self, Tunnel};
+
+/// Each takes a descriptor, and no kernel gives a process more than about a million.
+const MAX_CONNECTIONS: usize = 1_000_000;
+const MAX_WORKER_THREADS: usize = 256;
+
+const MONITORING: MonitoringDefaults = MonitoringDefaults {
+    enable_metrics: true,
+    metrics_port: 9190,
+};
+
+/// Reads and judges a server's file and the key files it names. Touches nothing else.
+///
+/// A file with LLP 1.0's keys alone has no key: it then takes the one at
+/// [`default_key_path`], which must exist.
+///
+/// # Errors
+///
+/// If the file cannot be read, or with everything that is wrong with it.
+pub fn load_server(path: &Path) -> Result<ServerSettings, ConfigError> {
+    let (text, mode) = read_config(path)?;
+    let source = Source::new(path, &text, mode);
+    read(&source)
+}
+
+/// Where a server's secret key is if its file does not say: `server.key` beside it.
+pub fn default_key_path(config: &Path) -> PathBuf {
+    config.with_file_name(DEFAULT_KEY_FILE)
+}
+
+pub(crate) const DEFAULT_KEY_FILE: &str = "server.key";
+
+pub(crate) fn read(source: &Source<'_>) -> Result<ServerSettings, ConfigError> {
+    let tree = source.parse()?;
+    let mut reader = Reader::new(source);
+    let root = reader.root(tree.get_ref());
+    let settings = settings(&mut reader, &root, source.path());
+    let (mut settings, warnings) = reader.finish(settings)?;
+    settings.warnings = warnings;
+    Ok(settings)
+}
+
+/// The settings, without their warnings; or nothing but problems.
+pub(crate) fn settings<'t>(
+    reader: &mut Reader<'t>,
+    root: &Section<'t>,
+    path: &Path,
+) -> Option<ServerSettings> {
+    let server = reader.section(root, "server");
+    let network = reader.section(root, "network");
+    let security = reader.section(root, "security");
+    let device = sections::device(reader, &network);
+    let tunnel = tunnel::read(reader, &network, &device.mtu);
+    let secret_key = secret_key(reader, &security, path);
+    let push = push(reader, &network, &tunnel);
+    let limits = reader.section(root, "limits");
+    let rate_limit = rate_limit(reader, &limits);
+    let limits = self::limits(reader, &server, &limits);
+    let peers = peers::read(reader, root, &tunnel, secret_key.as_ref());
+    let client_to_client = client_to_client(reader, &network, peers.first_route.as_ref());
+    let host = ServerHost {
+        listen: listen(reader, &server, &tunnel),
+        peer_routes: peers.routes,
+        forwarding: reader.read(&network, "forwarding", boolean).or(true),
+        nat: nat(reader, &network),
+        worker_threads: reader
+            .read(&server, "worker_threads", integer(0..=MAX_WORKER_THREADS))
+            .or(0),
+        monitoring: sections::monitoring(reader, root, &MONITORING),
+        socket: device.socket,
+        tun: TunOptions {
+            name: device.name,
+            mtu: tunnel.mtu,
+            addresses: tunnel.addresses(),
+            offload: device.offload,
+        },
+    };
+    let suites = sections::suites(reader, &security);
+    let rotation = sections::rotation(reader, &security);
+    let probe_sources = probe_sources(reader, &security);
+    let role = Server {
+        secret_key: secret_key?,
+        peers: peers.peers,
+        address_v4: tunnel.v4?,
+        address_v6: tunnel.v6,
+        client_to_client,
+        probe_sources,
+        push,
+        rate_limit,
+    };
+    let endpoint = Config {
+        role: Role::Server(role),
+        suites,
+        rotation,
+        limits,
+        mtu: host.tun.mtu,
+        tun_offload: host.tun.offload,
+        unix_time_at_zero: Duration::ZERO,
+    };
+    Some(ServerSettings {
+        endpoint,
+        host,
+        warnings: Vec::new(),
+    })
+}
+
+/// The key that the file names, or the one beside it.
+fn secret_key<'t>(
+    reader: &mut Reader<'t>,
+    security: &Section<'t>,
+    path: &Path,
+) -> Option<SecretKey> {
+    let entry = match reader.secret(security, &PRIVATE_KEY) {
+        Entry::Absent => {
+            let at = security.missing(PRIVATE_KEY.file);
+            let path = default_key_path(path);
+            if path.exists() {
+                reader.key_file(&path, &at)
+            } else {
+                let path = path.display();
+                let message = format!(
+                    "no key: expected {path}; create it with \
+                     (umask 077; lostlove genkey > {path})"
+                );
+                reader.problem(&at, message);
+                Entry::Invalid
+            }
+        }
+        entry => entry,
+    };
+    entry.given().map(|found| found.value)
+}
+
+fn push<'t>(reader: &mut Reader<'t>, network: &Section<'t>, tunnel: &Tunnel) -> Push {
+    let dns = reader.list(network, "dns", host_address);
+    let routes = reader.list(network, "push_routes", route);
+    if let Entry::Given(dns) = &dns {
+        for Found { value, at } in &dns.value {
+            tunnel.check_family(reader, *value, at);
+        }
+    }
+    if let Entry::Given(routes) = &routes {
+        for Found { value, at } in &routes.value {
+            tunnel.check_family(reader, value.addr(), at);
+        }
+    }
+    Push {
+        dns: values(dns),
+        routes: values(routes),
+    }
+}
+
+/// Off by default, which surprises whoever has networks behind peers.
+fn client_to_client<'t>(
+    reader: &mut Reader<'t>,
+    network: &Section<'t>,
+    first_route: Option<&At>,
+) -> bool {
+    let entry = reader.read(network, "client_to_client", boolean);
+    if let (Entry::Absent, Some(at)) = (&entry, first_route) {
+        let what = "other peers cannot reach it; set network.client_to_client to say whether \
+                    they should";
+        reader.warning(at, what);
+    }
+    entry.or(false)
+}
+
+/// `[limits]`, with what only a server has.
+fn limits<'t>(reader: &mut Reader<'t>, server: &Section<'t>, section: &Section<'t>) -> Limits {
+    let shared = sections::limits(reader, section);
+    let total = reader
+        .read(section, "max_handshakes", integer(1..=65_535))
+        .or(shared.max_handshakes);
+    let per_source = reader.read(section, "max_handshakes_per_source", integer(1..=65_535));
+    if let Entry::Given(Found { value, at }) = &per_source
+        && *value > total
+    {
+        let message = format!("expected at most max_handshakes ({total}), found {value}");
+        reader.problem(at, message);
+    }
+    Limits {
+        max_connections: reader
+            .read(server, "max_connections", integer(1..=MAX_CONNECTIONS))
+            .or(shared.max_connections),
+        max_handshakes: total,
+        max_handshakes_per_source: per_source.or(shared.max_handshakes_per_source.min(total)),
+        ..shared
+    }
+}
+
+fn rate_limit<'t>(reader: &mut Reader<'t>, limits: &Section<'t>) -> Option<u64> {
+    let entry = reader.read(limits, "rate_limit_per_user", integer(0..=MAX_RATE));
+    Some(entry.or(0)).filter(|rate| *rate > 0)
+}
+
+fn probe_sources<'t>(reader: &mut Reader<'t>, security: &Section<'t>) -> Vec<IpNet> {
+    match reader.list(security, "probe_from", network) {
+        Entry::Absent => vec![
+            IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+            IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+        ],
+        entry => values(entry),
+    }
+}
+
+fn listen<'t>(reader: &mut Reader<'t>, server: &Section<'t>, tunnel: &Tunnel) -> Vec<SocketAddr> {
+    // Later versions may add to this list.
+    reader.read(server, "protocol", protocol);
+    let port = reader
+        .read(server, "port", integer(1..=u16::MAX))
+        .or(DEFAULT_PORT);
+    let addresses = bind_addresses(reader, server);
+    for Found { value, at } in &addresses {
+        let network = tunnel.network_for(*value);
+        if let Some(network) = network.filter(|network| network.contains(value)) {
+            let network = network.trunc();
+            let message =
+                format!("expected an address outside the tunnel ({network}), found {value}");
+            reader.problem(at, message);
+        }
+    }
+    let addresses = addresses.into_iter().map(|found| found.value);
+    let mut listen: Vec<_> = addresses
+        .map(|address| SocketAddr::new(address, port))
+        .collect();
+    if listen.is_empty() {
+        listen.push((Ipv4Addr::UNSPECIFIED, port).into());
+        listen.push((Ipv6Addr::UNSPECIFIED, port).into());
+    }
+    listen
+}
+
+/// One address or a list of them; empty for the default.
+fn bind_addresses<'t>(reader: &mut Reader<'t>, server: &Section<'t>) -> Vec<Found<IpAddr>> {
+    const KEY: &str = "bind_address";
+    let address = |value: &DeValue<'_>| {
+        let address: IpAddr = parsed("an IP address")(value)?;
+        if address.is_multicast() {
+            return Err(expected("a unicast address", value));
+        }
+        Ok(address)
+    };
+    let is_list = |value: &DeValue<'_>| Ok(value.is_array());
+    match reader.read(server, KEY, is_list) {
+        Entry::Given(Found { value: true, at }) => {
+            let list = reader.list(server, KEY, address).or_else(Vec::new);
+            if list.is_empty() {
+                reader.problem(&at, "expected at least one address");
+            }
+            list
+        }
+        _ => reader
+            .read(server, KEY, address)
+            .given()
+            .into_iter()
+            .collect(),
+    }
+}
+
+fn protocol(value: &DeValue<'_>) -> Result<(), String> {
+    match value.as_str() {
+        Some("tcp") => Ok(()),
+        Some("udp" | "both") => Err(format!(
+            "{} is not supported yet; expected \"tcp\"",
+            found(value)
+        )),
+        _ => Err(expected("\"tcp\"", value)),
+    }
+}
+
+/// `true`, `false`, or the name of the outgoing interface.
+fn nat<'t>(reader: &mut Reader<'t>, network: &Section<'t>) -> Option<Nat> {
+    let everywhere = Some(Nat { interface: None });
+    let parse = |value: &DeValue<'_>| match value {
+        DeValue::Boolean(true) => Ok(Some(Nat { interface: None })),
+        DeValue::Boolean(false) => Ok(None),
+        DeValue::String(_) => {
+            let interface = interface_name(value)?;
+            Ok(Some(Nat {
+                interface: Some(interface),
+            }))
+        }
+        _ => Err(expected("true, false or an interface name", value)),
+    };
+    reader.read(network, "nat", parse).or(everywhere)
+}

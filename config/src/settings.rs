@@ -1,0 +1,360 @@
+//! What a daemon is told at its start.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use lostlove_core::config::Config;
+
+/// The port of server and client where none is named.
+pub const DEFAULT_PORT: u16 = 8443;
+
+/// A server's configuration, valid as a whole.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    /// For the protocol. `tun_offload` says what is wanted and `unix_time_at_zero` is zero: the
+    /// host overwrites both with what is.
+    pub endpoint: Config,
+    /// For everything around it.
+    pub host: ServerHost,
+    /// What is allowed and probably not meant, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// A client's configuration, valid as a whole.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// For the protocol. `tun_offload` says what is wanted and `unix_time_at_zero` is zero: the
+    /// host overwrites both with what is.
+    pub endpoint: Config,
+    /// For everything around it.
+    pub host: ClientHost,
+    /// What is allowed and probably not meant, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// What a server needs of its operating system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerHost {
+    /// Addresses to accept TCP connections on. Without a configured `bind_address` these are
+    /// `0.0.0.0` and `[::]`. An IPv6 address stands for IPv6 alone.
+    pub listen: Vec<SocketAddr>,
+    /// The tunnel device.
+    pub tun: TunOptions,
+    /// Networks behind peers, to route into the tunnel device.
+    pub peer_routes: Vec<IpNet>,
+    /// Whether to switch IP forwarding on.
+    pub forwarding: bool,
+    /// Whether and how to hide clients behind the server's address.
+    pub nat: Option<Nat>,
+    /// Event loops; 0 for one per core.
+    pub worker_threads: usize,
+    /// Metrics and logs.
+    pub monitoring: Monitoring,
+    /// Options of every connection's socket.
+    pub socket: SocketOptions,
+}
+
+/// What a client needs of its operating system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientHost {
+    /// Servers to try in turn. Never empty.
+    pub server: Vec<Endpoint>,
+    /// The tunnel device. Without addresses: the server assigns them.
+    pub tun: TunOptions,
+    /// What to route into the tunnel.
+    pub routes: Routes,
+    /// Whom to ask for names.
+    pub dns: Dns,
+    /// Metrics and logs.
+    pub monitoring: Monitoring,
+    /// Options of the connection's socket.
+    pub socket: SocketOptions,
+}
+
+/// The tunnel device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunOptions {
+    /// Interface name, at most 15 bytes.
+    pub name: String,
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// Addresses of this end, each with the prefix length of the tunnel's network.
+    pub addresses: Vec<IpNet>,
+    /// Whether to ask the kernel for super-packets and partial checksums.
+    pub offload: bool,
+}
+
+/// Network address translation for packets that leave the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nat {
+    /// Only on this outgoing interface; none for every interface but the tunnel.
+    pub interface: Option<String>,
+}
+
+/// What a client routes into the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Routes {
+    /// The tunnel's network and what the server pushes.
+    Server,
+    /// Everything.
+    Full,
+    /// These networks.
+    List(Vec<IpNet>),
+    /// Nothing; routing is someone else's affair.
+    None,
+}
+
+/// Which DNS servers a client uses while the tunnel is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dns {
+    /// Those the server pushes, if any.
+    Server,
+    /// These.
+    List(Vec<IpAddr>),
+    /// Those of before.
+    None,
+}
+
+/// Metrics and logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Monitoring {
+    /// Where to serve metrics and health over HTTP; none for nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// The least important messages to log.
+    pub log_level: LogLevel,
+    /// The form of a log line.
+    pub log_format: LogFormat,
+}
+
+/// How important a log message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LogLevel {
+    /// The daemon cannot do its work.
+    Error,
+    /// Something is wrong and work goes on.
+    Warn,
+    /// Sessions, starts and stops.
+    Info,
+    /// Why a session did what it did.
+    Debug,
+    /// Every packet.
+    Trace,
+}
+
+impl LogLevel {
+    pub(crate) const NAMES: [(&'static str, Self); 5] = [
+        ("error", Self::Error),
+        ("warn", Self::Warn),
+        ("info", Self::Info),
+        ("debug", Self::Debug),
+        ("trace", Self::Trace),
+    ];
+
+    /// The name in the configuration, on the command line and for filters.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A name that is no log level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected error, warn, info, debug or trace")]
+pub struct UnknownLogLevel;
+
+impl FromStr for LogLevel {
+    type Err = UnknownLogLevel;
+
+    fn from_str(name: &str) -> Result<Self, UnknownLogLevel> {
+        let level = Self::NAMES.iter().find(|(known, _)| *known == name);
+        level.map(|(_, level)| *level).ok_or(UnknownLogLevel)
+    }
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Options of a connection's TCP socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Name of the congestion control algorithm; none for the system's default.
+    pub congestion_control: Option<String>,
+    /// `TCP_NOTSENT_LOWAT` in bytes: how much unsent data the kernel may hold. What waits beyond
+    /// that waits in the daemon, where it can still be dropped or overtaken.
+    pub notsent_lowat: u32,
+}
+
+/// A server to connect to: `vpn.example.org:8443`, `192.0.2.1:8443`, `[2001:db8::1]:8443`. The
+/// port may be missing and is then [`DEFAULT_PORT`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Host name or IP address, without brackets.
+    pub host: String,
+    /// TCP port, never 0.
+    pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// A text that names no server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a server as \"host:port\"")]
+pub struct InvalidEndpoint;
+
+impl FromStr for Endpoint {
+    type Err = InvalidEndpoint;
+
+    fn from_str(text: &str) -> Result<Self, InvalidEndpoint> {
+        let (host, port) = if let Ok(address) = text.parse::<Ipv6Addr>() {
+            (address.to_string(), None)
+        } else if let Some(rest) = text.strip_prefix('[') {
+            let (host, rest) = rest.split_once(']').ok_or(InvalidEndpoint)?;
+            let address: Ipv6Addr = host.parse().map_err(|_| InvalidEndpoint)?;
+            let port = match rest {
+                "" => None,
+                rest => Some(rest.strip_prefix(':').ok_or(InvalidEndpoint)?),
+            };
+            (address.to_string(), port)
+        } else {
+            match text.split_once(':') {
+                Some((host, port)) => (host.to_owned(), Some(port)),
+                None => (text.to_owned(), None),
+            }
+        };
+        let port = match port {
+            Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                port.parse().map_err(|_| InvalidEndpoint)?
+            }
+            Some(_) => return Err(InvalidEndpoint),
+            None => DEFAULT_PORT,
+        };
+        if port == 0 || !(host.contains(':') || is_host_name(&host)) {
+            return Err(InvalidEndpoint);
+        }
+        Ok(Self { host, port })
+    }
+}
+
+/// Host names and IPv4 addresses; what consists of digits alone must be the latter.
+fn is_host_name(name: &str) -> bool {
+    let label = |label: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        (1..=63).contains(&label.len()) && label.bytes().all(plain) && !label.starts_with('-')
+    };
+    let digits = |byte: u8| byte.is_ascii_digit() || byte == b'.';
+    if name.bytes().all(digits) {
+        return name.parse::<std::net::Ipv4Addr>().is_ok();
+    }
+    name.len() <= 253 && name.strip_suffix('.').unwrap_or(name).split('.').all(label)
+}
+
+/// The pairs of a tunnel's network and a local network that overlap, so that packets for one
+/// would go to the other. Default routes overlap nothing.
+pub fn overlaps(tunnel: &[IpNet], local: &[IpNet]) -> Vec<(IpNet, IpNet)> {
+    let pairs = tunnel
+        .iter()
+        .flat_map(|ours| local.iter().map(|theirs| (ours.trunc(), theirs.trunc())));
+    pairs
+        .filter(|(ours, theirs)| ours.prefix_len() > 0 && theirs.prefix_len() > 0)
+        .filter(|(ours, theirs)| ours.contains(theirs) || theirs.contains(ours))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_print_as_they_parse() {
+        for (text, printed) in [
+            ("vpn.example.org:443", "vpn.example.org:443"),
+            ("vpn.example.org", "vpn.example.org:8443"),
+            ("192.0.2.1:1", "192.0.2.1:1"),
+            ("192.0.2.1", "192.0.2.1:8443"),
+            ("[2001:db8::1]:65535", "[2001:db8::1]:65535"),
+            ("[2001:DB8::1]", "[2001:db8::1]:8443"),
+            ("2001:db8::1", "[2001:db8::1]:8443"),
+            ("localhost", "localhost:8443"),
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!(endpoint.to_string(), printed, "{text}");
+            assert_eq!(printed.parse(), Ok(endpoint));
+        }
+    }
+
+    #[test]
+    fn what_names_no_server_is_refused() {
+        for text in [
+            "",
+            ":8443",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:+1",
+            "host:1:2",
+            "a b:1",
+            "a..b",
+            "-a",
+            "1.2.3:4",
+            "300.1.1.1",
+            "[::1",
+            "[::1]x",
+            "[1.2.3.4]:1",
+            "https://host:1",
+        ] {
+            assert_eq!(text.parse::<Endpoint>(), Err(InvalidEndpoint), "{text}");
+        }
+    }
+
+    #[test]
+    fn log_levels_parse_back() {
+        for (name, level) in LogLevel::NAMES {
+            assert_eq!(name.parse(), Ok(level));
+            assert_eq!(level.to_string(), name);
+        }
+        assert_eq!("loud".parse::<LogLevel>(), Err(UnknownLogLevel));
+    }
+
+    /// Case 61: a pool that overlaps a network of the machine is found.
+    #[test]
+    fn overlapping_networks_are_found_whichever_is_larger() {
+        let nets = |texts: &[&str]| -> Vec<IpNet> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let local = nets(&["192.168.1.7/24", "10.0.0.0/8", "0.0.0.0/0", "fd00::1/64"]);
+        let found = overlaps(&nets(&["10.8.0.1/24", "fd01::1/64"]), &local);
+        assert_eq!(
+            found,
+            [(nets(&["10.8.0.0/24"])[0], nets(&["10.0.0.0/8"])[0])]
+        );
+        assert_eq!(overlaps(&nets(&["192.168.0.1/16"]), &local).len(), 1);
+        assert_eq!(overlaps(&nets(&["172.16.0.1/12"]), &local), []);
+    }
+}

@@ -1,0 +1,225 @@
+//! Files: the configuration itself and the key files it names.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::DeTable;
+use zeroize::Zeroizing;
+
+use crate::problem::{ConfigError, Position, Problem};
+
+/// 65 000 prefixes with a peer each are some 12 MB; more than this is not a configuration.
+const MAX_CONFIG_BYTES: u64 = 64 * 1024 * 1024;
+/// A key is 44 characters and a line feed. The rest is room for stray white space.
+const MAX_KEY_BYTES: u64 = 4096;
+
+/// A configuration file's text, and what is needed to speak about it.
+pub(crate) struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+    mode: Option<u32>,
+    line_starts: Vec<usize>,
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn new(path: &'a Path, text: &'a str, mode: Option<u32>) -> Self {
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let line_starts = std::iter::once(0)
+            .chain(ends.map(|(index, _)| index + 1))
+            .collect();
+        Self {
+            path,
+            text,
+            mode,
+            line_starts,
+        }
+    }
+
+    /// Parses the text, or reports every error of syntax.
+    pub(crate) fn parse(&self) -> Result<Spanned<DeTable<'a>>, ConfigError> {
+        let (tree, mut errors) = DeTable::parse_recoverable(self.text);
+        if errors.is_empty() {
+            return Ok(tree);
+        }
+        errors.sort_by_key(|error| error.span().map(|span| span.start));
+        let problems = errors.iter().map(|error| Problem {
+            file: self.path.to_owned(),
+            position: error.span().map(|span| self.position(span.start)),
+            key: String::new(),
+            message: error.message().to_owned(),
+        });
+        Err(ConfigError::Invalid(problems.collect()))
+    }
+
+    pub(crate) fn position(&self, offset: usize) -> Position {
+        let line = self.line_starts.partition_point(|start| *start <= offset);
+        let start = line
+            .checked_sub(1)
+            .and_then(|index| self.line_starts.get(index))
+            .copied()
+            .unwrap_or(0);
+        let before = self.text.as_bytes().get(start..offset).unwrap_or_default();
+        let column = String::from_utf8_lossy(before).chars().count() + 1;
+        Position { line, column }
+    }
+
+    pub(crate) fn path(&self) -> &'a Path {
+        self.path
+    }
+
+    /// Whether others than the file's owner may open it; never true where modes are unknown.
+    pub(crate) fn exposed_mode(&self) -> Option<u32> {
+        self.mode.filter(|mode| mode & 0o077 != 0)
+    }
+
+    /// A path in the configuration counts from the configuration file's folder.
+    pub(crate) fn resolve(&self, path: &str) -> PathBuf {
+        match self.path.parent() {
+            Some(folder) => folder.join(path),
+            None => PathBuf::from(path),
+        }
+    }
+}
+
+/// Reads a configuration file, with its permission bits where the system has them.
+pub(crate) fn read_config(path: &Path) -> Result<(Zeroizing<String>, Option<u32>), ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let (bytes, metadata) = read_file(path, MAX_CONFIG_BYTES).map_err(unreadable)?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok((Zeroizing::new(text.to_owned()), mode(&metadata))),
+        Err(error) => {
+            let valid = String::from_utf8_lossy(bytes.get(..error.valid_up_to()).unwrap_or(&[]));
+            let valid = Zeroizing::new(valid.into_owned());
+            Err(ConfigError::Invalid(vec![Problem {
+                file: path.to_owned(),
+                position: Some(Source::new(path, &valid, None).position(valid.len())),
+                key: String::new(),
+                message: "expected UTF-8 text".to_owned(),
+            }]))
+        }
+    }
+}
+
+/// Permission bits of a file that may not exist (yet).
+pub(crate) fn mode_of(path: &Path) -> Option<u32> {
+    fs::metadata(path).ok().and_then(|metadata| mode(&metadata))
+}
+
+/// Why a key file's text cannot be had.
+pub(crate) enum KeyFileError {
+    Io(io::Error),
+    /// Group or others have access; holds the permission bits.
+    Exposed(u32),
+    NotText,
+}
+
+/// Reads a file that holds one key and that nobody but its owner may open.
+pub(crate) fn read_key(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+    let (bytes, metadata) = read_file(path, MAX_KEY_BYTES).map_err(KeyFileError::Io)?;
+    if let Some(mode) = mode(&metadata).filter(|mode| mode & 0o077 != 0) {
+        return Err(KeyFileError::Exposed(mode));
+    }
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Err(_) => Err(KeyFileError::NotText),
+    }
+}
+
+fn read_file(path: &Path, max: u64) -> io::Result<(Zeroizing<Vec<u8>>, Metadata)> {
+    // Opening a pipe would wait for its other end.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.len() > max {
+        let text = format!("larger than {max} bytes");
+        return Err(io::Error::other(text));
+    }
+    // The right capacity from the start: growing would leave copies of secrets behind.
+    let capacity = usize::try_from(metadata.len()).unwrap_or(0) + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
+    file.take(max).read_to_end(&mut bytes)?;
+    Ok((bytes, metadata))
+}
+
+#[cfg(unix)]
+fn mode(metadata: &Metadata) -> Option<u32> {
+    use std::os::unix::fs::PermissionsExt;
+    Some(metadata.permissions().mode() & 0o7777)
+}
+
+#[cfg(not(unix))]
+fn mode(_metadata: &Metadata) -> Option<u32> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_count_lines_and_characters_from_one() {
+        let source = Source::new(Path::new("a.toml"), "ab\nü = 1\n\n", None);
+        let at = |offset| {
+            let Position { line, column } = source.position(offset);
+            (line, column)
+        };
+        assert_eq!(at(0), (1, 1));
+        assert_eq!(at(2), (1, 3));
+        assert_eq!(at(3), (2, 1));
+        assert_eq!(at(5), (2, 2), "ü is one character of two bytes");
+        assert_eq!(at(9), (2, 6));
+        assert_eq!(at(10), (3, 1));
+        assert_eq!(at(11), (4, 1));
+        assert_eq!(at(1000).0, 4);
+    }
+
+    #[test]
+    fn every_error_of_syntax_is_reported() {
+        let text = "a = \nport = 1\n\nport = 2\n";
+        let source = Source::new(Path::new("a.toml"), text, None);
+        let error = source.parse().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a.toml:1:5: string values must be quoted, expected literal string\n\
+             a.toml:4:1: duplicate key"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_not_utf8_says_where() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        fs::write(&path, b"a = 1\nb = \xff\n").unwrap();
+        let error = read_config(&path).unwrap_err();
+        let expected = format!("{}:2:5: expected UTF-8 text", path.display());
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn unreadable_files_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path().to_owned(), folder.path().join("absent")] {
+            let error = read_config(&path).unwrap_err();
+            assert!(matches!(error, ConfigError::Unreadable { .. }), "{error}");
+            assert!(error.problems().is_empty());
+            let start = format!("{}: cannot read: ", path.display());
+            assert!(error.to_string().starts_with(&start), "{error}");
+        }
+    }
+
+    #[test]
+    fn paths_count_from_the_configuration_files_folder() {
+        let source = Source::new(Path::new("/etc/lostlove/server.toml"), "", None);
+        assert_eq!(source.resolve("a.key"), Path::new("/etc/lostlove/a.key"));
+        assert_eq!(source.resolve("/k/a.key"), Path::new("/k/a.key"));
+        let source = Source::new(Path::new("server.toml"), "", None);
+        assert_eq!(source.resolve("a.key"), Path::new("a.key"));
+    }
+}

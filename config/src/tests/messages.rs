@@ -1,0 +1,383 @@
+//! What people read: place, key, what was expected, and the nearest valid name.
+
+use crate::testing::{Folder, key, minimal_client, server_of};
+
+/// Wrong server files and all that is said about them.
+const SERVER: &[(&str, &str)] = &[
+    (
+        "\n\n[network]\nmtu = 100\n",
+        "server.toml:4:7: network.mtu: expected 576 to 9000, found 100",
+    ),
+    (
+        "[server]\n\nbind_adress = '0.0.0.0'\n",
+        "server.toml:3:1: server.bind_adress: unknown key; did you mean bind_address?",
+    ),
+    (
+        "[netwrk]\nmtu = 1400\n",
+        "server.toml:1:2: netwrk: unknown section; did you mean network?",
+    ),
+    (
+        "[server]\nmtu = 1400\n",
+        "server.toml:2:1: server.mtu: unknown key; did you mean mtu in [network]?",
+    ),
+    (
+        "port = 1\n",
+        "server.toml:1:1: port: unknown section; did you mean port in [server]?",
+    ),
+    (
+        "[server]\ncolour = 'red'\n",
+        "server.toml:2:1: server.colour: unknown key",
+    ),
+    (
+        "server = 1\n",
+        "server.toml:1:10: server: expected a section [server], found 1",
+    ),
+    (
+        "[peers]\nname = 'a'\n",
+        "server.toml:1:1: peers: expected sections [[peers]], found a table",
+    ),
+    (
+        "peers = [1]\n",
+        "server.toml:1:10: peers: expected sections [[peers]], found 1",
+    ),
+    (
+        "[server]\nport = '8443'\n",
+        "server.toml:2:8: server.port: expected 1 to 65535, found \"8443\"",
+    ),
+    (
+        "[server]\nprotocol = 'udp'\n",
+        "server.toml:2:12: server.protocol: \"udp\" is not supported yet; expected \"tcp\"",
+    ),
+    (
+        "[server]\nprotocol = 'both'\n",
+        "server.toml:2:12: server.protocol: \"both\" is not supported yet; expected \"tcp\"",
+    ),
+    (
+        "[server]\nprotocol = 'tpc'\n",
+        "server.toml:2:12: server.protocol: expected \"tcp\", found \"tpc\"",
+    ),
+    (
+        "[server]\nbind_address = 'localhost'\n",
+        "server.toml:2:16: server.bind_address: expected an IP address, found \"localhost\"",
+    ),
+    (
+        "[server]\nbind_address = []\n",
+        "server.toml:2:16: server.bind_address: expected at least one address",
+    ),
+    (
+        "[server]\nbind_address = ['::', '::']\n",
+        "server.toml:2:23: server.bind_address: \"::\" is listed twice",
+    ),
+    (
+        "[server]\nbind_address = '10.8.0.1'\n",
+        "server.toml:2:16: server.bind_address: expected an address outside the tunnel \
+         (10.8.0.0/24), found 10.8.0.1",
+    ),
+    (
+        "[network]\nenable_ipv6 = 1\n",
+        "server.toml:2:15: network.enable_ipv6: expected true or false, found 1",
+    ),
+    (
+        "[network]\nnat = 1\n",
+        "server.toml:2:7: network.nat: expected true, false or an interface name, found 1",
+    ),
+    (
+        "[network]\ntun_name = 'lostlove-network-0'\n",
+        "server.toml:2:12: network.tun_name: expected an interface name of 1 to 15 letters, \
+         digits, '.', '_' or '-', found \"lostlove-network-0\"",
+    ),
+    (
+        "[network]\ntun_address = '10.8.0.1'\n",
+        "server.toml:2:15: network.tun_address: expected an IPv4 address with prefix length such \
+         as \"10.8.0.1/24\", found \"10.8.0.1\"",
+    ),
+    (
+        "[network]\ntun_address = '10.8.0.1/31'\n",
+        "server.toml:2:15: network.tun_address: expected a prefix length of 8 to 30, found 31",
+    ),
+    (
+        "[network]\ntun_address = '10.8.0.0/24'\n",
+        "server.toml:2:15: network.tun_address: expected the server's address in the tunnel, \
+         found \"10.8.0.0/24\", which is the network's own address",
+    ),
+    (
+        "[network]\nmtu = 1000\nenable_ipv6 = true\n",
+        "server.toml:2:7: network.mtu: expected 1280 to 9000 with IPv6, found 1000; set \
+         enable_ipv6 = false to go lower",
+    ),
+    (
+        "[network]\nenable_ipv6 = false\ndns = ['9.9.9.9', '2620:fe::fe']\n",
+        "server.toml:3:19: network.dns: expected IPv4 alone while IPv6 is off, found 2620:fe::fe",
+    ),
+    (
+        "[network]\ndns = '9.9.9.9'\n",
+        "server.toml:2:7: network.dns: expected a list, found \"9.9.9.9\"",
+    ),
+    (
+        "[network]\npush_routes = ['192.168.1.1/24']\n",
+        "server.toml:2:16: network.push_routes: expected a network without host bits, found \
+         \"192.168.1.1/24\"; did you mean \"192.168.1.0/24\"?",
+    ),
+    (
+        "[limits]\nconnection_timeout = 20\nkeepalive_interval = 20\n",
+        "server.toml:3:22: limits.keepalive_interval: expected less than connection_timeout (20), \
+         found 20",
+    ),
+    (
+        "[limits]\nmax_handshakes = 4\nmax_handshakes_per_source = 5\n",
+        "server.toml:3:29: limits.max_handshakes_per_source: expected at most max_handshakes (4), \
+         found 5",
+    ),
+    (
+        "[security]\nsuites = ['hse', 'aes-256-gmc']\n",
+        "server.toml:2:18: security.suites: expected \"hse\" or \"aes-256-gcm\" or \
+         \"chacha20-poly1305\", found \"aes-256-gmc\"; did you mean \"aes-256-gcm\"?",
+    ),
+    (
+        "[security]\nsuites = []\n",
+        "server.toml:2:10: security.suites: expected at least one suite",
+    ),
+    (
+        "[security]\nprivate_key_file = 'absent.key'\n",
+        "server.toml:2:20: security.private_key_file: cannot read absent.key: No such file or \
+         directory (os error 2)",
+    ),
+    (
+        "[monitoring]\nlog_level = 'warning'\n",
+        "server.toml:2:13: monitoring.log_level: expected \"error\" or \"warn\" or \"info\" or \
+         \"debug\" or \"trace\", found \"warning\"; did you mean \"warn\"?",
+    ),
+    (
+        "[[peers]]\n",
+        "server.toml:1:1: peers.name: missing; expected a name\n\
+         server.toml:1:1: peers.public_key: missing; expected a public key",
+    ),
+];
+
+#[test]
+fn each_problem_of_a_servers_file_has_its_exact_text() {
+    let folder = Folder::new();
+    for (text, expected) in SERVER {
+        assert_eq!(folder.server_errors(text), *expected, "{text}");
+    }
+}
+
+#[test]
+fn each_problem_of_a_clients_file_has_its_exact_text() {
+    let folder = Folder::new();
+    assert_eq!(
+        folder.client_errors(""),
+        "client.toml: client.server: missing; expected a server such as \
+         \"vpn.example.org:8443\"\n\
+         client.toml: client.server_public_key: missing; expected a public key\n\
+         client.toml: client.private_key: missing; expected private_key or private_key_file"
+    );
+    for (line, expected) in [
+        (
+            "routes = 'all'",
+            "client.toml:5:10: client.routes: expected \"full\", \"server\", \"none\" or a list of \
+             networks, found \"all\"",
+        ),
+        (
+            "routes = ['10.0.0.0/8', '10.0.0.0/8']",
+            "client.toml:5:25: client.routes: \"10.0.0.0/8\" is listed twice",
+        ),
+        (
+            "dns = 'sever'",
+            "client.toml:5:7: client.dns: expected \"server\", \"none\" or a list of IP addresses, \
+             found \"sever\"; did you mean \"server\"?",
+        ),
+        (
+            "dns = ['0.0.0.0']",
+            "client.toml:5:8: client.dns: expected the address of one host, found \"0.0.0.0\"",
+        ),
+        (
+            "reconnect_min = 10\nreconnect_max = 5",
+            "client.toml:6:17: client.reconnect_max: expected at least reconnect_min (10), found 5",
+        ),
+        (
+            "private_key_file = 'other.key'",
+            "client.toml:5:20: client.private_key_file: expected private_key or private_key_file, \
+             found both",
+        ),
+        (
+            "[limits]\nmax_handshakes = 5",
+            "client.toml:6:1: limits.max_handshakes: unknown key",
+        ),
+    ] {
+        let text = format!("{}{line}\n", minimal_client());
+        assert_eq!(folder.client_errors(&text), expected, "{line}");
+    }
+    let servers = minimal_client().replace("'localhost'", "['a', 'b:0']");
+    assert_eq!(
+        folder.client_errors(&servers),
+        "client.toml:2:16: client.server: expected a server such as \"vpn.example.org:8443\", \
+         found \"b:0\""
+    );
+    let own = minimal_client().replace(
+        &key(200).public_key().to_string(),
+        &key(1).public_key().to_string(),
+    );
+    assert_eq!(
+        folder.client_errors(&own),
+        "client.toml:3:21: client.server_public_key: expected the server's public key, found \
+         this client's own"
+    );
+}
+
+#[test]
+fn all_problems_are_reported_in_the_files_order() {
+    let folder = Folder::new();
+    let text = "[monitoring]\nlog_level = 1\n[server]\nport = 0\nprot = 1\n[network]\nmtu = 1\n\
+                dns = ['a', '9.9.9.9', 'b']\n[oops]\n[[peers]]\nname = ''\n";
+    let errors = folder.server_errors(text);
+    let places: Vec<_> = errors
+        .lines()
+        .map(|line| {
+            line.split(':')
+                .take(4)
+                .skip(1)
+                .collect::<Vec<_>>()
+                .join(":")
+        })
+        .collect();
+    let expected = [
+        "2:13: monitoring.log_level",
+        "4:8: server.port",
+        "5:1: server.prot",
+        "7:7: network.mtu",
+        "8:8: network.dns",
+        "8:24: network.dns",
+        "9:2: oops",
+        "10:1: peers.public_key",
+        "11:8: peers.name",
+    ];
+    assert_eq!(places, expected, "{errors}");
+}
+
+#[test]
+fn a_file_with_the_keys_of_llp_1_0_alone_loads() {
+    let folder = Folder::new();
+    let text = "[server]\nbind_address = '0.0.0.0'\nport = 8443\nprotocol = 'tcp'\n\
+                max_connections = 1000\nworker_threads = 4\n\n\
+                [network]\ntun_name = 'lostlove0'\ntun_address = '10.8.0.1/24'\nmtu = 1400\n\
+                enable_ipv6 = false\n\n\
+                [limits]\nrate_limit_per_user = 10485760\nmax_streams_per_connection = 256\n\
+                connection_timeout = 300\n\n\
+                [monitoring]\nenable_metrics = true\nmetrics_port = 9090\nlog_level = 'info'\n";
+    let settings = folder.server(text).unwrap();
+    assert_eq!(settings.warnings, [""; 0]);
+    assert_eq!(settings.host.listen, ["0.0.0.0:8443".parse().unwrap()]);
+    assert_eq!(settings.host.worker_threads, 4);
+    let metrics = settings.host.monitoring.metrics;
+    assert_eq!(metrics, Some("127.0.0.1:9090".parse().unwrap()));
+    let server = server_of(&settings);
+    assert_eq!(server.rate_limit, Some(10_485_760));
+    assert_eq!(server.secret_key.as_bytes(), key(200).as_bytes());
+    // Extremes of the old keys load as well.
+    for text in [
+        "[network]\nmtu = 576\n",
+        "[limits]\nconnection_timeout = 3\n",
+        "[limits]\nrate_limit_per_user = 0\n",
+        "",
+    ] {
+        assert_eq!(folder.server_errors(text), "", "{text}");
+    }
+}
+
+#[test]
+fn without_a_key_the_way_to_one_is_shown() {
+    let folder = Folder::new();
+    std::fs::remove_file(folder.path("server.key")).unwrap();
+    assert_eq!(
+        folder.server_errors(""),
+        "server.toml: security.private_key_file: no key: expected server.key; create it with \
+         (umask 077; lostlove genkey > server.key)"
+    );
+    assert_eq!(
+        crate::default_key_path(&folder.server_path()),
+        folder.path("server.key")
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn secrets_must_not_be_open_to_others() {
+    let folder = Folder::new();
+    folder.set_mode("server.key", 0o640);
+    assert_eq!(
+        folder.server_errors(""),
+        "server.toml: security.private_key_file: expected mode 0600 of server.key, found 0640"
+    );
+    folder.set_mode("server.key", 0o400);
+    assert_eq!(folder.server_errors(""), "");
+
+    let load = |text: &str| {
+        folder.write("client.toml", text);
+        folder.set_mode("client.toml", 0o604);
+        crate::load_client(&folder.path("client.toml"))
+    };
+    let error = load(&minimal_client()).unwrap_err().to_string();
+    assert_eq!(
+        folder.strip(&error),
+        "client.toml:4:15: client.private_key: expected mode 0600 of client.toml, which holds a \
+         secret, found 0604"
+    );
+    let inline = format!("private_key = '{}'", *key(1).to_base64());
+    let beside = minimal_client().replace(&inline, "private_key_file = 'other.key'");
+    assert!(load(&beside).is_ok(), "no secret is in the file itself");
+}
+
+#[test]
+fn key_files_that_hold_no_key_are_refused() {
+    let folder = Folder::new();
+    for text in ["", "not a key", &"A".repeat(100)] {
+        folder.write("server.key", text);
+        assert_eq!(
+            folder.server_errors("[security]\nprivate_key_file = 'server.key'\n"),
+            "server.toml:2:20: security.private_key_file: expected 44 characters of base64 (32 \
+             bytes) in server.key"
+        );
+    }
+    folder.write("server.key", &"A".repeat(5000));
+    let errors = folder.server_errors("");
+    assert!(
+        errors.ends_with("server.key: larger than 4096 bytes"),
+        "{errors}"
+    );
+    let errors = folder.server_errors("[security]\nprivate_key_file = '.'\n");
+    assert!(errors.ends_with(": not a regular file"), "{errors}");
+}
+
+#[test]
+fn no_message_contains_a_secret() {
+    let folder = Folder::new();
+    let secret = key(77).to_base64();
+    let cut = secret.get(..43).unwrap();
+    for line in [
+        format!("private_key = '{cut}'"),
+        format!("private_key = '{}x'", *secret),
+        format!("private_key = ['{}']", *secret),
+        format!("private_key = {}", *secret),
+        format!("private_key = '{}", *secret),
+        format!("privat_key = '{}'", *secret),
+        format!("private_key_file = '{}'", *secret),
+        format!("private_key_file = '{cut}'"),
+        format!(
+            "private_key = '{}'\nprivate_key_file = 'other.key'",
+            *secret
+        ),
+        format!("[[peers]]\nname = 'a'\npublic_key = '{cut}'"),
+        format!("[[peers]]\nname = 'a'\npublic_key = '{cut}'\npreshared_key = '{cut}'"),
+    ] {
+        let errors = folder.server_errors(&format!("[security]\n{line}\n"));
+        assert_ne!(errors, "", "{line}");
+        assert!(!errors.contains(secret.get(..20).unwrap()), "{errors}");
+    }
+    let misplaced = format!("[security]\nprivate_key_file = '{}'\n", *secret);
+    assert_eq!(
+        folder.server_errors(&misplaced),
+        "server.toml:2:20: security.private_key_file: expected a file name, found a key; did you \
+         mean private_key?"
+    );
+}

@@ -1,0 +1,7 @@
+//! Whole files.
+
+mod every_key;
+mod examples;
+mod messages;
+mod mutations;
+mod relations;

@@ -1,0 +1,175 @@
+//! Pooled packet buffers with room for the protocol's own bytes on both sides.
+
+use crate::crypto::Suite;
+use crate::wire::{ENTRY_HEADER_LEN, HEADER_LEN};
+
+/// Bytes in front of a packet: LLP header and entry header.
+pub(crate) const HEADROOM: usize = HEADER_LEN + ENTRY_HEADER_LEN;
+/// Bytes behind a packet: the longest tag.
+pub(crate) const TAILROOM: usize = Suite::MAX_TAG_LEN;
+/// The longest IP packet that crosses the tunnel in one piece.
+pub(crate) const MAX_PACKET_LEN: usize = 65_535;
+
+/// Size classes, so that a queue of small packets does not pin large buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// An ordinary packet of a 1,400 to 1,900-byte MTU, or a control packet.
+    Small,
+    /// A hello, a packet of the largest MTU, a batch of small packets.
+    Medium,
+    /// A super-packet.
+    Large,
+    /// What one read from a socket may bring.
+    Receive,
+}
+
+impl Class {
+    const ALL: [Self; 4] = [Self::Small, Self::Medium, Self::Large, Self::Receive];
+
+    /// Bytes that a buffer of this class holds.
+    pub(crate) const fn capacity(self) -> usize {
+        match self {
+            Self::Small => 2048,
+            Self::Medium => 16 * 1024,
+            Self::Large => HEADROOM + MAX_PACKET_LEN + TAILROOM,
+            Self::Receive => 128 * 1024,
+        }
+    }
+
+    /// The smallest class that holds a packet of `len` bytes with room on both sides.
+    pub(crate) const fn for_packet(len: usize) -> Self {
+        let needed = HEADROOM + len + TAILROOM;
+        if needed <= Self::Small.capacity() {
+            Self::Small
+        } else if needed <= Self::Medium.capacity() {
+            Self::Medium
+        } else {
+            Self::Large
+        }
+    }
+
+    /// How many unused buffers are kept, about 1 MiB of each class.
+    const fn kept(self) -> usize {
+        match self {
+            Self::Small => 512,
+            Self::Medium => 64,
+            Self::Large => 16,
+            Self::Receive => 8,
+        }
+    }
+}
+
+// A record of any class holds at least its header, an entry header and a tag.
+const _: () = assert!(Class::Small.capacity() > HEADROOM + TAILROOM + 1500);
+// A Receive buffer holds the longest packet on the wire.
+const _: () = assert!(Class::Receive.capacity() > HEADER_LEN + 65_535);
+
+/// Memory from a [`Pool`], and the part of it that is in use.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    bytes: Box<[u8]>,
+    class: Class,
+    /// First used byte.
+    pub(crate) start: usize,
+    /// One past the last used byte.
+    pub(crate) end: usize,
+}
+
+impl Buffer {
+    /// Bytes of memory behind this buffer.
+    pub(crate) const fn capacity(&self) -> usize {
+        self.class.capacity()
+    }
+
+    /// All of it.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// The used part.
+    pub(crate) fn used(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// The used part.
+    pub(crate) fn used_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.end]
+    }
+
+    /// The free part behind the used one.
+    pub(crate) fn tail_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.end..]
+    }
+
+    /// Number of used bytes.
+    pub(crate) const fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Moves the used part to the front.
+    pub(crate) fn compact(&mut self) {
+        self.bytes.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+    }
+}
+
+/// Keeps unused buffers for the next packet, so that the steady state allocates nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    free: [Vec<Box<[u8]>>; Class::ALL.len()],
+}
+
+impl Pool {
+    /// An empty buffer of `class`; its content is left over from earlier use.
+    pub(crate) fn take(&mut self, class: Class) -> Buffer {
+        let bytes = self.free[class as usize]
+            .pop()
+            .unwrap_or_else(|| vec![0; class.capacity()].into_boxed_slice());
+        Buffer { bytes, class, start: 0, end: 0 }
+    }
+
+    /// Takes a buffer back.
+    pub(crate) fn put(&mut self, buffer: Buffer) {
+        let free = &mut self.free[buffer.class as usize];
+        if free.len() < buffer.class.kept() {
+            free.push(buffer.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_fits_its_class_with_room_on_both_sides() {
+        for len in [0, 1, 1400, 1988, 1989, 9000, 16_324, 16_325, MAX_PACKET_LEN] {
+            let class = Class::for_packet(len);
+            assert!(HEADROOM + len + TAILROOM <= class.capacity(), "{len}");
+        }
+        assert_eq!(Class::for_packet(1400), Class::Small);
+        assert_eq!(Class::for_packet(9000), Class::Medium);
+    }
+
+    #[test]
+    fn the_pool_reuses_and_stays_bounded() {
+        let mut pool = Pool::default();
+        let buffers: Vec<_> = (0..100).map(|_| pool.take(Class::Large)).collect();
+        for buffer in buffers {
+            pool.put(buffer);
+        }
+        assert_eq!(pool.free[Class::Large as usize].len(), Class::Large.kept());
+        pool.take(Class::Large);
+        assert_eq!(pool.free[Class::Large as usize].len(), Class::Large.kept() - 1);
+    }
+
+    #[test]
+    fn compacting_keeps_the_used_bytes() {
+        let mut buffer = Pool::default().take(Class::Small);
+        buffer.bytes_mut()[10..14].copy_from_slice(b"abcd");
+        (buffer.start, buffer.end) = (10, 14);
+        buffer.compact();
+        assert_eq!((buffer.used(), buffer.start), (&b"abcd"[..], 0));
+    }
+}

@@ -1,0 +1,169 @@
+//! Packets from peers: checked, and passed to the TUN device or to another client.
+
+use super::connection::Session;
+use super::{Endpoint, TunPacket, TunSink};
+use crate::buffer::{Class, HEADROOM};
+use crate::config::Role;
+use crate::error::DropReason;
+use crate::ip::{self, IpInfo, Offload, Unreachable, VirtioHeader};
+use crate::queue::{Queued, SendQueue};
+use crate::route::PeerId;
+use crate::time::Instant;
+
+/// The connection a packet came from, which is lifted out of the table meanwhile.
+pub(super) struct Origin<'a> {
+    pub(super) session: &'a mut Session,
+    pub(super) queue: &'a mut SendQueue,
+}
+
+/// Where a packet goes.
+enum Way {
+    Tun,
+    Peer(PeerId),
+}
+
+impl Endpoint {
+    /// Handles one IP packet that a peer sent.
+    pub(super) fn from_peer(
+        &mut self,
+        origin: &mut Origin<'_>,
+        packet: &mut [u8],
+        offload: Offload,
+        sink: &mut TunSink<'_>,
+        now: Instant,
+    ) {
+        self.stats.peer_packets_in += 1;
+        let peer = origin.session.peer;
+        self.peers[peer.index()].stats.bytes_in += packet.len() as u64;
+        let result = self.check(origin.session, packet, offload, now).and_then(|(info, way)| {
+            match way {
+                Way::Tun => self.to_tun(packet, &info, offload, sink),
+                Way::Peer(peer) => self.to_peer(peer, packet, &info, offload, now),
+            }
+        });
+        if let Err(reason) = result {
+            self.stats.drop_packet(reason);
+            self.explain_to_peer(origin, packet, reason, now);
+        }
+    }
+
+    fn check(
+        &self,
+        session: &mut Session,
+        packet: &[u8],
+        offload: Offload,
+        now: Instant,
+    ) -> Result<(IpInfo, Way), DropReason> {
+        let info = ip::parse(packet)?;
+        if !ip::is_unicast_destination(info.destination) {
+            return Err(DropReason::NotUnicast);
+        }
+        let way = match &self.config.role {
+            Role::Server(server) => {
+                if !ip::is_unicast_source(info.source)
+                    || self.table.lookup(info.source) != Some(session.peer)
+                {
+                    return Err(DropReason::ForeignSource);
+                }
+                match self.table.lookup(info.destination) {
+                    None => Way::Tun,
+                    Some(peer) if server.client_to_client && peer != session.peer => {
+                        Way::Peer(peer)
+                    }
+                    Some(_) => return Err(DropReason::Isolated),
+                }
+            }
+            Role::Client(_) if self.is_for_client(info.destination) => Way::Tun,
+            Role::Client(_) => return Err(DropReason::NoRoute),
+        };
+        if ip::max_segment_len(packet, &info, offload) > usize::from(session.mtu) {
+            return Err(DropReason::TooBig);
+        }
+        let within_rate = session
+            .upload
+            .as_mut()
+            .is_none_or(|bucket| bucket.try_spend(packet.len() as u64, now));
+        if within_rate { Ok((info, way)) } else { Err(DropReason::RateLimit) }
+    }
+
+    fn to_tun(
+        &mut self,
+        packet: &mut [u8],
+        info: &IpInfo,
+        offload: Offload,
+        sink: &mut TunSink<'_>,
+    ) -> Result<(), DropReason> {
+        if self.config.tun_offload {
+            let header = ip::virtio_for(packet, info, offload)?;
+            let taken = sink(TunPacket { bytes: packet, header });
+            self.count_tun_write(packet.len(), taken);
+            return Ok(());
+        }
+        ip::finish(packet, info, offload, &mut |bytes| {
+            let taken = sink(TunPacket { bytes, header: VirtioHeader::default() });
+            self.count_tun_write(bytes.len(), taken);
+        })
+    }
+
+    /// Passes a packet to another client, as a router between them does.
+    fn to_peer(
+        &mut self,
+        peer: PeerId,
+        packet: &mut [u8],
+        info: &IpInfo,
+        offload: Offload,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let id = self.peers[peer.index()].connection.ok_or(DropReason::NotConnected)?;
+        let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
+        if ip::max_segment_len(packet, info, offload) > usize::from(mtu) {
+            return Err(DropReason::TooBig);
+        }
+        ip::decrement_ttl(packet, info)?;
+        let flow = ip::flow_hash(packet, info);
+        let queued = self.queued_copy(packet, offload, flow, now);
+        self.stats.forwarded_packets += 1;
+        self.enqueue(id, queued);
+        Ok(())
+    }
+
+    /// Writes the ICMP error that a router owes the sender of a packet it could not forward.
+    fn explain_to_peer(
+        &mut self,
+        origin: &mut Origin<'_>,
+        packet: &[u8],
+        reason: DropReason,
+        now: Instant,
+    ) {
+        let (Ok(info), Role::Server(_)) = (ip::parse(packet), &self.config.role) else { return };
+        let Some(from) = self.own_address(&info) else { return };
+        let error = match reason {
+            DropReason::TooBig => ip::packet_too_big(packet, &info, origin.session.mtu, from),
+            DropReason::TtlExpired => ip::time_exceeded(packet, &info, from),
+            DropReason::NotConnected => ip::unreachable(packet, &info, Unreachable::Host, from),
+            DropReason::Isolated => ip::unreachable(packet, &info, Unreachable::Prohibited, from),
+            _ => None,
+        };
+        let Some(error) = error else { return };
+        if !self.icmp_bucket.try_spend(1, now) {
+            return;
+        }
+        self.stats.icmp_out += 1;
+        let queued = self.queued_copy(error.as_bytes(), Offload::NONE, 0, now);
+        origin.queue.push(queued, &mut self.pool, &mut self.stats);
+    }
+
+    /// A pooled copy of `packet`, ready to be queued.
+    pub(super) fn queued_copy(
+        &mut self,
+        packet: &[u8],
+        offload: Offload,
+        flow: u32,
+        now: Instant,
+    ) -> Queued {
+        let mut buffer = self.pool.take(Class::for_packet(packet.len()));
+        (buffer.start, buffer.end) = (HEADROOM, HEADROOM + packet.len());
+        buffer.used_mut().copy_from_slice(packet);
+        Queued { buffer, offload, flow, queued_at: now }
+    }
+}

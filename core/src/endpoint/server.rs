@@ -1,0 +1,294 @@
+//! What only a server decides: whom to admit, who a key belongs to, which address it gets.
+
+use core::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::connection::{Connection, State};
+use super::{Endpoint, RoleState};
+use crate::config::{Role, Server};
+use crate::crypto::PublicKey;
+use crate::error::{HandshakeError, Refusal};
+use crate::event::{CloseReason, ConnectionId, Event};
+use crate::handshake::{ClientHello, ClientOffer, Grant, Responder, ServerOutcome};
+use crate::handshake::{legacy_server_hello, new_session_id, read_client_hello};
+use crate::route::{AddressPool, PeerId};
+use crate::time::Instant;
+use crate::wire::{DisconnectCode, Flags, Header, PacketType};
+
+/// A server's own state.
+pub(super) struct ServerState {
+    keys: BTreeMap<PublicKey, PeerId>,
+    pool_v4: AddressPool,
+    pool_v6: Option<AddressPool>,
+    /// Unauthenticated connections by [`source_of`].
+    sources: BTreeMap<u128, usize>,
+}
+
+impl ServerState {
+    pub(super) fn new(server: &Server) -> Self {
+        let peers = || server.peers.iter();
+        Self {
+            keys: peers().zip(0..).map(|(peer, id)| (peer.public_key, PeerId(id))).collect(),
+            pool_v4: AddressPool::new(
+                IpNet::V4(server.address_v4),
+                peers().filter_map(|peer| peer.address_v4.map(IpAddr::V4)),
+            ),
+            pool_v6: server.address_v6.map(|network| {
+                let fixed = peers().filter_map(|peer| peer.address_v6.map(IpAddr::V6));
+                AddressPool::new(IpNet::V6(network), fixed)
+            }),
+            sources: BTreeMap::new(),
+        }
+    }
+}
+
+/// What counts as one source: an IPv4 address, or an IPv6 /64, which is what one host owns.
+fn source_of(remote: SocketAddr) -> u128 {
+    match remote.ip().to_canonical() {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits() & !u128::from(u64::MAX),
+    }
+}
+
+impl Endpoint {
+    /// Whether a new connection may come in.
+    pub(super) fn admit(&self, remote: SocketAddr) -> Result<(), Refusal> {
+        let RoleState::Server(server) = &self.role else { return Err(Refusal::ShuttingDown) };
+        let limits = &self.config.limits;
+        let handshaking = usize::try_from(self.stats.handshaking).unwrap_or(usize::MAX);
+        let from_source = server.sources.get(&source_of(remote)).copied().unwrap_or(0);
+        if self.shutting_down {
+            Err(Refusal::ShuttingDown)
+        } else if self.connections.len() >= limits.max_connections + limits.max_handshakes {
+            Err(Refusal::TooManyConnections)
+        } else if handshaking >= limits.max_handshakes {
+            Err(Refusal::TooManyHandshakes)
+        } else if from_source >= limits.max_handshakes_per_source {
+            Err(Refusal::TooManyFromSource)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) fn count_source(&mut self, remote: SocketAddr) {
+        if let RoleState::Server(server) = &mut self.role {
+            *server.sources.entry(source_of(remote)).or_default() += 1;
+        }
+    }
+
+    pub(super) fn uncount_source(&mut self, remote: SocketAddr) {
+        let RoleState::Server(server) = &mut self.role else { return };
+        let source = source_of(remote);
+        if let Some(count) = server.sources.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                server.sources.remove(&source);
+            }
+        }
+    }
+
+    /// Routes that do not depend on leases: fixed addresses and the networks behind peers.
+    pub(super) fn insert_static_routes(&mut self) {
+        match &self.config.role {
+            Role::Server(server) => {
+                for (peer, id) in server.peers.iter().zip(0..) {
+                    let fixed = [peer.address_v4.map(IpAddr::V4), peer.address_v6.map(IpAddr::V6)];
+                    let hosts = fixed.into_iter().flatten().map(IpNet::from);
+                    for network in hosts.chain(peer.routes.iter().copied()) {
+                        self.table.insert(network, PeerId(id));
+                    }
+                }
+            }
+            Role::Client(_) => {
+                self.table.insert(IpNet::V4(Ipv4Net::default()), PeerId(0));
+                self.table.insert(IpNet::V6(Ipv6Net::default()), PeerId(0));
+            }
+        }
+    }
+
+    /// Answers a ClientHello. Nothing that exists changes before the client proves its key, but
+    /// that its address is set aside.
+    pub(super) fn answer_hello(
+        &mut self,
+        connection: &mut Connection,
+        json: &[u8],
+        now: Instant,
+    ) -> Result<(), HandshakeError> {
+        let Role::Server(server) = &self.config.role else {
+            return Err(HandshakeError::Unexpected);
+        };
+        match read_client_hello(json, &server.secret_key)? {
+            ClientHello::Legacy => self.answer_probe(connection, now),
+            ClientHello::Current(responder) => self.answer_current(connection, *responder, now),
+        }
+    }
+
+    fn answer_probe(
+        &mut self,
+        connection: &mut Connection,
+        now: Instant,
+    ) -> Result<(), HandshakeError> {
+        let Role::Server(server) = &self.config.role else {
+            return Err(HandshakeError::Unexpected);
+        };
+        let source = connection.remote.ip().to_canonical();
+        if !server.probe_sources.iter().any(|network| network.contains(&source)) {
+            return Err(HandshakeError::ProbeRefused);
+        }
+        let session = new_session_id(&mut self.rng);
+        let mut random = [0; 32];
+        rand_core::Rng::fill_bytes(&mut self.rng, &mut random);
+        let json = legacy_server_hello(session, &random);
+        // A 1.0 reader takes the length for the top of its timestamp, so it is left zero.
+        self.send_hello(connection, PacketType::HandshakeResponse, &json, 0, now);
+        self.leave_session(connection, now);
+        connection.state = State::Probe;
+        self.stats.probes += 1;
+        let (id, remote) = (connection.id, connection.remote);
+        self.events.push_back(Event::ProbeEstablished { id, remote, session });
+        Ok(())
+    }
+
+    fn answer_current(
+        &mut self,
+        connection: &mut Connection,
+        responder: Responder,
+        now: Instant,
+    ) -> Result<(), HandshakeError> {
+        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &self.role)
+        else {
+            return Err(HandshakeError::Unexpected);
+        };
+        let peer = *state.keys.get(&responder.peer_key()).ok_or(HandshakeError::UnknownPeer)?;
+        let preshared_key = server.peers[peer.index()].preshared_key.clone();
+        connection.peer = Some(peer);
+        let grant = self.grant(peer, responder.offer(), now)?;
+        let id = new_session_id(&mut self.rng);
+        let (outcome, json) = responder.accept(
+            preshared_key.as_ref(),
+            &self.config.suites,
+            id,
+            grant,
+            &mut self.rng,
+        )?;
+        let length = u16::try_from(json.len()).map_err(|_| HandshakeError::Malformed)?;
+        self.send_hello(connection, PacketType::HandshakeResponse, &json, length, now);
+        let ServerOutcome { suite, master, grant } = outcome;
+        let session = self.new_session(peer, id, suite, &master, &grant, now);
+        connection.state = State::AwaitProof(Box::new(session));
+        Ok(())
+    }
+
+    /// Puts a hello, which is never sealed, into the outbox.
+    pub(super) fn send_hello(
+        &mut self,
+        connection: &mut Connection,
+        packet_type: PacketType,
+        json: &[u8],
+        payload_len: u16,
+        now: Instant,
+    ) {
+        let header = Header {
+            packet_type,
+            stream: 0,
+            sequence: 0,
+            payload_len,
+            timestamp_ms: self.timestamp_ms(now),
+            flags: Flags::NONE,
+        };
+        connection.send_plain(&header.encode(json), json, &mut self.pool);
+    }
+
+    /// The addresses and settings for `peer`: fixed ones, else its lease.
+    fn grant(
+        &mut self,
+        peer: PeerId,
+        offer: &ClientOffer,
+        now: Instant,
+    ) -> Result<Grant, HandshakeError> {
+        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &mut self.role)
+        else {
+            return Err(HandshakeError::Unexpected);
+        };
+        let known = &server.peers[peer.index()];
+        let wanted = (offer.address_v4.map(IpAddr::V4), offer.address_v6.map(IpAddr::V6));
+        let fixed = (known.address_v4.map(IpAddr::V4), known.address_v6.map(IpAddr::V6));
+        let v4 = fixed.0.or_else(|| state.pool_v4.lease(peer, wanted.0, now));
+        let v6 = state
+            .pool_v6
+            .as_mut()
+            .and_then(|pool| fixed.1.or_else(|| pool.lease(peer, wanted.1, now)));
+        for address in [v4, v6].into_iter().flatten() {
+            self.table.insert(IpNet::from(address), peer);
+        }
+        let prefix_v4 = server.address_v4.prefix_len();
+        let prefix_v6 = server.address_v6.map_or(128, |network| network.prefix_len());
+        Ok(Grant {
+            address_v4: v4.and_then(|address| match address {
+                IpAddr::V4(address) => Ipv4Net::new(address, prefix_v4).ok(),
+                IpAddr::V6(_) => None,
+            }),
+            address_v6: v6.and_then(|address| match address {
+                IpAddr::V4(_) => None,
+                IpAddr::V6(address) => Ipv6Net::new(address, prefix_v6).ok(),
+            }),
+            mtu: self.config.mtu.min(offer.mtu),
+            rotation: self.config.rotation,
+            push: server.push.clone(),
+        })
+    }
+
+    /// A client has proved its key: its session takes effect, in place of an older one.
+    pub(super) fn establish_on_server(&mut self, connection: &mut Connection, now: Instant) {
+        let Some(peer) = connection.peer else { return };
+        let previous = self.peers[peer.index()].connection;
+        if let Some(previous) = previous {
+            let ending = (DisconnectCode::Superseded, CloseReason::Superseded);
+            self.disconnect(previous, ending, now);
+        }
+        self.establish(connection, now);
+        let sessions = usize::try_from(self.stats.sessions).unwrap_or(usize::MAX);
+        if sessions > self.config.limits.max_connections {
+            let ending = (DisconnectCode::TooManySessions, CloseReason::TooManySessions);
+            self.begin_closing(connection, Some(ending.0), ending.1, now);
+        } else if !self.has_address(peer) {
+            let ending = (DisconnectCode::PoolEmpty, CloseReason::PoolEmpty);
+            self.begin_closing(connection, Some(ending.0), ending.1, now);
+        }
+    }
+
+    fn has_address(&self, peer: PeerId) -> bool {
+        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &self.role)
+        else {
+            return true;
+        };
+        server.peers[peer.index()].address_v4.is_some() || state.pool_v4.address(peer).is_some()
+    }
+
+    /// A session ended: its leases may be given away, once nothing else is free.
+    pub(super) fn peer_left(&mut self, peer: PeerId, now: Instant) {
+        if let RoleState::Server(server) = &mut self.role {
+            server.pool_v4.release(peer, now);
+            if let Some(pool) = &mut server.pool_v6 {
+                pool.release(peer, now);
+            }
+        }
+    }
+
+    /// Ends the connection `id` with a Disconnect.
+    pub(super) fn disconnect(
+        &mut self,
+        id: ConnectionId,
+        (code, reason): (DisconnectCode, CloseReason),
+        now: Instant,
+    ) {
+        if let Some(mut connection) = self.connections.lift(id) {
+            self.begin_closing(&mut connection, Some(code), reason, now);
+            self.connections.put_back(connection);
+            self.rearm(id);
+            self.wants_transmit(id);
+        }
+    }
+}

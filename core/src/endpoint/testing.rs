@@ -1,0 +1,378 @@
+//! A server and its clients in memory, on a virtual clock.
+
+use core::net::{Ipv4Addr, SocketAddr};
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use super::{Endpoint, TunPacket};
+use crate::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
+use crate::crypto::{SecretKey, Suite};
+use crate::event::{CloseReason, ConnectionId, Event};
+use crate::ip::VirtioHeader;
+use crate::time::Instant;
+
+pub(super) const SERVER: usize = usize::MAX;
+
+pub(super) fn secret(n: u8) -> SecretKey {
+    SecretKey::from_bytes([n.wrapping_add(1); 32])
+}
+
+pub(super) fn server_config(clients: u8) -> Config {
+    let peers = (1..=clients).map(|n| Peer {
+        name: format!("client{n}"),
+        public_key: secret(n).public_key(),
+        preshared_key: None,
+        address_v4: None,
+        address_v6: None,
+        routes: Vec::new(),
+        rate_limit: None,
+    });
+    config(Role::Server(Server {
+        secret_key: secret(0),
+        peers: peers.collect(),
+        address_v4: "10.8.0.1/24".parse().unwrap(),
+        address_v6: Some("fd00::1/64".parse().unwrap()),
+        client_to_client: false,
+        probe_sources: vec!["127.0.0.0/8".parse().unwrap()],
+        push: Push::default(),
+        rate_limit: None,
+    }))
+}
+
+pub(super) fn client_config(n: u8) -> Config {
+    config(Role::Client(Client {
+        secret_key: secret(n),
+        server_key: secret(0).public_key(),
+        preshared_key: None,
+        routes: Vec::new(),
+        reconnect_min: Duration::from_millis(500),
+        reconnect_max: Duration::from_secs(30),
+    }))
+}
+
+fn config(role: Role) -> Config {
+    Config {
+        role,
+        suites: Suite::ALL.to_vec(),
+        rotation: Rotation::default(),
+        limits: Limits::default(),
+        mtu: 1400,
+        tun_offload: false,
+        unix_time_at_zero: Duration::from_secs(1_800_000_000),
+    }
+}
+
+/// One direction of a TCP connection.
+#[derive(Default)]
+pub(super) struct Pipe {
+    bytes: VecDeque<u8>,
+    /// Everything that ever went through.
+    pub(super) transcript: Vec<u8>,
+    /// The reader takes nothing, so the writer sees a full socket beyond this many bytes.
+    pub(super) stalled_at: Option<usize>,
+}
+
+/// A TCP connection between a client and the server.
+pub(super) struct Link {
+    pub(super) client: usize,
+    pub(super) client_id: ConnectionId,
+    pub(super) server_id: ConnectionId,
+    pub(super) up: Pipe,
+    pub(super) down: Pipe,
+    open: [bool; 2],
+}
+
+pub(super) struct Net {
+    pub(super) server: Endpoint,
+    pub(super) clients: Vec<Endpoint>,
+    pub(super) links: Vec<Link>,
+    pub(super) now: Instant,
+    /// How many bytes one read brings at most.
+    pub(super) segment: usize,
+    /// Packets that reached each client's TUN device.
+    pub(super) received: Vec<Vec<Vec<u8>>>,
+    pub(super) received_by_server: Vec<Vec<u8>>,
+    pub(super) events: Vec<(usize, Event)>,
+    pub(super) refuse_dials: bool,
+    /// Connections whose socket was full.
+    blocked: Vec<(usize, ConnectionId)>,
+}
+
+impl Net {
+    pub(super) fn new(server: Config, clients: Vec<Config>) -> Self {
+        let now = Instant::from_millis(1000);
+        let count = clients.len();
+        let seeded = |(n, config): (u8, _)| Endpoint::new(config, [100 + n; 32], now);
+        Self {
+            server: Endpoint::new(server, [99; 32], now),
+            clients: (0..).zip(clients).map(seeded).collect(),
+            links: Vec::new(),
+            now,
+            segment: usize::MAX,
+            received: vec![Vec::new(); count],
+            received_by_server: Vec::new(),
+            events: Vec::new(),
+            refuse_dials: false,
+            blocked: Vec::new(),
+        }
+    }
+
+    /// One server and `n` of its clients, all connected.
+    pub(super) fn connected(n: u8) -> Self {
+        let mut net = Self::new(server_config(n), (1..=n).map(client_config).collect());
+        net.run(Duration::ZERO);
+        net
+    }
+
+    fn endpoint(&mut self, which: usize) -> &mut Endpoint {
+        if which == SERVER { &mut self.server } else { &mut self.clients[which] }
+    }
+
+    /// Lets `duration` pass, doing everything that becomes due.
+    pub(super) fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        loop {
+            self.settle();
+            let everyone = self.clients.iter().chain([&self.server]);
+            let due = everyone.filter_map(Endpoint::poll_timeout).min();
+            match due {
+                Some(at) if at <= end => self.now = self.now.max(at),
+                _ => break,
+            }
+            for which in (0..self.clients.len()).chain([SERVER]) {
+                let now = self.now;
+                let endpoint = self.endpoint(which);
+                endpoint.handle_timeout(now);
+                let next = endpoint.poll_timeout();
+                assert!(next.is_none_or(|next| next > now), "{which} would spin: {next:?}");
+            }
+        }
+        self.now = end;
+        self.settle();
+    }
+
+    /// Moves bytes and events until nothing moves.
+    pub(super) fn settle(&mut self) {
+        loop {
+            let mut moved = false;
+            for which in (0..self.clients.len()).chain([SERVER]) {
+                let now = self.now;
+                if self.endpoint(which).poll_timeout().is_some_and(|at| at <= now) {
+                    self.endpoint(which).handle_timeout(now);
+                }
+                while let Some(event) = self.endpoint(which).poll_event() {
+                    moved = true;
+                    self.handle_event(which, event);
+                }
+                moved |= self.transmit(which);
+            }
+            for link in 0..self.links.len() {
+                moved |= self.deliver(link, SERVER) | self.deliver(link, self.links[link].client);
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn handle_event(&mut self, which: usize, event: Event) {
+        match &event {
+            Event::Dial { .. } => self.dial(which),
+            Event::Closed { id, .. } => {
+                for link in &mut self.links {
+                    let (own, end) = if which == SERVER {
+                        (link.server_id, 1)
+                    } else if which == link.client {
+                        (link.client_id, 0)
+                    } else {
+                        continue;
+                    };
+                    if own == *id {
+                        link.open[end] = false;
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.events.push((which, event));
+    }
+
+    fn dial(&mut self, client: usize) {
+        let now = self.now;
+        let remote = SocketAddr::from((Ipv4Addr::new(192, 0, 2, client as u8 + 1), 5000));
+        if self.refuse_dials {
+            self.clients[client].handle_dial_failed(now);
+            return;
+        }
+        let Ok(server_id) = self.server.handle_accepted(remote, now) else {
+            self.clients[client].handle_dial_failed(now);
+            return;
+        };
+        let client_id = self.clients[client]
+            .handle_connected(SocketAddr::from(([203, 0, 113, 1], 8443)), now)
+            .unwrap();
+        self.links.push(Link {
+            client,
+            client_id,
+            server_id,
+            up: Pipe::default(),
+            down: Pipe::default(),
+            open: [true, true],
+        });
+    }
+
+    /// Writes what `which` wants to send into the pipes.
+    fn transmit(&mut self, which: usize) -> bool {
+        let now = self.now;
+        let mut moved = false;
+        let mut stuck = Vec::new();
+        let (ready, blocked) =
+            self.blocked.drain(..).partition(|(who, _)| *who == which);
+        self.blocked = blocked;
+        let mut ready: Vec<(usize, ConnectionId)> = ready;
+        while let Some(id) =
+            ready.pop().map(|(_, id)| id).or_else(|| self.endpoint(which).poll_transmit())
+        {
+            while self.endpoint(which).prepare(id, now) {
+                let bytes: Vec<u8> =
+                    self.endpoint(which).outgoing(id).flatten().copied().collect();
+                let Some(pipe) = self.pipe(which, id) else { break };
+                let room = pipe.stalled_at.map_or(usize::MAX, |at| {
+                    at.saturating_sub(pipe.bytes.len())
+                });
+                let len = bytes.len().min(room);
+                pipe.bytes.extend(&bytes[..len]);
+                pipe.transcript.extend(&bytes[..len]);
+                self.endpoint(which).handle_sent(id, len);
+                moved |= len > 0;
+                if len == 0 {
+                    stuck.push((which, id));
+                    break;
+                }
+            }
+        }
+        self.blocked.extend(stuck);
+        moved
+    }
+
+    fn pipe(&mut self, which: usize, id: ConnectionId) -> Option<&mut Pipe> {
+        self.links.iter_mut().find_map(|link| {
+            if which == SERVER {
+                (link.server_id == id).then_some(&mut link.down)
+            } else {
+                (link.client == which && link.client_id == id).then_some(&mut link.up)
+            }
+        })
+    }
+
+    /// Lets `which` read what the link holds for it.
+    fn deliver(&mut self, link: usize, which: usize) -> bool {
+        let (now, segment) = (self.now, self.segment);
+        let link = &mut self.links[link];
+        let (end, id, pipe) = if which == SERVER {
+            (1, link.server_id, &mut link.up)
+        } else {
+            (0, link.client_id, &mut link.down)
+        };
+        if !link.open[end] {
+            pipe.bytes.clear();
+            return false;
+        }
+        if pipe.stalled_at.is_some() {
+            return false;
+        }
+        let mut moved = false;
+        let endpoint = if which == SERVER { &mut self.server } else { &mut self.clients[which] };
+        let received =
+            if which == SERVER { &mut self.received_by_server } else { &mut self.received[which] };
+        while !pipe.bytes.is_empty() {
+            let Some(buf) = endpoint.recv_buf(id) else { break };
+            assert!(!buf.is_empty(), "an empty read buffer would look like the end of the stream");
+            let len = buf.len().min(segment).min(pipe.bytes.len());
+            for (to, from) in buf.iter_mut().zip(pipe.bytes.drain(..len)) {
+                *to = from;
+            }
+            let mut sink = |packet: TunPacket<'_>| {
+                received.push(packet.bytes.to_vec());
+                true
+            };
+            endpoint.handle_received(id, len, &mut sink, now);
+            moved = true;
+        }
+        if !link.open[1 - end] && pipe.bytes.is_empty() {
+            link.open[end] = false;
+            endpoint.handle_disconnected(id, true, now);
+            moved = true;
+        }
+        moved
+    }
+
+    /// Gives `packet` to the TUN device of `which`.
+    pub(super) fn send_from(&mut self, which: usize, packet: &[u8]) {
+        self.send_super_packet(which, packet, &VirtioHeader::default());
+    }
+
+    pub(super) fn send_super_packet(&mut self, which: usize, packet: &[u8], header: &VirtioHeader) {
+        let now = self.now;
+        let endpoint = self.endpoint(which);
+        endpoint.tun_buf()[..packet.len()].copy_from_slice(packet);
+        endpoint.handle_tun(packet.len(), header, now);
+        while let Some(reply) = self.endpoint(which).take_reply() {
+            let to =
+                if which == SERVER { &mut self.received_by_server } else { &mut self.received[which] };
+            to.push(reply.as_bytes().to_vec());
+        }
+    }
+
+    /// Cuts the newest link of `client` without a word to either side.
+    pub(super) fn cut(&mut self, client: usize) {
+        let link = self.links.iter_mut().rfind(|link| link.client == client).unwrap();
+        link.open = [false, false];
+    }
+
+    pub(super) fn link(&mut self, client: usize) -> &mut Link {
+        self.links.iter_mut().rfind(|link| link.client == client).unwrap()
+    }
+
+    pub(super) fn close_reasons(&self, which: usize) -> Vec<CloseReason> {
+        let closed = self.events.iter().filter(|(who, _)| *who == which);
+        closed
+            .filter_map(|(_, event)| match event {
+                Event::Closed { reason, .. } => Some(reason.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    pub(super) fn address_v4(&self, client: usize) -> Ipv4Addr {
+        self.events
+            .iter()
+            .rev()
+            .find_map(|(who, event)| match event {
+                Event::Configure(settings) if *who == client => settings.address_v4,
+                _ => None,
+            })
+            .unwrap()
+            .addr()
+    }
+}
+
+/// An IPv4 UDP packet with `payload`, checksums filled.
+pub(super) fn udp(source: Ipv4Addr, destination: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> {
+    let total = 28 + payload.len();
+    let mut packet = vec![0; 28];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&u16::try_from(total).unwrap().to_be_bytes());
+    packet[6] = 0x40;
+    packet[8] = 64;
+    packet[9] = 17;
+    packet[12..16].copy_from_slice(&source.octets());
+    packet[16..20].copy_from_slice(&destination.octets());
+    packet[20..22].copy_from_slice(&port.to_be_bytes());
+    packet[22..24].copy_from_slice(&port.to_be_bytes());
+    packet[24..26].copy_from_slice(&u16::try_from(8 + payload.len()).unwrap().to_be_bytes());
+    packet.extend_from_slice(payload);
+    let sum = !crate::ip::ones_complement_sum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet
+}

@@ -1,0 +1,94 @@
+//! What happens because time passes.
+
+use super::Endpoint;
+use super::connection::{Connection, Control, Exchange, State};
+use crate::error::HandshakeError;
+use crate::event::CloseReason;
+use crate::session::ExchangeInit;
+use crate::time::Instant;
+use crate::wire::{DisconnectCode, PacketType};
+
+impl Endpoint {
+    /// Does what is due. Calling it too early is harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.dial_if_due(now);
+        while let Some(&(at, id)) = self.deadlines.first() {
+            if at > now {
+                break;
+            }
+            self.deadlines.pop_first();
+            let Some(mut connection) = self.connections.lift(id) else { continue };
+            connection.armed_for = None;
+            let ended = self.connection_due(&mut connection, now);
+            self.connections.put_back(connection);
+            match ended {
+                Some(reason) => self.remove(id, reason, now),
+                None => {
+                    self.rearm(id);
+                    self.wants_transmit(id);
+                }
+            }
+        }
+    }
+
+    /// Does what is due on one connection; a reason if that ends it.
+    fn connection_due(&mut self, connection: &mut Connection, now: Instant) -> Option<CloseReason> {
+        match &connection.state {
+            State::Active(_) => {
+                self.session_due(connection, now);
+                None
+            }
+            State::Probe => {
+                let dead = connection.last_received + self.config.limits.connection_timeout;
+                (dead <= now).then_some(CloseReason::Timeout)
+            }
+            _ if connection.expires_at > now => None,
+            State::Closing(reason) => Some(reason.clone()),
+            State::Failed(error) => Some(CloseReason::Handshake(*error)),
+            State::AwaitHello | State::AwaitServerHello(_) | State::AwaitProof(_) => {
+                self.count_handshake_failure(HandshakeError::Timeout);
+                Some(CloseReason::Handshake(HandshakeError::Timeout))
+            }
+        }
+    }
+
+    fn session_due(&mut self, connection: &mut Connection, now: Instant) {
+        let limits = &self.config.limits;
+        if connection.last_received + limits.connection_timeout <= now {
+            let code = Some(DisconnectCode::Timeout);
+            self.begin_closing(connection, code, CloseReason::Timeout, now);
+            return;
+        }
+        if connection.expires_at <= now
+            && let Some((code, reason)) = connection.disconnect_after_drain.take()
+        {
+            self.begin_closing(connection, Some(code), reason, now);
+            return;
+        }
+        if connection.paced_until.is_some_and(|until| until <= now) {
+            connection.paced_until = None;
+        }
+        let keepalive_interval = limits.keepalive_interval;
+        let Some(session) = connection.session_mut() else { return };
+        let mut control = Vec::new();
+        if session.keepalive_at <= now {
+            session.keepalive_at = now + keepalive_interval;
+            control.push(Control::new(PacketType::KeepAlive, Vec::new()));
+        }
+        if session.exchange_at <= now {
+            session.exchange_at = now + session.exchange_interval;
+            // An exchange without an answer is not repeated: the connection is stuck or dying,
+            // and the key limits and the connection timeout see to that.
+            if matches!(session.exchange, Exchange::Idle) {
+                let (init, payload) = ExchangeInit::start(&mut self.rng);
+                session.exchange = Exchange::Started(Box::new(init));
+                control.push(Control::new(PacketType::HandshakeInit, payload));
+            }
+        }
+        connection.control.extend(control);
+    }
+
+    pub(super) fn count_handshake_failure(&mut self, error: HandshakeError) {
+        self.stats.handshakes_failed[error.index()] += 1;
+    }
+}

@@ -1,0 +1,155 @@
+//! Packets from the TUN device: routed, checked and queued.
+
+use core::net::IpAddr;
+
+use super::{Endpoint, RoleState};
+use crate::buffer::{Class, HEADROOM};
+use crate::config::Role;
+use crate::error::DropReason;
+use crate::event::ConnectionId;
+use crate::ip::{self, IcmpPacket, IpInfo, Offload, Unreachable, VirtioHeader};
+use crate::queue::Queued;
+use crate::time::Instant;
+
+/// Queued bytes at which the driver should flush without waiting for more packets.
+const FLUSH_AT: usize = 64 * 1024;
+
+impl Endpoint {
+    /// A packet of `len` bytes was read into [`Endpoint::tun_buf`]; `header` is what the device
+    /// put in front of it, all zero without offload. Names the connection that should be flushed
+    /// before more is read, if that is so.
+    pub fn handle_tun(
+        &mut self,
+        len: usize,
+        header: &VirtioHeader,
+        now: Instant,
+    ) -> Option<ConnectionId> {
+        self.tun_buffer.start = HEADROOM;
+        self.tun_buffer.end = (HEADROOM + len).min(self.tun_buffer.capacity());
+        self.stats.tun_packets_in += 1;
+        self.stats.tun_bytes_in += len as u64;
+        match self.route_tun_packet(header, now) {
+            Ok((id, queued)) => self.enqueue(id, queued),
+            Err(reason) => {
+                self.stats.drop_packet(reason);
+                None
+            }
+        }
+    }
+
+    /// An ICMP error for the TUN device, to be written before the next packet is read.
+    pub fn take_reply(&mut self) -> Option<IcmpPacket> {
+        self.reply.take()
+    }
+
+    /// The TUN device would not take a packet.
+    pub(super) fn count_tun_write(&mut self, len: usize, taken: bool) {
+        if taken {
+            self.stats.tun_packets_out += 1;
+            self.stats.tun_bytes_out += len as u64;
+        } else {
+            self.stats.drop_packet(DropReason::TunBusy);
+        }
+    }
+
+    fn route_tun_packet(
+        &mut self,
+        header: &VirtioHeader,
+        now: Instant,
+    ) -> Result<(ConnectionId, Queued), DropReason> {
+        let info = ip::parse(self.tun_buffer.used())?;
+        let offload = ip::offload_from_virtio(header, self.tun_buffer.used_mut(), &info)?;
+        if !ip::is_unicast_destination(info.destination) {
+            return Err(DropReason::NotUnicast);
+        }
+        let Some(peer) = self.table.lookup(info.destination) else {
+            self.reply_unreachable(&info, Unreachable::NoRoute, now);
+            return Err(DropReason::NoRoute);
+        };
+        let Some(id) = self.peers[peer.index()].connection else {
+            // A client's own applications should wait out a reconnection, not fail.
+            if matches!(self.role, RoleState::Server(_)) {
+                self.reply_unreachable(&info, Unreachable::Host, now);
+            }
+            return Err(DropReason::NotConnected);
+        };
+        let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
+        if ip::max_segment_len(self.tun_buffer.used(), &info, offload) > usize::from(mtu) {
+            self.reply_too_big(&info, mtu, now);
+            return Err(DropReason::TooBig);
+        }
+        let flow = ip::flow_hash(self.tun_buffer.used(), &info);
+        Ok((id, self.take_tun_packet(offload, flow, now)))
+    }
+
+    pub(super) fn session_mtu(&self, id: ConnectionId) -> Option<u16> {
+        let connection = self.connections.get(id)?;
+        // A closing session only flushes.
+        if connection.disconnect_after_drain.is_some() {
+            return None;
+        }
+        connection.session().map(|session| session.mtu)
+    }
+
+    /// Moves a large packet out of the TUN buffer with its memory; copies a small one, so that a
+    /// queue of small packets does not pin large buffers.
+    fn take_tun_packet(&mut self, offload: Offload, flow: u32, now: Instant) -> Queued {
+        if Class::for_packet(self.tun_buffer.len()) == Class::Large {
+            let fresh = self.pool.take(Class::Large);
+            let buffer = core::mem::replace(&mut self.tun_buffer, fresh);
+            return Queued { buffer, offload, flow, queued_at: now };
+        }
+        let empty = self.pool.take(Class::Small);
+        let packet = core::mem::replace(&mut self.tun_buffer, empty);
+        let queued = self.queued_copy(packet.used(), offload, flow, now);
+        let empty = core::mem::replace(&mut self.tun_buffer, packet);
+        self.pool.put(empty);
+        queued
+    }
+
+    /// Queues a packet; the connection's id if it should be flushed now.
+    pub(super) fn enqueue(&mut self, id: ConnectionId, queued: Queued) -> Option<ConnectionId> {
+        let Some(connection) = self.connections.get_mut(id) else {
+            self.pool.put(queued.buffer);
+            self.stats.drop_packet(DropReason::NotConnected);
+            return None;
+        };
+        connection.queue.push(queued, &mut self.pool, &mut self.stats);
+        let full = connection.queue.bytes() >= FLUSH_AT;
+        self.wants_transmit(id);
+        full.then_some(id)
+    }
+
+    fn reply_unreachable(&mut self, info: &IpInfo, why: Unreachable, now: Instant) {
+        let Some(from) = self.own_address(info) else { return };
+        let reply = ip::unreachable(self.tun_buffer.used(), info, why, from);
+        self.reply(reply, now);
+    }
+
+    fn reply_too_big(&mut self, info: &IpInfo, mtu: u16, now: Instant) {
+        let Some(from) = self.own_address(info) else { return };
+        let reply = ip::packet_too_big(self.tun_buffer.used(), info, mtu, from);
+        self.reply(reply, now);
+    }
+
+    fn reply(&mut self, reply: Option<IcmpPacket>, now: Instant) {
+        if let Some(reply) = reply
+            && self.icmp_bucket.try_spend(1, now)
+        {
+            self.stats.icmp_out += 1;
+            self.reply = Some(reply);
+        }
+    }
+
+    /// The address in whose name ICMP errors about `info` are written. A client has no router's
+    /// address of its own and speaks as the packet's destination.
+    pub(super) fn own_address(&self, info: &IpInfo) -> Option<IpAddr> {
+        match (&self.config.role, info.destination) {
+            (Role::Server(server), IpAddr::V4(_)) => Some(IpAddr::V4(server.address_v4.addr())),
+            (Role::Server(server), IpAddr::V6(_)) => {
+                server.address_v6.map(|network| IpAddr::V6(network.addr()))
+            }
+            (Role::Client(_), destination) => Some(destination),
+        }
+    }
+}

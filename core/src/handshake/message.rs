@@ -1,0 +1,511 @@
+//! The hellos as JSON, and what of them both sides must agree on.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use serde_json::Deserializer;
+use uuid::Uuid;
+
+use super::MAX_HELLO_LEN;
+use crate::crypto::kem::{CIPHERTEXT_LEN, ENCAPSULATION_KEY_LEN};
+use crate::error::HandshakeError;
+
+/// What a client says.
+pub(super) enum ClientMessage {
+    /// LLP 1.0: a random number and the major version, nothing that authenticates.
+    Legacy,
+    /// LLP 1.1 and later.
+    Current(ClientHello),
+}
+
+/// Everything in a 1.1 `ClientHello`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ClientHello {
+    pub(super) random: [u8; 32],
+    /// Minor versions of LLP 1 that the client speaks.
+    pub(super) minor_versions: Vec<u16>,
+    /// Suite names as sent, unknown ones included: they are part of the transcript.
+    pub(super) suites: Vec<String>,
+    pub(super) kem: Box<[u8; ENCAPSULATION_KEY_LEN]>,
+    pub(super) noise: Vec<u8>,
+}
+
+impl ClientMessage {
+    pub(super) fn parse(json: &[u8]) -> Result<Self, HandshakeError> {
+        let ClientEnvelope::ClientHello(wire) = parse_json(json)?;
+        if wire.protocol_version != MAJOR_VERSION {
+            return Err(HandshakeError::Version);
+        }
+        match (wire.minor_versions, wire.suites, wire.kem, wire.noise) {
+            (None, None, None, None) => Ok(Self::Legacy),
+            (Some(minor_versions), Some(suites), Some(kem), Some(noise)) => {
+                Ok(Self::Current(ClientHello {
+                    random: wire.client_random,
+                    minor_versions,
+                    suites,
+                    kem: decode_kem(&kem)?,
+                    noise: decode(&noise)?,
+                }))
+            }
+            // Half of 1.1's fields are no 1.0 hello: they are a damaged 1.1 hello.
+            _ => Err(HandshakeError::Malformed),
+        }
+    }
+}
+
+impl ClientHello {
+    pub(super) fn to_json(&self) -> Result<Vec<u8>, HandshakeError> {
+        to_json(&ClientEnvelope::ClientHello(ClientWire {
+            client_random: self.random,
+            protocol_version: MAJOR_VERSION,
+            minor_versions: Some(self.minor_versions.clone()),
+            suites: Some(self.suites.clone()),
+            kem: Some(STANDARD.encode(*self.kem)),
+            noise: Some(STANDARD.encode(&self.noise)),
+        }))
+    }
+
+    /// Everything but the Noise message, in one unambiguous form: the Noise prologue.
+    pub(super) fn transcript(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(MAX_HELLO_LEN);
+        put_bytes(&mut out, b"LLP-v1-client-hello");
+        put_bytes(&mut out, &self.random);
+        out.extend(MAJOR_VERSION.to_be_bytes());
+        put_len(&mut out, self.minor_versions.len());
+        for minor in &self.minor_versions {
+            out.extend(minor.to_be_bytes());
+        }
+        put_len(&mut out, self.suites.len());
+        for suite in &self.suites {
+            put_bytes(&mut out, suite.as_bytes());
+        }
+        put_bytes(&mut out, &*self.kem);
+        out
+    }
+}
+
+/// Everything in a 1.1 `ServerHello`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ServerHello {
+    pub(super) random: [u8; 32],
+    pub(super) session: Uuid,
+    pub(super) minor_version: u16,
+    pub(super) suite: String,
+    pub(super) kem: Box<[u8; CIPHERTEXT_LEN]>,
+    /// Empty until written: it depends on all the rest.
+    pub(super) noise: Vec<u8>,
+}
+
+impl ServerHello {
+    /// Reads a server's answer. One in the 1.0 form is [`HandshakeError::Version`].
+    pub(super) fn parse(json: &[u8]) -> Result<Self, HandshakeError> {
+        let ServerEnvelope::ServerHello(wire) = parse_json(json)?;
+        match (wire.minor_version, wire.suite, wire.kem, wire.noise) {
+            (None, None, None, None) => Err(HandshakeError::Version),
+            (Some(minor_version), Some(suite), Some(kem), Some(noise)) => Ok(Self {
+                random: wire.server_random,
+                session: wire.session_id,
+                minor_version,
+                suite,
+                kem: decode_kem(&kem)?,
+                noise: decode(&noise)?,
+            }),
+            _ => Err(HandshakeError::Malformed),
+        }
+    }
+
+    pub(super) fn to_json(&self) -> Result<Vec<u8>, HandshakeError> {
+        to_json(&ServerEnvelope::ServerHello(ServerWire {
+            server_random: self.random,
+            session_id: self.session,
+            minor_version: Some(self.minor_version),
+            suite: Some(self.suite.clone()),
+            kem: Some(STANDARD.encode(*self.kem)),
+            noise: Some(STANDARD.encode(&self.noise)),
+        }))
+    }
+
+    /// Everything but the Noise message, in one unambiguous form.
+    pub(super) fn transcript(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(MAX_HELLO_LEN);
+        put_bytes(&mut out, b"LLP-v1-server-hello");
+        put_bytes(&mut out, &self.random);
+        put_bytes(&mut out, self.session.as_bytes());
+        out.extend(self.minor_version.to_be_bytes());
+        put_bytes(&mut out, self.suite.as_bytes());
+        put_bytes(&mut out, &*self.kem);
+        out
+    }
+}
+
+/// The answer to an LLP 1.0 client: `{"ServerHello":{"server_random":[..],"session_id":".."}}`.
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "numbers and text are always JSON"
+)]
+pub fn legacy_server_hello(session: Uuid, server_random: &[u8; 32]) -> Vec<u8> {
+    serde_json::to_vec(&ServerEnvelope::ServerHello(ServerWire {
+        server_random: *server_random,
+        session_id: session,
+        minor_version: None,
+        suite: None,
+        kem: None,
+        noise: None,
+    }))
+    .expect("numbers and text are always JSON")
+}
+
+/// The length in bytes of the JSON object at the start of `bytes`, leading white space included:
+/// a 1.0 packet has no length field, but a JSON object shows its own end. `None` while it is
+/// incomplete.
+///
+/// # Errors
+///
+/// [`HandshakeError::Malformed`] if no JSON object can begin like this,
+/// [`HandshakeError::TooLong`] if it does not end within [`MAX_HELLO_LEN`] bytes.
+pub fn legacy_hello_len(bytes: &[u8]) -> Result<Option<usize>, HandshakeError> {
+    let head = &bytes[..bytes.len().min(MAX_HELLO_LEN)];
+    let first = head.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first.is_some_and(|byte| *byte != b'{') {
+        return Err(HandshakeError::Malformed);
+    }
+    let mut values = Deserializer::from_slice(head).into_iter::<IgnoredAny>();
+    match values.next() {
+        Some(Ok(_)) => Ok(Some(values.byte_offset())),
+        Some(Err(error)) if !error.is_eof() => Err(HandshakeError::Malformed),
+        _ if head.len() == MAX_HELLO_LEN => Err(HandshakeError::TooLong),
+        _ => Ok(None),
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+enum ClientEnvelope {
+    ClientHello(ClientWire),
+}
+
+/// 1.0's fields first, as a 1.0 peer writes them.
+#[derive(Serialize, Deserialize)]
+struct ClientWire {
+    client_random: [u8; 32],
+    protocol_version: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    minor_versions: Option<Vec<u16>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    suites: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kem: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    noise: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum ServerEnvelope {
+    ServerHello(ServerWire),
+}
+
+#[derive(Serialize, Deserialize)]
+struct ServerWire {
+    server_random: [u8; 32],
+    session_id: Uuid,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    minor_version: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    suite: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kem: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    noise: Option<String>,
+}
+
+fn parse_json<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, HandshakeError> {
+    if json.len() > MAX_HELLO_LEN {
+        return Err(HandshakeError::TooLong);
+    }
+    serde_json::from_slice(json).map_err(|_| HandshakeError::Malformed)
+}
+
+fn to_json(hello: &impl Serialize) -> Result<Vec<u8>, HandshakeError> {
+    let json = serde_json::to_vec(hello).map_err(|_| HandshakeError::Malformed)?;
+    if json.len() > MAX_HELLO_LEN {
+        return Err(HandshakeError::TooLong);
+    }
+    Ok(json)
+}
+
+fn decode(text: &str) -> Result<Vec<u8>, HandshakeError> {
+    STANDARD.decode(text).map_err(|_| HandshakeError::Malformed)
+}
+
+fn decode_kem<const N: usize>(text: &str) -> Result<Box<[u8; N]>, HandshakeError> {
+    let bytes = decode(text)?.into_boxed_slice();
+    bytes.try_into().map_err(|_| HandshakeError::Kem)
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_len(out, bytes.len());
+    out.extend_from_slice(bytes);
+}
+
+fn put_len(out: &mut Vec<u8>, len: usize) {
+    out.extend_from_slice(&(len as u64).to_be_bytes());
+}
+
+/// LLP 1, in every hello.
+const MAJOR_VERSION: u16 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SESSION: Uuid = Uuid::from_u128(0x0123_4567_89ab_4def_8123_4567_89ab_cdef);
+
+    /// As Python's `json.dumps` writes it, and as serde writes it.
+    #[test]
+    fn a_client_hello_of_llp_1_0_is_read_in_either_spelling() {
+        let numbers: Vec<String> = (0..32).map(|n| n.to_string()).collect();
+        let spaced = format!(
+            r#"{{"ClientHello": {{"client_random": [{}], "protocol_version": 1}}}}"#,
+            numbers.join(", ")
+        );
+        let compact = format!(
+            r#"{{"ClientHello":{{"client_random":[{}],"protocol_version":1}}}}"#,
+            numbers.join(",")
+        );
+        for json in [spaced, compact] {
+            let parsed = ClientMessage::parse(json.as_bytes());
+            assert!(matches!(parsed, Ok(ClientMessage::Legacy)), "{json}");
+            let len = legacy_hello_len(json.as_bytes());
+            assert_eq!(len, Ok(Some(json.len())));
+        }
+    }
+
+    #[test]
+    fn the_answer_to_llp_1_0_is_byte_exact() {
+        let expected = "{\"ServerHello\":{\"server_random\":[9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,\
+                        9,9,9,9,9,9,9,9,9,9,9,9,9],\
+                        \"session_id\":\"01234567-89ab-4def-8123-456789abcdef\"}}";
+        let json = legacy_server_hello(SESSION, &[9; 32]);
+        assert_eq!(String::from_utf8(json).unwrap(), expected);
+    }
+
+    #[test]
+    fn hellos_survive_the_round_trip() {
+        let client = client_hello();
+        let json = client.to_json().unwrap();
+        let Ok(ClientMessage::Current(parsed)) = ClientMessage::parse(&json) else {
+            panic!("not a 1.1 hello");
+        };
+        assert_eq!(parsed, client);
+        let server = server_hello();
+        let json = server.to_json().unwrap();
+        assert_eq!(ServerHello::parse(&json).unwrap(), server);
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_and_known_ones_must_be_complete() {
+        let json = String::from_utf8(client_hello().to_json().unwrap()).unwrap();
+        let extended = json.replace("\"kem\"", "\"later\":{\"deep\":[[1,null,{}]]},\"kem\"");
+        assert!(matches!(
+            ClientMessage::parse(extended.as_bytes()),
+            Ok(ClientMessage::Current(hello)) if hello == client_hello()
+        ));
+        for field in ["minor_versions", "suites", "kem", "noise", "client_random"] {
+            let renamed = json.replace(&format!("\"{field}\""), "\"x\"");
+            let error = ClientMessage::parse(renamed.as_bytes()).err();
+            assert_eq!(error, Some(HandshakeError::Malformed), "{field}");
+        }
+        let answer = String::from_utf8(server_hello().to_json().unwrap()).unwrap();
+        for field in ["minor_version", "suite", "kem", "noise", "session_id"] {
+            let renamed = answer.replace(&format!("\"{field}\""), "\"x\"");
+            let error = ServerHello::parse(renamed.as_bytes()).err();
+            assert_eq!(error, Some(HandshakeError::Malformed), "{field}");
+        }
+        let twice = json.replace("\"kem\"", "\"noise\":\"\",\"kem\"");
+        let error = ClientMessage::parse(twice.as_bytes()).err();
+        assert_eq!(error, Some(HandshakeError::Malformed));
+    }
+
+    #[test]
+    fn each_fault_has_its_error() {
+        let legacy = |random: &str, version: &str| {
+            let json = format!(
+                r#"{{"ClientHello":{{"client_random":{random},"protocol_version":{version}}}}}"#
+            );
+            ClientMessage::parse(json.as_bytes()).err()
+        };
+        let random = format!("{:?}", [1_u8; 32]);
+        assert_eq!(legacy(&random, "1"), None);
+        assert_eq!(legacy(&random, "2"), Some(HandshakeError::Version));
+        assert_eq!(legacy(&random, "0"), Some(HandshakeError::Version));
+        for version in ["-1", "1.0", "\"1\"", "null", "1e0", "99999999999"] {
+            let error = legacy(&random, version);
+            assert_eq!(error, Some(HandshakeError::Malformed), "{version}");
+        }
+        let randoms = [
+            format!("{:?}", [1_u8; 31]),
+            format!("{:?}", [1_u8; 33]),
+            format!("{:?}", [256_u16; 32]),
+            "\"00\"".to_owned(),
+            "[]".to_owned(),
+        ];
+        for random in randoms {
+            let error = legacy(&random, "1");
+            assert_eq!(error, Some(HandshakeError::Malformed), "{random}");
+        }
+        let mut json = client_hello().to_json().unwrap();
+        json.resize(MAX_HELLO_LEN, b' ');
+        assert!(ClientMessage::parse(&json).is_ok());
+        json.push(b' ');
+        let error = ClientMessage::parse(&json).err();
+        assert_eq!(error, Some(HandshakeError::TooLong));
+    }
+
+    #[test]
+    fn base64_that_is_not_canonical_is_refused() {
+        let json = String::from_utf8(client_hello().to_json().unwrap()).unwrap();
+        // 50 bytes of noise end in "ws=", whose last character has two unused bits.
+        for (from, to) in [("=\"", "\""), ("=\"", "==\""), ("BwcHBwc=\"", "BwcHBwd=\"")] {
+            let altered = json.replace(from, to);
+            assert_ne!(altered, json);
+            let error = ClientMessage::parse(altered.as_bytes()).err();
+            assert_eq!(error, Some(HandshakeError::Malformed), "{to}");
+        }
+    }
+
+    #[test]
+    fn a_kem_field_of_the_wrong_length_is_a_kem_error() {
+        let json = String::from_utf8(server_hello().to_json().unwrap()).unwrap();
+        let kem = STANDARD.encode([4; CIPHERTEXT_LEN]);
+        for len in [0, CIPHERTEXT_LEN - 1, CIPHERTEXT_LEN + 1] {
+            let altered = json.replace(&kem, &STANDARD.encode(vec![4; len]));
+            let error = ServerHello::parse(altered.as_bytes()).err();
+            assert_eq!(error, Some(HandshakeError::Kem), "{len}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_and_huge_arrays_are_refused() {
+        let deep = "[".repeat(MAX_HELLO_LEN);
+        let hello = format!("{{\"ClientHello\":{}", "[".repeat(4000));
+        let wide = format!(
+            "{{\"ClientHello\":{{\"client_random\":[{}1]}}}}",
+            "1,".repeat(2000)
+        );
+        for json in [deep, hello, wide] {
+            let error = ClientMessage::parse(json.as_bytes()).err();
+            assert_eq!(error, Some(HandshakeError::Malformed));
+            assert!(ServerHello::parse(json.as_bytes()).is_err());
+        }
+        let unfinished = format!("{{\"x\":{}", "[".repeat(MAX_HELLO_LEN));
+        let len = legacy_hello_len(unfinished.as_bytes());
+        assert_eq!(len, Err(HandshakeError::TooLong));
+    }
+
+    #[test]
+    fn a_legacy_hello_is_found_at_every_split() {
+        let json = br#" {"ClientHello": {"a": "}\"", "b": [1, {"c": {}}]}}"#;
+        let mut stream = json.to_vec();
+        stream.extend_from_slice(b"LL\x05 and more");
+        for len in 0..json.len() {
+            assert_eq!(legacy_hello_len(&stream[..len]), Ok(None), "{len}");
+        }
+        for len in json.len()..=stream.len() {
+            let found = legacy_hello_len(&stream[..len]);
+            assert_eq!(found, Ok(Some(json.len())), "{len}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_no_legacy_hello() {
+        for bytes in [
+            &b"LL"[..],
+            b"[1]",
+            b"1 ",
+            b"\"x\"",
+            b"{]",
+            b"{1",
+            b"\0",
+            b"{\"a\" 1",
+        ] {
+            let len = legacy_hello_len(bytes);
+            assert_eq!(len, Err(HandshakeError::Malformed), "{bytes:?}");
+        }
+        let blank = [b' '; MAX_HELLO_LEN];
+        assert_eq!(legacy_hello_len(&blank[1..]), Ok(None));
+        assert_eq!(legacy_hello_len(&blank), Err(HandshakeError::TooLong));
+    }
+
+    #[test]
+    fn a_legacy_hello_may_be_as_long_as_the_limit_and_no_longer() {
+        let object = |len: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(len - 8));
+        let longest = object(MAX_HELLO_LEN);
+        assert_eq!(
+            legacy_hello_len(longest.as_bytes()),
+            Ok(Some(MAX_HELLO_LEN))
+        );
+        let longer = object(MAX_HELLO_LEN + 1);
+        let len = legacy_hello_len(longer.as_bytes());
+        assert_eq!(len, Err(HandshakeError::TooLong));
+    }
+
+    /// Lists that differ only in where one name ends must not look alike.
+    #[test]
+    fn transcripts_are_unambiguous() {
+        let mut hellos = Vec::new();
+        for suites in [&["hse", "aes"][..], &["hs", "eaes"], &["hseaes"], &[]] {
+            let mut hello = client_hello();
+            hello.suites = suites.iter().map(|&suite| suite.to_owned()).collect();
+            hellos.push(hello.transcript());
+        }
+        for minor_versions in [vec![], vec![1, 2], vec![0, 1], vec![2, 1]] {
+            let mut hello = client_hello();
+            hello.minor_versions = minor_versions;
+            hellos.push(hello.transcript());
+        }
+        for (i, a) in hellos.iter().enumerate() {
+            assert!(hellos[i + 1..].iter().all(|b| a != b));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            let _ = ClientMessage::parse(&bytes);
+            let _ = ServerHello::parse(&bytes);
+            if let Ok(Some(len)) = legacy_hello_len(&bytes) {
+                prop_assert!(len <= bytes.len());
+            }
+        }
+
+        #[test]
+        fn arbitrary_json_like_text_never_panics(text in "[ \\[\\]{}:,\"\\\\a-c0-9.eE+-]{0,200}") {
+            let _ = ClientMessage::parse(text.as_bytes());
+            let wrapped = format!("{{\"ClientHello\":{text}}}");
+            let _ = ClientMessage::parse(wrapped.as_bytes());
+            let _ = legacy_hello_len(wrapped.as_bytes());
+        }
+    }
+
+    fn client_hello() -> ClientHello {
+        ClientHello {
+            random: [200; 32],
+            minor_versions: vec![1],
+            suites: vec!["hse".to_owned(), "rot13".to_owned()],
+            kem: Box::new([4; ENCAPSULATION_KEY_LEN]),
+            noise: vec![7; 50],
+        }
+    }
+
+    fn server_hello() -> ServerHello {
+        ServerHello {
+            random: [201; 32],
+            session: SESSION,
+            minor_version: 1,
+            suite: "hse".to_owned(),
+            kem: Box::new([4; CIPHERTEXT_LEN]),
+            noise: vec![7; 50],
+        }
+    }
+}

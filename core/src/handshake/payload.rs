@@ -1,0 +1,571 @@
+//! What client and server tell each other inside the encrypted payloads of the Noise messages.
+//!
+//! Big-endian. Addresses that are absent are zeros, so that the length of a `ClientHello` does not
+//! depend on the client. A reader ignores bytes after those it knows, and flags it does not know:
+//! a later minor version may append.
+//!
+//! | offset | bytes | in message 1: `ClientOffer` |
+//! |---|---|---|
+//! | 0 | 2 | MTU |
+//! | 2 | 8 | rotation, bytes |
+//! | 10 | 8 | rotation, milliseconds |
+//! | 18 | 1 | flags: 0x01 IPv4 address present, 0x02 IPv6 address present |
+//! | 19 | 4 | IPv4 address wanted |
+//! | 23 | 16 | IPv6 address wanted |
+//!
+//! | offset | bytes | in message 2: `Grant` |
+//! |---|---|---|
+//! | 0 | 19 | MTU, rotation and flags as above, agreed |
+//! | 19 | 5 | IPv4 address, prefix length |
+//! | 24 | 17 | IPv6 address, prefix length |
+//! | 41 | 1 | number of DNS servers, at most 8 |
+//! | 42 | | for each: 1 byte 4 or 6, then 4 or 16 bytes of address |
+//! | | 1 | number of routes, at most 64 |
+//! | | | for each: 1 byte 4 or 6, 4 or 16 bytes of address, 1 byte prefix length |
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::time::Duration;
+
+use bytes::{Buf, BufMut, TryGetError};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::{MAX_PUSHED_DNS, MAX_PUSHED_ROUTES, MIN_ROTATION_BYTES, MIN_ROTATION_INTERVAL};
+use crate::config::{MAX_MTU, MIN_IPV6_MTU, MIN_MTU, Push, Rotation};
+use crate::crypto::Suite;
+use crate::error::HandshakeError;
+
+/// What a client can do and wishes for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientOffer {
+    /// Suites the client accepts, best first. They travel in the clear, authenticated.
+    pub suites: Vec<Suite>,
+    /// When the client wants keys replaced, at the latest.
+    pub rotation: Rotation,
+    /// The client's MTU in bytes, [`MIN_MTU`] to [`MAX_MTU`].
+    pub mtu: u16,
+    /// The IPv4 address of the client's last session, which it would like to keep.
+    pub address_v4: Option<Ipv4Addr>,
+    /// The IPv6 address of the client's last session, which it would like to keep.
+    pub address_v6: Option<Ipv6Addr>,
+}
+
+impl ClientOffer {
+    /// The part that travels encrypted.
+    pub(super) fn encode(&self) -> Result<Vec<u8>, HandshakeError> {
+        check_mtu(self.mtu)?;
+        let mut out = Vec::with_capacity(OFFER_LEN);
+        put_terms(
+            &mut out,
+            self.mtu,
+            floored(self.rotation),
+            (self.address_v4.is_some(), self.address_v6.is_some()),
+        );
+        out.put_slice(&self.address_v4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+        out.put_slice(&self.address_v6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets());
+        Ok(out)
+    }
+
+    pub(super) fn decode(suites: Vec<Suite>, mut buf: &[u8]) -> Result<Self, HandshakeError> {
+        let terms = Terms::read(&mut buf)?;
+        let address_v4 = read_v4(&mut buf).map_err(truncated)?;
+        let address_v6 = read_v6(&mut buf).map_err(truncated)?;
+        Ok(Self {
+            suites,
+            rotation: terms.rotation,
+            mtu: terms.mtu,
+            address_v4: terms.has_v4.then_some(address_v4),
+            address_v6: terms.has_v6.then_some(address_v6),
+        })
+    }
+}
+
+/// What a server gives to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The client's IPv4 address, with the prefix length of the tunnel's network.
+    pub address_v4: Option<Ipv4Net>,
+    /// The client's IPv6 address, with the prefix length of the tunnel's network.
+    pub address_v6: Option<Ipv6Net>,
+    /// MTU of the tunnel in bytes.
+    pub mtu: u16,
+    /// When both sides replace their keys, at the latest.
+    pub rotation: Rotation,
+    /// What the server recommends.
+    pub push: Push,
+}
+
+impl Grant {
+    /// What is left of this grant when the client's limits are taken into account: the smaller
+    /// MTU and rotation bounds, and no IPv6 below [`MIN_IPV6_MTU`].
+    pub(super) fn agree(mut self, offer: &ClientOffer) -> Self {
+        let (ours, theirs) = (floored(self.rotation), floored(offer.rotation));
+        self.rotation = Rotation {
+            bytes: ours.bytes.min(theirs.bytes),
+            interval: ours.interval.min(theirs.interval),
+        };
+        self.mtu = self.mtu.min(offer.mtu);
+        if self.mtu < MIN_IPV6_MTU {
+            self.address_v6 = None;
+        }
+        self
+    }
+
+    /// Whether a client that offered `offer` gets no less than it asked for.
+    pub(super) fn honours(&self, offer: &ClientOffer) -> bool {
+        let limit = floored(offer.rotation);
+        self.mtu <= offer.mtu
+            && self.rotation.bytes <= limit.bytes
+            && self.rotation.interval <= limit.interval
+    }
+
+    pub(super) fn encode(&self) -> Result<Vec<u8>, HandshakeError> {
+        self.check()?;
+        let mut out = Vec::with_capacity(MAX_GRANT_LEN);
+        put_terms(
+            &mut out,
+            self.mtu,
+            self.rotation,
+            (self.address_v4.is_some(), self.address_v6.is_some()),
+        );
+        let v4 = self.address_v4.unwrap_or_default();
+        out.put_slice(&v4.addr().octets());
+        out.put_u8(v4.prefix_len());
+        let v6 = self.address_v6.unwrap_or_default();
+        out.put_slice(&v6.addr().octets());
+        out.put_u8(v6.prefix_len());
+        out.put_u8(count(self.push.dns.len(), MAX_PUSHED_DNS)?);
+        for address in &self.push.dns {
+            put_address(&mut out, *address);
+        }
+        out.put_u8(count(self.push.routes.len(), MAX_PUSHED_ROUTES)?);
+        for route in &self.push.routes {
+            put_address(&mut out, route.addr());
+            out.put_u8(route.prefix_len());
+        }
+        Ok(out)
+    }
+
+    pub(super) fn decode(mut buf: &[u8]) -> Result<Self, HandshakeError> {
+        let terms = Terms::read(&mut buf)?;
+        let v4 = read_v4(&mut buf).map_err(truncated)?;
+        let v4 = Ipv4Net::new(v4, buf.try_get_u8().map_err(truncated)?);
+        let v6 = read_v6(&mut buf).map_err(truncated)?;
+        let v6 = Ipv6Net::new(v6, buf.try_get_u8().map_err(truncated)?);
+        let (Ok(v4), Ok(v6)) = (v4, v6) else {
+            return Err(HandshakeError::Malformed);
+        };
+        let dns = read_list(&mut buf, MAX_PUSHED_DNS, read_address)?;
+        let routes = read_list(&mut buf, MAX_PUSHED_ROUTES, read_route)?;
+        let grant = Self {
+            address_v4: terms.has_v4.then_some(v4),
+            address_v6: terms.has_v6.then_some(v6),
+            mtu: terms.mtu,
+            rotation: terms.rotation,
+            push: Push { dns, routes },
+        };
+        grant.check()?;
+        Ok(grant)
+    }
+
+    /// Refuses what no interface or resolver could use.
+    fn check(&self) -> Result<(), HandshakeError> {
+        check_mtu(self.mtu)?;
+        let has_address = self.address_v4.is_some() || self.address_v6.is_some();
+        let usable = self.address_v4.is_none_or(usable_v4)
+            && self
+                .address_v6
+                .is_none_or(|net| self.mtu >= MIN_IPV6_MTU && usable_v6(net))
+            && self.push.dns.iter().all(|dns| !is_no_host(*dns));
+        if has_address && usable {
+            Ok(())
+        } else {
+            Err(HandshakeError::Malformed)
+        }
+    }
+}
+
+/// The head that both payloads have in common.
+struct Terms {
+    mtu: u16,
+    rotation: Rotation,
+    has_v4: bool,
+    has_v6: bool,
+}
+
+impl Terms {
+    fn read(buf: &mut &[u8]) -> Result<Self, HandshakeError> {
+        let mtu = buf.try_get_u16().map_err(truncated)?;
+        let rotation = Rotation {
+            bytes: buf.try_get_u64().map_err(truncated)?,
+            interval: Duration::from_millis(buf.try_get_u64().map_err(truncated)?),
+        };
+        let flags = buf.try_get_u8().map_err(truncated)?;
+        check_mtu(mtu)?;
+        if rotation != floored(rotation) {
+            return Err(HandshakeError::Malformed);
+        }
+        Ok(Self {
+            mtu,
+            rotation,
+            has_v4: flags & HAS_V4 != 0,
+            has_v6: flags & HAS_V6 != 0,
+        })
+    }
+}
+
+fn put_terms(out: &mut Vec<u8>, mtu: u16, rotation: Rotation, (v4, v6): (bool, bool)) {
+    out.put_u16(mtu);
+    out.put_u64(rotation.bytes);
+    out.put_u64(u64::try_from(rotation.interval.as_millis()).unwrap_or(u64::MAX));
+    out.put_u8(if v4 { HAS_V4 } else { 0 } | if v6 { HAS_V6 } else { 0 });
+}
+
+/// `rotation` as it can be agreed on: not below the minimum, in whole milliseconds.
+fn floored(rotation: Rotation) -> Rotation {
+    let millis = u64::try_from(rotation.interval.as_millis()).unwrap_or(u64::MAX);
+    Rotation {
+        bytes: rotation.bytes.max(MIN_ROTATION_BYTES),
+        interval: Duration::from_millis(millis).max(MIN_ROTATION_INTERVAL),
+    }
+}
+
+fn check_mtu(mtu: u16) -> Result<(), HandshakeError> {
+    if (MIN_MTU..=MAX_MTU).contains(&mtu) {
+        Ok(())
+    } else {
+        Err(HandshakeError::Malformed)
+    }
+}
+
+/// A host's address: in networks that have them, neither the network's nor the broadcast address.
+fn usable_v4(net: Ipv4Net) -> bool {
+    let address = net.addr();
+    let edge = net.prefix_len() < 31 && (address == net.network() || address == net.broadcast());
+    !edge && !is_no_host(address.into()) && !address.is_loopback()
+}
+
+fn usable_v6(net: Ipv6Net) -> bool {
+    let address = net.addr();
+    !is_no_host(address.into()) && !address.is_loopback() && address.to_ipv4_mapped().is_none()
+}
+
+fn is_no_host(address: IpAddr) -> bool {
+    address.is_unspecified() || address.is_multicast() || address == Ipv4Addr::BROADCAST
+}
+
+fn count(len: usize, max: usize) -> Result<u8, HandshakeError> {
+    let fits = u8::try_from(len).ok().filter(|_| len <= max);
+    fits.ok_or(HandshakeError::TooLong)
+}
+
+fn put_address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(v4) => {
+            out.put_u8(FAMILY_V4);
+            out.put_slice(&v4.octets());
+        }
+        IpAddr::V6(v6) => {
+            out.put_u8(FAMILY_V6);
+            out.put_slice(&v6.octets());
+        }
+    }
+}
+
+fn read_list<T>(
+    buf: &mut &[u8],
+    max: usize,
+    read: fn(&mut &[u8]) -> Result<T, HandshakeError>,
+) -> Result<Vec<T>, HandshakeError> {
+    let len = usize::from(buf.try_get_u8().map_err(truncated)?);
+    if len > max {
+        return Err(HandshakeError::Malformed);
+    }
+    (0..len).map(|_| read(buf)).collect()
+}
+
+fn read_address(buf: &mut &[u8]) -> Result<IpAddr, HandshakeError> {
+    match buf.try_get_u8().map_err(truncated)? {
+        FAMILY_V4 => read_v4(buf).map(IpAddr::V4).map_err(truncated),
+        FAMILY_V6 => read_v6(buf).map(IpAddr::V6).map_err(truncated),
+        _ => Err(HandshakeError::Malformed),
+    }
+}
+
+/// A network, without the host bits that a kernel would refuse in a route.
+fn read_route(buf: &mut &[u8]) -> Result<IpNet, HandshakeError> {
+    let address = read_address(buf)?;
+    let prefix_len = buf.try_get_u8().map_err(truncated)?;
+    let net = IpNet::new(address, prefix_len).map_err(|_| HandshakeError::Malformed)?;
+    Ok(net.trunc())
+}
+
+fn read_v4(buf: &mut &[u8]) -> Result<Ipv4Addr, TryGetError> {
+    buf.try_get_u32().map(Ipv4Addr::from_bits)
+}
+
+fn read_v6(buf: &mut &[u8]) -> Result<Ipv6Addr, TryGetError> {
+    buf.try_get_u128().map(Ipv6Addr::from_bits)
+}
+
+fn truncated(_: TryGetError) -> HandshakeError {
+    HandshakeError::Malformed
+}
+
+const HAS_V4: u8 = 0x01;
+const HAS_V6: u8 = 0x02;
+const FAMILY_V4: u8 = 4;
+const FAMILY_V6: u8 = 6;
+const OFFER_LEN: usize = 39;
+const MAX_GRANT_LEN: usize = 41 + 1 + 17 * MAX_PUSHED_DNS + 1 + 18 * MAX_PUSHED_ROUTES;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_offer_is_laid_out_as_documented() {
+        let bytes = offer().encode().unwrap();
+        let mut expected = vec![0x05, 0x78];
+        expected.extend(5_000_000_u64.to_be_bytes());
+        expected.extend(600_000_u64.to_be_bytes());
+        expected.extend([0x01, 10, 8, 0, 7]);
+        expected.extend([0; 16]);
+        assert_eq!(bytes, expected);
+        assert_eq!(bytes.len(), OFFER_LEN);
+        assert_eq!(ClientOffer::decode(vec![Suite::Hse], &bytes), Ok(offer()));
+    }
+
+    /// Case 28: the length says nothing about the client.
+    #[test]
+    fn every_offer_has_the_same_length() {
+        let mut other = offer();
+        other.address_v4 = None;
+        other.address_v6 = Some("fd00::7".parse().unwrap());
+        other.rotation.bytes = u64::MAX;
+        assert_eq!(other.encode().unwrap().len(), OFFER_LEN);
+    }
+
+    #[test]
+    fn a_grant_is_laid_out_as_documented() {
+        let bytes = grant().encode().unwrap();
+        let mut expected = vec![0x05, 0x78];
+        expected.extend(5_000_000_u64.to_be_bytes());
+        expected.extend(600_000_u64.to_be_bytes());
+        expected.extend([0x03, 10, 8, 0, 7, 24]);
+        expected.extend("fd00::7".parse::<Ipv6Addr>().unwrap().octets());
+        expected.extend([64, 1, 4, 10, 8, 0, 1, 2, 4, 192, 168, 0, 0, 16, 6]);
+        expected.extend("fd01::".parse::<Ipv6Addr>().unwrap().octets());
+        expected.push(48);
+        assert_eq!(bytes, expected);
+        assert_eq!(Grant::decode(&bytes), Ok(grant()));
+    }
+
+    #[test]
+    fn truncated_payloads_are_refused_and_longer_ones_are_read() {
+        let (mut offered, mut granted) = (offer().encode().unwrap(), grant().encode().unwrap());
+        for len in 0..offered.len() {
+            let result = ClientOffer::decode(vec![], &offered[..len]);
+            assert_eq!(result, Err(HandshakeError::Malformed), "{len}");
+        }
+        for len in 0..granted.len() {
+            let result = Grant::decode(&granted[..len]);
+            assert_eq!(result, Err(HandshakeError::Malformed), "{len}");
+        }
+        offered.extend(b"later");
+        granted.extend(b"later");
+        assert_eq!(ClientOffer::decode(vec![Suite::Hse], &offered), Ok(offer()));
+        assert_eq!(Grant::decode(&granted), Ok(grant()));
+    }
+
+    #[test]
+    fn the_smaller_value_of_both_sides_wins() {
+        let offer = ClientOffer {
+            rotation: Rotation {
+                bytes: 1_000_000,
+                interval: Duration::from_secs(3600),
+            },
+            mtu: 1300,
+            ..offer()
+        };
+        let agreed = grant().agree(&offer);
+        assert_eq!(agreed.mtu, 1300);
+        assert_eq!(agreed.rotation.bytes, 1_000_000);
+        assert_eq!(agreed.rotation.interval, Duration::from_secs(600));
+        assert!(agreed.honours(&offer));
+        for worse in [
+            Grant {
+                mtu: 1301,
+                ..agreed.clone()
+            },
+            Grant {
+                rotation: Rotation {
+                    bytes: 1_000_001,
+                    ..agreed.rotation
+                },
+                ..agreed.clone()
+            },
+            Grant {
+                rotation: Rotation {
+                    interval: Duration::from_secs(3601),
+                    ..agreed.rotation
+                },
+                ..agreed
+            },
+        ] {
+            assert!(!worse.honours(&offer), "{worse:?}");
+        }
+    }
+
+    #[test]
+    fn rotation_has_a_floor_that_a_peer_must_respect() {
+        let hasty = ClientOffer {
+            rotation: Rotation {
+                bytes: 0,
+                interval: Duration::from_nanos(1),
+            },
+            ..offer()
+        };
+        let bytes = hasty.encode().unwrap();
+        let read = ClientOffer::decode(vec![], &bytes).unwrap();
+        assert_eq!(read.rotation.bytes, MIN_ROTATION_BYTES);
+        assert_eq!(read.rotation.interval, MIN_ROTATION_INTERVAL);
+        assert!(grant().agree(&hasty).honours(&hasty));
+        for (at, value) in [(2, MIN_ROTATION_BYTES - 1), (10, 9)] {
+            let mut lower = bytes.clone();
+            lower[at..at + 8].copy_from_slice(&value.to_be_bytes());
+            let result = ClientOffer::decode(vec![], &lower);
+            assert_eq!(result, Err(HandshakeError::Malformed), "{value}");
+        }
+    }
+
+    #[test]
+    fn ipv6_is_not_granted_below_its_minimum_mtu() {
+        let small = ClientOffer {
+            mtu: 1279,
+            ..offer()
+        };
+        let agreed = grant().agree(&small);
+        assert_eq!(agreed.address_v6, None);
+        assert!(agreed.encode().is_ok());
+        let forced = Grant {
+            mtu: 1279,
+            ..grant()
+        };
+        assert_eq!(forced.encode(), Err(HandshakeError::Malformed));
+    }
+
+    #[test]
+    fn addresses_that_no_interface_can_use_are_refused() {
+        for net in [
+            "0.0.0.0/0",
+            "10.8.0.0/24",
+            "10.8.0.255/24",
+            "127.0.0.1/8",
+            "224.0.0.1/24",
+            "255.255.255.255/32",
+        ] {
+            let bad = Grant {
+                address_v4: Some(net.parse().unwrap()),
+                ..grant()
+            };
+            assert_eq!(bad.encode(), Err(HandshakeError::Malformed), "{net}");
+        }
+        for net in ["::/0", "::1/128", "ff02::1/64", "::ffff:10.0.0.1/96"] {
+            let bad = Grant {
+                address_v6: Some(net.parse().unwrap()),
+                ..grant()
+            };
+            assert_eq!(bad.encode(), Err(HandshakeError::Malformed), "{net}");
+        }
+        for net in ["10.8.0.0/31", "10.8.0.255/31", "10.8.0.7/32"] {
+            let good = Grant {
+                address_v4: Some(net.parse().unwrap()),
+                ..grant()
+            };
+            assert!(good.encode().is_ok(), "{net}");
+        }
+        let none = Grant {
+            address_v4: None,
+            address_v6: None,
+            ..grant()
+        };
+        assert_eq!(none.encode(), Err(HandshakeError::Malformed));
+    }
+
+    #[test]
+    fn too_much_to_push_is_an_error_on_either_side() {
+        let mut grant = grant();
+        grant.push.dns = vec![Ipv4Addr::new(9, 9, 9, 9).into(); MAX_PUSHED_DNS + 1];
+        assert_eq!(grant.encode(), Err(HandshakeError::TooLong));
+        grant.push.dns.pop();
+        grant.push.routes = vec!["fd00::/64".parse().unwrap(); MAX_PUSHED_ROUTES + 1];
+        assert_eq!(grant.encode(), Err(HandshakeError::TooLong));
+        grant.push.routes.pop();
+        let bytes = grant.encode().unwrap();
+        assert_eq!(Grant::decode(&bytes), Ok(grant));
+        let mut longer = bytes;
+        longer[41] = 9;
+        assert_eq!(Grant::decode(&longer), Err(HandshakeError::Malformed));
+    }
+
+    proptest! {
+        /// What is accepted can be written, and reads the same again.
+        #[test]
+        fn arbitrary_payloads_never_panic(
+            head in prop::array::uniform32(any::<u8>()),
+            tail in prop::collection::vec(any::<u8>(), 0..80),
+            valid_terms in any::<bool>(),
+        ) {
+            let mut bytes = head.to_vec();
+            bytes.extend(tail);
+            if valid_terms {
+                bytes[..2].copy_from_slice(&[0x05, 0x78]);
+            }
+            if let Ok(offer) = ClientOffer::decode(vec![], &bytes) {
+                let again = ClientOffer::decode(vec![], &offer.encode().unwrap());
+                prop_assert_eq!(again, Ok(offer));
+            }
+            if let Ok(grant) = Grant::decode(&bytes) {
+                prop_assert_eq!(Grant::decode(&grant.encode().unwrap()), Ok(grant));
+            }
+        }
+
+        /// One byte of a genuine grant at a time reaches the checks behind the head.
+        #[test]
+        fn altered_grants_never_panic(at in 0..90_usize, value in any::<u8>()) {
+            let mut bytes = grant().encode().unwrap();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            if let Ok(grant) = Grant::decode(&bytes) {
+                prop_assert_eq!(Grant::decode(&grant.encode().unwrap()), Ok(grant));
+            }
+        }
+    }
+
+    fn offer() -> ClientOffer {
+        ClientOffer {
+            suites: vec![Suite::Hse],
+            rotation: Rotation::default(),
+            mtu: 1400,
+            address_v4: Some(Ipv4Addr::new(10, 8, 0, 7)),
+            address_v6: None,
+        }
+    }
+
+    fn grant() -> Grant {
+        Grant {
+            address_v4: Some("10.8.0.7/24".parse().unwrap()),
+            address_v6: Some("fd00::7/64".parse().unwrap()),
+            mtu: 1400,
+            rotation: Rotation::default(),
+            push: Push {
+                dns: vec!["10.8.0.1".parse().unwrap()],
+                routes: vec![
+                    "192.168.0.0/16".parse().unwrap(),
+                    "fd01::/48".parse().unwrap(),
+                ],
+            },
+        }
+    }
+}

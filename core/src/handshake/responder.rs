@@ -1,0 +1,168 @@
+//! The server's side.
+
+use core::fmt;
+
+use rand_chacha::ChaCha20Rng;
+use rand_core::Rng as _;
+use uuid::Uuid;
+
+use super::MINOR_VERSION;
+use super::binding::noise_psk;
+use super::message::{self, ClientMessage, ServerHello};
+use super::noise::Noise;
+use super::payload::{ClientOffer, Grant};
+use crate::crypto::{Master, PresharedKey, PublicKey, SecretKey, Suite, kem};
+use crate::error::HandshakeError;
+
+/// A `ClientHello` that a server can answer.
+#[derive(Debug)]
+pub enum ClientHello {
+    /// LLP 1.0: nothing in it is authenticated. Answer with
+    /// [`legacy_server_hello`](super::legacy_server_hello), if at all.
+    Legacy,
+    /// LLP 1.1, made by the holder of a static key, for this server's key.
+    Current(Box<Responder>),
+}
+
+/// Reads the JSON of a `ClientHello`.
+///
+/// # Errors
+///
+/// [`HandshakeError::Malformed`] or [`HandshakeError::TooLong`] if this is no `ClientHello`,
+/// [`HandshakeError::Version`] if it offers no version that this module speaks,
+/// [`HandshakeError::Kem`] if the KEM key has a wrong length, [`HandshakeError::Authentication`]
+/// if it was made for another server key, altered, or with a key of low order.
+pub fn read_client_hello(
+    json: &[u8],
+    secret_key: &SecretKey,
+) -> Result<ClientHello, HandshakeError> {
+    let hello = match ClientMessage::parse(json)? {
+        ClientMessage::Legacy => return Ok(ClientHello::Legacy),
+        ClientMessage::Current(hello) => hello,
+    };
+    if !hello.minor_versions.contains(&MINOR_VERSION) {
+        return Err(HandshakeError::Version);
+    }
+    let mut noise = Noise::responder(secret_key, &hello.transcript())?;
+    let payload = noise.read(&hello.noise)?;
+    // Names that this version does not know cannot be chosen.
+    let suites = hello.suites.iter().filter_map(|name| name.parse().ok());
+    let offer = ClientOffer::decode(suites.collect(), &payload)?;
+    let peer_key = noise.peer_key().ok_or(HandshakeError::Authentication)?;
+    Ok(ClientHello::Current(Box::new(Responder {
+        noise,
+        hello,
+        offer,
+        peer_key,
+    })))
+}
+
+/// A server's handshake that has read a genuine `ClientHello`, and has not answered yet.
+///
+/// The hello may be a replay: nothing of an existing session may change before the client's first
+/// sealed packet has arrived.
+pub struct Responder {
+    noise: Noise,
+    hello: message::ClientHello,
+    offer: ClientOffer,
+    peer_key: PublicKey,
+}
+
+impl Responder {
+    /// The client's identity. Whether it may connect is the caller's decision.
+    pub const fn peer_key(&self) -> PublicKey {
+        self.peer_key
+    }
+
+    /// What the client can do and wishes for.
+    pub const fn offer(&self) -> &ClientOffer {
+        &self.offer
+    }
+
+    /// Answers, and returns the JSON of the `ServerHello` to send.
+    ///
+    /// `suites` are this server's, best first. `grant` holds the server's own MTU and rotation; in
+    /// the outcome, and in what the client learns, they are the smaller of both sides' values, at
+    /// least [`MIN_ROTATION_BYTES`](super::MIN_ROTATION_BYTES) and
+    /// [`MIN_ROTATION_INTERVAL`](super::MIN_ROTATION_INTERVAL), and the IPv6 address is taken
+    /// away if the MTU does not allow IPv6.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError::NoCommonSuite`] if the client knows none of `suites`,
+    /// [`HandshakeError::Kem`] if its KEM key is not valid (FIPS 203, section 7.2),
+    /// [`HandshakeError::TooLong`] if `grant` pushes more than
+    /// [`MAX_PUSHED_DNS`](super::MAX_PUSHED_DNS) servers or
+    /// [`MAX_PUSHED_ROUTES`](super::MAX_PUSHED_ROUTES) routes, [`HandshakeError::Malformed`] if
+    /// it holds an address that no interface can use, or none.
+    pub fn accept(
+        self,
+        preshared_key: Option<&PresharedKey>,
+        suites: &[Suite],
+        session: Uuid,
+        grant: Grant,
+        rng: &mut ChaCha20Rng,
+    ) -> Result<(ServerOutcome, Vec<u8>), HandshakeError> {
+        let suite = *suites
+            .iter()
+            .find(|suite| self.offer.suites.contains(suite))
+            .ok_or(HandshakeError::NoCommonSuite)?;
+        let grant = grant.agree(&self.offer);
+        self.answer(preshared_key, suite, session, grant, rng)
+    }
+
+    /// Answers with exactly this suite and grant.
+    pub(super) fn answer(
+        mut self,
+        preshared_key: Option<&PresharedKey>,
+        suite: Suite,
+        session: Uuid,
+        grant: Grant,
+        rng: &mut ChaCha20Rng,
+    ) -> Result<(ServerOutcome, Vec<u8>), HandshakeError> {
+        let payload = grant.encode()?;
+        let mut random = [0; 32];
+        rng.fill_bytes(&mut random);
+        let (ciphertext, shared) =
+            kem::encapsulate(&*self.hello.kem, rng).map_err(|_| HandshakeError::Kem)?;
+        let mut answer = ServerHello {
+            random,
+            session,
+            minor_version: MINOR_VERSION,
+            suite: suite.to_string(),
+            kem: Box::new(ciphertext),
+            noise: Vec::new(),
+        };
+        let psk = noise_psk(&self.hello, &answer, &shared, preshared_key);
+        self.noise.set_psk(&psk)?;
+        answer.noise = self.noise.write(&payload, rng)?;
+        let json = answer.to_json()?;
+        let master = Master::derive(&self.hello.random, &answer.random, &*self.noise.split());
+        let outcome = ServerOutcome {
+            suite,
+            master,
+            grant,
+        };
+        Ok((outcome, json))
+    }
+}
+
+impl fmt::Debug for Responder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Responder")
+            .field("peer_key", &self.peer_key)
+            .field("offer", &self.offer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a server has once it has answered.
+#[derive(Debug)]
+pub struct ServerOutcome {
+    /// The suite that seals all further packets.
+    pub suite: Suite,
+    /// The secret of the session.
+    pub master: Master,
+    /// What the client was given: `grant` of [`Responder::accept`], within the client's limits.
+    pub grant: Grant,
+}

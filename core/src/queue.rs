@@ -1,0 +1,261 @@
+//! Packets that wait, unsealed, for one connection's socket.
+//!
+//! Bounded in bytes and age; the oldest packet makes room for the newest (head drop), so that an
+//! inner TCP learns of congestion at once. Small packets pass bulk ones, but never a packet of
+//! their own flow: order within a flow is kept.
+
+use std::collections::VecDeque;
+use core::time::Duration;
+
+use crate::buffer::{Buffer, Pool};
+use crate::error::DropReason;
+use crate::ip::Offload;
+use crate::stats::Stats;
+use crate::time::Instant;
+
+/// Packets of at most this many bytes may pass bulk: acknowledgements, name look-ups, pings,
+/// voice.
+const SMALL_PACKET_LEN: usize = 256;
+/// Flows are told apart by this many buckets; two flows in one bucket merely keep their order.
+const FLOW_BUCKETS: usize = 64;
+
+/// One waiting packet; `buffer.used()` is the IP packet, with room on both sides.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) buffer: Buffer,
+    pub(crate) offload: Offload,
+    pub(crate) flow: u32,
+    pub(crate) queued_at: Instant,
+}
+
+impl Queued {
+    const fn bucket(&self) -> usize {
+        self.flow as usize % FLOW_BUCKETS
+    }
+}
+
+/// Which of the two lines a packet stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Small packets of flows without waiting bulk.
+    Fast,
+    /// Everything else.
+    Bulk,
+}
+
+/// The queue of one connection.
+#[derive(Debug)]
+pub(crate) struct SendQueue {
+    fast: VecDeque<Queued>,
+    bulk: VecDeque<Queued>,
+    bulk_flows: [u32; FLOW_BUCKETS],
+    /// Memory behind the waiting packets.
+    bytes: usize,
+    max_bytes: usize,
+    max_age: Duration,
+}
+
+impl SendQueue {
+    pub(crate) fn new(max_bytes: usize, max_age: Duration) -> Self {
+        Self {
+            fast: VecDeque::new(),
+            bulk: VecDeque::new(),
+            bulk_flows: [0; FLOW_BUCKETS],
+            bytes: 0,
+            max_bytes,
+            max_age,
+        }
+    }
+
+    /// Bytes of memory behind the waiting packets.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.fast.is_empty() && self.bulk.is_empty()
+    }
+
+    /// Queues `packet`, dropping from the head what no longer fits.
+    pub(crate) fn push(&mut self, packet: Queued, pool: &mut Pool, stats: &mut Stats) {
+        self.bytes += packet.buffer.capacity();
+        stats.queued_bytes += packet.buffer.capacity() as u64;
+        let small = packet.buffer.len() <= SMALL_PACKET_LEN;
+        if small && self.bulk_flows[packet.bucket()] == 0 {
+            self.fast.push_back(packet);
+        } else {
+            self.bulk_flows[packet.bucket()] += 1;
+            self.bulk.push_back(packet);
+        }
+        // At least the newest packet stays, however large.
+        while self.bytes > self.max_bytes && self.fast.len() + self.bulk.len() > 1 {
+            let lane = if self.bulk.is_empty() { Lane::Fast } else { Lane::Bulk };
+            self.discard(lane, DropReason::QueueFull, pool, stats);
+        }
+    }
+
+    fn discard(&mut self, lane: Lane, reason: DropReason, pool: &mut Pool, stats: &mut Stats) {
+        if let Some(packet) = self.remove(lane, stats) {
+            pool.put(packet.buffer);
+            stats.drop_packet(reason);
+        }
+    }
+
+    fn remove(&mut self, lane: Lane, stats: &mut Stats) -> Option<Queued> {
+        let packet = match lane {
+            Lane::Fast => self.fast.pop_front()?,
+            Lane::Bulk => self.bulk.pop_front()?,
+        };
+        if lane == Lane::Bulk {
+            self.bulk_flows[packet.bucket()] -= 1;
+        }
+        self.bytes -= packet.buffer.capacity();
+        stats.queued_bytes -= packet.buffer.capacity() as u64;
+        Some(packet)
+    }
+
+    fn front(&self, lane: Lane) -> Option<&Queued> {
+        match lane {
+            Lane::Fast => self.fast.front(),
+            Lane::Bulk => self.bulk.front(),
+        }
+    }
+
+    /// Drops what has waited too long at the head of both lanes.
+    pub(crate) fn expire(&mut self, now: Instant, pool: &mut Pool, stats: &mut Stats) {
+        for lane in [Lane::Fast, Lane::Bulk] {
+            while self.front(lane).is_some_and(|p| now.since(p.queued_at) > self.max_age) {
+                self.discard(lane, DropReason::QueueAge, pool, stats);
+            }
+        }
+    }
+
+    /// Packets in `lane`.
+    pub(crate) fn len(&self, lane: Lane) -> usize {
+        match lane {
+            Lane::Fast => self.fast.len(),
+            Lane::Bulk => self.bulk.len(),
+        }
+    }
+
+    /// The lane to serve next and the length of its first packet.
+    pub(crate) fn next(&self) -> Option<(Lane, usize)> {
+        let lane = if self.fast.is_empty() { Lane::Bulk } else { Lane::Fast };
+        self.front(lane).map(|packet| (lane, packet.buffer.len()))
+    }
+
+    /// The length of the first packet in `lane`.
+    pub(crate) fn next_in(&self, lane: Lane) -> Option<usize> {
+        self.front(lane).map(|packet| packet.buffer.len())
+    }
+
+    /// Takes the first packet of `lane`.
+    pub(crate) fn pop(&mut self, lane: Lane, stats: &mut Stats) -> Option<Queued> {
+        self.remove(lane, stats)
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&mut self, pool: &mut Pool, stats: &mut Stats) {
+        for lane in [Lane::Fast, Lane::Bulk] {
+            while self.front(lane).is_some() {
+                self.discard(lane, DropReason::Closed, pool, stats);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::{Class, HEADROOM};
+
+    fn packet(pool: &mut Pool, len: usize, flow: u32, tag: u8, at: u64) -> Queued {
+        let mut buffer = pool.take(Class::for_packet(len));
+        (buffer.start, buffer.end) = (HEADROOM, HEADROOM + len);
+        buffer.used_mut()[0] = tag;
+        Queued { buffer, offload: Offload::NONE, flow, queued_at: Instant::from_millis(at) }
+    }
+
+    struct Rig {
+        queue: SendQueue,
+        pool: Pool,
+        stats: Stats,
+    }
+
+    impl Rig {
+        fn new(max_bytes: usize) -> Self {
+            Self {
+                queue: SendQueue::new(max_bytes, Duration::from_millis(100)),
+                pool: Pool::default(),
+                stats: Stats::default(),
+            }
+        }
+
+        fn push(&mut self, len: usize, flow: u32, tag: u8, at: u64) {
+            let queued = packet(&mut self.pool, len, flow, tag, at);
+            self.queue.push(queued, &mut self.pool, &mut self.stats);
+        }
+
+        fn drain(&mut self) -> Vec<u8> {
+            let mut tags = Vec::new();
+            while let Some((lane, _)) = self.queue.next() {
+                let queued = self.queue.pop(lane, &mut self.stats).unwrap();
+                tags.push(queued.buffer.used()[0]);
+            }
+            tags
+        }
+    }
+
+    #[test]
+    fn small_packets_pass_bulk_of_other_flows_only() {
+        let mut rig = Rig::new(1 << 20);
+        rig.push(1400, 1, 10, 0);
+        rig.push(1400, 1, 11, 0);
+        rig.push(60, 1, 12, 0);
+        rig.push(60, 2, 20, 0);
+        assert_eq!(rig.drain(), [20, 10, 11, 12]);
+    }
+
+    #[test]
+    fn a_full_queue_drops_its_oldest_bulk_and_counts_it() {
+        let mut rig = Rig::new(3 * 2048);
+        for tag in 0..5 {
+            rig.push(1400, 1, tag, 0);
+        }
+        assert_eq!(rig.stats.dropped(DropReason::QueueFull), 2);
+        assert_eq!(rig.queue.bytes(), 3 * 2048);
+        assert_eq!(rig.drain(), [2, 3, 4]);
+        assert_eq!((rig.queue.bytes(), rig.stats.queued_bytes), (0, 0));
+    }
+
+    #[test]
+    fn one_packet_always_fits() {
+        let mut rig = Rig::new(1);
+        rig.push(60_000, 1, 1, 0);
+        assert_eq!(rig.drain(), [1]);
+    }
+
+    #[test]
+    fn old_packets_are_dropped_before_new_ones_are_sent() {
+        let mut rig = Rig::new(1 << 20);
+        rig.push(1400, 1, 1, 0);
+        rig.push(60, 2, 2, 0);
+        rig.push(1400, 1, 3, 90);
+        let Rig { queue, pool, stats } = &mut rig;
+        queue.expire(Instant::from_millis(101), pool, stats);
+        assert_eq!(rig.stats.dropped(DropReason::QueueAge), 2);
+        assert_eq!(rig.drain(), [3]);
+    }
+
+    #[test]
+    fn clearing_counts_every_packet_as_closed() {
+        let mut rig = Rig::new(1 << 20);
+        rig.push(1400, 1, 1, 0);
+        rig.push(60, 2, 2, 0);
+        let Rig { queue, pool, stats } = &mut rig;
+        queue.clear(pool, stats);
+        assert!(queue.is_empty());
+        assert_eq!(rig.stats.dropped(DropReason::Closed), 2);
+        assert_eq!(rig.stats.queued_bytes, 0);
+    }
+}

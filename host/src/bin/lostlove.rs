@@ -1,0 +1,148 @@
+//! `lostlove`: keys, profiles and a demonstration.
+
+use std::ffi::OsStr;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use lostlove_config::{ConfigError, Endpoint, Routes};
+use lostlove_host::cli::{Exit, Role, print_usage};
+use lostlove_host::demo;
+use lostlove_host::keytool::{self, AddPeer, KeytoolError};
+
+/// Keys, profiles and a demonstration for the LostLove VPN
+#[derive(Parser)]
+#[command(name = "lostlove", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 success, 1 failure, 2 usage, 77 no permission, 78 bad configuration.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a fresh secret key to standard output
+    Genkey,
+    /// Read a secret key from standard input and write its public key to standard output
+    Pubkey,
+    /// Write a fresh pre-shared key to standard output
+    Genpsk,
+    /// Add a client to a server's configuration and write the client's profile
+    AddPeer(AddPeerArgs),
+    /// Show a server and a client at work on this machine, with or without root, and leave nothing
+    /// behind
+    Demo(demo::Options),
+}
+
+#[derive(Args)]
+struct AddPeerArgs {
+    /// Name of the client, for logs and metrics
+    name: String,
+    /// The server's configuration
+    #[arg(long, short, value_name = "FILE", default_value = default_config())]
+    config: PathBuf,
+    /// Where clients reach the server; by default the address of this host's default route
+    #[arg(long, value_name = "HOST:PORT")]
+    server: Option<Endpoint>,
+    /// New file for the profile; by default it goes to standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The client sends everything through the tunnel; this is the default
+    #[arg(long, conflicts_with = "split")]
+    full: bool,
+    /// The client sends only what is for the server's networks through the tunnel
+    #[arg(long)]
+    split: bool,
+}
+
+fn default_config() -> &'static OsStr {
+    Role::Server.default_config().as_os_str()
+}
+
+fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => run(cli.command),
+        Err(error) => print_usage(&error).into(),
+    }
+}
+
+fn run(command: Command) -> ExitCode {
+    let result = match command {
+        Command::Genkey => {
+            warn_if_exposed();
+            keytool::genkey(&mut io::stdout())
+        }
+        Command::Pubkey => keytool::pubkey(&mut io::stdin(), &mut io::stdout()),
+        Command::Genpsk => {
+            warn_if_exposed();
+            keytool::genpsk(&mut io::stdout())
+        }
+        Command::AddPeer(args) => add_peer(args),
+        Command::Demo(options) => return demo::run(&options),
+    };
+    match result {
+        Ok(()) => Exit::Success.into(),
+        Err(error) => {
+            say(&format!("lostlove: {error}{}", advice(&error)));
+            Exit::from(&error).into()
+        }
+    }
+}
+
+fn add_peer(args: AddPeerArgs) -> Result<(), KeytoolError> {
+    if args.output.is_none() {
+        warn_if_exposed();
+    }
+    let routes = if args.split {
+        Routes::Server
+    } else {
+        Routes::Full
+    };
+    let request = AddPeer {
+        name: args.name,
+        config: args.config,
+        server: args.server,
+        output: args.output,
+        routes,
+    };
+    let added = keytool::add_peer(&request, &mut io::stdout())?;
+    say(&format!(
+        "Added {} ({}) to {}; it will connect to {}.",
+        request.name,
+        added.assigned.address_v4,
+        request.config.display(),
+        added.server,
+    ));
+    if request.server.is_none() {
+        say("If this host is behind NAT, set `server` in the profile to its public address.");
+    }
+    say("A server that runs must be restarted before it lets the new client in.");
+    Ok(())
+}
+
+fn advice(error: &KeytoolError) -> &'static str {
+    if Exit::from(error) == Exit::NoPermission {
+        return "\nRun it as root, with sudo, or as the owner of the files.";
+    }
+    match error {
+        KeytoolError::Config(ConfigError::Unreadable { .. }) => {
+            "\nName the server's configuration with --config; a first start of lostlove-server \
+             makes one."
+        }
+        _ => "",
+    }
+}
+
+fn warn_if_exposed() {
+    if keytool::is_exposed(io::stdout()) {
+        say("lostlove: warning: others can read the file that this key goes to; use umask 077");
+    }
+}
+
+fn say(text: &str) {
+    // Nobody is left to tell when standard error is closed.
+    let _ = writeln!(io::stderr(), "{text}");
+}

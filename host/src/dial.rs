@@ -1,0 +1,466 @@
+//! Opening a connection to the first server that answers, beside the event loop.
+
+mod race;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use lostlove_config::Endpoint;
+use tracing::debug;
+
+use self::race::Race;
+use crate::listen::SocketOptions;
+use crate::wake::Wake;
+
+/// A connection and the address it goes to, or why there is none.
+pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
+
+/// Opens connections on short-lived threads, as looking a name up blocks.
+///
+/// Every address of every server takes part (RFC 8305): the families alternate, an attempt that
+/// has not answered after 250 ms gets a rival, and the first that connects wins. After 10 s the
+/// whole dial fails. Addresses that a name had before are used when it cannot be looked up, as
+/// when its DNS server is only reachable through the tunnel that is down.
+#[derive(Debug)]
+pub struct Dialer {
+    servers: Arc<[Endpoint]>,
+    options: SocketOptions,
+    ready: Arc<Wake>,
+    dial: Option<Arc<Dial>>,
+    known: Arc<Known>,
+    resolve: Resolve,
+}
+
+impl Dialer {
+    /// A dialler for `servers`. Sockets have `options` before they connect.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no descriptor left.
+    pub fn new(servers: Vec<Endpoint>, options: SocketOptions) -> io::Result<Self> {
+        Ok(Self {
+            servers: servers.into(),
+            options,
+            ready: Arc::new(Wake::new()?),
+            dial: None,
+            known: Arc::default(),
+            resolve: resolve_with_system,
+        })
+    }
+
+    /// Begins to dial; an unfinished earlier dial, and a result not yet taken, are given up.
+    /// `attempt` is for the log.
+    pub fn start(&mut self, attempt: u32) {
+        self.give_up();
+        debug!(attempt, servers = ?self.servers, "dialling");
+        if let Err(error) = self.spawn() {
+            let failed = Dial::finished(Err(error));
+            self.dial = Some(Arc::new(failed));
+            self.ready.wake();
+        }
+    }
+
+    /// A non-blocking descriptor that is readable when [`Dialer::finish`] has a result.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.ready.as_fd()
+    }
+
+    /// The result of the last [`Dialer::start`], once; none while it is under way. The stream is
+    /// non-blocking.
+    pub fn finish(&mut self) -> Option<Dialled> {
+        self.ready.clear();
+        self.dial.as_ref()?.lock().result.take()
+    }
+
+    fn spawn(&mut self) -> io::Result<()> {
+        let cancel = Arc::new(Cancel::new()?);
+        let dial = Arc::new(Dial::under_way(Arc::clone(&cancel)));
+        let race = Race::new(
+            Arc::clone(&self.servers),
+            self.options.clone(),
+            cancel,
+            Arc::clone(&self.known),
+            self.resolve,
+        );
+        let ready = Arc::clone(&self.ready);
+        let slot = Arc::clone(&dial);
+        thread::Builder::new()
+            .name("dial".to_owned())
+            .spawn(move || slot.complete(race.run(), &ready))?;
+        self.dial = Some(dial);
+        Ok(())
+    }
+
+    fn give_up(&mut self) {
+        if let Some(dial) = self.dial.take() {
+            dial.give_up();
+        }
+        self.ready.clear();
+    }
+}
+
+impl Drop for Dialer {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+type Resolve = fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
+
+fn resolve_with_system(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    Ok((host, port).to_socket_addrs()?.collect())
+}
+
+/// One dial, shared between the dialler and the dial's thread.
+#[derive(Debug)]
+struct Dial {
+    state: Mutex<State>,
+    cancel: Option<Arc<Cancel>>,
+}
+
+#[derive(Debug)]
+struct State {
+    result: Option<Dialled>,
+    given_up: bool,
+}
+
+impl Dial {
+    fn under_way(cancel: Arc<Cancel>) -> Self {
+        Self {
+            state: Mutex::new(State {
+                result: None,
+                given_up: false,
+            }),
+            cancel: Some(cancel),
+        }
+    }
+
+    fn finished(result: Dialled) -> Self {
+        Self {
+            state: Mutex::new(State {
+                result: Some(result),
+                given_up: false,
+            }),
+            cancel: None,
+        }
+    }
+
+    /// Publishes the result, unless nobody wants it any more. Waking happens under the lock: once
+    /// [`Dial::give_up`] has returned, this dial wakes nobody.
+    fn complete(&self, result: Dialled, ready: &Wake) {
+        let mut state = self.lock();
+        if !state.given_up {
+            state.result = Some(result);
+            ready.wake();
+        }
+    }
+
+    fn give_up(&self) {
+        let mut state = self.lock();
+        state.given_up = true;
+        state.result = None;
+        drop(state);
+        if let Some(cancel) = &self.cancel {
+            cancel.cancel();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends a race from outside, and wakes it for other news.
+#[derive(Debug)]
+struct Cancel {
+    wake: Wake,
+    cancelled: AtomicBool,
+}
+
+impl Cancel {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            wake: Wake::new()?,
+            cancelled: AtomicBool::new(false),
+        })
+    }
+
+    fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+        self.wake.wake();
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+}
+
+/// Addresses that names had when they were looked up last.
+#[derive(Debug, Default)]
+struct Known(Mutex<HashMap<Endpoint, Vec<SocketAddr>>>);
+
+impl Known {
+    fn remember(&self, endpoint: &Endpoint, addresses: &[SocketAddr]) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(endpoint.clone(), addresses.to_vec());
+    }
+
+    fn of(&self, endpoint: &Endpoint) -> Vec<SocketAddr> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(endpoint).cloned().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::time::{Duration, Instant};
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    #[test]
+    fn a_good_address_connects() {
+        let (listener, server) = listener();
+        let mut dialer = dialer(vec![server]);
+        assert!(dialer.finish().is_none());
+        dialer.start(1);
+        let (mut stream, remote) = wait(&mut dialer).unwrap();
+        assert_eq!(remote, listener.local_addr().unwrap());
+        let error = stream.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let (mut accepted, _) = listener.accept().unwrap();
+        stream.write_all(b"x").unwrap();
+        accepted.read_exact(&mut [0]).unwrap();
+        assert!(dialer.finish().is_none(), "a result is given once");
+    }
+
+    #[test]
+    fn a_refusal_gives_way_to_the_next_address() {
+        let (_listener, good) = listener();
+        let (_bound, bad) = refusing();
+        let mut dialer = dialer(vec![bad, good]);
+        dialer.start(1);
+        let (_, remote) = wait(&mut dialer).unwrap();
+        assert_eq!(remote.port(), dialer.servers[1].port);
+    }
+
+    #[test]
+    fn when_all_refuse_the_error_names_each() {
+        let (_bound, first) = refusing();
+        let (_too, second) = refusing();
+        let servers = vec![first, second];
+        let mut dialer = dialer(servers.clone());
+        dialer.start(1);
+        let error = wait(&mut dialer).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        for server in servers {
+            assert!(error.to_string().contains(&server.to_string()), "{error}");
+        }
+    }
+
+    /// The first server's backlog is full, so that its connection hangs.
+    #[test]
+    fn an_address_that_does_not_answer_gets_a_rival() {
+        let silent = Silent::new();
+        let (_listener, good) = listener();
+        let mut dialer = dialer(vec![silent.server(), good]);
+        let start = Instant::now();
+        dialer.start(1);
+        let (_, remote) = wait(&mut dialer).unwrap();
+        assert_eq!(remote.port(), dialer.servers[1].port);
+        assert!(start.elapsed() >= race::STAGGER, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn a_new_dial_supersedes_an_unfinished_one() {
+        let silent = Silent::new();
+        let (_listener, good) = listener();
+        let mut dialer = dialer(vec![silent.server()]);
+        dialer.start(1);
+        let unfinished = Arc::downgrade(dialer.dial.as_ref().unwrap());
+        dialer.servers = vec![good.clone()].into();
+        dialer.start(2);
+        let (_, remote) = wait(&mut dialer).unwrap();
+        assert_eq!(remote.port(), good.port);
+        assert!(dialer.finish().is_none());
+        // Its thread ends at once, and with it its sockets, not when the dial's time is up.
+        let start = Instant::now();
+        while unfinished.strong_count() > 0 {
+            assert!(start.elapsed() < race::TIMEOUT / 2);
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_result_that_was_not_taken_is_superseded_too() {
+        let (_first, first) = listener();
+        let (_second, second) = listener();
+        let mut dialer = dialer(vec![first]);
+        dialer.start(1);
+        wait_readable(&dialer);
+        dialer.servers = vec![second.clone()].into();
+        dialer.start(2);
+        let (_, remote) = wait(&mut dialer).unwrap();
+        assert_eq!(remote.port(), second.port);
+    }
+
+    #[test]
+    fn names_are_looked_up() {
+        let (_listener, Endpoint { port, .. }) = listener();
+        let mut dialer = dialer(vec![example(port)]);
+        dialer.resolve = |host, port| {
+            assert_eq!(host, "vpn.example");
+            Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))])
+        };
+        dialer.start(1);
+        wait(&mut dialer).unwrap();
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_looked_up_is_an_error() {
+        let mut dialer = dialer(vec![example(8443)]);
+        dialer.resolve = |_, _| Err(io::Error::other("no such name"));
+        dialer.start(1);
+        let text = wait(&mut dialer).unwrap_err().to_string();
+        assert!(
+            text.contains("vpn.example") && text.contains("no such name"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_name_without_addresses_is_an_error() {
+        let mut dialer = dialer(vec![example(8443)]);
+        dialer.resolve = |_, _| Ok(Vec::new());
+        dialer.start(1);
+        let text = wait(&mut dialer).unwrap_err().to_string();
+        assert!(text.contains("vpn.example"), "{text}");
+    }
+
+    #[test]
+    fn the_last_known_addresses_serve_when_a_look_up_fails() {
+        let (_listener, Endpoint { port, .. }) = listener();
+        let mut dialer = dialer(vec![example(port)]);
+        dialer.resolve = |_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]);
+        dialer.start(1);
+        wait(&mut dialer).unwrap();
+        dialer.resolve = |_, _| Err(io::Error::other("no such name"));
+        dialer.start(1);
+        wait(&mut dialer).unwrap();
+    }
+
+    #[test]
+    fn the_last_known_addresses_serve_when_a_look_up_hangs() {
+        let (_listener, Endpoint { port, .. }) = listener();
+        let mut dialer = dialer(vec![example(port)]);
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        dialer.known.remember(&example(port), &[address]);
+        dialer.resolve = |_, _| {
+            thread::park_timeout(race::TIMEOUT);
+            Err(io::Error::other("too late"))
+        };
+        let start = Instant::now();
+        dialer.start(1);
+        wait(&mut dialer).unwrap();
+        assert!(start.elapsed() < race::TIMEOUT / 2, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn no_server_is_an_error() {
+        let mut dialer = dialer(Vec::new());
+        dialer.start(1);
+        assert!(wait(&mut dialer).is_err());
+    }
+
+    fn dialer(servers: Vec<Endpoint>) -> Dialer {
+        let options = SocketOptions {
+            congestion_control: None,
+            notsent_lowat: 32 * 1024,
+            mark: Some(1),
+        };
+        Dialer::new(servers, options).unwrap()
+    }
+
+    fn wait(dialer: &mut Dialer) -> Dialled {
+        wait_readable(dialer);
+        dialer.finish().expect("a readable dialler has a result")
+    }
+
+    fn wait_readable(dialer: &Dialer) {
+        let fd = dialer.fd();
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        let limit = Timespec::try_from(race::TIMEOUT + Duration::from_secs(5)).unwrap();
+        assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1);
+    }
+
+    fn loopback(port: u16) -> Endpoint {
+        Endpoint {
+            host: "127.0.0.1".to_owned(),
+            port,
+        }
+    }
+
+    fn example(port: u16) -> Endpoint {
+        Endpoint {
+            host: "vpn.example".to_owned(),
+            port,
+        }
+    }
+
+    fn listener() -> (TcpListener, Endpoint) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, loopback(port))
+    }
+
+    /// A port that is bound, so that nobody else listens there, and refuses.
+    fn refusing() -> (Socket, Endpoint) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        socket.bind(&address.into()).unwrap();
+        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+        (socket, loopback(port))
+    }
+
+    /// A listener whose backlog is full: the kernel leaves further connections unanswered.
+    struct Silent {
+        listener: Socket,
+        _filling: Vec<Socket>,
+    }
+
+    impl Silent {
+        fn new() -> Self {
+            let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            let any = SocketAddr::from(([127, 0, 0, 1], 0));
+            listener.bind(&any.into()).unwrap();
+            listener.listen(0).unwrap();
+            let address = listener.local_addr().unwrap();
+            let filling = (0..4)
+                .map(|_| {
+                    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                    socket.set_nonblocking(true).unwrap();
+                    let _ = socket.connect(&address);
+                    socket
+                })
+                .collect();
+            Self {
+                listener,
+                _filling: filling,
+            }
+        }
+
+        fn server(&self) -> Endpoint {
+            let address = self.listener.local_addr().unwrap().as_socket().unwrap();
+            loopback(address.port())
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The race between a server's addresses, on the dial's own thread.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lostlove_config::Endpoint;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{Cancel, Dialled, Known, Resolve};
+use crate::listen::{SocketOptions, prepare};
+
+/// How long an attempt is alone before the next address is tried too (RFC 8305, section 5).
+pub(super) const STAGGER: Duration = Duration::from_millis(250);
+
+/// How long the whole dial may take.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait for a look-up before the addresses that the name had before are tried.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+pub(super) struct Race {
+    servers: Arc<[Endpoint]>,
+    options: SocketOptions,
+    cancel: Arc<Cancel>,
+    known: Arc<Known>,
+    resolve: Resolve,
+    answers: Arc<Mutex<Vec<Answer>>>,
+    /// Positions in `servers` of the names that are being looked up.
+    unresolved: Vec<usize>,
+    candidates: VecDeque<SocketAddr>,
+    tried: Vec<SocketAddr>,
+    connecting: Vec<(Socket, SocketAddr)>,
+    failures: Vec<(String, io::Error)>,
+    start: Instant,
+    next_attempt: Instant,
+}
+
+struct Answer {
+    server: usize,
+    addresses: io::Result<Vec<SocketAddr>>,
+}
+
+impl Race {
+    pub(super) fn new(
+        servers: Arc<[Endpoint]>,
+        options: SocketOptions,
+        cancel: Arc<Cancel>,
+        known: Arc<Known>,
+        resolve: Resolve,
+    ) -> Self {
+        let start = Instant::now();
+        Self {
+            servers,
+            options,
+            cancel,
+            known,
+            resolve,
+            answers: Arc::default(),
+            unresolved: Vec::new(),
+            candidates: VecDeque::new(),
+            tried: Vec::new(),
+            connecting: Vec::new(),
+            failures: Vec::new(),
+            start,
+            next_attempt: start,
+        }
+    }
+
+    /// Blocks until a connection stands, every address has failed, the time is up, or the race is
+    /// cancelled.
+    pub(super) fn run(mut self) -> Dialled {
+        self.look_up();
+        loop {
+            self.take_answers();
+            let now = Instant::now();
+            if now >= self.start + PATIENCE {
+                self.fall_back();
+            }
+            self.attempt(now);
+            let over = self.connecting.is_empty() && self.unresolved.is_empty();
+            if over || now >= self.start + TIMEOUT || self.cancel.is_cancelled() {
+                return Err(self.failure());
+            }
+            if let Some(winner) = self.wait(now)? {
+                return Ok(winner);
+            }
+        }
+    }
+
+    fn look_up(&mut self) {
+        for (server, endpoint) in self.servers.iter().enumerate() {
+            if let Ok(ip) = endpoint.host.parse::<IpAddr>() {
+                self.candidates
+                    .push_back(SocketAddr::new(ip, endpoint.port));
+            } else if let Err(error) = self.spawn_look_up(server) {
+                self.failures.push((endpoint.to_string(), error));
+            } else {
+                self.unresolved.push(server);
+            }
+        }
+    }
+
+    fn spawn_look_up(&self, server: usize) -> io::Result<()> {
+        let servers = Arc::clone(&self.servers);
+        let answers = Arc::clone(&self.answers);
+        let cancel = Arc::clone(&self.cancel);
+        let known = Arc::clone(&self.known);
+        let resolve = self.resolve;
+        thread::Builder::new()
+            .name("resolve".to_owned())
+            .spawn(move || {
+                let Some(endpoint) = servers.get(server) else {
+                    return;
+                };
+                let addresses = resolve(&endpoint.host, endpoint.port);
+                if let Ok(addresses) = &addresses {
+                    known.remember(endpoint, addresses);
+                }
+                let answer = Answer { server, addresses };
+                answers
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(answer);
+                cancel.wake.wake();
+            })?;
+        Ok(())
+    }
+
+    fn take_answers(&mut self) {
+        let answers =
+            std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner));
+        for Answer { server, addresses } in answers {
+            self.unresolved.retain(|&waiting| waiting != server);
+            let Some(endpoint) = self.servers.get(server) else {
+                continue;
+            };
+            match addresses {
+                Ok(addresses) if !addresses.is_empty() => self.candidates.extend(addresses),
+                Ok(_) => {
+                    let none = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+                    self.failures.push((endpoint.to_string(), none));
+                }
+                Err(error) => {
+                    self.candidates.extend(self.known.of(endpoint));
+                    self.failures.push((endpoint.to_string(), error));
+                }
+            }
+        }
+    }
+
+    fn fall_back(&mut self) {
+        for &server in &self.unresolved {
+            if let Some(endpoint) = self.servers.get(server) {
+                self.candidates.extend(self.known.of(endpoint));
+            }
+        }
+    }
+
+    /// Starts the next attempts that are due.
+    fn attempt(&mut self, now: Instant) {
+        self.candidates
+            .retain(|address| !self.tried.contains(address));
+        while self.connecting.is_empty() || now >= self.next_attempt {
+            let Some(address) = self.next_candidate() else {
+                return;
+            };
+            self.tried.push(address);
+            match connect(address, &self.options) {
+                Ok(socket) => {
+                    self.connecting.push((socket, address));
+                    self.next_attempt = now + STAGGER;
+                }
+                Err(error) => self.failures.push((address.to_string(), error)),
+            }
+        }
+    }
+
+    /// The first candidate of the family that was not tried last, if there is one.
+    fn next_candidate(&mut self) -> Option<SocketAddr> {
+        let last = self.tried.last().map(SocketAddr::is_ipv6);
+        let other = |address: &SocketAddr| Some(address.is_ipv6()) != last;
+        let index = self.candidates.iter().position(other).unwrap_or(0);
+        self.candidates.remove(index)
+    }
+
+    /// Waits for sockets, look-ups or the next thing that is due.
+    fn wait(&mut self, now: Instant) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+        let due = self.due(now);
+        let timeout = Timespec::try_from(due.saturating_duration_since(now)).ok();
+        let mut fds = vec![PollFd::new(&self.cancel.wake, PollFlags::IN)];
+        for (socket, _) in &self.connecting {
+            fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::OUT));
+        }
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready: Vec<bool> = fds
+            .iter()
+            .skip(1)
+            .map(|fd| !fd.revents().is_empty())
+            .collect();
+        self.cancel.wake.clear();
+        Ok(self.settle(&ready))
+    }
+
+    fn due(&self, now: Instant) -> Instant {
+        let mut due = self.start + TIMEOUT;
+        if !self.candidates.is_empty() {
+            due = due.min(self.next_attempt);
+        }
+        let patience_ends = self.start + PATIENCE;
+        if !self.unresolved.is_empty() && now < patience_ends {
+            due = due.min(patience_ends);
+        }
+        due
+    }
+
+    /// Judges the attempts that are `ready`; a failed one lets the next start at once.
+    fn settle(&mut self, ready: &[bool]) -> Option<(TcpStream, SocketAddr)> {
+        let attempts = std::mem::take(&mut self.connecting);
+        let mut ready = ready.iter().copied();
+        for (socket, address) in attempts {
+            if !ready.next().unwrap_or(false) {
+                self.connecting.push((socket, address));
+                continue;
+            }
+            match outcome(&socket) {
+                Ok(()) => return Some((socket.into(), address)),
+                Err(error) => {
+                    self.failures.push((address.to_string(), error));
+                    self.next_attempt = Instant::now();
+                }
+            }
+        }
+        None
+    }
+
+    fn failure(mut self) -> io::Error {
+        for (_, address) in self.connecting.drain(..) {
+            let silent = io::Error::new(io::ErrorKind::TimedOut, "no answer");
+            self.failures.push((address.to_string(), silent));
+        }
+        for server in self.unresolved.drain(..) {
+            if let Some(endpoint) = self.servers.get(server) {
+                let silent = io::Error::new(io::ErrorKind::TimedOut, "no answer to the look-up");
+                self.failures.push((endpoint.to_string(), silent));
+            }
+        }
+        let Some((_, last)) = self.failures.last() else {
+            return io::Error::new(io::ErrorKind::NotFound, "no server to connect to");
+        };
+        let kind = last.kind();
+        let reasons: Vec<String> = self
+            .failures
+            .iter()
+            .map(|(what, error)| format!("{what}: {error}"))
+            .collect();
+        io::Error::new(kind, reasons.join("; "))
+    }
+}
+
+fn connect(address: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    prepare(&socket, options)?;
+    match socket.connect(&address.into()) {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => Err(error),
+        Ok(()) | Err(_) => Ok(socket),
+    }
+}
+
+fn outcome(socket: &Socket) -> io::Result<()> {
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    // On loopback a connection to a free port can meet itself (simultaneous open).
+    if socket.local_addr()?.as_socket() == socket.peer_addr()?.as_socket() {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_alternate_as_long_as_both_last() {
+        let v4 = |n: u8| SocketAddr::from(([192, 0, 2, n], 1));
+        let v6 = |n: u8| SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, u16::from(n)], 1));
+        let mut race = race();
+        race.candidates.extend([v6(1), v6(2), v4(1), v6(3), v4(2)]);
+        let mut order = Vec::new();
+        while let Some(address) = race.next_candidate() {
+            race.tried.push(address);
+            order.push(address);
+        }
+        assert_eq!(order, [v6(1), v4(1), v6(2), v4(2), v6(3)]);
+    }
+
+    #[test]
+    fn literal_addresses_need_no_look_up() {
+        let mut race = race();
+        race.servers = ["192.0.2.1:1", "[2001:db8::1]:1", "2001:db8::2"]
+            .map(|endpoint| endpoint.parse().unwrap())
+            .into();
+        race.look_up();
+        assert!(race.unresolved.is_empty() && race.failures.is_empty());
+        assert_eq!(race.candidates.len(), 3);
+    }
+
+    #[test]
+    fn the_error_of_a_dial_whose_time_is_up_names_what_was_silent() {
+        let mut race = race();
+        race.servers = ["vpn.example:1".parse().unwrap()].into();
+        race.unresolved.push(0);
+        let error = race.failure();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(error.to_string(), "vpn.example:1: no answer to the look-up");
+    }
+
+    fn race() -> Race {
+        let options = SocketOptions {
+            congestion_control: None,
+            notsent_lowat: 32 * 1024,
+            mark: None,
+        };
+        let cancel = Arc::new(Cancel::new().unwrap());
+        let resolve = super::super::resolve_with_system;
+        Race::new(Arc::default(), options, cancel, Arc::default(), resolve)
+    }
+}

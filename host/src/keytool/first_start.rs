@@ -1,0 +1,250 @@
+//! A server's first start: from nothing to a server and one client that fit each other.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use lostlove_config::write::{self, NewServer, random_ula};
+use lostlove_config::{Endpoint, Routes, default_key_path};
+use lostlove_core::crypto::SecretKey;
+use zeroize::Zeroizing;
+
+use super::add_peer::Client;
+use super::{KeytoolError, address, files, random};
+
+/// Profiles of earlier first starts that may lie around before one is in the way.
+const MAX_PROFILES: u32 = 100;
+
+/// What a first start has made. Displayed, it tells the operator what to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstStart {
+    /// The server's configuration.
+    pub config: PathBuf,
+    /// The server's secret key.
+    pub key: PathBuf,
+    /// The client's profile, with its secrets.
+    pub profile: PathBuf,
+    /// Where the profile says that the server is.
+    pub server: Endpoint,
+    /// Whether clients elsewhere can hardly reach the server there.
+    pub behind_nat: bool,
+}
+
+/// Makes what a server needs when `config` does not exist: the folder (mode 0700), `server.key`
+/// beside `config` unless that exists, `config` itself with one client, and the client's profile
+/// `client1.toml` (each mode 0600). Nothing that exists is overwritten.
+///
+/// The configuration comes last: until then the next start begins anew.
+///
+/// # Errors
+///
+/// When `config` exists, there is no randomness, `server.key` is not a key, or a file cannot be
+/// written.
+pub fn first_start(config: &Path) -> Result<FirstStart, KeytoolError> {
+    files::create_folder_of(config)?;
+    let _lock = files::lock_folder_of(config)
+        .map_err(KeytoolError::io(format!("make {}", config.display())))?;
+    if config.exists() {
+        let exists = io::Error::from(io::ErrorKind::AlreadyExists);
+        return Err(KeytoolError::io(format!("make {}", config.display()))(
+            exists,
+        ));
+    }
+    let key = default_key_path(config);
+    let secret_key = read_or_create_key(&key)?;
+    let new = NewServer {
+        tun_address_v6: has_ipv6().then_some(random_ula(*random()?)),
+        ..NewServer::default()
+    };
+    let (name, profile) = free_profile(config);
+    let client = Client::new(&name)?;
+    let (text, _) = write::add_peer(&write::server_toml(&new), config, &client.peer())?;
+    let ip = address::of_default_route().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let server = Endpoint {
+        host: ip.to_string(),
+        port: new.port,
+    };
+    let profile_text = client.profile(&server, secret_key.public_key(), &Routes::Full);
+    files::create(&profile, &profile_text)?;
+    files::create(config, &text)?;
+    Ok(FirstStart {
+        config: config.to_owned(),
+        key,
+        profile,
+        server,
+        behind_nat: address::is_local(ip),
+    })
+}
+
+impl fmt::Display for FirstStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let profile = self.profile.file_name().unwrap_or_default().display();
+        writeln!(
+            f,
+            "There was no configuration, so a new one was made:\n\n  \
+             {}  the server's configuration\n  \
+             {}  the server's key\n  \
+             {}  a client's profile; it holds secrets\n\n\
+             Copy the profile to the client and run there:\n\n  \
+             sudo lostlove-client --config {profile}\n\n\
+             The client will connect to {}; a firewall must let TCP port {} in.",
+            self.config.display(),
+            self.key.display(),
+            self.profile.display(),
+            self.server,
+            self.server.port,
+        )?;
+        if self.behind_nat {
+            writeln!(
+                f,
+                "That address works only from this host's own network: for clients elsewhere, set \
+                 `server` in the\nprofile to this host's public address, and forward the port to \
+                 this host."
+            )?;
+        } else {
+            writeln!(
+                f,
+                "If this host is behind NAT, set `server` in the profile to its public address."
+            )?;
+        }
+        write!(
+            f,
+            "One more client: lostlove add-peer NAME --output NAME.toml"
+        )
+    }
+}
+
+fn read_or_create_key(path: &Path) -> Result<SecretKey, KeytoolError> {
+    match fs::read_to_string(path).map(Zeroizing::new) {
+        Ok(text) => Ok(text.parse()?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = SecretKey::from_bytes(*random()?);
+            let mut text = key.to_base64();
+            text.push('\n');
+            files::create(path, &text)?;
+            Ok(key)
+        }
+        Err(error) => Err(KeytoolError::io(format!("read {}", path.display()))(error)),
+    }
+}
+
+/// The first client's name and profile that are not there yet.
+fn free_profile(config: &Path) -> (String, PathBuf) {
+    let mut number = 1;
+    loop {
+        let name = format!("client{number}");
+        let path = config.with_file_name(format!("{name}.toml"));
+        if number == MAX_PROFILES || !path.exists() {
+            return (name, path);
+        }
+        number += 1;
+    }
+}
+
+/// Whether this host can give an IPv6 address to a new interface.
+fn has_ipv6() -> bool {
+    fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+        .is_ok_and(|text| text.trim() == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use lostlove_config::{load_client, load_server};
+    use lostlove_core::config::Role;
+
+    use super::*;
+
+    #[test]
+    fn a_server_and_a_client_that_fit_each_other_come_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("lostlove/server.toml");
+        let made = first_start(&config).unwrap();
+        assert_eq!(mode(config.parent().unwrap()), 0o700);
+        for path in [&made.config, &made.key, &made.profile] {
+            assert_eq!(mode(path), 0o600, "{}", path.display());
+        }
+        let server = load_server(&made.config).unwrap();
+        let client = load_client(&made.profile).unwrap();
+        assert_eq!(server.warnings, [""; 0]);
+        assert_eq!(client.warnings, [""; 0]);
+        assert_eq!(client.host.server, [made.server]);
+        let (Role::Server(server), Role::Client(client)) =
+            (server.endpoint.role, client.endpoint.role)
+        else {
+            panic!("each file has its role");
+        };
+        assert_eq!(client.server_key, server.secret_key.public_key());
+        assert_eq!(server.peers[0].name, "client1");
+        assert_eq!(server.peers[0].public_key, client.secret_key.public_key());
+    }
+
+    #[test]
+    fn a_second_first_start_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("server.toml");
+        let made = first_start(&config).unwrap();
+        let read = || [&made.config, &made.key, &made.profile].map(|path| fs::read(path).unwrap());
+        let before = read();
+        let error = first_start(&config).unwrap_err();
+        assert!(error.to_string().contains("server.toml"), "{error}");
+        assert_eq!(read(), before);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_key_and_profiles_that_exist_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("server.toml");
+        let first = first_start(&config).unwrap();
+        let key = fs::read(&first.key).unwrap();
+        let profile = fs::read(&first.profile).unwrap();
+        fs::remove_file(&config).unwrap();
+        let second = first_start(&config).unwrap();
+        assert_eq!(fs::read(&first.key).unwrap(), key);
+        assert_eq!(fs::read(&first.profile).unwrap(), profile);
+        assert_eq!(second.profile, folder.path().join("client2.toml"));
+    }
+
+    #[test]
+    fn a_key_file_without_a_key_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("server.toml");
+        fs::write(folder.path().join("server.key"), "not a key").unwrap();
+        assert!(matches!(first_start(&config), Err(KeytoolError::Key(_))));
+        assert!(!config.exists());
+    }
+
+    #[test]
+    fn the_operator_is_told_the_command_and_what_to_correct() {
+        let made = FirstStart {
+            config: "/etc/lostlove/server.toml".into(),
+            key: "/etc/lostlove/server.key".into(),
+            profile: "/etc/lostlove/client1.toml".into(),
+            server: "203.0.113.1".parse().unwrap(),
+            behind_nat: false,
+        };
+        let text = made.to_string();
+        for part in [
+            "/etc/lostlove/server.toml",
+            "/etc/lostlove/client1.toml",
+            "sudo lostlove-client --config client1.toml\n",
+            "203.0.113.1:8443",
+            "behind NAT",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        let private = FirstStart {
+            behind_nat: true,
+            ..made
+        };
+        assert!(private.to_string().contains("own network"));
+    }
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o7777
+    }
+}

@@ -1,0 +1,95 @@
+//! Keys and profiles: what the `lostlove` command does, and what a server does at its first start.
+
+mod add_peer;
+mod address;
+mod files;
+mod first_start;
+mod keys;
+
+use std::io;
+
+use lostlove_config::ConfigError;
+use lostlove_core::crypto::KeyError;
+use zeroize::Zeroizing;
+
+pub use self::add_peer::{AddPeer, AddedPeer, add_peer};
+pub use self::first_start::{FirstStart, first_start};
+pub use self::keys::{genkey, genpsk, is_exposed, pubkey};
+use crate::cli::Exit;
+
+/// Why a key or a profile could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum KeytoolError {
+    /// The input is not a key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The server's configuration cannot be read or is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The configuration is valid and not a server's.
+    #[error("the configuration is not a server's")]
+    NotServer,
+    /// A system call failed.
+    #[error("cannot {action}: {source}")]
+    Io {
+        /// What was tried, to be read after "cannot".
+        action: String,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// There is no default route to guess this host's public address from.
+    #[error("cannot tell where clients reach this server: say it with --server HOST:PORT")]
+    NoAddress,
+}
+
+impl KeytoolError {
+    fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let action = action.into();
+        move |source| Self::Io { action, source }
+    }
+}
+
+impl From<&KeytoolError> for Exit {
+    fn from(error: &KeytoolError) -> Self {
+        match error {
+            KeytoolError::Io { source, .. } => Self::from(source),
+            KeytoolError::Config(error) => Self::from(error),
+            KeytoolError::NotServer => Self::BadConfiguration,
+            KeytoolError::Key(_) | KeytoolError::NoAddress => Self::Failure,
+        }
+    }
+}
+
+/// Random bytes from the operating system, for keys and seeds.
+///
+/// # Errors
+///
+/// When it has none to give. There is no substitute: the caller ends.
+pub fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, KeytoolError> {
+    let mut bytes = Zeroizing::new([0; N]);
+    getrandom::fill(bytes.as_mut_slice())
+        .map_err(|error| KeytoolError::io("draw random bytes")(error.into()))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_bytes_differ() {
+        assert_ne!(*random::<32>().unwrap(), *random::<32>().unwrap());
+    }
+
+    #[test]
+    fn errors_know_how_to_exit() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = KeytoolError::io("write a file")(denied);
+        assert_eq!(Exit::from(&error), Exit::NoPermission);
+        assert_eq!(error.to_string(), "cannot write a file: permission denied");
+        let error = KeytoolError::from(KeyError::Malformed);
+        assert_eq!(Exit::from(&error), Exit::Failure);
+        let error = KeytoolError::from(ConfigError::Invalid(Vec::new()));
+        assert_eq!(Exit::from(&error), Exit::BadConfiguration);
+    }
+}

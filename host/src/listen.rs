@@ -1,0 +1,303 @@
+//! Listening sockets, and the options of every LLP connection.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Once;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tracing::{info, warn};
+
+/// Unaccepted connections per listener. The kernel cuts it to `net.core.somaxconn`, 4096 by
+/// default; a thousand clients that come back at once after a restart find room.
+const BACKLOG: i32 = 1024;
+
+/// How long sent bytes may stay unacknowledged before the kernel gives a connection up. Well
+/// under the session's own timeout, as a client should dial again while its user still waits.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Options of a connection's socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Congestion control algorithm; none for the system's.
+    pub congestion_control: Option<String>,
+    /// Bytes not yet sent that the kernel may hold (`TCP_NOTSENT_LOWAT`): what is in there can
+    /// neither be overtaken nor dropped.
+    pub notsent_lowat: u32,
+    /// Mark of outgoing packets (`SO_MARK`), for policy routing around the tunnel. Without
+    /// `CAP_NET_ADMIN` it is left out.
+    pub mark: Option<u32>,
+}
+
+impl SocketOptions {
+    /// The configured options, and a mark.
+    pub fn new(configured: &lostlove_config::SocketOptions, mark: Option<u32>) -> Self {
+        Self {
+            congestion_control: configured.congestion_control.clone(),
+            notsent_lowat: configured.notsent_lowat,
+            mark,
+        }
+    }
+}
+
+/// Listens on all of `addresses`. The sockets are non-blocking; an IPv6 one takes IPv6 alone, so
+/// that `0.0.0.0` and `[::]` go together.
+///
+/// `[::]` may be missing on a host without IPv6, as long as `0.0.0.0` with the same port is among
+/// the addresses: the pair says "on everything that there is".
+///
+/// # Errors
+///
+/// The first address that cannot be listened on, with what to do about it.
+pub fn listen(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::with_capacity(addresses.len());
+    for &address in addresses {
+        match bind(address) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if is_unavailable(&error) && is_optional(address, addresses) => {
+                info!(%address, %error, "not listening: this host has no IPv6");
+            }
+            Err(error) => return Err(explain(address, &error)),
+        }
+    }
+    Ok(listeners)
+}
+
+/// Makes an accepted connection ready for an event loop: non-blocking, without Nagle's delay,
+/// with little room in the kernel and a limit on how long bytes may stay unacknowledged. TCP's
+/// keep-alive stays off, as LLP has its own.
+///
+/// A congestion control that the system does not offer is left out, with one warning per
+/// process.
+///
+/// # Errors
+///
+/// When the system refuses another of the options.
+pub fn configure(stream: &TcpStream, options: &SocketOptions) -> io::Result<()> {
+    prepare(&SockRef::from(stream), options)
+}
+
+/// [`configure`] for a socket that may not be connected yet.
+pub(crate) fn prepare(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(options.notsent_lowat)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    if let Some(mark) = options.mark {
+        match socket.set_mark(mark) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            result => result?,
+        }
+    }
+    if let Some(name) = &options.congestion_control {
+        set_congestion_control(socket, name);
+    }
+    Ok(())
+}
+
+fn set_congestion_control(socket: &Socket, name: &str) {
+    static WARNED: Once = Once::new();
+    if let Err(error) = socket.set_tcp_congestion(name.as_bytes()) {
+        WARNED.call_once(|| {
+            warn!(
+                congestion_control = name,
+                %error,
+                "congestion control is not available (see \
+                 /proc/sys/net/ipv4/tcp_allowed_congestion_control); using the system's default"
+            );
+        });
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn is_unavailable(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
+}
+
+fn is_optional(address: SocketAddr, addresses: &[SocketAddr]) -> bool {
+    let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+    let any_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port()));
+    address == any_v6 && addresses.contains(&any_v4)
+}
+
+/// The same kind of error, with the address and what to do.
+fn explain(address: SocketAddr, error: &io::Error) -> io::Error {
+    let port = address.port();
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "; another program has the port (see `ss -ltnp 'sport = :{port}'`): stop it, or set \
+             another port in the configuration"
+        ),
+        io::ErrorKind::PermissionDenied => format!(
+            "; ports below 1024 need root or CAP_NET_BIND_SERVICE: start as root, or set a higher \
+             port than {port} in the configuration"
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            "; no interface of this host has the address (see `ip address`)".to_owned()
+        }
+        _ => String::new(),
+    };
+    let message = format!("cannot listen on {address}: {error}{advice}");
+    io::Error::new(error.kind(), message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+    use crate::log::tests::capture;
+
+    #[test]
+    fn connections_arrive_and_accepting_does_not_block() {
+        let listeners = listen(&[loopback()]).unwrap();
+        let [listener] = listeners.as_slice() else {
+            panic!("one listener for one address");
+        };
+        let error = listener.accept().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let address = listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).unwrap();
+        let (_, remote) = listener.accept().unwrap();
+        assert_eq!(remote, client.local_addr().unwrap());
+    }
+
+    #[test]
+    fn both_families_share_a_port() {
+        let v4 = listen(&["0.0.0.0:0".parse().unwrap()]).unwrap();
+        let any_v4 = v4[0].local_addr().unwrap();
+        let any_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, any_v4.port()));
+        drop(v4);
+        // One if this host has no IPv6, and that is no error.
+        let count = listen(&[any_v4, any_v6]).unwrap().len();
+        assert!(count == 1 || count == 2, "{count}");
+    }
+
+    #[test]
+    fn only_any_address_of_ipv6_beside_that_of_ipv4_may_be_missing() {
+        let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (v4, v6) = (parse("0.0.0.0:1"), parse("[::]:1"));
+        assert!(is_optional(v6, &[v4, v6]));
+        assert!(!is_optional(v4, &[v4, v6]));
+        assert!(!is_optional(v6, &[v6]));
+        assert!(!is_optional(v6, &[parse("0.0.0.0:2"), v6]));
+        assert!(!is_optional(parse("[::1]:1"), &[v4]));
+    }
+
+    #[test]
+    fn a_host_without_ipv6_is_recognised() {
+        let of = |errno: Errno| is_unavailable(&io::Error::from(errno));
+        assert!(of(Errno::AFNOSUPPORT) && of(Errno::ADDRNOTAVAIL) && !of(Errno::ADDRINUSE));
+    }
+
+    #[test]
+    fn an_address_in_use_is_named_with_advice() {
+        let first = listen(&[loopback()]).unwrap();
+        let address = first[0].local_addr().unwrap();
+        let error = listen(&[address]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let text = error.to_string();
+        assert!(text.contains(&address.to_string()), "{text}");
+        assert!(text.contains("set another port"), "{text}");
+    }
+
+    #[test]
+    fn an_address_of_another_host_is_named() {
+        let error = listen(&["192.0.2.1:0".parse().unwrap()]).unwrap_err();
+        assert!(error.to_string().contains("192.0.2.1"), "{error}");
+    }
+
+    #[test]
+    fn a_denied_port_comes_with_advice() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = explain(SocketAddr::from(([0, 0, 0, 0], 443)), &denied);
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert!(error.to_string().contains("CAP_NET_BIND_SERVICE"));
+    }
+
+    #[test]
+    fn an_accepted_connection_gets_every_option() {
+        let (mut stream, _client) = connection();
+        let options = SocketOptions {
+            notsent_lowat: 16 * 1024,
+            ..default_options()
+        };
+        configure(&stream, &options).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert!(!socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 16 * 1024);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        let error = stream.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn an_unknown_congestion_control_is_one_warning() {
+        let (stream, _client) = connection();
+        let options = SocketOptions {
+            congestion_control: Some("no-such-algorithm".to_owned()),
+            ..default_options()
+        };
+        let text = capture(|| {
+            configure(&stream, &options).unwrap();
+            configure(&stream, &options).unwrap();
+        });
+        assert_eq!(text.matches("no-such-algorithm").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn a_known_congestion_control_is_used() {
+        let (stream, _client) = connection();
+        let options = SocketOptions {
+            congestion_control: Some("reno".to_owned()),
+            ..default_options()
+        };
+        configure(&stream, &options).unwrap();
+        let name = SockRef::from(&stream).tcp_congestion().unwrap();
+        assert!(name.starts_with(b"reno"), "{name:?}");
+    }
+
+    #[test]
+    fn a_mark_is_set_or_left_out() {
+        let (stream, _client) = connection();
+        let options = SocketOptions {
+            mark: Some(0x4c4c),
+            ..default_options()
+        };
+        configure(&stream, &options).unwrap();
+        let mark = SockRef::from(&stream).mark().unwrap();
+        assert!(mark == 0x4c4c || mark == 0, "{mark}");
+    }
+
+    fn loopback() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    }
+
+    fn connection() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind(loopback()).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener.accept().unwrap().0, client)
+    }
+
+    fn default_options() -> SocketOptions {
+        SocketOptions {
+            congestion_control: None,
+            notsent_lowat: 32 * 1024,
+            mark: None,
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The daemons' log: lines on standard error.
+
+use std::fmt;
+use std::io::{self, IsTerminal as _};
+use std::os::fd::AsFd;
+
+use lostlove_config::{LogFormat, LogLevel};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber, warn};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{JsonFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, format, layer};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// What decides the least severe level that is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verbosity {
+    /// `--log-level`. It wins over `RUST_LOG`, for it is the most deliberate of the three.
+    pub command_line: Option<LogLevel>,
+    /// The configuration's level, which counts when `RUST_LOG` is unset, empty or malformed.
+    pub configured: LogLevel,
+}
+
+/// Starts to log to standard error. Later calls in the same process change nothing.
+///
+/// Under systemd, when standard error is the journal's socket (`JOURNAL_STREAM`), lines carry no
+/// time, which the journal adds, and begin with the severity prefix that it reads (sd-daemon(3)).
+/// Colours are for terminals without `NO_COLOR` only.
+pub fn init(verbosity: Verbosity, format: LogFormat) {
+    let rust_log = std::env::var("RUST_LOG").ok();
+    let (filter, complaint) = filter(verbosity, rust_log.as_deref());
+    let destination = Destination::of_stderr();
+    let started = match (destination, format) {
+        (Destination::Journal, _) => journal(filter, format, io::stderr).try_init(),
+        (Destination::Terminal, LogFormat::Text) => {
+            stream(filter, format, Ansi(true), io::stderr).try_init()
+        }
+        (Destination::Terminal | Destination::Stream, _) => {
+            stream(filter, format, Ansi(false), io::stderr).try_init()
+        }
+    };
+    if let (Ok(()), Some(error)) = (started, complaint) {
+        warn!(%error, "RUST_LOG is malformed and ignored");
+    }
+}
+
+type BoxedSubscriber = Box<dyn Subscriber + Send + Sync>;
+type Complaint = tracing_subscriber::filter::ParseError;
+
+struct Ansi(bool);
+
+fn filter(verbosity: Verbosity, rust_log: Option<&str>) -> (EnvFilter, Option<Complaint>) {
+    let only = |level| EnvFilter::default().add_directive(level_filter(level).into());
+    if let Some(level) = verbosity.command_line {
+        return (only(level), None);
+    }
+    match rust_log.filter(|text| !text.trim().is_empty()) {
+        None => (only(verbosity.configured), None),
+        Some(text) => match EnvFilter::builder().parse(text) {
+            Ok(filter) => (filter, None),
+            Err(error) => (only(verbosity.configured), Some(error)),
+        },
+    }
+}
+
+const fn level_filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+fn journal<W>(filter: EnvFilter, kind: LogFormat, writer: W) -> BoxedSubscriber
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = layer().with_ansi(false).with_writer(writer);
+    match kind {
+        LogFormat::Text => {
+            let text = format().with_target(false).with_ansi(false).without_time();
+            Box::new(registry.with(layer.event_format(SeverityPrefix(text))))
+        }
+        LogFormat::Json => {
+            let json = format().json().without_time();
+            let layer = layer.fmt_fields(JsonFields::new());
+            Box::new(registry.with(layer.event_format(SeverityPrefix(json))))
+        }
+    }
+}
+
+fn stream<W>(filter: EnvFilter, kind: LogFormat, ansi: Ansi, writer: W) -> BoxedSubscriber
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = layer().with_ansi(ansi.0).with_writer(writer);
+    match kind {
+        LogFormat::Text => Box::new(registry.with(layer.with_target(false))),
+        LogFormat::Json => Box::new(registry.with(layer.json())),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Destination {
+    Journal,
+    Terminal,
+    Stream,
+}
+
+impl Destination {
+    fn of_stderr() -> Self {
+        let journal_stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+        if is_stream(io::stderr(), &journal_stream) {
+            Self::Journal
+        } else if io::stderr().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        {
+            Self::Terminal
+        } else {
+            Self::Stream
+        }
+    }
+}
+
+/// Whether `JOURNAL_STREAM`, `DEVICE:INODE`, names this descriptor; the variable is inherited by
+/// children whose standard error is something else (systemd.exec(5)).
+fn is_stream(fd: impl AsFd, journal_stream: &str) -> bool {
+    rustix::fs::fstat(fd)
+        .is_ok_and(|stat| format!("{}:{}", stat.st_dev, stat.st_ino) == journal_stream)
+}
+
+struct SeverityPrefix<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for SeverityPrefix<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        writer.write_str(match *event.metadata().level() {
+            Level::ERROR => "<3>",
+            Level::WARN => "<4>",
+            Level::INFO => "<6>",
+            Level::DEBUG | Level::TRACE => "<7>",
+        })?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_wins_over_rust_log_which_wins_over_the_configuration() {
+        let verbosity = |command_line| Verbosity {
+            command_line,
+            configured: LogLevel::Warn,
+        };
+        let level = |command_line, rust_log| {
+            let (filter, complaint) = filter(verbosity(command_line), rust_log);
+            assert!(complaint.is_none());
+            filter.to_string()
+        };
+        assert_eq!(level(Some(LogLevel::Error), Some("trace")), "error");
+        assert_eq!(level(None, Some("trace")), "trace");
+        assert_eq!(
+            level(None, Some("lostlove_core=debug")),
+            "lostlove_core=debug"
+        );
+        assert_eq!(level(None, Some(" ")), "warn");
+        assert_eq!(level(None, None), "warn");
+    }
+
+    #[test]
+    fn a_malformed_rust_log_is_named_and_the_configuration_counts() {
+        let verbosity = Verbosity {
+            command_line: None,
+            configured: LogLevel::Info,
+        };
+        let (filter, complaint) = filter(verbosity, Some("lostlove=loud"));
+        assert_eq!(filter.to_string(), "info");
+        assert!(complaint.is_some());
+    }
+
+    #[test]
+    fn a_journal_gets_a_severity_and_no_time() {
+        let buffer = Buffer::default();
+        let subscriber = journal(EnvFilter::new("trace"), LogFormat::Text, buffer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(peer = "alice", "gone");
+            tracing::info!("up");
+            tracing::trace!("detail");
+        });
+        assert_eq!(
+            buffer.text(),
+            "<3>ERROR gone peer=\"alice\"\n<6> INFO up\n<7>TRACE detail\n"
+        );
+    }
+
+    #[test]
+    fn a_stream_gets_the_time_and_no_colours() {
+        let buffer = Buffer::default();
+        let filter = EnvFilter::new("info");
+        let subscriber = stream(filter, LogFormat::Text, Ansi(false), buffer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(peer = "alice", "gone");
+            tracing::debug!("not shown");
+        });
+        let text = buffer.text();
+        assert!(text.ends_with("Z  WARN gone peer=\"alice\"\n"), "{text}");
+        assert_eq!(text.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_terminal_gets_colours() {
+        let buffer = Buffer::default();
+        let filter = EnvFilter::new("info");
+        let subscriber = stream(filter, LogFormat::Text, Ansi(true), buffer.clone());
+        tracing::subscriber::with_default(subscriber, || tracing::warn!("gone"));
+        assert!(buffer.text().contains("\u{1b}["));
+    }
+
+    #[test]
+    fn json_lines_are_objects() {
+        for journalled in [false, true] {
+            let buffer = Buffer::default();
+            let filter = EnvFilter::new("info");
+            let subscriber = if journalled {
+                journal(filter, LogFormat::Json, buffer.clone())
+            } else {
+                stream(filter, LogFormat::Json, Ansi(false), buffer.clone())
+            };
+            tracing::subscriber::with_default(subscriber, || tracing::info!(peer = "a", "up"));
+            let text = buffer.text();
+            let json = text.trim_start_matches("<6>");
+            assert!(json.starts_with('{') && json.ends_with("}\n"), "{text}");
+            assert!(
+                json.contains(r#""fields":{"message":"up","peer":"a"}"#),
+                "{text}"
+            );
+            assert_eq!(json.contains("timestamp"), !journalled, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_journal_is_recognised_by_device_and_inode() {
+        let file = tempfile::tempfile().unwrap();
+        let stat = rustix::fs::fstat(&file).unwrap();
+        let name = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert!(is_stream(&file, &name));
+        assert!(!is_stream(&file, ""));
+        assert!(!is_stream(&file, &format!("{name}0")));
+    }
+
+    /// Collects what is logged while `body` runs on this thread.
+    pub(crate) fn capture(body: impl FnOnce()) -> String {
+        let buffer = Buffer::default();
+        let subscriber = journal(EnvFilter::new("trace"), LogFormat::Text, buffer.clone());
+        tracing::subscriber::with_default(subscriber, body);
+        buffer.text()
+    }
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Buffer {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl<'a> MakeWriter<'a> for Buffer {
+        type Writer = Self;
+
+        fn make_writer(&'a self) -> Self {
+            self.clone()
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Over real sockets, as a scraper sees it.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::*;
+
+#[test]
+fn metrics_are_published_on_demand() {
+    let metrics = metrics();
+    let stats = Stats {
+        sessions: 42,
+        ..Stats::default()
+    };
+    let response = scrape(&metrics, "GET /metrics HTTP/1.1\r\n\r\n", &stats);
+    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+    assert!(response.contains("\r\nContent-Type: text/plain; version=0.0.4;"));
+    assert!(response.contains("\nlostlove_sessions 42\n"), "{response}");
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
+    let length = format!("\r\nContent-Length: {}\r\n", body.len());
+    assert!(head.contains(&length), "{head}");
+}
+
+#[test]
+fn figures_from_before_the_request_give_way_to_fresh_ones() {
+    let metrics = metrics();
+    let with = |sessions| Stats {
+        sessions,
+        ..Stats::default()
+    };
+    metrics.publish(&with(1), &[]);
+    metrics.publish(&with(2), &[]);
+    let response = scrape(&metrics, "GET /metrics HTTP/1.1\r\n\r\n", &with(3));
+    assert!(response.contains("\nlostlove_sessions 3\n"), "{response}");
+}
+
+#[test]
+fn a_head_request_gets_no_body() {
+    let metrics = metrics();
+    let response = scrape(
+        &metrics,
+        "HEAD /metrics HTTP/1.1\r\n\r\n",
+        &Stats::default(),
+    );
+    assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+    assert!(response.ends_with("\r\n\r\n"), "{response}");
+}
+
+#[test]
+fn health_is_whether_the_event_loop_answers() {
+    let metrics = metrics();
+    let request = "GET /healthz HTTP/1.1\r\n\r\n";
+    let response = scrape(&metrics, request, &Stats::default());
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    let response = exchange(&metrics, request.as_bytes());
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+}
+
+#[test]
+fn readiness_is_what_was_set() {
+    let metrics = metrics();
+    let status = || status(&metrics, b"GET /readyz HTTP/1.1\r\n\r\n");
+    assert_eq!(status(), "503");
+    metrics.set_ready(true);
+    assert_eq!(status(), "200");
+    metrics.set_ready(false);
+    assert_eq!(status(), "503");
+}
+
+#[test]
+fn what_is_not_there_is_refused() {
+    let metrics = metrics();
+    for (request, expected) in [
+        ("GET / HTTP/1.1\r\n\r\n", "404"),
+        ("GET /metrics/ HTTP/1.1\r\n\r\n", "404"),
+        ("POST /metrics HTTP/1.1\r\n\r\n", "405"),
+        ("SSH-2.0-OpenSSH_9.9\r\n", "400"),
+    ] {
+        assert_eq!(status(&metrics, request.as_bytes()), expected, "{request}");
+    }
+}
+
+#[test]
+fn an_oversize_head_is_refused() {
+    let metrics = metrics();
+    let mut request = b"GET /metrics HTTP/1.1\r\nx: ".to_vec();
+    request.resize(http::MAX_HEAD, b'a');
+    assert_eq!(status(&metrics, &request), "431");
+}
+
+/// Case 97: a stuck scraper does not block the data path, nor another scraper.
+#[test]
+fn a_stuck_scraper_blocks_nobody() {
+    let metrics = metrics();
+    let mut stuck = connect(&metrics);
+    stuck.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+    let start = Instant::now();
+    for _ in 0..1000 {
+        metrics.publish(&Stats::default(), &[]);
+    }
+    let request = "GET /metrics HTTP/1.1\r\n\r\n";
+    let response = scrape(&metrics, request, &Stats::default());
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    assert!(start.elapsed() < http::TIMEOUT / 2, "{:?}", start.elapsed());
+}
+
+#[test]
+fn connections_beyond_the_limit_are_closed_and_places_come_free() {
+    let metrics = metrics();
+    let mut idle: Vec<TcpStream> = (0..http::MAX_CONNECTIONS)
+        .map(|_| connect(&metrics))
+        .collect();
+    let mut surplus = connect(&metrics);
+    assert!(is_closed(&mut surplus));
+    for mut stream in idle.drain(..) {
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(is_closed(&mut stream));
+    }
+    let deadline = Instant::now() + http::TIMEOUT / 2;
+    while exchange(&metrics, b"GET /readyz HTTP/1.1\r\n\r\n").is_empty() {
+        assert!(Instant::now() < deadline);
+    }
+}
+
+#[test]
+fn without_an_address_nothing_is_served() {
+    let metrics = Metrics::start(None, Role::Client).unwrap();
+    metrics.publish(&Stats::default(), &[]);
+    metrics.set_ready(true);
+    assert!(!metrics.wants_update());
+    assert!(metrics.fd().is_none() && metrics.address().is_none());
+}
+
+#[test]
+fn an_address_in_use_is_named() {
+    let first = metrics();
+    let error = Metrics::start(first.address(), Role::Server).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AddrInUse);
+    let address = first.address().unwrap().to_string();
+    assert!(error.to_string().contains(&address), "{error}");
+}
+
+#[test]
+fn dropping_frees_the_address() {
+    let metrics = metrics();
+    let address = metrics.address();
+    drop(metrics);
+    Metrics::start(address, Role::Server).unwrap();
+}
+
+fn metrics() -> Metrics {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    Metrics::start(Some(any), Role::Server).unwrap()
+}
+
+fn connect(metrics: &Metrics) -> TcpStream {
+    let stream = TcpStream::connect(metrics.address().unwrap()).unwrap();
+    stream
+        .set_read_timeout(Some(http::TIMEOUT + Duration::from_secs(5)))
+        .unwrap();
+    stream
+}
+
+/// Sends `request`, plays the event loop that answers it with `stats`, and reads the response.
+fn scrape(metrics: &Metrics, request: &str, stats: &Stats) -> String {
+    let mut stream = connect(metrics);
+    stream.write_all(request.as_bytes()).unwrap();
+    let fd = metrics.fd().unwrap();
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let limit = Timespec::try_from(http::TIMEOUT).unwrap();
+    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1);
+    assert!(metrics.wants_update());
+    assert!(!metrics.wants_update());
+    metrics.publish(stats, &[]);
+    read_to_end(&mut stream)
+}
+
+/// Sends `request` and reads the response, without an event loop. Empty if it was turned away.
+fn exchange(metrics: &Metrics, request: &[u8]) -> String {
+    let mut stream = connect(metrics);
+    match stream.write_all(request) {
+        Ok(()) => read_to_end(&mut stream),
+        Err(_) => String::new(),
+    }
+}
+
+fn status(metrics: &Metrics, request: &[u8]) -> String {
+    let response = exchange(metrics, request);
+    response.split(' ').nth(1).unwrap_or_default().to_owned()
+}
+
+fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut response = String::new();
+    match stream.read_to_string(&mut response) {
+        Ok(_) => response,
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => response,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn is_closed(stream: &mut TcpStream) -> bool {
+    match stream.read(&mut [0]) {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    }
+}

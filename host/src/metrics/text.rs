@@ -1,0 +1,485 @@
+//! The text format: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use lostlove_core::error::{DropReason, HandshakeError, Refusal};
+use lostlove_core::stats::{PeerStats, Stats};
+use rustix::process::{Resource, getrlimit};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::Snapshot;
+use crate::cli::Role;
+
+/// The media type of what [`render`] writes.
+pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Every figure of `snapshot` and of this process.
+pub(super) fn render(role: Role, started: Duration, snapshot: &Snapshot) -> String {
+    let mut page = Page(String::with_capacity(8 * 1024));
+    page.family(
+        "lostlove_build_info",
+        "Version and role of the daemon; always 1.",
+        Kind::Gauge,
+    );
+    page.line(
+        "lostlove_build_info",
+        format_args!(
+            "{{version=\"{}\",role=\"{}\"}}",
+            env!("CARGO_PKG_VERSION"),
+            role.as_str()
+        ),
+        1,
+    );
+    page.endpoint(&snapshot.stats);
+    page.peers(&snapshot.peers);
+    page.process(started);
+    page.0
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+
+impl Kind {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+        }
+    }
+}
+
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    kind: Kind,
+    value: fn(&Stats) -> u64,
+}
+
+const fn counter(name: &'static str, help: &'static str, value: fn(&Stats) -> u64) -> Family {
+    Family {
+        name,
+        help,
+        kind: Kind::Counter,
+        value,
+    }
+}
+
+const fn gauge(name: &'static str, help: &'static str, value: fn(&Stats) -> u64) -> Family {
+    Family {
+        name,
+        help,
+        kind: Kind::Gauge,
+        value,
+    }
+}
+
+/// The figures without labels.
+const FAMILIES: &[Family] = &[
+    counter(
+        "lostlove_connections_opened_total",
+        "TCP connections accepted or opened.",
+        |stats| stats.connections_opened,
+    ),
+    counter(
+        "lostlove_connections_closed_total",
+        "TCP connections ended.",
+        |stats| stats.connections_closed,
+    ),
+    counter(
+        "lostlove_sessions_established_total",
+        "Sessions that a peer has authenticated.",
+        |stats| stats.sessions_established,
+    ),
+    gauge("lostlove_sessions", "Sessions now up.", |stats| {
+        stats.sessions
+    }),
+    counter(
+        "lostlove_probes_total",
+        "LLP 1.0 probe sessions accepted.",
+        |stats| stats.probes,
+    ),
+    gauge(
+        "lostlove_handshaking_connections",
+        "Connections that are not authenticated yet.",
+        |stats| stats.handshaking,
+    ),
+    counter(
+        "lostlove_socket_receive_bytes_total",
+        "Bytes read from TCP connections.",
+        |stats| stats.socket_bytes_in,
+    ),
+    counter(
+        "lostlove_socket_transmit_bytes_total",
+        "Bytes written to TCP connections.",
+        |stats| stats.socket_bytes_out,
+    ),
+    counter(
+        "lostlove_opened_records_total",
+        "Sealed LLP packets received and opened.",
+        |stats| stats.sealed_in,
+    ),
+    counter(
+        "lostlove_sealed_records_total",
+        "LLP packets sealed for sending.",
+        |stats| stats.sealed_out,
+    ),
+    counter(
+        "lostlove_tun_read_packets_total",
+        "IP packets read from the tunnel device; a super-packet counts once.",
+        |stats| stats.tun_packets_in,
+    ),
+    counter(
+        "lostlove_tun_read_bytes_total",
+        "Bytes of IP packets read from the tunnel device.",
+        |stats| stats.tun_bytes_in,
+    ),
+    counter(
+        "lostlove_tun_written_packets_total",
+        "IP packets handed to the tunnel device; a super-packet counts once.",
+        |stats| stats.tun_packets_out,
+    ),
+    counter(
+        "lostlove_tun_written_bytes_total",
+        "Bytes of IP packets handed to the tunnel device.",
+        |stats| stats.tun_bytes_out,
+    ),
+    counter(
+        "lostlove_forwarded_packets_total",
+        "IP packets passed from one client straight to another.",
+        |stats| stats.forwarded_packets,
+    ),
+    counter(
+        "lostlove_peers_receive_packets_total",
+        "IP packets received from all peers.",
+        |stats| stats.peer_packets_in,
+    ),
+    counter(
+        "lostlove_peers_transmit_packets_total",
+        "IP packets sent to all peers, each once however fragmented.",
+        |stats| stats.peer_packets_out,
+    ),
+    counter(
+        "lostlove_icmp_errors_sent_total",
+        "ICMP errors written.",
+        |stats| stats.icmp_out,
+    ),
+    counter(
+        "lostlove_key_rotations_total",
+        "Traffic key rotations of this side.",
+        |stats| stats.rotations,
+    ),
+    counter(
+        "lostlove_key_exchanges_total",
+        "Fresh key exchanges inside sessions.",
+        |stats| stats.exchanges,
+    ),
+    counter(
+        "lostlove_protocol_errors_total",
+        "Sessions ended because the peer broke the protocol.",
+        |stats| stats.protocol_errors,
+    ),
+    gauge(
+        "lostlove_queued_bytes",
+        "Bytes of packets now waiting for TCP connections.",
+        |stats| stats.queued_bytes,
+    ),
+];
+
+/// Writing to a `String` cannot fail, so the results of `write!` are dropped throughout.
+struct Page(String);
+
+impl Page {
+    fn endpoint(&mut self, stats: &Stats) {
+        for family in FAMILIES {
+            self.family(family.name, family.help, family.kind);
+            self.line(family.name, "", (family.value)(stats));
+        }
+        self.reasons(
+            "lostlove_connections_refused_total",
+            "Connections turned away, by reason.",
+            Refusal::ALL
+                .map(Refusal::as_str)
+                .into_iter()
+                .zip(stats.refused),
+        );
+        self.reasons(
+            "lostlove_handshakes_failed_total",
+            "Handshakes that failed, by reason.",
+            HandshakeError::ALL
+                .map(HandshakeError::as_str)
+                .into_iter()
+                .zip(stats.handshakes_failed),
+        );
+        self.reasons(
+            "lostlove_dropped_packets_total",
+            "IP packets dropped, by reason.",
+            DropReason::ALL
+                .map(DropReason::as_str)
+                .into_iter()
+                .zip(stats.dropped),
+        );
+    }
+
+    fn reasons(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl Iterator<Item = (&'static str, u64)>,
+    ) {
+        self.family(name, help, Kind::Counter);
+        for (reason, value) in values {
+            self.line(name, format_args!("{{reason=\"{reason}\"}}"), value);
+        }
+    }
+
+    fn peers(&mut self, peers: &[PeerStats]) {
+        self.peer_family(
+            ("lostlove_peer_connected", "Whether the peer has a session."),
+            Kind::Gauge,
+            peers,
+            |peer| Some(u8::from(peer.connected)),
+        );
+        self.peer_family(
+            (
+                "lostlove_peer_receive_bytes_total",
+                "Bytes of IP packets received from the peer.",
+            ),
+            Kind::Counter,
+            peers,
+            |peer| Some(peer.bytes_in),
+        );
+        self.peer_family(
+            (
+                "lostlove_peer_transmit_bytes_total",
+                "Bytes of IP packets sent to the peer.",
+            ),
+            Kind::Counter,
+            peers,
+            |peer| Some(peer.bytes_out),
+        );
+        self.peer_family(
+            (
+                "lostlove_peer_round_trip_seconds",
+                "Smoothed round-trip time of the peer's session.",
+            ),
+            Kind::Gauge,
+            peers,
+            |peer| peer.rtt.map(|rtt| rtt.as_secs_f64()),
+        );
+    }
+
+    fn peer_family<V: fmt::Display>(
+        &mut self,
+        (name, help): (&str, &str),
+        kind: Kind,
+        peers: &[PeerStats],
+        value: impl Fn(&PeerStats) -> Option<V>,
+    ) {
+        self.family(name, help, kind);
+        for peer in peers {
+            if let Some(value) = value(peer) {
+                let label = Escaped(&peer.name);
+                self.line(name, format_args!("{{peer=\"{label}\"}}"), value);
+            }
+        }
+    }
+
+    /// The figures that every Prometheus client library has; those that `/proc` does not give
+    /// are left out.
+    fn process(&mut self, started: Duration) {
+        let cpu = clock_gettime(ClockId::ProcessCPUTime);
+        self.single(
+            "process_cpu_seconds_total",
+            "User and system time spent.",
+            Kind::Counter,
+            format_args!("{}.{:09}", cpu.tv_sec, cpu.tv_nsec),
+        );
+        self.single(
+            "process_start_time_seconds",
+            "Unix time of the start.",
+            Kind::Gauge,
+            started.as_secs_f64(),
+        );
+        if let Some(bytes) = resident_bytes() {
+            let help = "Resident memory.";
+            self.single("process_resident_memory_bytes", help, Kind::Gauge, bytes);
+        }
+        if let Some(count) = open_descriptors() {
+            let help = "Open file descriptors.";
+            self.single("process_open_fds", help, Kind::Gauge, count);
+        }
+        if let Some(limit) = getrlimit(Resource::Nofile).current {
+            let help = "File descriptors that may be open.";
+            self.single("process_max_fds", help, Kind::Gauge, limit);
+        }
+    }
+
+    fn single(&mut self, name: &str, help: &str, kind: Kind, value: impl fmt::Display) {
+        self.family(name, help, kind);
+        self.line(name, "", value);
+    }
+
+    fn family(&mut self, name: &str, help: &str, kind: Kind) {
+        let _ = writeln!(self.0, "# HELP {name} {help}");
+        let _ = writeln!(self.0, "# TYPE {name} {}", kind.as_str());
+    }
+
+    fn line(&mut self, name: &str, labels: impl fmt::Display, value: impl fmt::Display) {
+        let _ = writeln!(self.0, "{name}{labels} {value}");
+    }
+}
+
+/// A label's value, in which backslash, quote and line feed are escaped.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for char in self.0.chars() {
+            match char {
+                '\\' => f.write_str("\\\\")?,
+                '"' => f.write_str("\\\"")?,
+                '\n' => f.write_str("\\n")?,
+                char => f.write_char(char)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+fn open_descriptors() -> Option<usize> {
+    let count = std::fs::read_dir("/proc/self/fd").ok()?.count();
+    // One of them was reading the directory.
+    Some(count.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn promtool_accepts_the_page() {
+        let page = page();
+        let Ok(mut promtool) = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+        else {
+            eprintln!("skipped: promtool (of Debian's package prometheus) is not installed");
+            return;
+        };
+        let mut stdin = promtool.stdin.take().unwrap();
+        stdin.write_all(page.as_bytes()).unwrap();
+        drop(stdin);
+        let output = promtool.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && said.is_empty(), "{said}\n{page}");
+    }
+
+    #[test]
+    fn every_sample_belongs_to_the_family_above_it() {
+        let page = page();
+        let mut seen = HashSet::new();
+        let mut family = "";
+        for line in page.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                family = rest.split(' ').next().unwrap();
+                assert!(seen.insert(family), "{family} appears twice");
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                assert_eq!(name, family);
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+            } else {
+                let name = line.split(['{', ' ']).next().unwrap();
+                assert_eq!(name, family);
+            }
+        }
+    }
+
+    #[test]
+    fn figures_stand_in_the_page() {
+        let page = page();
+        for line in [
+            concat!(
+                "lostlove_build_info{version=\"",
+                env!("CARGO_PKG_VERSION"),
+                "\",role=\"server\"} 1"
+            ),
+            "lostlove_sessions 2",
+            "lostlove_socket_receive_bytes_total 18446744073709551615",
+            "lostlove_dropped_packets_total{reason=\"no_route\"} 7",
+            "lostlove_dropped_packets_total{reason=\"malformed\"} 0",
+            "lostlove_handshakes_failed_total{reason=\"unknown_peer\"} 8",
+            "lostlove_connections_refused_total{reason=\"too_many_from_source\"} 9",
+            "lostlove_peer_connected{peer=\"alice\"} 1",
+            "lostlove_peer_receive_bytes_total{peer=\"alice\"} 11",
+            "lostlove_peer_transmit_bytes_total{peer=\"alice\"} 12",
+            "lostlove_peer_round_trip_seconds{peer=\"alice\"} 0.025",
+            "process_start_time_seconds 1.5",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+        }
+    }
+
+    #[test]
+    fn the_process_is_described() {
+        let value = |name: &str| -> f64 {
+            let page = page();
+            let line = page
+                .lines()
+                .find(|line| line.starts_with(&format!("{name} ")));
+            line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        assert!(value("process_resident_memory_bytes") > 100_000.0);
+        assert!(value("process_cpu_seconds_total") > 0.0);
+        assert!(value("process_open_fds") >= 3.0);
+        assert!(value("process_max_fds") >= value("process_open_fds"));
+    }
+
+    #[test]
+    fn names_of_peers_are_escaped() {
+        assert_eq!(Escaped("a\"b\\c\nd é").to_string(), "a\\\"b\\\\c\\nd é");
+    }
+
+    fn page() -> String {
+        let mut stats = Stats {
+            sessions: 2,
+            socket_bytes_in: u64::MAX,
+            ..Stats::default()
+        };
+        stats.dropped[DropReason::NoRoute.index()] = 7;
+        stats.handshakes_failed[HandshakeError::UnknownPeer.index()] = 8;
+        stats.refused[Refusal::TooManyFromSource.index()] = 9;
+        let peer = |name: &str, rtt| PeerStats {
+            name: name.to_owned(),
+            connected: true,
+            bytes_in: 11,
+            bytes_out: 12,
+            rtt,
+        };
+        let peers = vec![
+            peer("alice", Some(Duration::from_millis(25))),
+            peer("b\"o\\b\n", None),
+        ];
+        let snapshot = Snapshot { stats, peers };
+        render(Role::Server, Duration::from_millis(1500), &snapshot)
+    }
+}

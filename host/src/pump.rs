@@ -1,0 +1,167 @@
+//! Moves bytes between sockets, the TUN device and the endpoint.
+//!
+//! Short reads and writes, budgets, ends of stream and errors are decided here, once, for every
+//! driver. A driver only knows when to call: mio's sockets and the plain ones behind smol's
+//! adapters are both `Read + Write` and answer `WouldBlock`.
+
+use std::io::{self, IoSlice, Read, Write};
+
+use lostlove_core::endpoint::{Endpoint, MAX_PIECES, TunPacket};
+use lostlove_core::event::ConnectionId;
+use lostlove_core::ip::VirtioHeader;
+use lostlove_core::time::Instant;
+
+/// Bytes that one source may move before the others get their turn: some 50 microseconds of a
+/// fast core's work per 64 KiB.
+const BUDGET_BYTES: usize = 256 * 1024;
+/// Packets that the TUN device may deliver before the sockets get their turn.
+const BUDGET_PACKETS: usize = 128;
+
+/// What a source or sink has left to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It would block: wait for its next readiness.
+    Blocked,
+    /// The budget is used up, or there is nothing more to write: it may be called again at once.
+    Ready,
+    /// The connection is gone.
+    Closed,
+}
+
+/// One IP packet at a time, each with a virtio header.
+pub trait PacketDevice {
+    /// Reads one packet into `buf`.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when no packet waits; anything else is fatal for the device.
+    fn recv(&self, buf: &mut [u8]) -> io::Result<(usize, VirtioHeader)>;
+
+    /// Writes one packet.
+    ///
+    /// # Errors
+    ///
+    /// Any error means that this packet was not taken.
+    fn send(&self, packet: &[u8], header: &VirtioHeader) -> io::Result<()>;
+}
+
+fn send_packet(device: &impl PacketDevice, packet: &TunPacket<'_>) -> bool {
+    loop {
+        match device.send(packet.bytes, &packet.header) {
+            Ok(()) => return true,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                tracing::trace!(%error, bytes = packet.bytes.len(), "TUN device refused a packet");
+                return false;
+            }
+        }
+    }
+}
+
+/// Reads from a connection's socket and passes on what it brings.
+pub fn fill(
+    endpoint: &mut Endpoint,
+    id: ConnectionId,
+    mut socket: impl Read,
+    device: &impl PacketDevice,
+    now: Instant,
+) -> Progress {
+    let mut budget = BUDGET_BYTES;
+    loop {
+        let Some(buf) = endpoint.recv_buf(id) else { return Progress::Closed };
+        match socket.read(buf) {
+            Ok(0) => {
+                endpoint.handle_disconnected(id, true, now);
+                return Progress::Closed;
+            }
+            Ok(len) => {
+                let sink = &mut |packet: TunPacket<'_>| send_packet(device, &packet);
+                endpoint.handle_received(id, len, sink, now);
+                budget = budget.saturating_sub(len);
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => return Progress::Blocked,
+                io::ErrorKind::Interrupted => {}
+                _ => {
+                    tracing::debug!(%id, %error, "socket read");
+                    endpoint.handle_disconnected(id, false, now);
+                    return Progress::Closed;
+                }
+            },
+        }
+        if budget == 0 {
+            return Progress::Ready;
+        }
+    }
+}
+
+/// Writes what a connection has to send, sealing it as the socket takes it.
+pub fn flush(
+    endpoint: &mut Endpoint,
+    id: ConnectionId,
+    mut socket: impl Write,
+    now: Instant,
+) -> Progress {
+    while endpoint.prepare(id, now) {
+        let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
+        let mut count = 0;
+        for (piece, bytes) in pieces.iter_mut().zip(endpoint.outgoing(id)) {
+            *piece = IoSlice::new(bytes);
+            count += 1;
+        }
+        match socket.write_vectored(&pieces[..count]) {
+            Ok(0) => return Progress::Blocked,
+            Ok(len) => endpoint.handle_sent(id, len),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => return Progress::Blocked,
+                io::ErrorKind::Interrupted => {}
+                _ => {
+                    tracing::debug!(%id, %error, "socket write");
+                    endpoint.handle_disconnected(id, false, now);
+                    return Progress::Closed;
+                }
+            },
+        }
+    }
+    Progress::Ready
+}
+
+/// Reads packets from the TUN device and routes them. `flush` is called for a connection that
+/// has enough to fill a write; the rest waits for the caller's turn over
+/// [`Endpoint::poll_transmit`].
+///
+/// # Errors
+///
+/// The device failed for good.
+pub fn drain_device(
+    endpoint: &mut Endpoint,
+    device: &impl PacketDevice,
+    flush: &mut dyn FnMut(&mut Endpoint, ConnectionId),
+    now: Instant,
+) -> io::Result<Progress> {
+    let mut bytes = 0;
+    for _ in 0..BUDGET_PACKETS {
+        if bytes >= BUDGET_BYTES || !endpoint.wants_packets() {
+            return Ok(Progress::Ready);
+        }
+        match device.recv(endpoint.tun_buf()) {
+            Ok((len, header)) => {
+                bytes += len;
+                if let Some(id) = endpoint.handle_tun(len, &header, now) {
+                    flush(endpoint, id);
+                }
+                if let Some(reply) = endpoint.take_reply() {
+                    let packet =
+                        TunPacket { bytes: reply.as_bytes(), header: VirtioHeader::default() };
+                    send_packet(device, &packet);
+                }
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => return Ok(Progress::Blocked),
+                io::ErrorKind::Interrupted => {}
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(Progress::Ready)
+}

@@ -1,0 +1,267 @@
+//! What an endpoint says, as lines of the log.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use lostlove_core::config::TunSettings;
+use lostlove_core::error::HandshakeError;
+use lostlove_core::event::{CloseReason, Event};
+use tracing::{debug, info, warn};
+
+use crate::cli::Role;
+
+/// Logs `event` in one line with structured fields, never with a key.
+///
+/// Sessions that come and go are `info`; what an operator should act on is `warn`. What strangers
+/// do to a server's port is `debug`, except what explains to an operator why a client is not let
+/// in: that is `info`, at most ten lines in ten seconds.
+pub fn report(role: Role, event: &Event) {
+    match event {
+        Event::Dial { attempt: 1 } => info!("connecting"),
+        Event::Dial { attempt } => debug!(attempt, "connecting again"),
+        Event::Configure(settings) => configured(settings),
+        Event::Established {
+            peer,
+            remote,
+            session,
+            suite,
+            ..
+        } => info!(%peer, %remote, %session, suite = suite.name(), "session established"),
+        Event::ProbeEstablished {
+            remote, session, ..
+        } => info!(%remote, %session, "LLP 1.0 probe session established"),
+        Event::Closed {
+            remote,
+            peer,
+            reason,
+            ..
+        } => closed(role, *remote, peer.as_deref(), reason),
+    }
+}
+
+/// Logs that a connection to the server could not be opened.
+pub fn dial_failed(error: &io::Error) {
+    warn!(%error, "cannot connect; trying again");
+}
+
+fn configured(settings: &TunSettings) {
+    info!(
+        address_v4 = settings.address_v4.map(tracing::field::display),
+        address_v6 = settings.address_v6.map(tracing::field::display),
+        mtu = settings.mtu,
+        server = %settings.server,
+        "addresses assigned"
+    );
+}
+
+fn closed(role: Role, remote: SocketAddr, peer: Option<&str>, reason: &CloseReason) {
+    match importance(role, peer, reason) {
+        Importance::Warn => warn!(peer, %remote, %reason, "session closed"),
+        Importance::Info => info!(peer, %remote, %reason, "session closed"),
+        Importance::Rejected => rejected(remote, reason),
+        Importance::Debug => debug!(%remote, %reason, "connection closed"),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Importance {
+    /// The operator should act.
+    Warn,
+    /// A session that came to its end.
+    Info,
+    /// Somebody who was perhaps meant to be let in.
+    Rejected,
+    /// Strangers.
+    Debug,
+}
+
+fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importance {
+    match (role, reason) {
+        (Role::Client, CloseReason::Handshake(_))
+        | (_, CloseReason::Protocol(_) | CloseReason::PoolEmpty | CloseReason::TooManySessions) => {
+            Importance::Warn
+        }
+        (Role::Server, CloseReason::Handshake(error)) => handshake_importance(*error),
+        (Role::Server, _) if peer.is_none() => Importance::Debug,
+        (
+            _,
+            CloseReason::Peer { .. }
+            | CloseReason::Timeout
+            | CloseReason::EndOfStream
+            | CloseReason::Socket
+            | CloseReason::Superseded
+            | CloseReason::ShuttingDown,
+        ) => Importance::Info,
+    }
+}
+
+const fn handshake_importance(error: HandshakeError) -> Importance {
+    match error {
+        HandshakeError::Version
+        | HandshakeError::NoCommonSuite
+        | HandshakeError::Authentication
+        | HandshakeError::UnknownPeer
+        | HandshakeError::Kem
+        | HandshakeError::ProbeRefused => Importance::Rejected,
+        HandshakeError::Malformed
+        | HandshakeError::NotLlp
+        | HandshakeError::Unexpected
+        | HandshakeError::TooLong
+        | HandshakeError::Timeout => Importance::Debug,
+    }
+}
+
+fn rejected(remote: SocketAddr, reason: &CloseReason) {
+    static WINDOW: Mutex<Window> = Mutex::new(Window::new());
+    let admission = match WINDOW.lock() {
+        Ok(mut window) => window.admit(Instant::now()),
+        Err(_) => Admission::Admitted { suppressed: 0 },
+    };
+    let Admission::Admitted { suppressed } = admission else {
+        debug!(%remote, %reason, "connection rejected");
+        return;
+    };
+    if suppressed > 0 {
+        info!(suppressed, "more connections were rejected");
+    }
+    info!(%remote, %reason, "connection rejected");
+}
+
+/// Lets a few lines through in each stretch of time, so that strangers cannot fill a disk.
+#[derive(Debug)]
+struct Window {
+    start: Option<Instant>,
+    lines: u32,
+    suppressed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    Admitted { suppressed: u64 },
+    Suppressed,
+}
+
+impl Window {
+    const LENGTH: Duration = Duration::from_secs(10);
+    const MAX_LINES: u32 = 10;
+
+    const fn new() -> Self {
+        Self {
+            start: None,
+            lines: 0,
+            suppressed: 0,
+        }
+    }
+
+    fn admit(&mut self, now: Instant) -> Admission {
+        let over = |start| now.saturating_duration_since(start) >= Self::LENGTH;
+        if self.start.is_none_or(over) {
+            self.start = Some(now);
+            self.lines = 0;
+        }
+        if self.lines == Self::MAX_LINES {
+            self.suppressed += 1;
+            return Admission::Suppressed;
+        }
+        self.lines += 1;
+        Admission::Admitted {
+            suppressed: std::mem::take(&mut self.suppressed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lostlove_core::error::ProtocolError;
+
+    use super::*;
+    use crate::log::tests::capture;
+
+    #[test]
+    fn a_first_dial_is_shown_and_the_next_are_details() {
+        let text = capture(|| {
+            report(Role::Client, &Event::Dial { attempt: 1 });
+            report(Role::Client, &Event::Dial { attempt: 2 });
+        });
+        assert_eq!(
+            text,
+            "<6> INFO connecting\n<7>DEBUG connecting again attempt=2\n"
+        );
+    }
+
+    #[test]
+    fn an_assignment_names_only_the_addresses_there_are() {
+        let settings = TunSettings {
+            address_v4: Some("10.8.0.2/24".parse().unwrap()),
+            address_v6: None,
+            mtu: 1400,
+            push: Default::default(),
+            server: remote(),
+        };
+        let text = capture(|| report(Role::Client, &Event::Configure(settings)));
+        assert_eq!(
+            text,
+            "<6> INFO addresses assigned address_v4=10.8.0.2/24 mtu=1400 server=192.0.2.1:8443\n"
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_session_names_the_peer_and_the_reason() {
+        let text = capture(|| {
+            closed(Role::Server, remote(), Some("alice"), &CloseReason::Timeout);
+            let broken = CloseReason::Protocol(ProtocolError::Crypto);
+            closed(Role::Server, remote(), Some("alice"), &broken);
+        });
+        assert_eq!(
+            text,
+            "<6> INFO session closed peer=\"alice\" remote=192.0.2.1:8443 \
+             reason=nothing heard from the peer\n\
+             <4> WARN session closed peer=\"alice\" remote=192.0.2.1:8443 \
+             reason=protocol error: a packet does not authenticate\n"
+        );
+    }
+
+    #[test]
+    fn strangers_are_details_on_a_server() {
+        for reason in [
+            CloseReason::EndOfStream,
+            CloseReason::Handshake(HandshakeError::NotLlp),
+            CloseReason::Handshake(HandshakeError::Timeout),
+        ] {
+            assert_eq!(importance(Role::Server, None, &reason), Importance::Debug);
+        }
+        let unknown = CloseReason::Handshake(HandshakeError::UnknownPeer);
+        assert_eq!(
+            importance(Role::Server, None, &unknown),
+            Importance::Rejected
+        );
+    }
+
+    #[test]
+    fn a_failed_handshake_is_a_warning_on_a_client() {
+        for error in HandshakeError::ALL {
+            let reason = CloseReason::Handshake(error);
+            assert_eq!(importance(Role::Client, None, &reason), Importance::Warn);
+        }
+    }
+
+    #[test]
+    fn a_flood_of_rejections_is_counted_instead_of_shown() {
+        let mut window = Window::new();
+        let start = Instant::now();
+        for _ in 0..Window::MAX_LINES {
+            assert_eq!(window.admit(start), Admission::Admitted { suppressed: 0 });
+        }
+        assert_eq!(window.admit(start), Admission::Suppressed);
+        assert_eq!(window.admit(start), Admission::Suppressed);
+        let later = start + Window::LENGTH;
+        assert_eq!(window.admit(later), Admission::Admitted { suppressed: 2 });
+        assert_eq!(window.admit(later), Admission::Admitted { suppressed: 0 });
+    }
+
+    fn remote() -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], 8443))
+    }
+}

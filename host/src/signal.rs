@@ -1,0 +1,135 @@
+//! Signals as a readable descriptor.
+
+use std::io::{self, ErrorKind, IsTerminal as _, Read as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::{SigId, flag, low_level};
+
+use crate::cli::Exit;
+
+/// What the operator asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// End: tell the peers, send what is queued, restore the system's state.
+    Terminate,
+    /// End without waiting for anybody, but still restore the system's state.
+    TerminateNow,
+}
+
+/// Turns signals into a descriptor for an event loop to wait on.
+///
+/// - The first SIGINT or SIGTERM is [`Signal::Terminate`].
+/// - A later one is [`Signal::TerminateNow`]: routes and firewall rules are still to be restored,
+///   so the caller does that and exits. Signals that arrive together count as one.
+/// - Once [`Signals::drain`] has returned `TerminateNow`, one more ends the process at once, in
+///   case that restoring hangs.
+/// - SIGHUP counts as SIGTERM when standard input is a terminal, for then it says that the
+///   terminal is gone; otherwise it is ignored, as there is nothing to reload.
+/// - SIGPIPE is already ignored by Rust's runtime.
+///
+/// Signals are caught, and lost, once this is dropped: keep it until the process ends.
+#[derive(Debug)]
+pub struct Signals {
+    receiver: UnixStream,
+    registrations: Vec<SigId>,
+    deliveries: AtomicUsize,
+    give_up: Arc<AtomicBool>,
+}
+
+impl Signals {
+    /// Starts to catch the signals.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses a socket pair or a handler.
+    pub fn new() -> io::Result<Self> {
+        let hangup = if io::stdin().is_terminal() {
+            Hangup::Terminates
+        } else {
+            Hangup::Ignored
+        };
+        Self::with_hangup(hangup)
+    }
+
+    fn with_hangup(hangup: Hangup) -> io::Result<Self> {
+        let (receiver, sender) = UnixStream::pair()?;
+        receiver.set_nonblocking(true)?;
+        let mut signals = Self {
+            receiver,
+            registrations: Vec::new(),
+            deliveries: AtomicUsize::new(0),
+            give_up: Arc::new(AtomicBool::new(false)),
+        };
+        signals.catch(SIGINT, &sender)?;
+        signals.catch(SIGTERM, &sender)?;
+        match hangup {
+            Hangup::Terminates => signals.catch(SIGHUP, &sender)?,
+            Hangup::Ignored => {
+                let unread = Arc::new(AtomicBool::new(false));
+                signals.registrations.push(flag::register(SIGHUP, unread)?);
+            }
+        }
+        Ok(signals)
+    }
+
+    fn catch(&mut self, signal: i32, sender: &UnixStream) -> io::Result<()> {
+        let exit_status = i32::from(Exit::Failure.code());
+        self.registrations.push(flag::register_conditional_shutdown(
+            signal,
+            exit_status,
+            Arc::clone(&self.give_up),
+        )?);
+        let sender = sender.try_clone()?;
+        self.registrations
+            .push(low_level::pipe::register(signal, sender)?);
+        Ok(())
+    }
+
+    /// A non-blocking descriptor that is readable when [`Signals::drain`] has something to say.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.receiver.as_fd()
+    }
+
+    /// Takes what has arrived since the last call; none if that is nothing.
+    pub fn drain(&self) -> Option<Signal> {
+        if !self.clear() {
+            return None;
+        }
+        if self.deliveries.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Some(Signal::Terminate);
+        }
+        self.give_up.store(true, Ordering::Relaxed);
+        Some(Signal::TerminateNow)
+    }
+
+    fn clear(&self) -> bool {
+        let mut any = false;
+        let mut buffer = [0; 64];
+        loop {
+            match (&self.receiver).read(&mut buffer) {
+                Ok(0) => return any,
+                Ok(_) => any = true,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return any,
+            }
+        }
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        for registration in self.registrations.drain(..) {
+            low_level::unregister(registration);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Hangup {
+    Terminates,
+    Ignored,
+}

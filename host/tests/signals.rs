@@ -1,0 +1,64 @@
+//! Signals are the process's: this test has one to itself.
+#![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
+
+use std::process::Command;
+use std::time::Duration;
+
+use lostlove_host::signal::{Signal, Signals};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::low_level::raise;
+
+/// The only one that raises signals in this process, as they reach every instance in it.
+#[test]
+fn a_first_signal_is_graceful_and_a_second_is_not() {
+    let signals = Signals::new().unwrap();
+    assert!(!readable(&signals));
+    assert_eq!(signals.drain(), None);
+
+    raise(SIGTERM).unwrap();
+    raise(SIGINT).unwrap();
+    assert!(readable(&signals));
+    assert_eq!(signals.drain(), Some(Signal::Terminate));
+    assert!(!readable(&signals), "signals that come together are one");
+
+    raise(SIGINT).unwrap();
+    assert_eq!(signals.drain(), Some(Signal::TerminateNow));
+    assert_eq!(signals.drain(), None);
+    drop(signals);
+
+    // Cargo's standard input decides what a hang-up means; either way the process lives.
+    let signals = Signals::new().unwrap();
+    raise(SIGHUP).unwrap();
+    assert_ne!(signals.drain(), Some(Signal::TerminateNow));
+}
+
+/// In a process of its own, as it ends.
+#[test]
+fn a_third_signal_ends_a_process_that_does_not_end() {
+    const CHILD: &str = "LOSTLOVE_TEST_THIRD_SIGNAL";
+    let name = "a_third_signal_ends_a_process_that_does_not_end";
+    if std::env::var_os(CHILD).is_some() {
+        let signals = Signals::new().unwrap();
+        for expected in [Signal::Terminate, Signal::TerminateNow] {
+            raise(SIGTERM).unwrap();
+            assert_eq!(signals.drain(), Some(expected));
+        }
+        raise(SIGTERM).unwrap();
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    // A test that returns gives 0 and one that panics gives 101.
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
+fn readable(signals: &Signals) -> bool {
+    let fd = signals.fd();
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let none = Timespec::try_from(Duration::ZERO).unwrap();
+    poll(&mut fds, Some(&none)).unwrap() == 1
+}
