@@ -126,7 +126,12 @@ impl Pool {
         let bytes = self.free[class as usize]
             .pop()
             .unwrap_or_else(|| vec![0; class.capacity()].into_boxed_slice());
-        Buffer { bytes, class, start: 0, end: 0 }
+        Buffer {
+            bytes,
+            class,
+            start: 0,
+            end: 0,
+        }
     }
 
     /// Takes a buffer back.
@@ -161,7 +166,10 @@ mod tests {
         }
         assert_eq!(pool.free[Class::Large as usize].len(), Class::Large.kept());
         pool.take(Class::Large);
-        assert_eq!(pool.free[Class::Large as usize].len(), Class::Large.kept() - 1);
+        assert_eq!(
+            pool.free[Class::Large as usize].len(),
+            Class::Large.kept() - 1
+        );
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! inner TCP learns of congestion at once. Small packets pass bulk ones, but never a packet of
 //! their own flow: order within a flow is kept.
 
-use std::collections::VecDeque;
 use core::time::Duration;
+use std::collections::VecDeque;
 
 use crate::buffer::{Buffer, Pool};
 use crate::error::DropReason;
@@ -89,7 +89,11 @@ impl SendQueue {
         }
         // At least the newest packet stays, however large.
         while self.bytes > self.max_bytes && self.fast.len() + self.bulk.len() > 1 {
-            let lane = if self.bulk.is_empty() { Lane::Fast } else { Lane::Bulk };
+            let lane = if self.bulk.is_empty() {
+                Lane::Fast
+            } else {
+                Lane::Bulk
+            };
             self.discard(lane, DropReason::QueueFull, pool, stats);
         }
     }
@@ -124,7 +128,10 @@ impl SendQueue {
     /// Drops what has waited too long at the head of both lanes.
     pub(crate) fn expire(&mut self, now: Instant, pool: &mut Pool, stats: &mut Stats) {
         for lane in [Lane::Fast, Lane::Bulk] {
-            while self.front(lane).is_some_and(|p| now.since(p.queued_at) > self.max_age) {
+            while self
+                .front(lane)
+                .is_some_and(|p| now.since(p.queued_at) > self.max_age)
+            {
                 self.discard(lane, DropReason::QueueAge, pool, stats);
             }
         }
@@ -140,7 +147,11 @@ impl SendQueue {
 
     /// The lane to serve next and the length of its first packet.
     pub(crate) fn next(&self) -> Option<(Lane, usize)> {
-        let lane = if self.fast.is_empty() { Lane::Bulk } else { Lane::Fast };
+        let lane = if self.fast.is_empty() {
+            Lane::Bulk
+        } else {
+            Lane::Fast
+        };
         self.front(lane).map(|packet| (lane, packet.buffer.len()))
     }
 
@@ -173,7 +184,12 @@ mod tests {
         let mut buffer = pool.take(Class::for_packet(len));
         (buffer.start, buffer.end) = (HEADROOM, HEADROOM + len);
         buffer.used_mut()[0] = tag;
-        Queued { buffer, offload: Offload::NONE, flow, queued_at: Instant::from_millis(at) }
+        Queued {
+            buffer,
+            offload: Offload::NONE,
+            flow,
+            queued_at: Instant::from_millis(at),
+        }
     }
 
     struct Rig {

@@ -21,7 +21,12 @@ impl TokenBucket {
     /// A full bucket. `rate` is per second and at least 1.
     pub(crate) fn new(rate: u64, burst: u64, now: Instant) -> Self {
         let rate = rate.max(1);
-        Self { rate, burst, level_nanos: i128::from(burst) * NANOS, filled_at: now }
+        Self {
+            rate,
+            burst,
+            level_nanos: i128::from(burst) * NANOS,
+            filled_at: now,
+        }
     }
 
     fn refill(&mut self, now: Instant) {
@@ -78,7 +83,10 @@ mod tests {
                 }
                 now = now + Duration::from_nanos(step_nanos);
             }
-            assert!((1_000_000..=1_020_000).contains(&passed), "{passed} at {step_nanos}");
+            assert!(
+                (1_000_000..=1_020_000).contains(&passed),
+                "{passed} at {step_nanos}"
+            );
         }
     }
 

@@ -7,6 +7,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::Rng as _;
 
 use super::connection::{Connection, State};
+use super::session::Agreement;
 use super::{Endpoint, RoleState};
 use crate::config::{Client, Role, TunSettings};
 use crate::error::HandshakeError;
@@ -47,7 +48,10 @@ impl ClientState {
     /// come back in step. The first attempt after a lost session comes within the minimum.
     fn schedule(&mut self, no_sooner: Duration, rng: &mut ChaCha20Rng, now: Instant) {
         let doublings = self.attempt.saturating_sub(1).min(16);
-        let ceiling = self.reconnect_min.saturating_mul(1 << doublings).min(self.reconnect_max);
+        let ceiling = self
+            .reconnect_min
+            .saturating_mul(1 << doublings)
+            .min(self.reconnect_max);
         let nanos = u64::try_from(ceiling.as_nanos()).unwrap_or(u64::MAX).max(1);
         // The bias of the remainder is below 2^-20 for waits under four hours.
         let jitter = Duration::from_nanos(rng.next_u64() % nanos);
@@ -77,7 +81,11 @@ impl ClientState {
                 ..
             }
         );
-        let no_sooner = if lasting { self.reconnect_max } else { Duration::ZERO };
+        let no_sooner = if lasting {
+            self.reconnect_max
+        } else {
+            Duration::ZERO
+        };
         self.schedule(no_sooner, rng, now);
     }
 }
@@ -113,7 +121,13 @@ impl Endpoint {
         let id = self.open(remote, State::AwaitServerHello(Box::new(initiator)), now);
         if let Some(mut connection) = self.connections.lift(id) {
             connection.peer = Some(PeerId(0));
-            self.send_hello(&mut connection, PacketType::HandshakeInit, &json, length, now);
+            self.send_hello(
+                &mut connection,
+                PacketType::HandshakeInit,
+                &json,
+                length,
+                now,
+            );
             self.connections.put_back(connection);
         }
         self.wants_transmit(id);
@@ -131,11 +145,15 @@ impl Endpoint {
 
     /// Asks for a connection when one is due.
     pub(super) fn dial_if_due(&mut self, now: Instant) {
-        let RoleState::Client(client) = &mut self.role else { return };
+        let RoleState::Client(client) = &mut self.role else {
+            return;
+        };
         if client.dial_at.is_some_and(|at| at <= now) {
             client.dial_at = None;
             client.attempt = client.attempt.saturating_add(1);
-            self.events.push_back(Event::Dial { attempt: client.attempt });
+            self.events.push_back(Event::Dial {
+                attempt: client.attempt,
+            });
         }
     }
 
@@ -151,14 +169,14 @@ impl Endpoint {
             return Err(HandshakeError::Unexpected);
         };
         let outcome = initiator.finish(json)?;
-        let session = self.new_session(
-            PeerId(0),
-            outcome.session,
-            outcome.suite,
-            &outcome.master,
-            &outcome.grant,
-            now,
-        );
+        let agreed = Agreement {
+            peer: PeerId(0),
+            id: outcome.session,
+            suite: outcome.suite,
+            master: &outcome.master,
+            grant: &outcome.grant,
+        };
+        let session = self.new_session(&agreed, now);
         self.configure(&outcome.grant, connection.remote);
         connection.state = State::AwaitProof(Box::new(session));
         self.establish(connection, now);
@@ -166,7 +184,9 @@ impl Endpoint {
     }
 
     fn configure(&mut self, grant: &Grant, server: SocketAddr) {
-        let RoleState::Client(client) = &mut self.role else { return };
+        let RoleState::Client(client) = &mut self.role else {
+            return;
+        };
         client.attempt = 0;
         let settings = TunSettings {
             address_v4: grant.address_v4,
@@ -187,18 +207,31 @@ impl Endpoint {
         else {
             return false;
         };
-        state.address_v4().is_some_and(|address| destination == address)
-            || state.address_v6().is_some_and(|address| destination == address)
-            || client.routes.iter().any(|network| network.contains(&destination))
+        state
+            .address_v4()
+            .is_some_and(|address| destination == address)
+            || state
+                .address_v6()
+                .is_some_and(|address| destination == address)
+            || client
+                .routes
+                .iter()
+                .any(|network| network.contains(&destination))
     }
 }
 
 impl ClientState {
     fn address_v4(&self) -> Option<Ipv4Addr> {
-        self.settings.as_ref().and_then(|settings| settings.address_v4).map(|net| net.addr())
+        self.settings
+            .as_ref()
+            .and_then(|settings| settings.address_v4)
+            .map(|net| net.addr())
     }
 
     fn address_v6(&self) -> Option<Ipv6Addr> {
-        self.settings.as_ref().and_then(|settings| settings.address_v6).map(|net| net.addr())
+        self.settings
+            .as_ref()
+            .and_then(|settings| settings.address_v6)
+            .map(|net| net.addr())
     }
 }

@@ -95,7 +95,11 @@ pub(super) enum Then {
 
 impl Control {
     pub(super) const fn new(packet_type: PacketType, payload: Vec<u8>) -> Self {
-        Self { packet_type, payload, then: Then::Nothing }
+        Self {
+            packet_type,
+            payload,
+            then: Then::Nothing,
+        }
     }
 }
 

@@ -24,7 +24,7 @@ enum Way {
 
 impl Endpoint {
     /// Handles one IP packet that a peer sent.
-    pub(super) fn from_peer(
+    pub(super) fn handle_peer_packet(
         &mut self,
         origin: &mut Origin<'_>,
         packet: &mut [u8],
@@ -35,12 +35,12 @@ impl Endpoint {
         self.stats.peer_packets_in += 1;
         let peer = origin.session.peer;
         self.peers[peer.index()].stats.bytes_in += packet.len() as u64;
-        let result = self.check(origin.session, packet, offload, now).and_then(|(info, way)| {
-            match way {
-                Way::Tun => self.to_tun(packet, &info, offload, sink),
-                Way::Peer(peer) => self.to_peer(peer, packet, &info, offload, now),
-            }
-        });
+        let result = self
+            .check(origin.session, packet, offload, now)
+            .and_then(|(info, way)| match way {
+                Way::Tun => self.deliver_to_tun(packet, &info, offload, sink),
+                Way::Peer(peer) => self.forward_to_peer(peer, packet, &info, offload, now),
+            });
         if let Err(reason) = result {
             self.stats.drop_packet(reason);
             self.explain_to_peer(origin, packet, reason, now);
@@ -83,10 +83,14 @@ impl Endpoint {
             .upload
             .as_mut()
             .is_none_or(|bucket| bucket.try_spend(packet.len() as u64, now));
-        if within_rate { Ok((info, way)) } else { Err(DropReason::RateLimit) }
+        if within_rate {
+            Ok((info, way))
+        } else {
+            Err(DropReason::RateLimit)
+        }
     }
 
-    fn to_tun(
+    fn deliver_to_tun(
         &mut self,
         packet: &mut [u8],
         info: &IpInfo,
@@ -95,18 +99,24 @@ impl Endpoint {
     ) -> Result<(), DropReason> {
         if self.config.tun_offload {
             let header = ip::virtio_for(packet, info, offload)?;
-            let taken = sink(TunPacket { bytes: packet, header });
+            let taken = sink(TunPacket {
+                bytes: packet,
+                header,
+            });
             self.count_tun_write(packet.len(), taken);
             return Ok(());
         }
         ip::finish(packet, info, offload, &mut |bytes| {
-            let taken = sink(TunPacket { bytes, header: VirtioHeader::default() });
+            let taken = sink(TunPacket {
+                bytes,
+                header: VirtioHeader::default(),
+            });
             self.count_tun_write(bytes.len(), taken);
         })
     }
 
     /// Passes a packet to another client, as a router between them does.
-    fn to_peer(
+    fn forward_to_peer(
         &mut self,
         peer: PeerId,
         packet: &mut [u8],
@@ -114,7 +124,9 @@ impl Endpoint {
         offload: Offload,
         now: Instant,
     ) -> Result<(), DropReason> {
-        let id = self.peers[peer.index()].connection.ok_or(DropReason::NotConnected)?;
+        let id = self.peers[peer.index()]
+            .connection
+            .ok_or(DropReason::NotConnected)?;
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
         if ip::max_segment_len(packet, info, offload) > usize::from(mtu) {
             return Err(DropReason::TooBig);
@@ -135,8 +147,12 @@ impl Endpoint {
         reason: DropReason,
         now: Instant,
     ) {
-        let (Ok(info), Role::Server(_)) = (ip::parse(packet), &self.config.role) else { return };
-        let Some(from) = self.own_address(&info) else { return };
+        let (Ok(info), Role::Server(_)) = (ip::parse(packet), &self.config.role) else {
+            return;
+        };
+        let Some(from) = self.own_address(&info) else {
+            return;
+        };
         let error = match reason {
             DropReason::TooBig => ip::packet_too_big(packet, &info, origin.session.mtu, from),
             DropReason::TtlExpired => ip::time_exceeded(packet, &info, from),
@@ -164,6 +180,11 @@ impl Endpoint {
         let mut buffer = self.pool.take(Class::for_packet(packet.len()));
         (buffer.start, buffer.end) = (HEADROOM, HEADROOM + packet.len());
         buffer.used_mut().copy_from_slice(packet);
-        Queued { buffer, offload, flow, queued_at: now }
+        Queued {
+            buffer,
+            offload,
+            flow,
+            queued_at: now,
+        }
     }
 }

@@ -160,7 +160,8 @@ impl Endpoint {
         remote: SocketAddr,
         now: Instant,
     ) -> Result<ConnectionId, Refusal> {
-        self.admit(remote).inspect_err(|refusal| self.stats.refused[refusal.index()] += 1)?;
+        self.admit(remote)
+            .inspect_err(|refusal| self.stats.refused[refusal.index()] += 1)?;
         let id = self.open(remote, State::AwaitHello, now);
         self.count_source(remote);
         Ok(id)
@@ -168,7 +169,9 @@ impl Endpoint {
 
     fn open(&mut self, remote: SocketAddr, state: State, now: Instant) -> ConnectionId {
         let limits = &self.config.limits;
-        let id = self.connections.insert(|id| Connection::new(id, remote, state, limits, now));
+        let id = self
+            .connections
+            .insert(|id| Connection::new(id, remote, state, limits, now));
         self.stats.connections_opened += 1;
         self.stats.handshaking += 1;
         self.rearm(id);
@@ -177,7 +180,9 @@ impl Endpoint {
 
     /// The peer closed the TCP connection (`clean`), or the socket failed.
     pub fn handle_disconnected(&mut self, id: ConnectionId, clean: bool, now: Instant) {
-        let Some(connection) = self.connections.get(id) else { return };
+        let Some(connection) = self.connections.get(id) else {
+            return;
+        };
         let reason = match &connection.state {
             State::Closing(reason) => reason.clone(),
             State::Failed(error) => CloseReason::Handshake(*error),
@@ -193,7 +198,9 @@ impl Endpoint {
     pub fn shut_down(&mut self, now: Instant) {
         self.shutting_down = true;
         for id in self.connections.ids() {
-            let Some(connection) = self.connections.get_mut(id) else { continue };
+            let Some(connection) = self.connections.get_mut(id) else {
+                continue;
+            };
             if connection.session().is_some() {
                 let ending = (DisconnectCode::ShuttingDown, CloseReason::ShuttingDown);
                 connection.disconnect_after_drain.get_or_insert(ending);
@@ -232,7 +239,9 @@ impl Endpoint {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let connections = self.deadlines.first().map(|(at, _)| *at);
         match &self.role {
-            RoleState::Client(client) => [connections, client.dial_at()].into_iter().flatten().min(),
+            RoleState::Client(client) => {
+                [connections, client.dial_at()].into_iter().flatten().min()
+            }
             RoleState::Server(_) => connections,
         }
     }
@@ -282,7 +291,9 @@ impl Endpoint {
 
     /// Brings the connection's entry among the deadlines up to date.
     fn rearm(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
         let due = connection.deadline(&self.config.limits);
         if connection.armed_for != Some(due) {
             if let Some(before) = connection.armed_for.replace(due) {
@@ -294,7 +305,9 @@ impl Endpoint {
 
     /// Ends a connection: counts it, frees what it held, and tells the driver.
     fn remove(&mut self, id: ConnectionId, reason: CloseReason, now: Instant) {
-        let Some(mut connection) = self.connections.remove(id) else { return };
+        let Some(mut connection) = self.connections.remove(id) else {
+            return;
+        };
         if let Some(at) = connection.armed_for {
             self.deadlines.remove(&(at, id));
         }
@@ -304,7 +317,9 @@ impl Endpoint {
         self.events.push_back(Event::Closed {
             id,
             remote: connection.remote,
-            peer: connection.peer.map(|peer| self.peers[peer.index()].stats.name.clone()),
+            peer: connection
+                .peer
+                .map(|peer| self.peers[peer.index()].stats.name.clone()),
             reason: reason.clone(),
         });
         if let RoleState::Client(client) = &mut self.role {
@@ -335,8 +350,17 @@ impl Endpoint {
 
 impl PeerState {
     fn new(name: String) -> Self {
-        let stats = PeerStats { name, connected: false, bytes_in: 0, bytes_out: 0, rtt: None };
-        Self { connection: None, stats }
+        let stats = PeerStats {
+            name,
+            connected: false,
+            bytes_in: 0,
+            bytes_out: 0,
+            rtt: None,
+        };
+        Self {
+            connection: None,
+            stats,
+        }
     }
 }
 

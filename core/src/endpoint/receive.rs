@@ -35,7 +35,9 @@ impl Endpoint {
     pub fn recv_buf(&mut self, id: ConnectionId) -> Option<&mut [u8]> {
         let connection = self.connections.get_mut(id)?;
         let Some(inbox) = &mut connection.inbox else {
-            let shared = self.inbox.get_or_insert_with(|| self.pool.take(Class::Receive));
+            let shared = self
+                .inbox
+                .get_or_insert_with(|| self.pool.take(Class::Receive));
             (shared.start, shared.end) = (0, 0);
             return Some(shared.tail_mut());
         };
@@ -65,7 +67,9 @@ impl Endpoint {
         sink: &mut TunSink<'_>,
         now: Instant,
     ) {
-        let Some(mut connection) = self.connections.lift(id) else { return };
+        let Some(mut connection) = self.connections.lift(id) else {
+            return;
+        };
         connection.last_received = now;
         self.stats.socket_bytes_in += len as u64;
         let Some(mut inbox) = connection.inbox.take().or_else(|| self.inbox.take()) else {
@@ -165,7 +169,9 @@ impl Endpoint {
             FrameError::BadLength(_) => HandshakeError::TooLong,
             _ => HandshakeError::Malformed,
         })?;
-        let Some(Frame { header, len }) = frame else { return Ok(Step::Incomplete) };
+        let Some(Frame { header, len }) = frame else {
+            return Ok(Step::Incomplete);
+        };
         let is_client = matches!(self.role, RoleState::Client(_));
         match (header.packet_type, is_client) {
             (PacketType::HandshakeInit, false) if header.is_legacy_hello() => {
@@ -189,8 +195,12 @@ impl Endpoint {
         bytes: &[u8],
         now: Instant,
     ) -> Result<Step, HandshakeError> {
-        let Some((header, rest)) = bytes.split_first_chunk() else { return Ok(Step::Incomplete) };
-        let Some(len) = legacy_hello_len(rest)? else { return Ok(Step::Incomplete) };
+        let Some((header, rest)) = bytes.split_first_chunk() else {
+            return Ok(Step::Incomplete);
+        };
+        let Some(len) = legacy_hello_len(rest)? else {
+            return Ok(Step::Incomplete);
+        };
         let json = &rest[..len];
         Header::verify_checksum(header, json).map_err(|_| HandshakeError::Malformed)?;
         self.answer_hello(connection, json, now)?;
@@ -206,10 +216,16 @@ impl Endpoint {
     ) -> Result<Step, HandshakeError> {
         let frame = next_packet(inbox.used(), Protection::Unsealed)
             .map_err(|_| HandshakeError::Malformed)?;
-        let Some(Frame { header, len }) = frame else { return Ok(Step::Incomplete) };
+        let Some(Frame { header, len }) = frame else {
+            return Ok(Step::Incomplete);
+        };
         match header.packet_type {
             PacketType::KeepAlive => {
-                let reply = Header { timestamp_ms: self.timestamp_ms(now), payload_len: 0, ..header };
+                let reply = Header {
+                    timestamp_ms: self.timestamp_ms(now),
+                    payload_len: 0,
+                    ..header
+                };
                 // One answer at a time: a peer that does not read gets no queue.
                 if connection.outbox.len() < super::transmit::MAX_PIECES {
                     connection.send_plain(&reply.encode(&[]), &[], &mut self.pool);
@@ -262,7 +278,9 @@ impl Endpoint {
         let (State::AwaitProof(session) | State::Active(session)) = &mut connection.state else {
             return Ok(Step::Incomplete);
         };
-        let plaintext = session.opener.open(&header, &mut inbox.used_mut()[..len], now)?;
+        let plaintext = session
+            .opener
+            .open(&header, &mut inbox.used_mut()[..len], now)?;
         self.stats.sealed_in += 1;
         if matches!(connection.state, State::AwaitProof(_)) {
             self.establish_on_server(connection, now);
@@ -289,12 +307,20 @@ impl Endpoint {
         if header.stream == 0 || header.stream > self.config.limits.max_streams {
             return Err(ProtocolError::StreamLimit);
         }
-        let Connection { state: State::Active(session), queue, .. } = connection else {
+        let Connection {
+            state: State::Active(session),
+            queue,
+            ..
+        } = connection
+        else {
             return Ok(());
         };
-        let position = session.partials.iter().position(|(id, _)| *id == header.stream);
-        let mut partial = position
-            .map_or_else(Partial::default, |at| session.partials.swap_remove(at).1);
+        let position = session
+            .partials
+            .iter()
+            .position(|(id, _)| *id == header.stream);
+        let mut partial =
+            position.map_or_else(Partial::default, |at| session.partials.swap_remove(at).1);
         if header.flags.contains(Flags::RST) {
             partial.clear();
         }
@@ -303,7 +329,7 @@ impl Endpoint {
         if !(plaintext.is_empty() && ends) {
             let mut origin = Origin { session, queue };
             read_entries(plaintext, more, &mut partial, &mut |packet, offload| {
-                self.from_peer(&mut origin, packet, offload, sink, now);
+                self.handle_peer_packet(&mut origin, packet, offload, sink, now);
             })?;
         }
         if !partial.is_empty() {
@@ -329,8 +355,15 @@ impl Endpoint {
             PacketType::KeepAlive => {
                 decode_keep_alive(payload)?;
                 let (sequence, timestamp_ms) = (header.sequence, header.timestamp_ms);
-                let payload = Ack { sequence, timestamp_ms }.encode().to_vec();
-                connection.control.push_back(Control::new(PacketType::Ack, payload));
+                let payload = Ack {
+                    sequence,
+                    timestamp_ms,
+                }
+                .encode()
+                .to_vec();
+                connection
+                    .control
+                    .push_back(Control::new(PacketType::Ack, payload));
                 self.bound_control(connection)
             }
             PacketType::Ack => self.process_ack(connection, Ack::decode(payload)?, now),
@@ -364,7 +397,9 @@ impl Endpoint {
         now: Instant,
     ) -> Result<(), ProtocolError> {
         let now_ms = self.timestamp_ms(now);
-        let Some(session) = connection.session_mut() else { return Ok(()) };
+        let Some(session) = connection.session_mut() else {
+            return Ok(());
+        };
         if let Exchange::Answered { sequence, .. } = &session.exchange
             && *sequence == Some(ack.sequence)
         {
@@ -395,17 +430,26 @@ impl Endpoint {
         if matches!(self.role, RoleState::Client(_)) {
             return Err(ProtocolError::Unexpected);
         }
-        let Some(session) = connection.session_mut() else { return Ok(()) };
+        let Some(session) = connection.session_mut() else {
+            return Ok(());
+        };
         let floor = session.exchange_interval / EXCHANGE_FLOOR_DIVISOR;
         if !matches!(session.exchange, Exchange::Idle) || now.since(session.exchanged_at) < floor {
             return Err(ProtocolError::Exchange);
         }
         let (response, fresh) = respond(payload, &mut self.rng)?;
-        session.exchange = Exchange::Answered { sequence: None, fresh };
+        session.exchange = Exchange::Answered {
+            sequence: None,
+            fresh,
+        };
         session.exchanged_at = now;
         let then = Then::MixAnswered;
         let packet_type = PacketType::HandshakeResponse;
-        connection.control.push_back(Control { packet_type, payload: response, then });
+        connection.control.push_back(Control {
+            packet_type,
+            payload: response,
+            then,
+        });
         Ok(())
     }
 
@@ -419,14 +463,23 @@ impl Endpoint {
         now: Instant,
     ) -> Result<(), ProtocolError> {
         let timestamp_ms = self.timestamp_ms(now);
-        let Some(session) = connection.session_mut() else { return Ok(()) };
+        let Some(session) = connection.session_mut() else {
+            return Ok(());
+        };
         let started = core::mem::replace(&mut session.exchange, Exchange::Idle);
-        let Exchange::Started(init) = started else { return Err(ProtocolError::Unexpected) };
+        let Exchange::Started(init) = started else {
+            return Err(ProtocolError::Unexpected);
+        };
         let fresh = init.finish(payload)?;
         session.opener.mix(&fresh, now);
         connection.control.push_back(Control {
             packet_type: PacketType::Ack,
-            payload: Ack { sequence, timestamp_ms }.encode().to_vec(),
+            payload: Ack {
+                sequence,
+                timestamp_ms,
+            }
+            .encode()
+            .to_vec(),
             then: Then::Mix(fresh),
         });
         Ok(())

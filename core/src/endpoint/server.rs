@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::connection::{Connection, State};
+use super::session::Agreement;
 use super::{Endpoint, RoleState};
 use crate::config::{Role, Server};
 use crate::crypto::PublicKey;
@@ -30,7 +31,10 @@ impl ServerState {
     pub(super) fn new(server: &Server) -> Self {
         let peers = || server.peers.iter();
         Self {
-            keys: peers().zip(0..).map(|(peer, id)| (peer.public_key, PeerId(id))).collect(),
+            keys: peers()
+                .zip(0..)
+                .map(|(peer, id)| (peer.public_key, PeerId(id)))
+                .collect(),
             pool_v4: AddressPool::new(
                 IpNet::V4(server.address_v4),
                 peers().filter_map(|peer| peer.address_v4.map(IpAddr::V4)),
@@ -55,7 +59,9 @@ fn source_of(remote: SocketAddr) -> u128 {
 impl Endpoint {
     /// Whether a new connection may come in.
     pub(super) fn admit(&self, remote: SocketAddr) -> Result<(), Refusal> {
-        let RoleState::Server(server) = &self.role else { return Err(Refusal::ShuttingDown) };
+        let RoleState::Server(server) = &self.role else {
+            return Err(Refusal::ShuttingDown);
+        };
         let limits = &self.config.limits;
         let handshaking = usize::try_from(self.stats.handshaking).unwrap_or(usize::MAX);
         let from_source = server.sources.get(&source_of(remote)).copied().unwrap_or(0);
@@ -79,7 +85,9 @@ impl Endpoint {
     }
 
     pub(super) fn uncount_source(&mut self, remote: SocketAddr) {
-        let RoleState::Server(server) = &mut self.role else { return };
+        let RoleState::Server(server) = &mut self.role else {
+            return;
+        };
         let source = source_of(remote);
         if let Some(count) = server.sources.get_mut(&source) {
             *count -= 1;
@@ -94,7 +102,10 @@ impl Endpoint {
         match &self.config.role {
             Role::Server(server) => {
                 for (peer, id) in server.peers.iter().zip(0..) {
-                    let fixed = [peer.address_v4.map(IpAddr::V4), peer.address_v6.map(IpAddr::V6)];
+                    let fixed = [
+                        peer.address_v4.map(IpAddr::V4),
+                        peer.address_v6.map(IpAddr::V6),
+                    ];
                     let hosts = fixed.into_iter().flatten().map(IpNet::from);
                     for network in hosts.chain(peer.routes.iter().copied()) {
                         self.table.insert(network, PeerId(id));
@@ -134,7 +145,11 @@ impl Endpoint {
             return Err(HandshakeError::Unexpected);
         };
         let source = connection.remote.ip().to_canonical();
-        if !server.probe_sources.iter().any(|network| network.contains(&source)) {
+        if !server
+            .probe_sources
+            .iter()
+            .any(|network| network.contains(&source))
+        {
             return Err(HandshakeError::ProbeRefused);
         }
         let session = new_session_id(&mut self.rng);
@@ -147,7 +162,11 @@ impl Endpoint {
         connection.state = State::Probe;
         self.stats.probes += 1;
         let (id, remote) = (connection.id, connection.remote);
-        self.events.push_back(Event::ProbeEstablished { id, remote, session });
+        self.events.push_back(Event::ProbeEstablished {
+            id,
+            remote,
+            session,
+        });
         Ok(())
     }
 
@@ -161,7 +180,10 @@ impl Endpoint {
         else {
             return Err(HandshakeError::Unexpected);
         };
-        let peer = *state.keys.get(&responder.peer_key()).ok_or(HandshakeError::UnknownPeer)?;
+        let peer = *state
+            .keys
+            .get(&responder.peer_key())
+            .ok_or(HandshakeError::UnknownPeer)?;
         let preshared_key = server.peers[peer.index()].preshared_key.clone();
         connection.peer = Some(peer);
         let grant = self.grant(peer, responder.offer(), now)?;
@@ -174,9 +196,26 @@ impl Endpoint {
             &mut self.rng,
         )?;
         let length = u16::try_from(json.len()).map_err(|_| HandshakeError::Malformed)?;
-        self.send_hello(connection, PacketType::HandshakeResponse, &json, length, now);
-        let ServerOutcome { suite, master, grant } = outcome;
-        let session = self.new_session(peer, id, suite, &master, &grant, now);
+        self.send_hello(
+            connection,
+            PacketType::HandshakeResponse,
+            &json,
+            length,
+            now,
+        );
+        let ServerOutcome {
+            suite,
+            master,
+            grant,
+        } = outcome;
+        let agreed = Agreement {
+            peer,
+            id,
+            suite,
+            master: &master,
+            grant: &grant,
+        };
+        let session = self.new_session(&agreed, now);
         connection.state = State::AwaitProof(Box::new(session));
         Ok(())
     }
@@ -213,8 +252,14 @@ impl Endpoint {
             return Err(HandshakeError::Unexpected);
         };
         let known = &server.peers[peer.index()];
-        let wanted = (offer.address_v4.map(IpAddr::V4), offer.address_v6.map(IpAddr::V6));
-        let fixed = (known.address_v4.map(IpAddr::V4), known.address_v6.map(IpAddr::V6));
+        let wanted = (
+            offer.address_v4.map(IpAddr::V4),
+            offer.address_v6.map(IpAddr::V6),
+        );
+        let fixed = (
+            known.address_v4.map(IpAddr::V4),
+            known.address_v6.map(IpAddr::V6),
+        );
         let v4 = fixed.0.or_else(|| state.pool_v4.lease(peer, wanted.0, now));
         let v6 = state
             .pool_v6
@@ -224,7 +269,9 @@ impl Endpoint {
             self.table.insert(IpNet::from(address), peer);
         }
         let prefix_v4 = server.address_v4.prefix_len();
-        let prefix_v6 = server.address_v6.map_or(128, |network| network.prefix_len());
+        let prefix_v6 = server
+            .address_v6
+            .map_or(128, |network| network.prefix_len());
         Ok(Grant {
             address_v4: v4.and_then(|address| match address {
                 IpAddr::V4(address) => Ipv4Net::new(address, prefix_v4).ok(),
@@ -251,7 +298,10 @@ impl Endpoint {
         self.establish(connection, now);
         let sessions = usize::try_from(self.stats.sessions).unwrap_or(usize::MAX);
         if sessions > self.config.limits.max_connections {
-            let ending = (DisconnectCode::TooManySessions, CloseReason::TooManySessions);
+            let ending = (
+                DisconnectCode::TooManySessions,
+                CloseReason::TooManySessions,
+            );
             self.begin_closing(connection, Some(ending.0), ending.1, now);
         } else if !self.has_address(peer) {
             let ending = (DisconnectCode::PoolEmpty, CloseReason::PoolEmpty);

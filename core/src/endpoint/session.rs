@@ -25,17 +25,25 @@ const MIN_EXCHANGE_INTERVAL: Duration = Duration::from_secs(1);
 const BURST_DIVISOR: u64 = 10;
 const MIN_BURST: u64 = 2 * 65_536;
 
+/// What a handshake agreed on.
+pub(super) struct Agreement<'a> {
+    pub(super) peer: PeerId,
+    pub(super) id: Uuid,
+    pub(super) suite: Suite,
+    pub(super) master: &'a Master,
+    pub(super) grant: &'a Grant,
+}
+
 impl Endpoint {
     /// Makes the session that a handshake agreed on.
-    pub(super) fn new_session(
-        &self,
-        peer: PeerId,
-        id: Uuid,
-        suite: Suite,
-        master: &Master,
-        grant: &Grant,
-        now: Instant,
-    ) -> Session {
+    pub(super) fn new_session(&self, agreed: &Agreement<'_>, now: Instant) -> Session {
+        let Agreement {
+            peer,
+            id,
+            suite,
+            master,
+            grant,
+        } = *agreed;
         let (sending, receiving, exchange_at) = match &self.role {
             RoleState::Client(_) => (
                 Direction::ClientToServer,
@@ -99,7 +107,9 @@ impl Endpoint {
         });
         connection.state = State::Active(session);
         // A client's first sealed packet is its proof; both sides learn the round trip.
-        connection.control.push_back(Control::new(PacketType::KeepAlive, Vec::new()));
+        connection
+            .control
+            .push_back(Control::new(PacketType::KeepAlive, Vec::new()));
     }
 
     /// Stops everything on the connection but the flushing of what is sealed, and says why to a
@@ -118,7 +128,9 @@ impl Endpoint {
             && connection.session().is_some()
         {
             let payload = Disconnect::new(code, &reason.to_string()).encode();
-            connection.control.push_back(Control::new(PacketType::Disconnect, payload));
+            connection
+                .control
+                .push_back(Control::new(PacketType::Disconnect, payload));
             self.seal_control(connection, now);
         }
         self.leave_session(connection, now);
@@ -131,12 +143,7 @@ impl Endpoint {
     }
 
     /// Ends the connection for a breach of the protocol.
-    pub(super) fn fail(
-        &mut self,
-        connection: &mut Connection,
-        error: ProtocolError,
-        now: Instant,
-    ) {
+    pub(super) fn fail(&mut self, connection: &mut Connection, error: ProtocolError, now: Instant) {
         self.stats.protocol_errors += 1;
         let reason = CloseReason::Protocol(error);
         self.begin_closing(connection, Some(code_for(error)), reason, now);

@@ -18,22 +18,34 @@ struct Slot {
 impl Slab {
     pub(super) fn insert(&mut self, make: impl FnOnce(ConnectionId) -> Connection) -> ConnectionId {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, connection: None });
+            self.slots.push(Slot {
+                generation: 0,
+                connection: None,
+            });
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         });
         let slot = &mut self.slots[index as usize];
-        let id = ConnectionId { index, generation: slot.generation };
+        let id = ConnectionId {
+            index,
+            generation: slot.generation,
+        };
         slot.connection = Some(Box::new(make(id)));
         id
     }
 
     fn slot_mut(&mut self, id: ConnectionId) -> Option<&mut Slot> {
-        self.slots.get_mut(id.index as usize).filter(|slot| slot.generation == id.generation)
+        self.slots
+            .get_mut(id.index as usize)
+            .filter(|slot| slot.generation == id.generation)
     }
 
     pub(super) fn get(&self, id: ConnectionId) -> Option<&Connection> {
         let slot = self.slots.get(id.index as usize)?;
-        if slot.generation == id.generation { slot.connection.as_deref() } else { None }
+        if slot.generation == id.generation {
+            slot.connection.as_deref()
+        } else {
+            None
+        }
     }
 
     pub(super) fn get_mut(&mut self, id: ConnectionId) -> Option<&mut Connection> {
@@ -65,7 +77,10 @@ impl Slab {
     }
 
     pub(super) fn ids(&self) -> Vec<ConnectionId> {
-        self.slots.iter().filter_map(|slot| Some(slot.connection.as_ref()?.id)).collect()
+        self.slots
+            .iter()
+            .filter_map(|slot| Some(slot.connection.as_ref()?.id))
+            .collect()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -125,7 +125,11 @@ impl Net {
     }
 
     fn endpoint(&mut self, which: usize) -> &mut Endpoint {
-        if which == SERVER { &mut self.server } else { &mut self.clients[which] }
+        if which == SERVER {
+            &mut self.server
+        } else {
+            &mut self.clients[which]
+        }
     }
 
     /// Lets `duration` pass, doing everything that becomes due.
@@ -144,7 +148,10 @@ impl Net {
                 let endpoint = self.endpoint(which);
                 endpoint.handle_timeout(now);
                 let next = endpoint.poll_timeout();
-                assert!(next.is_none_or(|next| next > now), "{which} would spin: {next:?}");
+                assert!(
+                    next.is_none_or(|next| next > now),
+                    "{which} would spin: {next:?}"
+                );
             }
         }
         self.now = end;
@@ -157,14 +164,18 @@ impl Net {
             let mut moved = false;
             for which in (0..self.clients.len()).chain([SERVER]) {
                 let now = self.now;
-                if self.endpoint(which).poll_timeout().is_some_and(|at| at <= now) {
+                if self
+                    .endpoint(which)
+                    .poll_timeout()
+                    .is_some_and(|at| at <= now)
+                {
                     self.endpoint(which).handle_timeout(now);
                 }
+                moved |= self.transmit(which);
                 while let Some(event) = self.endpoint(which).poll_event() {
                     moved = true;
                     self.handle_event(which, event);
                 }
-                moved |= self.transmit(which);
             }
             for link in 0..self.links.len() {
                 moved |= self.deliver(link, SERVER) | self.deliver(link, self.links[link].client);
@@ -226,20 +237,27 @@ impl Net {
         let now = self.now;
         let mut moved = false;
         let mut stuck = Vec::new();
-        let (ready, blocked) =
-            self.blocked.drain(..).partition(|(who, _)| *who == which);
+        let (ready, blocked) = self.blocked.drain(..).partition(|(who, _)| *who == which);
         self.blocked = blocked;
         let mut ready: Vec<(usize, ConnectionId)> = ready;
-        while let Some(id) =
-            ready.pop().map(|(_, id)| id).or_else(|| self.endpoint(which).poll_transmit())
+        while let Some(id) = ready
+            .pop()
+            .map(|(_, id)| id)
+            .or_else(|| self.endpoint(which).poll_transmit())
         {
             while self.endpoint(which).prepare(id, now) {
-                let bytes: Vec<u8> =
-                    self.endpoint(which).outgoing(id).flatten().copied().collect();
-                let Some(pipe) = self.pipe(which, id) else { break };
-                let room = pipe.stalled_at.map_or(usize::MAX, |at| {
-                    at.saturating_sub(pipe.bytes.len())
-                });
+                let bytes: Vec<u8> = self
+                    .endpoint(which)
+                    .outgoing(id)
+                    .flatten()
+                    .copied()
+                    .collect();
+                let Some(pipe) = self.pipe(which, id) else {
+                    break;
+                };
+                let room = pipe
+                    .stalled_at
+                    .map_or(usize::MAX, |at| at.saturating_sub(pipe.bytes.len()));
                 let len = bytes.len().min(room);
                 pipe.bytes.extend(&bytes[..len]);
                 pipe.transcript.extend(&bytes[..len]);
@@ -251,6 +269,8 @@ impl Net {
                 }
             }
         }
+        stuck.sort_unstable();
+        stuck.dedup();
         self.blocked.extend(stuck);
         moved
     }
@@ -282,12 +302,24 @@ impl Net {
             return false;
         }
         let mut moved = false;
-        let endpoint = if which == SERVER { &mut self.server } else { &mut self.clients[which] };
-        let received =
-            if which == SERVER { &mut self.received_by_server } else { &mut self.received[which] };
+        let endpoint = if which == SERVER {
+            &mut self.server
+        } else {
+            &mut self.clients[which]
+        };
+        let received = if which == SERVER {
+            &mut self.received_by_server
+        } else {
+            &mut self.received[which]
+        };
         while !pipe.bytes.is_empty() {
-            let Some(buf) = endpoint.recv_buf(id) else { break };
-            assert!(!buf.is_empty(), "an empty read buffer would look like the end of the stream");
+            let Some(buf) = endpoint.recv_buf(id) else {
+                break;
+            };
+            assert!(
+                !buf.is_empty(),
+                "an empty read buffer would look like the end of the stream"
+            );
             let len = buf.len().min(segment).min(pipe.bytes.len());
             for (to, from) in buf.iter_mut().zip(pipe.bytes.drain(..len)) {
                 *to = from;
@@ -318,20 +350,30 @@ impl Net {
         endpoint.tun_buf()[..packet.len()].copy_from_slice(packet);
         endpoint.handle_tun(packet.len(), header, now);
         while let Some(reply) = self.endpoint(which).take_reply() {
-            let to =
-                if which == SERVER { &mut self.received_by_server } else { &mut self.received[which] };
+            let to = if which == SERVER {
+                &mut self.received_by_server
+            } else {
+                &mut self.received[which]
+            };
             to.push(reply.as_bytes().to_vec());
         }
     }
 
     /// Cuts the newest link of `client` without a word to either side.
     pub(super) fn cut(&mut self, client: usize) {
-        let link = self.links.iter_mut().rfind(|link| link.client == client).unwrap();
+        let link = self
+            .links
+            .iter_mut()
+            .rfind(|link| link.client == client)
+            .unwrap();
         link.open = [false, false];
     }
 
     pub(super) fn link(&mut self, client: usize) -> &mut Link {
-        self.links.iter_mut().rfind(|link| link.client == client).unwrap()
+        self.links
+            .iter_mut()
+            .rfind(|link| link.client == client)
+            .unwrap()
     }
 
     pub(super) fn close_reasons(&self, which: usize) -> Vec<CloseReason> {

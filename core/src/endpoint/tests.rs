@@ -60,7 +60,10 @@ fn packets_cross_the_tunnel_both_ways_unchanged() {
         net.send_from(0, &up);
         net.send_from(SERVER, &down);
         net.settle();
-        assert_eq!((&net.received_by_server, &net.received[0]), (&vec![up], &vec![down]));
+        assert_eq!(
+            (&net.received_by_server, &net.received[0]),
+            (&vec![up], &vec![down])
+        );
     }
 }
 
@@ -99,8 +102,9 @@ fn many_small_packets_share_records_and_keep_their_order() {
     let mut net = Net::connected(1);
     let address = net.address_v4(0);
     let sealed_before = net.clients[0].stats().sealed_out;
-    let packets: Vec<_> =
-        (0..100u8).map(|n| udp(address, SERVER_ADDRESS, 9, &[n; 400])).collect();
+    let packets: Vec<_> = (0..100u8)
+        .map(|n| udp(address, SERVER_ADDRESS, 9, &[n; 400]))
+        .collect();
     for packet in &packets {
         net.send_from(0, packet);
     }
@@ -121,8 +125,11 @@ fn a_super_packet_of_the_greatest_size_is_split_over_records_and_segmented_at_th
     net.send_super_packet(0, &packet, &super_packet_header(8960));
     net.settle();
     assert_eq!(net.received_by_server.len(), 8);
-    let payload: Vec<u8> =
-        net.received_by_server.iter().flat_map(|packet| packet[40..].to_vec()).collect();
+    let payload: Vec<u8> = net
+        .received_by_server
+        .iter()
+        .flat_map(|packet| packet[40..].to_vec())
+        .collect();
     assert!(payload == packet[40..]);
 }
 
@@ -146,8 +153,14 @@ fn a_foreign_source_is_dropped_and_counted() {
     }
     net.send_from(0, &udp(own, SERVER_ADDRESS, 1, b"own"));
     net.settle();
-    assert_eq!(net.received_by_server, [udp(own, SERVER_ADDRESS, 1, b"own")]);
-    assert_eq!(net.server.stats().dropped(DropReason::ForeignSource), sources.len() as u64);
+    assert_eq!(
+        net.received_by_server,
+        [udp(own, SERVER_ADDRESS, 1, b"own")]
+    );
+    assert_eq!(
+        net.server.stats().dropped(DropReason::ForeignSource),
+        sources.len() as u64
+    );
 }
 
 /// Case 53: clients reach each other only where the configuration says so.
@@ -165,7 +178,10 @@ fn client_to_client_traffic_follows_the_configuration() {
         if allowed {
             assert_eq!(net.received[1].len(), 1);
             assert_eq!(net.received[1][0][28..], packet[28..]);
-            assert_eq!(net.received[1][0][8], 63, "a router takes one off the time to live");
+            assert_eq!(
+                net.received[1][0][8], 63,
+                "a router takes one off the time to live"
+            );
         } else {
             assert!(net.received[1].is_empty());
             assert_eq!(net.server.stats().dropped(DropReason::Isolated), 1);
@@ -197,27 +213,38 @@ fn a_packet_beyond_the_clients_mtu_is_answered_with_packet_too_big() {
     client.mtu = 1300;
     let mut net = Net::new(server_config(1), vec![client]);
     net.settle();
-    net.send_from(SERVER, &udp(SERVER_ADDRESS, net.address_v4(0), 5, &[0; 1300]));
+    net.send_from(
+        SERVER,
+        &udp(SERVER_ADDRESS, net.address_v4(0), 5, &[0; 1300]),
+    );
     net.settle();
     assert!(net.received[0].is_empty());
     let reply = &net.received_by_server[0];
-    assert_eq!((reply[20], reply[21], &reply[26..28]), (3, 4, &1300u16.to_be_bytes()[..]));
+    assert_eq!(
+        (reply[20], reply[21], &reply[26..28]),
+        (3, 4, &1300u16.to_be_bytes()[..])
+    );
 }
 
 /// Case 22: a recorded ClientHello buys nothing.
 #[test]
 fn a_replayed_hello_neither_makes_a_session_nor_disturbs_the_real_one() {
     let mut net = Net::connected(1);
-    let hello_len = 24 + usize::from(u16::from_be_bytes(
-        net.link(0).up.transcript[13..15].try_into().unwrap(),
-    ));
+    let hello_len = 24
+        + usize::from(u16::from_be_bytes(
+            net.link(0).up.transcript[13..15].try_into().unwrap(),
+        ));
     let hello = net.link(0).up.transcript[..hello_len].to_vec();
     let flight = net.link(0).up.transcript.clone();
     for replay in [hello, flight] {
         let now = net.now;
-        let id = net.server.handle_accepted("198.51.100.7:1".parse().unwrap(), now).unwrap();
+        let id = net
+            .server
+            .handle_accepted("198.51.100.7:1".parse().unwrap(), now)
+            .unwrap();
         net.server.recv_buf(id).unwrap()[..replay.len()].copy_from_slice(&replay);
-        net.server.handle_received(id, replay.len(), &mut |_| true, now);
+        net.server
+            .handle_received(id, replay.len(), &mut |_| true, now);
         net.settle();
     }
     assert_eq!(net.server.stats().sessions_established, 1);
@@ -233,7 +260,10 @@ fn a_replayed_hello_neither_makes_a_session_nor_disturbs_the_real_one() {
 fn server_answer_to(bytes: &[u8]) -> (Vec<u8>, Endpoint, Vec<CloseReason>) {
     let mut net = Net::new(server_config(1), Vec::new());
     let now = net.now;
-    let id = net.server.handle_accepted("198.51.100.7:1".parse().unwrap(), now).unwrap();
+    let id = net
+        .server
+        .handle_accepted("198.51.100.7:1".parse().unwrap(), now)
+        .unwrap();
     for byte in bytes {
         net.server.recv_buf(id).unwrap()[0] = *byte;
         net.server.handle_received(id, 1, &mut |_| true, now);
@@ -247,7 +277,10 @@ fn server_answer_to(bytes: &[u8]) -> (Vec<u8>, Endpoint, Vec<CloseReason>) {
         }
     }
     net.run(Duration::from_millis(9_900));
-    assert!(net.close_reasons(SERVER).is_empty(), "closed before the deadline");
+    assert!(
+        net.close_reasons(SERVER).is_empty(),
+        "closed before the deadline"
+    );
     net.run(Duration::from_millis(200));
     let reasons = net.close_reasons(SERVER);
     (answer, net.server, reasons)
@@ -271,7 +304,10 @@ fn every_stranger_meets_the_same_silence_until_the_deadline() {
         (b"", HandshakeError::Timeout),
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", HandshakeError::NotLlp),
         (b"SSH-2.0-OpenSSH_9.2\r\n", HandshakeError::NotLlp),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", HandshakeError::NotLlp),
+        (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            HandshakeError::NotLlp,
+        ),
         (&[0; 5000], HandshakeError::NotLlp),
         (&unknown, HandshakeError::UnknownPeer),
         (&mistaken, HandshakeError::Authentication),
@@ -289,12 +325,18 @@ fn every_stranger_meets_the_same_silence_until_the_deadline() {
 fn an_unknown_client_and_a_wrong_preshared_key_get_no_session() {
     let mut unknown = Net::new(server_config(1), vec![client_config(2)]);
     unknown.settle();
-    assert_eq!(unknown.server.stats().handshakes_failed[HandshakeError::UnknownPeer.index()], 1);
+    assert_eq!(
+        unknown.server.stats().handshakes_failed[HandshakeError::UnknownPeer.index()],
+        1
+    );
     let mut config = server_config(1);
     server_of(&mut config).peers[0].preshared_key = Some(PresharedKey::from_bytes([1; 32]));
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
-    assert_eq!((net.server.stats().sessions, net.clients[0].stats().sessions), (0, 0));
+    assert_eq!(
+        (net.server.stats().sessions, net.clients[0].stats().sessions),
+        (0, 0)
+    );
     assert!(matches!(net.close_reasons(0)[0], CloseReason::Handshake(_)));
 }
 
@@ -305,9 +347,19 @@ fn a_second_session_of_a_key_replaces_the_first_and_keeps_the_address() {
     net.settle();
     assert_eq!(net.address_v4(0), net.address_v4(1));
     assert_eq!(net.server.stats().sessions, 1);
-    let told = net.close_reasons(0).into_iter().chain(net.close_reasons(1)).any(|reason| {
-        matches!(reason, CloseReason::Peer { code: DisconnectCode::Superseded, .. })
-    });
+    let told = net
+        .close_reasons(0)
+        .into_iter()
+        .chain(net.close_reasons(1))
+        .any(|reason| {
+            matches!(
+                reason,
+                CloseReason::Peer {
+                    code: DisconnectCode::Superseded,
+                    ..
+                }
+            )
+        });
     assert!(told, "{:?}", net.events);
     // The loser waits the longest wait at least: no flapping.
     net.run(Duration::from_secs(29));
@@ -322,7 +374,10 @@ fn a_client_that_vanished_reconnects_to_the_same_address() {
     net.cut(0);
     net.run(Duration::from_secs(330));
     assert_eq!(net.address_v4(0), address);
-    assert_eq!((net.server.stats().sessions, net.clients[0].stats().sessions), (1, 1));
+    assert_eq!(
+        (net.server.stats().sessions, net.clients[0].stats().sessions),
+        (1, 1)
+    );
     assert_eq!(net.close_reasons(0)[0], CloseReason::Timeout);
     let packet = udp(address, SERVER_ADDRESS, 1, b"back");
     net.send_from(0, &packet);
@@ -349,8 +404,9 @@ fn rotations_and_exchanges_lose_nothing() {
     let mut net = Net::new(server, vec![client_config(1)]);
     net.settle();
     let address = net.address_v4(0);
-    let packets: Vec<_> =
-        (0..200u8).map(|n| udp(address, SERVER_ADDRESS, 9, &[n; 1200])).collect();
+    let packets: Vec<_> = (0..200u8)
+        .map(|n| udp(address, SERVER_ADDRESS, 9, &[n; 1200]))
+        .collect();
     for packet in &packets {
         net.send_from(0, packet);
         net.send_from(SERVER, &udp(SERVER_ADDRESS, address, 1, &packet[28..]));
@@ -381,12 +437,19 @@ fn an_altered_byte_ends_the_session_and_the_client_comes_back() {
     let mut bytes = garbage.encode(&[]).to_vec();
     bytes.extend([0; 40]);
     net.server.recv_buf(id).unwrap()[..bytes.len()].copy_from_slice(&bytes);
-    net.server.handle_received(id, bytes.len(), &mut |_| true, now);
+    net.server
+        .handle_received(id, bytes.len(), &mut |_| true, now);
     net.settle();
-    assert_eq!(net.close_reasons(SERVER), [CloseReason::Protocol(ProtocolError::Crypto)]);
+    assert_eq!(
+        net.close_reasons(SERVER),
+        [CloseReason::Protocol(ProtocolError::Crypto)]
+    );
     assert!(matches!(
         net.close_reasons(0)[0],
-        CloseReason::Peer { code: DisconnectCode::Crypto, .. }
+        CloseReason::Peer {
+            code: DisconnectCode::Crypto,
+            ..
+        }
     ));
     net.run(Duration::from_secs(1));
     assert_eq!(net.server.stats().sessions, 1);
@@ -399,10 +462,18 @@ fn an_empty_pool_refuses_with_its_own_code() {
     server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
     let mut net = Net::new(config, (1..=3).map(client_config).collect());
     net.settle();
-    let refused: Vec<_> = (0..3).flat_map(|client| net.close_reasons(client)).collect();
+    let refused: Vec<_> = (0..3)
+        .flat_map(|client| net.close_reasons(client))
+        .collect();
     assert_eq!(refused.len(), 2);
     for reason in refused {
-        assert!(matches!(reason, CloseReason::Peer { code: DisconnectCode::PoolEmpty, .. }));
+        assert!(matches!(
+            reason,
+            CloseReason::Peer {
+                code: DisconnectCode::PoolEmpty,
+                ..
+            }
+        ));
     }
     assert_eq!(net.server.stats().sessions, 1);
 }
@@ -413,10 +484,15 @@ fn sessions_beyond_the_limit_are_refused_with_their_own_code() {
     config.limits.max_connections = 2;
     let mut net = Net::new(config, (1..=3).map(client_config).collect());
     net.settle();
-    let refused: Vec<_> = (0..3).flat_map(|client| net.close_reasons(client)).collect();
+    let refused: Vec<_> = (0..3)
+        .flat_map(|client| net.close_reasons(client))
+        .collect();
     assert!(matches!(
         refused[..],
-        [CloseReason::Peer { code: DisconnectCode::TooManySessions, .. }]
+        [CloseReason::Peer {
+            code: DisconnectCode::TooManySessions,
+            ..
+        }]
     ));
     assert_eq!(net.server.stats().sessions, 2);
 }
@@ -429,18 +505,30 @@ fn unauthenticated_connections_are_bounded_per_source_and_in_total() {
     let mut net = Net::new(config, Vec::new());
     let now = net.now;
     for port in 0..16 {
-        net.server.handle_accepted(([198, 51, 100, 7], port).into(), now).unwrap();
+        net.server
+            .handle_accepted(([198, 51, 100, 7], port).into(), now)
+            .unwrap();
     }
-    let again = net.server.handle_accepted(([198, 51, 100, 7], 99).into(), now);
+    let again = net
+        .server
+        .handle_accepted(([198, 51, 100, 7], 99).into(), now);
     assert_eq!(again, Err(Refusal::TooManyFromSource));
     for host in 8..12 {
-        net.server.handle_accepted(([198, 51, 100, host], 1).into(), now).unwrap();
+        net.server
+            .handle_accepted(([198, 51, 100, host], 1).into(), now)
+            .unwrap();
     }
-    let more = net.server.handle_accepted(([198, 51, 100, 77], 1).into(), now);
+    let more = net
+        .server
+        .handle_accepted(([198, 51, 100, 77], 1).into(), now);
     assert_eq!(more, Err(Refusal::TooManyHandshakes));
     net.run(Duration::from_secs(11));
     assert_eq!(net.server.stats().handshaking, 0);
-    assert!(net.server.handle_accepted(([198, 51, 100, 7], 99).into(), net.now).is_ok());
+    assert!(
+        net.server
+            .handle_accepted(([198, 51, 100, 7], 99).into(), net.now)
+            .is_ok()
+    );
 }
 
 /// Case 66: a peer that does not read costs bounded memory and its own packets.
@@ -499,10 +587,15 @@ fn a_shutdown_flushes_and_tells_the_clients() {
     for client in 0..2 {
         assert!(matches!(
             net.close_reasons(client)[0],
-            CloseReason::Peer { code: DisconnectCode::ShuttingDown, .. }
+            CloseReason::Peer {
+                code: DisconnectCode::ShuttingDown,
+                ..
+            }
         ));
     }
-    let refused = net.server.handle_accepted(([198, 51, 100, 7], 1).into(), net.now);
+    let refused = net
+        .server
+        .handle_accepted(([198, 51, 100, 7], 1).into(), net.now);
     assert_eq!(refused, Err(Refusal::ShuttingDown));
 }
 
@@ -510,7 +603,10 @@ fn a_shutdown_flushes_and_tells_the_clients() {
 fn a_shutdown_ends_even_when_a_client_does_not_read() {
     let mut net = Net::connected(1);
     net.link(0).down.stalled_at = Some(0);
-    net.send_from(SERVER, &udp(SERVER_ADDRESS, net.address_v4(0), 5, b"never read"));
+    net.send_from(
+        SERVER,
+        &udp(SERVER_ADDRESS, net.address_v4(0), 5, b"never read"),
+    );
     let now = net.now;
     net.server.shut_down(now);
     net.run(Duration::from_secs(4));
@@ -524,7 +620,11 @@ fn failed_dials_back_off_up_to_the_limit() {
     let mut net = Net::new(server_config(1), vec![client_config(1)]);
     net.refuse_dials = true;
     net.run(Duration::from_secs(600));
-    let dials = net.events.iter().filter(|(_, e)| matches!(e, Event::Dial { .. })).count();
+    let dials = net
+        .events
+        .iter()
+        .filter(|(_, e)| matches!(e, Event::Dial { .. }))
+        .count();
     assert!((25..120).contains(&dials), "{dials} dials in ten minutes");
     net.refuse_dials = false;
     net.run(Duration::from_secs(31));
@@ -546,18 +646,30 @@ fn a_probe_from_loopback_is_answered_and_from_elsewhere_is_not() {
     let mut hello = header(PacketType::HandshakeInit, 0).encode(json).to_vec();
     hello.extend_from_slice(json);
     hello.extend(header(PacketType::KeepAlive, 1).encode(&[]));
-    for (source, answered) in [("127.0.0.1:1", true), ("[::1]:1", false), ("10.8.0.2:1", false)] {
+    for (source, answered) in [
+        ("127.0.0.1:1", true),
+        ("[::1]:1", false),
+        ("10.8.0.2:1", false),
+    ] {
         let mut net = Net::new(server_config(1), Vec::new());
         let now = net.now;
-        let id = net.server.handle_accepted(source.parse().unwrap(), now).unwrap();
+        let id = net
+            .server
+            .handle_accepted(source.parse().unwrap(), now)
+            .unwrap();
         for byte in &hello {
             net.server.recv_buf(id).unwrap()[0] = *byte;
-            net.server.handle_received(id, 1, &mut |_| panic!("a probe's packet"), now);
+            net.server
+                .handle_received(id, 1, &mut |_| panic!("a probe's packet"), now);
         }
         net.server.poll_transmit();
         let ready = net.server.prepare(id, now);
         let answer: Vec<u8> = net.server.outgoing(id).flatten().copied().collect();
-        assert_eq!((ready, answer.is_empty()), (answered, !answered), "{source}");
+        assert_eq!(
+            (ready, answer.is_empty()),
+            (answered, !answered),
+            "{source}"
+        );
         if answered {
             let text = String::from_utf8_lossy(&answer);
             assert!(text.contains("ServerHello") && text.contains("session_id"));
@@ -567,7 +679,10 @@ fn a_probe_from_loopback_is_answered_and_from_elsewhere_is_not() {
             net.server.recv_buf(id).unwrap()[..24].copy_from_slice(&bye);
             net.server.handle_received(id, 24, &mut |_| true, now);
             net.settle();
-            assert!(matches!(net.close_reasons(SERVER)[..], [CloseReason::Peer { .. }]));
+            assert!(matches!(
+                net.close_reasons(SERVER)[..],
+                [CloseReason::Peer { .. }]
+            ));
         }
     }
 }
@@ -580,7 +695,10 @@ fn the_same_seed_gives_the_same_bytes() {
         let packet = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"x");
         net.send_from(0, &packet);
         net.run(Duration::from_secs(60));
-        (net.link(0).up.transcript.clone(), net.link(0).down.transcript.clone())
+        (
+            net.link(0).up.transcript.clone(),
+            net.link(0).down.transcript.clone(),
+        )
     };
     assert!(transcript(0) == transcript(1));
 }
@@ -592,7 +710,10 @@ fn packets_are_conserved() {
         net.send_from(0, &udp(net.address_v4(0), SERVER_ADDRESS, 1, &[n]));
         net.send_from(0, &udp(SERVER_ADDRESS, SERVER_ADDRESS, 1, &[n]));
         net.send_from(SERVER, &udp(SERVER_ADDRESS, net.address_v4(1), 1, &[n]));
-        net.send_from(SERVER, &udp(SERVER_ADDRESS, Ipv4Addr::new(10, 8, 0, 200), 1, &[n]));
+        net.send_from(
+            SERVER,
+            &udp(SERVER_ADDRESS, Ipv4Addr::new(10, 8, 0, 200), 1, &[n]),
+        );
         net.send_from(SERVER, &[n; 30]);
     }
     net.settle();
@@ -620,5 +741,8 @@ fn a_client_with_other_addresses_of_its_own_is_heard_through_its_routes() {
     net.send_from(0, &up);
     net.send_from(SERVER, &down);
     net.settle();
-    assert_eq!((&net.received_by_server[..], &net.received[0][..]), (&[up][..], &[down][..]));
+    assert_eq!(
+        (&net.received_by_server[..], &net.received[0][..]),
+        (&[up][..], &[down][..])
+    );
 }

@@ -17,7 +17,9 @@ impl Endpoint {
                 break;
             }
             self.deadlines.pop_first();
-            let Some(mut connection) = self.connections.lift(id) else { continue };
+            let Some(mut connection) = self.connections.lift(id) else {
+                continue;
+            };
             connection.armed_for = None;
             let ended = self.connection_due(&mut connection, now);
             self.connections.put_back(connection);
@@ -69,7 +71,9 @@ impl Endpoint {
             connection.paced_until = None;
         }
         let keepalive_interval = limits.keepalive_interval;
-        let Some(session) = connection.session_mut() else { return };
+        let Some(session) = connection.session_mut() else {
+            return;
+        };
         let mut control = Vec::new();
         if session.keepalive_at <= now {
             session.keepalive_at = now + keepalive_interval;

@@ -40,7 +40,9 @@ impl Endpoint {
     /// Seals what is due on the connection and says whether there is anything to write; call it
     /// when the socket takes bytes, then write [`Endpoint::outgoing`].
     pub fn prepare(&mut self, id: ConnectionId, now: Instant) -> bool {
-        let Some(mut connection) = self.connections.lift(id) else { return false };
+        let Some(mut connection) = self.connections.lift(id) else {
+            return false;
+        };
         if connection.session().is_some() {
             self.seal_control(&mut connection, now);
             self.seal_packets(&mut connection, now);
@@ -62,12 +64,16 @@ impl Endpoint {
     /// The bytes to write, in pieces for a vectored write.
     pub fn outgoing(&self, id: ConnectionId) -> impl Iterator<Item = &[u8]> {
         let connection = self.connections.get(id);
-        connection.into_iter().flat_map(|c| c.outbox.iter().take(MAX_PIECES).map(Buffer::used))
+        connection
+            .into_iter()
+            .flat_map(|c| c.outbox.iter().take(MAX_PIECES).map(Buffer::used))
     }
 
     /// The socket took `len` bytes.
     pub fn handle_sent(&mut self, id: ConnectionId, mut len: usize) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
         self.stats.socket_bytes_out += len as u64;
         while let Some(front) = connection.outbox.front_mut() {
             if len < front.len() {
@@ -88,7 +94,9 @@ impl Endpoint {
             buffer.end = HEADER_LEN + control.payload.len();
             buffer.used_mut()[HEADER_LEN..].copy_from_slice(&control.payload);
             let timestamp = self.timestamp_ms(now);
-            let State::Active(session) = &mut connection.state else { return };
+            let State::Active(session) = &mut connection.state else {
+                return;
+            };
             let sealed = seal(
                 session,
                 (control.packet_type, 0, Flags::NONE),
@@ -127,7 +135,11 @@ impl Endpoint {
                 self.stats.exchanges += 1;
             }
             Then::MixAnswered => {
-                if let Exchange::Answered { sequence: known, fresh } = &mut session.exchange {
+                if let Exchange::Answered {
+                    sequence: known,
+                    fresh,
+                } = &mut session.exchange
+                {
                     session.sealer.mix(fresh, now);
                     *known = Some(sequence);
                 }
@@ -152,8 +164,12 @@ impl Endpoint {
         connection.queue.expire(now, context.pool, context.stats);
         let mut ready: usize = connection.outbox.iter().map(Buffer::len).sum();
         while ready < TARGET && connection.outbox.len() < MAX_PIECES {
-            let Some((lane, len)) = connection.queue.next() else { break };
-            let State::Active(session) = &mut connection.state else { return };
+            let Some((lane, len)) = connection.queue.next() else {
+                break;
+            };
+            let State::Active(session) = &mut connection.state else {
+                return;
+            };
             if let Some(bucket) = &mut session.download
                 && !bucket.is_open(now)
             {
@@ -167,7 +183,12 @@ impl Endpoint {
             } else {
                 context.seal_gathered(connection, lane)
             };
-            ready += connection.outbox.iter().skip(before).map(Buffer::len).sum::<usize>();
+            ready += connection
+                .outbox
+                .iter()
+                .skip(before)
+                .map(Buffer::len)
+                .sum::<usize>();
             if let Err(error) = result {
                 let reason = CloseReason::Protocol(error);
                 self.begin_closing(connection, None, reason, now);
@@ -209,7 +230,9 @@ impl Context<'_> {
         connection: &mut Connection,
         lane: Lane,
     ) -> Result<(), ProtocolError> {
-        let Some(queued) = self.pop(connection, lane) else { return Ok(()) };
+        let Some(queued) = self.pop(connection, lane) else {
+            return Ok(());
+        };
         let mut buffer = queued.buffer;
         put_entry_header(&mut buffer, queued.offload);
         let room = MAX_PLAINTEXT_LEN;
@@ -224,7 +247,11 @@ impl Context<'_> {
             None
         };
         let (stream, flags) = lane_marks(lane);
-        let more = if rest.is_some() { Flags::MORE } else { Flags::NONE };
+        let more = if rest.is_some() {
+            Flags::MORE
+        } else {
+            Flags::NONE
+        };
         self.seal_record(connection, (stream, flags | more), buffer)?;
         match rest {
             Some(rest) => self.seal_record(connection, (stream, flags), rest),
@@ -246,7 +273,9 @@ impl Context<'_> {
             if len >= IN_PLACE_LEN || ENTRY_HEADER_LEN + len > writer.room() {
                 break;
             }
-            let Some(queued) = self.pop(connection, lane) else { break };
+            let Some(queued) = self.pop(connection, lane) else {
+                break;
+            };
             writer.push(queued.buffer.used(), queued.offload);
             self.pool.put(queued.buffer);
         }
@@ -261,7 +290,9 @@ impl Context<'_> {
         (stream, flags): (u16, Flags),
         mut buffer: Buffer,
     ) -> Result<(), ProtocolError> {
-        let State::Active(session) = &mut connection.state else { return Ok(()) };
+        let State::Active(session) = &mut connection.state else {
+            return Ok(());
+        };
         let timestamp = timestamp_ms(self.config, self.now);
         let marks = (PacketType::Data, stream, flags);
         match seal(session, marks, timestamp, &mut buffer, self.stats, self.now) {
@@ -291,7 +322,9 @@ fn seal(
     let rotations = session.sealer.rotations();
     buffer.end += session.sealer.tag_len();
     let record = buffer.used_mut();
-    let sequence = session.sealer.seal(packet_type, stream, flags, timestamp, record, now)?;
+    let sequence = session
+        .sealer
+        .seal(packet_type, stream, flags, timestamp, record, now)?;
     stats.rotations += session.sealer.rotations() - rotations;
     stats.sealed_out += 1;
     Ok(sequence)

@@ -97,7 +97,12 @@ impl Endpoint {
         if Class::for_packet(self.tun_buffer.len()) == Class::Large {
             let fresh = self.pool.take(Class::Large);
             let buffer = core::mem::replace(&mut self.tun_buffer, fresh);
-            return Queued { buffer, offload, flow, queued_at: now };
+            return Queued {
+                buffer,
+                offload,
+                flow,
+                queued_at: now,
+            };
         }
         let empty = self.pool.take(Class::Small);
         let packet = core::mem::replace(&mut self.tun_buffer, empty);
@@ -114,20 +119,26 @@ impl Endpoint {
             self.stats.drop_packet(DropReason::NotConnected);
             return None;
         };
-        connection.queue.push(queued, &mut self.pool, &mut self.stats);
+        connection
+            .queue
+            .push(queued, &mut self.pool, &mut self.stats);
         let full = connection.queue.bytes() >= FLUSH_AT;
         self.wants_transmit(id);
         full.then_some(id)
     }
 
     fn reply_unreachable(&mut self, info: &IpInfo, why: Unreachable, now: Instant) {
-        let Some(from) = self.own_address(info) else { return };
+        let Some(from) = self.own_address(info) else {
+            return;
+        };
         let reply = ip::unreachable(self.tun_buffer.used(), info, why, from);
         self.reply(reply, now);
     }
 
     fn reply_too_big(&mut self, info: &IpInfo, mtu: u16, now: Instant) {
-        let Some(from) = self.own_address(info) else { return };
+        let Some(from) = self.own_address(info) else {
+            return;
+        };
         let reply = ip::packet_too_big(self.tun_buffer.used(), info, mtu, from);
         self.reply(reply, now);
     }

@@ -167,16 +167,16 @@ impl Grant {
         Ok(grant)
     }
 
-    /// Refuses what no interface or resolver could use.
+    /// Refuses what no interface or resolver could use. A grant without any address is in order:
+    /// the session then only serves to say that the pool is empty.
     fn check(&self) -> Result<(), HandshakeError> {
         check_mtu(self.mtu)?;
-        let has_address = self.address_v4.is_some() || self.address_v6.is_some();
         let usable = self.address_v4.is_none_or(usable_v4)
             && self
                 .address_v6
                 .is_none_or(|net| self.mtu >= MIN_IPV6_MTU && usable_v6(net))
             && self.push.dns.iter().all(|dns| !is_no_host(*dns));
-        if has_address && usable {
+        if usable {
             Ok(())
         } else {
             Err(HandshakeError::Malformed)
@@ -490,7 +490,12 @@ mod tests {
             address_v6: None,
             ..grant()
         };
-        assert_eq!(none.encode(), Err(HandshakeError::Malformed));
+        let bytes = none.encode().unwrap();
+        assert_eq!(
+            Grant::decode(&bytes),
+            Ok(none),
+            "an empty pool must be told"
+        );
     }
 
     #[test]
