@@ -1,0 +1,442 @@
+//! The resolver's configuration: systemd-resolved, resolvconf, or `/etc/resolv.conf` itself.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::netlink::Netlink;
+use super::{NetError, Paths, command};
+
+/// Who is told about DNS servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Dns {
+    /// systemd-resolved, which forgets them with the interface.
+    Resolved { program: PathBuf, interface: String },
+    /// Debian's resolvconf or openresolv.
+    Resolvconf { program: PathBuf, record: String },
+    /// Nobody: the file is replaced. `backup` holds the original, or what it linked to.
+    File { path: PathBuf, backup: PathBuf },
+}
+
+impl Dns {
+    /// Finds out who is in charge of the system's resolver.
+    pub(super) fn choose(paths: &Paths, tun: &str) -> Self {
+        if is_resolved_in_charge(paths)
+            && let Some(program) = command::find(&paths.resolvectl)
+        {
+            let interface = tun.to_owned();
+            return Self::Resolved { program, interface };
+        }
+        if let Some(program) = command::find(&paths.resolvconf).filter(|p| !is_resolvectl(p)) {
+            // Debian's resolvconf ranks records by name and puts `tun*` before the hardware's.
+            let record = format!("tun.{tun}");
+            return Self::Resolvconf { program, record };
+        }
+        Self::file(paths.resolv_conf.clone(), tun)
+    }
+
+    /// The file itself, whoever is in charge.
+    pub(super) fn file(path: PathBuf, tun: &str) -> Self {
+        let backup = with_suffix(&path, &format!(".lostlove-{tun}"));
+        Self::File { path, backup }
+    }
+
+    /// Makes the resolver ask `servers` and no others; may be repeated.
+    pub(super) fn set(&self, servers: &[IpAddr]) -> Result<(), NetError> {
+        match self {
+            Self::Resolved { program, interface } => set_resolved(program, interface, servers),
+            Self::Resolvconf { program, record } => {
+                let arguments = ["-a", record, "-m", "0", "-x"];
+                command::run(program, &arguments, &nameservers(servers)).map(drop)
+            }
+            Self::File { path, backup } => {
+                let result = set_file(path, backup, servers);
+                result.map_err(|source| resolv_conf_error(path, source))
+            }
+        }
+    }
+
+    /// Puts back what was there before. Harmless when nothing was changed.
+    pub(super) fn restore(&self, netlink: &Netlink) -> Result<(), NetError> {
+        match self {
+            Self::Resolved { interface, .. } if netlink.index_of(interface).is_err() => Ok(()),
+            Self::Resolved { program, interface } => {
+                command::run(program, &["revert", interface], "").map(drop)
+            }
+            Self::Resolvconf { program, record } => {
+                command::run(program, &["-d", record, "-f"], "").map(drop)
+            }
+            Self::File { path, backup } => {
+                let result = restore_file(path, backup);
+                result.map_err(|source| resolv_conf_error(path, source))
+            }
+        }
+    }
+}
+
+/// Whether the C library's resolver asks systemd-resolved.
+fn is_resolved_in_charge(paths: &Paths) -> bool {
+    let running = paths.systemd_resolved.is_dir();
+    let linked = fs::canonicalize(&paths.resolv_conf)
+        .is_ok_and(|target| target.starts_with(&paths.systemd_resolved));
+    let asked = || {
+        let text = fs::read_to_string(&paths.resolv_conf).unwrap_or_default();
+        text.lines().any(|line| {
+            let mut words = line.split_whitespace();
+            words.next() == Some("nameserver") && words.next() == Some("127.0.0.53")
+        })
+    };
+    running && (linked || asked())
+}
+
+/// systemd-resolved's package installs `resolvconf` as another name of `resolvectl`.
+fn is_resolvectl(program: &Path) -> bool {
+    fs::canonicalize(program).is_ok_and(|target| target.ends_with("resolvectl"))
+}
+
+fn set_resolved(program: &Path, interface: &str, servers: &[IpAddr]) -> Result<(), NetError> {
+    let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
+    let mut dns = vec!["dns", interface];
+    dns.extend(servers.iter().map(String::as_str));
+    let steps = [
+        dns,
+        vec!["domain", interface, "~."],
+        vec!["default-route", interface, "yes"],
+    ];
+    for arguments in &steps {
+        if let Err(error) = command::run(program, arguments, "") {
+            // The first error says more than one of cleaning up.
+            let _ = command::run(program, &["revert", interface], "");
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn set_file(path: &Path, backup: &Path, servers: &[IpAddr]) -> io::Result<()> {
+    if !is_ours(path, backup) {
+        back_up(path, backup)?;
+    }
+    let text = format!("{}{}", first_line(backup), nameservers(servers));
+    let result = replace(path, backup, &text);
+    if result.is_err() {
+        // The first error says more than one of cleaning up.
+        let _ = restore_file(path, backup);
+    }
+    result
+}
+
+/// Copies the file, or the link that it is, so that the backup is complete as soon as it exists.
+fn back_up(path: &Path, backup: &Path) -> io::Result<()> {
+    let draft = with_suffix(backup, ".new");
+    remove_if_exists(&draft)?;
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => symlink(fs::read_link(path)?, &draft)?,
+        Ok(_) => drop(fs::copy(path, &draft)?),
+        // No file, no backup: restoring removes ours.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    fs::rename(draft, backup)
+}
+
+/// Replaces the file at once, or, where it is a mount point and cannot be replaced, its content.
+fn replace(path: &Path, backup: &Path, text: &str) -> io::Result<()> {
+    let draft = with_suffix(backup, ".new");
+    remove_if_exists(&draft)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(&draft)?;
+    file.write_all(text.as_bytes())?;
+    match fs::rename(&draft, path) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            fs::remove_file(&draft)?;
+            fs::write(path, text)
+        }
+        result => result,
+    }
+}
+
+/// Restores the original, unless another program has written the file since.
+fn restore_file(path: &Path, backup: &Path) -> io::Result<()> {
+    remove_if_exists(&with_suffix(backup, ".new"))?;
+    let has_backup = fs::symlink_metadata(backup).is_ok();
+    if !is_ours(path, backup) {
+        return remove_if_exists(backup);
+    }
+    if !has_backup {
+        return remove_if_exists(path);
+    }
+    match fs::rename(backup, path) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            fs::copy(backup, path)?;
+            fs::remove_file(backup)
+        }
+        result => result,
+    }
+}
+
+fn is_ours(path: &Path, backup: &Path) -> bool {
+    fs::read_to_string(path).is_ok_and(|text| text.starts_with(&first_line(backup)))
+}
+
+fn first_line(backup: &Path) -> String {
+    let backup = backup.display();
+    format!("# Written by LostLove. When the tunnel closes, {backup} returns.\n")
+}
+
+fn nameservers(servers: &[IpAddr]) -> String {
+    let line = |server: &IpAddr| format!("nameserver {server}\n");
+    servers.iter().map(line).collect()
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+fn remove_if_exists(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn resolv_conf_error(path: &Path, source: io::Error) -> NetError {
+    NetError::ResolvConf {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::net::namespace::{self, Namespace};
+
+    const SERVERS: [&str; 2] = ["10.8.0.1", "fd00::1"];
+
+    /// Case 119: a plain file.
+    #[test]
+    fn a_plain_file_is_replaced_and_restored() {
+        let (_directory, paths) = scratch();
+        fs::write(&paths.resolv_conf, "search lan\nnameserver 192.0.2.53\n").unwrap();
+        fs::set_permissions(&paths.resolv_conf, fs::Permissions::from_mode(0o640)).unwrap();
+        let dns = Dns::choose(&paths, "tun0");
+
+        dns.set(&servers(1)).unwrap();
+        dns.set(&servers(2)).unwrap();
+        let text = fs::read_to_string(&paths.resolv_conf).unwrap();
+        assert!(text.starts_with("# Written by LostLove."), "{text}");
+        assert!(text.ends_with("\nnameserver 10.8.0.1\nnameserver fd00::1\n"));
+        restore(&dns);
+
+        let text = fs::read_to_string(&paths.resolv_conf).unwrap();
+        assert_eq!(text, "search lan\nnameserver 192.0.2.53\n");
+        let mode = fs::metadata(&paths.resolv_conf)
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o640);
+        assert_eq!(names(&paths), ["resolv.conf"]);
+    }
+
+    /// Case 119: a link to another program's file.
+    #[test]
+    fn a_link_is_replaced_and_restored_as_a_link() {
+        let (directory, paths) = scratch();
+        let target = directory.path().join("managed");
+        fs::write(&target, "nameserver 192.0.2.53\n").unwrap();
+        symlink("managed", &paths.resolv_conf).unwrap();
+        let dns = Dns::choose(&paths, "tun0");
+
+        dns.set(&servers(1)).unwrap();
+        let untouched = fs::read_to_string(&target).unwrap();
+        assert_eq!(untouched, "nameserver 192.0.2.53\n");
+        restore(&dns);
+
+        let link = fs::read_link(&paths.resolv_conf).unwrap();
+        assert_eq!(link, Path::new("managed"));
+        assert_eq!(names(&paths), ["managed", "resolv.conf"]);
+    }
+
+    #[test]
+    fn where_there_was_no_file_there_is_none_afterwards() {
+        let (_directory, paths) = scratch();
+        let dns = Dns::choose(&paths, "tun0");
+
+        dns.set(&servers(1)).unwrap();
+        assert_eq!(names(&paths), ["resolv.conf"]);
+        restore(&dns);
+
+        assert!(names(&paths).is_empty());
+    }
+
+    #[test]
+    fn what_another_program_wrote_since_stays() {
+        let (_directory, paths) = scratch();
+        fs::write(&paths.resolv_conf, "nameserver 192.0.2.53\n").unwrap();
+        let dns = Dns::choose(&paths, "tun0");
+        dns.set(&servers(1)).unwrap();
+        fs::write(&paths.resolv_conf, "nameserver 198.51.100.53\n").unwrap();
+
+        restore(&dns);
+
+        let text = fs::read_to_string(&paths.resolv_conf).unwrap();
+        assert_eq!(text, "nameserver 198.51.100.53\n");
+        assert_eq!(names(&paths), ["resolv.conf"]);
+    }
+
+    /// Case 105: containers mount the file from outside, so that it cannot be replaced.
+    #[test]
+    fn a_mounted_file_is_rewritten_in_place() {
+        namespace::run(|ns| {
+            let path = ns.paths.resolv_conf.display().to_string();
+            ns.shell(&format!(
+                "cp {path} {path}.outside; mount --bind {path}.outside {path}"
+            ));
+            let dns = Dns::choose(&ns.paths, "tun0");
+
+            dns.set(&servers(1)).unwrap();
+            let text = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
+            assert!(text.contains("nameserver 10.8.0.1\n"), "{text}");
+            restore(&dns);
+
+            let text = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
+            assert_eq!(text, "nameserver 192.0.2.53\n");
+            assert_eq!(names(&ns.paths), ["resolv.conf", "resolv.conf.outside"]);
+            ns.shell(&format!("umount {path}"));
+        });
+    }
+
+    /// Case 119: systemd-resolved.
+    #[test]
+    fn systemd_resolved_is_told_and_told_again() {
+        namespace::run(|ns| {
+            ns.shell("ip tuntap add tun0 mode tun");
+            fs::create_dir(&ns.paths.systemd_resolved).unwrap();
+            fs::write(&ns.paths.resolv_conf, "nameserver 127.0.0.53\n").unwrap();
+            let log = fake(ns, &ns.paths.resolvectl);
+            let dns = Dns::choose(&ns.paths, "tun0");
+
+            dns.set(&servers(2)).unwrap();
+            restore(&dns);
+
+            let calls = fs::read_to_string(log).unwrap();
+            let expected = "dns tun0 10.8.0.1 fd00::1\ndomain tun0 ~.\ndefault-route tun0 yes\n\
+                            revert tun0\n";
+            assert_eq!(calls, expected);
+        });
+    }
+
+    #[test]
+    fn systemd_resolved_forgets_with_the_interface() {
+        namespace::run(|ns| {
+            let log = fake(ns, &ns.paths.resolvectl);
+            let dns = Dns::Resolved {
+                program: ns.paths.resolvectl.clone(),
+                interface: "tun0".to_owned(),
+            };
+
+            restore(&dns);
+
+            assert!(!log.exists());
+        });
+    }
+
+    #[test]
+    fn systemd_resolved_that_nobody_asks_is_passed_over() {
+        namespace::run(|ns| {
+            fs::create_dir(&ns.paths.systemd_resolved).unwrap();
+            fake(ns, &ns.paths.resolvectl);
+
+            let dns = Dns::choose(&ns.paths, "tun0");
+
+            assert!(matches!(dns, Dns::File { .. }), "{dns:?}");
+        });
+    }
+
+    /// Case 119: resolvconf.
+    #[test]
+    fn resolvconf_gets_a_record_and_loses_it() {
+        namespace::run(|ns| {
+            let log = fake(ns, &ns.paths.resolvconf);
+            let dns = Dns::choose(&ns.paths, "tun0");
+
+            dns.set(&servers(1)).unwrap();
+            restore(&dns);
+
+            let calls = fs::read_to_string(log).unwrap();
+            let expected = "-a tun.tun0 -m 0 -x\nnameserver 10.8.0.1\n-d tun.tun0 -f\n";
+            assert_eq!(calls, expected);
+        });
+    }
+
+    #[test]
+    fn a_failing_program_is_quoted() {
+        namespace::run(|ns| {
+            fs::write(
+                &ns.paths.resolvconf,
+                "#!/bin/sh\necho no such thing >&2; exit 3\n",
+            )
+            .unwrap();
+            ns.shell(&format!("chmod +x {}", ns.paths.resolvconf.display()));
+
+            let error = Dns::choose(&ns.paths, "tun0").set(&servers(1)).unwrap_err();
+
+            assert!(error.to_string().contains("no such thing"), "{error}");
+        });
+    }
+
+    fn scratch() -> (tempfile::TempDir, Paths) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| directory.path().join(name);
+        let paths = Paths {
+            resolv_conf: file("resolv.conf"),
+            systemd_resolved: file("absent"),
+            resolvectl: file("absent"),
+            resolvconf: file("absent"),
+            ..Paths::default()
+        };
+        (directory, paths)
+    }
+
+    /// Puts a program there that logs its arguments and input.
+    fn fake(ns: &Namespace, program: &Path) -> PathBuf {
+        let log = ns.file("calls");
+        let text = format!("#!/bin/sh\n{{ echo \"$@\"; cat; }} >> {}\n", log.display());
+        fs::write(program, text).unwrap();
+        ns.shell(&format!("chmod +x {}", program.display()));
+        log
+    }
+
+    fn restore(dns: &Dns) {
+        dns.restore(&Netlink::open().unwrap()).unwrap();
+    }
+
+    fn servers(count: usize) -> Vec<IpAddr> {
+        let servers = SERVERS.iter().take(count);
+        servers.map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn names(paths: &Paths) -> Vec<String> {
+        let directory = paths.resolv_conf.parent().unwrap();
+        let entries = fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}

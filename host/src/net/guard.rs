@@ -1,0 +1,178 @@
+//! Making changes so that all of them are undone, whatever happens.
+
+use std::path::PathBuf;
+
+use super::change::Change;
+use super::dns::Dns;
+use super::journal::Journal;
+use super::netlink::Netlink;
+use super::{NetError, Paths};
+
+/// Undoes what a dead process left for the device `tun` in the caller's network namespace, and
+/// returns what could not be undone. [`ServerNet`](super::ServerNet) and
+/// [`ClientNet`](super::ClientNet) do the same when they start.
+///
+/// # Errors
+///
+/// [`NetError::AlreadyRunning`] when the process lives; nothing was touched then. Also when the
+/// record cannot be opened.
+pub fn clean_up_after_crash(tun: &str, paths: &Paths) -> Result<Vec<NetError>, NetError> {
+    let mut guard = Guard::lock(tun, paths)?;
+    Ok(guard.restore())
+}
+
+/// The changes made for one device. Dropping it undoes them.
+pub(super) struct Guard {
+    pub(super) netlink: Netlink,
+    pub(super) paths: Paths,
+    journal: Journal,
+    tun: String,
+    armed: bool,
+}
+
+impl Guard {
+    /// Locks the device's record and undoes what a dead predecessor left.
+    pub(super) fn open(tun: &str, paths: &Paths) -> Result<Self, NetError> {
+        let mut guard = Self::lock(tun, paths)?;
+        for error in guard.undo_all() {
+            tracing::warn!(%error, tun, "cannot undo what an earlier run left");
+        }
+        guard.journal.restart()?;
+        Ok(guard)
+    }
+
+    fn lock(tun: &str, paths: &Paths) -> Result<Self, NetError> {
+        let journal = Journal::open(tun, paths)?;
+        let netlink = Netlink::open().map_err(|source| NetError::Netlink {
+            action: "opening a netlink socket".to_owned(),
+            source,
+        })?;
+        if !journal.changes().is_empty() {
+            tracing::info!(tun, "undoing what an earlier run left");
+        }
+        Ok(Self {
+            netlink,
+            paths: paths.clone(),
+            journal,
+            tun: tun.to_owned(),
+            armed: true,
+        })
+    }
+
+    /// The interface's index.
+    pub(super) fn index(&self) -> Result<u32, NetError> {
+        let index = self.netlink.index_of(&self.tun);
+        index.map_err(|_| NetError::NoInterface(self.tun.clone()))
+    }
+
+    /// The device's name.
+    pub(super) fn tun(&self) -> &str {
+        &self.tun
+    }
+
+    /// The changes in force.
+    pub(super) fn changes(&self) -> &[Change] {
+        self.journal.changes()
+    }
+
+    /// Records a change and tells the kernel; nothing if it is in force already.
+    pub(super) fn make(&mut self, change: &Change) -> Result<(), NetError> {
+        if self.journal.changes().contains(change) {
+            return Ok(());
+        }
+        self.make_with(change, |guard| {
+            change.perform(&mut guard.netlink, &guard.paths)
+        })
+    }
+
+    /// Records a change, unless it is in force already, and lets `perform` make it, or make it
+    /// again. `perform` must leave nothing behind when it fails.
+    pub(super) fn make_with(
+        &mut self,
+        change: &Change,
+        perform: impl FnOnce(&mut Self) -> Result<(), NetError>,
+    ) -> Result<(), NetError> {
+        let is_new = !self.journal.changes().contains(change);
+        if is_new {
+            self.journal.made(change)?;
+        }
+        let result = perform(self);
+        if result.is_err() && is_new {
+            self.journal.undone(change)?;
+        }
+        match result {
+            Err(error) if change.tolerates_existing() && already_exists(&error) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Sets a kernel parameter, remembering its value.
+    pub(super) fn set_sysctl(&mut self, key: &str, new: &str) -> Result<(), NetError> {
+        let old = super::sysctl::read(&self.paths, key).map_err(|source| NetError::Sysctl {
+            key: key.to_owned(),
+            value: new.to_owned(),
+            source,
+        })?;
+        if old == new {
+            return Ok(());
+        }
+        self.make(&Change::Sysctl {
+            key: key.to_owned(),
+            old,
+            new: new.to_owned(),
+        })
+    }
+
+    /// Takes one change back.
+    pub(super) fn undo(&mut self, change: &Change) -> Result<(), NetError> {
+        change.revert(&mut self.netlink, &self.paths)?;
+        self.journal.undone(change)
+    }
+
+    /// Takes everything back, and returns what went wrong. What could not be taken back stays
+    /// recorded for the next run.
+    pub(super) fn restore(&mut self) -> Vec<NetError> {
+        self.armed = false;
+        let mut errors = self.undo_all();
+        errors.extend(self.journal.finish().err());
+        errors
+    }
+
+    fn undo_all(&mut self) -> Vec<NetError> {
+        let changes = self.journal.changes().to_vec();
+        let mut errors: Vec<_> = changes
+            .iter()
+            .rev()
+            .filter_map(|change| self.undo(change).err())
+            .collect();
+        // /etc outlives a power cut, the record does not.
+        let resolv_conf: PathBuf = self.paths.resolv_conf.clone();
+        let leftover = Dns::file(resolv_conf, &self.tun);
+        errors.extend(leftover.restore(&self.netlink).err());
+        errors
+    }
+
+    /// Drops the guard like a process that is killed.
+    #[cfg(test)]
+    pub(super) fn crash(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        for error in self.restore() {
+            tracing::warn!(%error, tun = %self.tun, "cannot restore the network");
+        }
+    }
+}
+
+fn already_exists(error: &NetError) -> bool {
+    match error {
+        NetError::Netlink { source, .. } => source.kind() == std::io::ErrorKind::AlreadyExists,
+        _ => false,
+    }
+}

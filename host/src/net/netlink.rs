@@ -1,0 +1,311 @@
+//! Links, addresses, routes and policy rules, by blocking requests to the kernel.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use serde::{Deserialize, Serialize};
+
+/// The number of the main routing table.
+pub const TABLE_MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// A connection to the kernel's routing configuration, for the namespace it was opened in.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+/// How a link is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkSetup {
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Length of the transmit queue, in packets (or super-packets, with offload).
+    pub txqueuelen: u32,
+}
+
+/// A route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Route {
+    /// Where the route leads; host bits are ignored.
+    pub destination: IpNet,
+    /// What happens to packets.
+    pub target: RouteTarget,
+    /// The routing table, [`TABLE_MAIN`] or another.
+    pub table: u32,
+    /// Smaller wins. 0 for the kernel's default.
+    pub metric: u32,
+}
+
+/// What a route does with packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RouteTarget {
+    /// They leave through the interface of this index.
+    Interface(u32),
+    /// They are refused with an ICMP error.
+    Unreachable,
+}
+
+/// A policy rule that looks into a routing table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Rule {
+    /// Whose packets.
+    pub family: RuleFamily,
+    /// Smaller comes first.
+    pub priority: u32,
+    /// The table.
+    pub table: u32,
+    /// Packets with this mark are left out.
+    pub unless_mark: Option<u32>,
+    /// What the table finds with a prefix of at most this many bits does not count.
+    pub suppress_prefix_len: Option<u8>,
+}
+
+/// The address family of a [`Rule`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RuleFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Netlink {
+    /// Connects to the kernel.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system reports.
+    pub fn open() -> io::Result<Self> {
+        let socket = Socket::new(NETLINK_ROUTE)?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// Sets a link's MTU and queue length and brings it up.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn set_up_link(&mut self, index: u32, setup: &LinkSetup) -> io::Result<()> {
+        let mut message = link_message(index);
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes = vec![
+            LinkAttribute::Mtu(setup.mtu),
+            LinkAttribute::TxQueueLen(setup.txqueuelen),
+        ];
+        self.request(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Bounds the super-packets that a link is given, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer; before Linux 5.19 it only takes the attribute for new links.
+    pub fn set_gso_max_size(&mut self, index: u32, bytes: u32) -> io::Result<()> {
+        let mut message = link_message(index);
+        message.attributes = vec![LinkAttribute::GsoMaxSize(bytes)];
+        self.request(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Adds an address, and the route to its network.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer, [`io::ErrorKind::AlreadyExists`] if the link has it.
+    pub fn add_address(&mut self, index: u32, address: IpNet) -> io::Result<()> {
+        let message = RouteNetlinkMessage::NewAddress(address_message(index, address));
+        self.request(message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Removes an address.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn remove_address(&mut self, index: u32, address: IpNet) -> io::Result<()> {
+        let message = RouteNetlinkMessage::DelAddress(address_message(index, address));
+        self.request(message, 0)
+    }
+
+    /// Adds a route.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer, [`io::ErrorKind::AlreadyExists`] if there is one of the same
+    /// destination, table and metric.
+    pub fn add_route(&mut self, route: &Route) -> io::Result<()> {
+        let message = RouteNetlinkMessage::NewRoute(route_message(route));
+        self.request(message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Removes a route.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn remove_route(&mut self, route: &Route) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::DelRoute(route_message(route)), 0)
+    }
+
+    /// Adds a policy rule; one that exists is there twice then.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn add_rule(&mut self, rule: &Rule) -> io::Result<()> {
+        let message = RouteNetlinkMessage::NewRule(rule_message(rule));
+        self.request(message, NLM_F_CREATE)
+    }
+
+    /// Removes a policy rule, once.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn remove_rule(&mut self, rule: &Rule) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::DelRule(rule_message(rule)), 0)
+    }
+
+    /// The index of the interface `name` in the caller's namespace.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer, `ENODEV` if there is none.
+    pub fn index_of(&self, name: &str) -> io::Result<u32> {
+        let socket = rustix::net::socket(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::DGRAM,
+            None,
+        )?;
+        Ok(rustix::net::netdevice::name_to_index(socket, name)?)
+    }
+
+    /// Sends one request and waits for its acknowledgement.
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        header.sequence_number = self.sequence;
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        loop {
+            let (answer, _) = self.socket.recv_from_full()?;
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            if answer.header.sequence_number != self.sequence {
+                continue;
+            }
+            if let NetlinkPayload::Error(error) = answer.payload {
+                return match error.code {
+                    None => Ok(()),
+                    Some(_) => Err(error.to_io()),
+                };
+            }
+        }
+    }
+}
+
+fn link_message(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+fn address_message(index: u32, address: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address.addr());
+    message.header.prefix_len = address.prefix_len();
+    message.header.scope = AddressScope::Universe;
+    if address.addr().is_ipv6() {
+        // A tunnel has no neighbours; without this the address is unusable for a moment.
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    message.header.index = index;
+    message.attributes = vec![
+        AddressAttribute::Local(address.addr()),
+        AddressAttribute::Address(address.addr()),
+    ];
+    message
+}
+
+fn route_message(route: &Route) -> RouteMessage {
+    let destination = route.destination.trunc();
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(destination.addr());
+    message.header.destination_prefix_length = destination.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    message.header.protocol = RouteProtocol::Static;
+    message.attributes = vec![
+        RouteAttribute::Destination(destination.addr().into()),
+        RouteAttribute::Table(route.table),
+    ];
+    if route.metric != 0 {
+        let metric = RouteAttribute::Priority(route.metric);
+        message.attributes.push(metric);
+    }
+    match route.target {
+        RouteTarget::Interface(index) => {
+            message.header.kind = RouteType::Unicast;
+            // IPv6 knows no scopes of routes.
+            if destination.addr().is_ipv4() {
+                message.header.scope = RouteScope::Link;
+            }
+            message.attributes.push(RouteAttribute::Oif(index));
+        }
+        RouteTarget::Unreachable => message.header.kind = RouteType::Unreachable,
+    }
+    message
+}
+
+fn rule_message(rule: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = family(match rule.family {
+        RuleFamily::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        RuleFamily::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    });
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![
+        RuleAttribute::Priority(rule.priority),
+        RuleAttribute::Table(rule.table),
+    ];
+    if let Some(mark) = rule.unless_mark {
+        message.header.flags |= RuleFlags::Invert;
+        message.attributes.push(RuleAttribute::FwMark(mark));
+        message.attributes.push(RuleAttribute::FwMask(u32::MAX));
+    }
+    if let Some(bits) = rule.suppress_prefix_len {
+        let bits = RuleAttribute::SuppressPrefixLen(bits.into());
+        message.attributes.push(bits);
+    }
+    message
+}
+
+const fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}

@@ -1,0 +1,156 @@
+//! Firewall tables of our own, one for each device, through `nft`.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::server::Masquerade;
+use super::{FWMARK, NetError, Paths, command};
+
+/// The name of the device's table. Distinct devices have distinct tables.
+pub(super) fn table_name(tun: &str) -> String {
+    let mut name = "lostlove_".to_owned();
+    for byte in tun.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            name.push(byte.into());
+        } else {
+            // Also escapes '_', so that no two names meet. Writing to a String cannot fail.
+            let _ = write!(name, "_{byte:02x}");
+        }
+    }
+    name
+}
+
+/// Installs a table, in place of one of the same name.
+pub(super) fn install(paths: &Paths, table: &str, chains: &str) -> Result<(), NetError> {
+    let script = format!(
+        "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{chains}}}\n"
+    );
+    run(paths, &["-f", "-"], &script).map(drop)
+}
+
+/// Removes a table; one that does not exist is no error.
+pub(super) fn remove(paths: &Paths, table: &str) -> Result<(), NetError> {
+    let script = format!("table inet {table}\ndelete table inet {table}\n");
+    run(paths, &["-f", "-"], &script).map(drop)
+}
+
+/// A server's chains: SYN segments clamped to what the tunnel carries, and masquerading.
+pub(super) fn server_chains(tun: &str, masquerade: Option<&Masquerade>) -> String {
+    let tun = quoted(tun);
+    let clamp = "tcp flags syn tcp option maxseg size set rt mtu";
+    let mut chains = format!(
+        "chain clamp {{\n\
+         type filter hook forward priority mangle; policy accept;\n\
+         iifname {tun} {clamp}\n\
+         oifname {tun} {clamp}\n\
+         }}\n"
+    );
+    let Some(masquerade) = masquerade else {
+        return chains;
+    };
+    let leaves = match &masquerade.interface {
+        Some(interface) => format!("oifname {}", quoted(interface)),
+        None => format!("oifname != {tun}"),
+    };
+    chains.push_str(
+        "chain masquerade_sources {\ntype nat hook postrouting priority srcnat; policy accept;\n",
+    );
+    for source in &masquerade.sources {
+        let family = family(source.addr());
+        let source = source.trunc();
+        // Writing to a String cannot fail.
+        let _ = writeln!(chains, "{leaves} {family} saddr {source} masquerade");
+    }
+    chains.push_str("}\n");
+    chains
+}
+
+/// A client's chains: nobody on another network reaches the tunnel's addresses, and answers to the
+/// tunnel's own sockets carry their mark, so that strict reverse path filters let them in.
+pub(super) fn client_chains(tun: &str, addresses: &[IpNet]) -> String {
+    let tun = quoted(tun);
+    let mut chains = String::from(
+        "chain guard_addresses {\ntype filter hook prerouting priority raw; policy accept;\n",
+    );
+    for address in addresses {
+        let address = address.addr();
+        let family = family(address);
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            chains,
+            "iifname != {{ {tun}, \"lo\" }} {family} daddr {address} drop"
+        );
+    }
+    let _ = write!(
+        chains,
+        "}}\n\
+         chain restore_mark {{\n\
+         type filter hook prerouting priority mangle; policy accept;\n\
+         meta l4proto tcp ct mark {FWMARK} meta mark set ct mark\n\
+         }}\n\
+         chain save_mark {{\n\
+         type filter hook postrouting priority mangle; policy accept;\n\
+         meta l4proto tcp meta mark {FWMARK} ct mark set meta mark\n\
+         }}\n"
+    );
+    chains
+}
+
+/// Chains of others that drop forwarded packets unless a rule of theirs accepts them. No rule of
+/// ours can overrule them.
+pub(super) fn forward_drops(paths: &Paths) -> Result<Vec<String>, NetError> {
+    let listing = run(paths, &["-j", "list", "chains"], "")?;
+    let listing: serde_json::Value = serde_json::from_str(&listing).unwrap_or_default();
+    let objects = listing["nftables"].as_array();
+    Ok(objects
+        .into_iter()
+        .flatten()
+        .map(|object| &object["chain"])
+        .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop")
+        .map(|chain| {
+            let word = |key: &str| chain[key].as_str().unwrap_or("?").to_owned();
+            format!("{} {} {}", word("family"), word("table"), word("name"))
+        })
+        .collect())
+}
+
+fn run(paths: &Paths, arguments: &[&str], input: &str) -> Result<String, NetError> {
+    let program = command::find(&paths.nft).ok_or(NetError::NftMissing)?;
+    command::run(&program, arguments, input)
+}
+
+/// An interface's name as an nft string. Names hold no control characters or spaces; one with a
+/// quote or a backslash could only have been made to break out of the string.
+fn quoted(interface: &str) -> String {
+    let harmless = |c: &char| !matches!(c, '"' | '\\' | '*') && !c.is_control();
+    format!(
+        "\"{}\"",
+        interface.chars().filter(harmless).collect::<String>()
+    )
+}
+
+const fn family(address: IpAddr) -> &'static str {
+    match address {
+        IpAddr::V4(_) => "ip",
+        IpAddr::V6(_) => "ip6",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_names_are_identifiers_and_distinct() {
+        assert_eq!(table_name("lostlove0"), "lostlove_lostlove0");
+        assert_eq!(table_name("a-b"), "lostlove_a_2db");
+        assert_ne!(table_name("a_2db"), table_name("a-b"));
+    }
+
+    #[test]
+    fn a_quote_cannot_leave_its_string() {
+        assert_eq!(quoted("eth\" drop"), "\"eth drop\"");
+    }
+}

@@ -1,0 +1,149 @@
+//! Which policy rules make a table of our own count as if its routes stood in the main table.
+//!
+//! The tunnel's routes stand in a table of their own, so that the tunnel's marked sockets can pass
+//! it by. For everything else the longest prefix of both tables must win, and the tunnel where
+//! they are equal. Two rules for each prefix length in our table, longest first, do that:
+//!
+//! 1. look into `main`, and ignore what is not longer than this length;
+//! 2. unless marked, look into our table, and ignore what is shorter than this length.
+//!
+//! With a default route alone these are the two rules of a full tunnel: main's routes without its
+//! default route, then everything into the tunnel.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::netlink::{Rule, RuleFamily, TABLE_MAIN};
+
+/// Priority of the rules for the longest prefix. With two for each length they end at 19,789,
+/// behind the local table (0) and before the main table (32,766). Instances share them: equal
+/// rules of two tunnels interleave by length, which keeps the longest prefix winning.
+const FIRST_PRIORITY: u32 = 19_532;
+
+const MAX_PREFIX_LEN: u8 = 128;
+
+/// The rules for a table that holds routes to `destinations`.
+pub(super) fn rules<'a>(
+    destinations: impl Iterator<Item = &'a IpNet>,
+    table: u32,
+    mark: u32,
+) -> BTreeSet<Rule> {
+    destinations
+        .map(|net| match net {
+            IpNet::V4(net) => (RuleFamily::V4, net.prefix_len()),
+            IpNet::V6(net) => (RuleFamily::V6, net.prefix_len()),
+        })
+        .flat_map(|(family, len)| {
+            let priority = FIRST_PRIORITY + 2 * u32::from(MAX_PREFIX_LEN - len);
+            let longer_in_main = Rule {
+                family,
+                priority,
+                table: TABLE_MAIN,
+                unless_mark: None,
+                suppress_prefix_len: Some(len),
+            };
+            let as_long_in_tunnel = Rule {
+                family,
+                priority: priority + 1,
+                table,
+                unless_mark: Some(mark),
+                suppress_prefix_len: len.checked_sub(1),
+            };
+            [longer_in_main, as_long_in_tunnel]
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use ipnet::Ipv4Net;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TABLE: u32 = 77;
+    const MARK: u32 = 5;
+
+    #[test]
+    fn a_default_route_takes_two_rules() {
+        let rules = rules([net("0.0.0.0/0")].iter(), TABLE, MARK);
+
+        let rules: Vec<_> = rules.into_iter().collect();
+        assert_eq!(rules.len(), 2);
+        assert_eq!(rules[0].table, TABLE_MAIN);
+        assert_eq!(rules[0].suppress_prefix_len, Some(0));
+        assert_eq!(rules[1].table, TABLE);
+        assert_eq!(rules[1].unless_mark, Some(MARK));
+        assert_eq!(rules[1].suppress_prefix_len, None);
+    }
+
+    #[test]
+    fn families_have_rules_of_their_own() {
+        let rules = rules([net("10.0.0.0/8"), net("fd00::/8")].iter(), TABLE, MARK);
+
+        let v4 = rules.iter().filter(|r| r.family == RuleFamily::V4).count();
+        assert_eq!((v4, rules.len()), (2, 4));
+    }
+
+    proptest! {
+        /// The rules, walked as the kernel walks them, choose as one table would that held both
+        /// sets of routes; marked packets see the main table alone.
+        #[test]
+        fn the_longest_prefix_of_both_tables_wins(
+            tunnel in prop::collection::vec(nets(), 1..6),
+            main in prop::collection::vec(nets(), 0..6),
+            destination in 0_u32..256,
+        ) {
+            let destination = address(destination);
+            let rules = rules(tunnel.iter(), TABLE, MARK);
+            let longest = |table: &[IpNet]| {
+                let fitting = table.iter().filter(|net| net.contains(&destination));
+                fitting.map(IpNet::prefix_len).max()
+            };
+            let (in_tunnel, in_main) = (longest(&tunnel), longest(&main));
+            let expected = match (in_tunnel, in_main) {
+                (Some(tunnel), Some(main)) if main > tunnel => Some(TABLE_MAIN),
+                (Some(_), _) => Some(TABLE),
+                (None, Some(_)) => Some(TABLE_MAIN),
+                (None, None) => None,
+            };
+
+            let walk = |mark: u32| {
+                let last = in_main.map(|_| TABLE_MAIN);
+                let found = rules.iter().filter(|rule| rule.unless_mark != Some(mark)).find(|rule| {
+                    let found = if rule.table == TABLE { in_tunnel } else { in_main };
+                    found.is_some_and(|len| rule.suppress_prefix_len.is_none_or(|min| len > min))
+                });
+                found.map(|rule| rule.table).or(last)
+            };
+
+            prop_assert_eq!(walk(0), expected);
+            prop_assert_eq!(walk(MARK), in_main.map(|_| TABLE_MAIN));
+        }
+    }
+
+    /// Networks in 10.0.0.0/24, so that they often overlap.
+    fn nets() -> impl Strategy<Value = IpNet> {
+        (
+            0_u32..256,
+            prop::sample::select(vec![0_u8, 8, 24, 25, 28, 31, 32]),
+        )
+            .prop_map(|(host, len)| {
+                let IpAddr::V4(host) = address(host) else {
+                    unreachable!()
+                };
+                Ipv4Net::new(host, len).unwrap().trunc().into()
+            })
+    }
+
+    fn address(host: u32) -> IpAddr {
+        Ipv4Addr::from(0x0A00_0000 + host).into()
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+}

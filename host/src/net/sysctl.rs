@@ -1,0 +1,79 @@
+//! Kernel parameters below `/proc/sys`. A key is a path there, such as `net/ipv4/ip_forward`.
+
+use std::fs;
+use std::io;
+
+use super::{NetError, Paths};
+
+pub(super) const IPV4_FORWARD: &str = "net/ipv4/ip_forward";
+pub(super) const IPV6_FORWARD: &str = "net/ipv6/conf/all/forwarding";
+pub(super) const SRC_VALID_MARK: &str = "net/ipv4/conf/all/src_valid_mark";
+const IPV4_CONF: &str = "net/ipv4/conf";
+const IPV6_CONF: &str = "net/ipv6/conf";
+
+/// Reads a parameter.
+pub(super) fn read(paths: &Paths, key: &str) -> io::Result<String> {
+    let value = fs::read_to_string(paths.proc_sys.join(key))?;
+    Ok(value.trim_end().to_owned())
+}
+
+/// Sets a parameter.
+pub(super) fn write(paths: &Paths, key: &str, value: &str) -> Result<(), NetError> {
+    fs::write(paths.proc_sys.join(key), value).map_err(|source| NetError::Sysctl {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        source,
+    })
+}
+
+/// Whether the kernel has IPv6 at all, even if it is switched off for some interfaces.
+pub(super) fn knows_ipv6(paths: &Paths) -> bool {
+    paths.proc_sys.join(IPV6_CONF).is_dir()
+}
+
+/// Whether new interfaces can have IPv6 addresses.
+pub(super) fn has_ipv6(paths: &Paths) -> bool {
+    read(paths, &format!("{IPV6_CONF}/default/disable_ipv6")).is_ok_and(|value| value == "0")
+}
+
+/// Whether the kernel drops what arrives on another interface than the answer would take
+/// (`rp_filter=1`; the larger of an interface's value and that of `all` counts).
+pub(super) fn has_strict_rp_filter(paths: &Paths) -> bool {
+    let all = read(paths, &rp_filter_key("all")).unwrap_or_default();
+    let strict = |name: &str| {
+        let own = read(paths, &rp_filter_key(name)).unwrap_or_default();
+        all.as_str().max(own.as_str()) == "1"
+    };
+    interfaces(paths, IPV4_CONF).iter().any(|name| strict(name))
+}
+
+/// The key of an interface's reverse path filter.
+pub(super) fn rp_filter_key(interface: &str) -> String {
+    format!("{IPV4_CONF}/{interface}/rp_filter")
+}
+
+/// The key that keeps the kernel from giving an interface a link-local address.
+pub(super) fn addr_gen_mode_key(interface: &str) -> String {
+    format!("{IPV6_CONF}/{interface}/addr_gen_mode")
+}
+
+/// The keys of the interfaces that take router advertisements only as long as the system does not
+/// forward, but for that of `tun`.
+pub(super) fn accept_ra_keys(paths: &Paths, tun: &str) -> Vec<String> {
+    interfaces(paths, IPV6_CONF)
+        .iter()
+        .filter(|name| *name != tun)
+        .map(|name| format!("{IPV6_CONF}/{name}/accept_ra"))
+        .filter(|key| read(paths, key).is_ok_and(|value| value == "1"))
+        .collect()
+}
+
+fn interfaces(paths: &Paths, conf: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(paths.proc_sys.join(conf)) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| !matches!(name.as_str(), "all" | "default" | "lo"))
+        .collect()
+}

@@ -1,0 +1,97 @@
+//! Opening a device on Linux: `/dev/net/tun` through the `tun` crate, the offloads by ioctl.
+
+#![expect(
+    unsafe_code,
+    reason = "ioctls, and adopting a descriptor from the tun crate"
+)]
+
+use std::ffi::{c_int, c_uint};
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+use rustix::ioctl::{self, IntegerSetter, Opcode, Setter, opcode};
+
+use super::{Offloads, TunConfig, TunError, VNET_HEADER_LEN};
+
+const TUNSETOFFLOAD: Opcode = opcode::write::<c_uint>(b'T', 208);
+const TUNSETVNETHDRSZ: Opcode = opcode::write::<c_int>(b'T', 216);
+
+const TUN_F_CSUM: usize = 0x01;
+const TUN_F_TSO4: usize = 0x02;
+const TUN_F_TSO6: usize = 0x04;
+const TUN_F_USO4: usize = 0x20;
+const TUN_F_USO6: usize = 0x40;
+
+/// What to ask for, best first: before Linux 6.2 the whole request fails for its UDP bits.
+const REQUESTS: [(usize, Offloads); 2] = [
+    (
+        TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_USO4 | TUN_F_USO6,
+        Offloads {
+            checksum: true,
+            tso: true,
+            uso: true,
+        },
+    ),
+    (
+        TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6,
+        Offloads {
+            checksum: true,
+            tso: true,
+            uso: false,
+        },
+    ),
+];
+
+/// Opens the device. The offloads are those granted, none where there are no virtio headers.
+pub(super) fn open(config: &TunConfig<'_>) -> Result<(OwnedFd, Option<Offloads>), TunError> {
+    let io_error = |source| TunError::from_io(config.name, source);
+    let fd = create(config)?;
+    rustix::io::ioctl_fionbio(&fd, true).map_err(|errno| io_error(errno.into()))?;
+    if !config.offload {
+        return Ok((fd, None));
+    }
+    set_header_len(&fd).map_err(|source| TunError::Io {
+        name: config.name.to_owned(),
+        source,
+    })?;
+    let granted = REQUESTS
+        .iter()
+        .find(|(flags, _)| set_offload(&fd, *flags).is_ok())
+        .map_or_else(Offloads::default, |(_, offloads)| *offloads);
+    Ok((fd, Some(granted)))
+}
+
+fn create(config: &TunConfig<'_>) -> Result<OwnedFd, TunError> {
+    let mut configuration = tun::Configuration::default();
+    configuration
+        .tun_name(config.name)
+        .platform_config(|platform| {
+            platform.vnet_hdr(config.offload);
+            // Everything else is set through netlink.
+            platform.ensure_root_privileges(false);
+        });
+    let device = tun::create(&configuration).map_err(|error| match error {
+        tun::Error::Io(source) => TunError::from_io(config.name, source),
+        other => TunError::Io {
+            name: config.name.to_owned(),
+            source: io::Error::other(other),
+        },
+    })?;
+    // SAFETY: `into_raw_fd` gives up the device's descriptor: it is open, and owned here alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) })
+}
+
+fn set_header_len(fd: &OwnedFd) -> io::Result<()> {
+    let len = VNET_HEADER_LEN as c_int;
+    // SAFETY: TUNSETVNETHDRSZ reads one int behind the pointer and writes nothing.
+    let request = unsafe { Setter::<TUNSETVNETHDRSZ, c_int>::new(len) };
+    // SAFETY: as above; on a descriptor of another kind the kernel answers ENOTTY.
+    Ok(unsafe { ioctl::ioctl(fd, request) }?)
+}
+
+fn set_offload(fd: &OwnedFd, flags: usize) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    let request = unsafe { IntegerSetter::<TUNSETOFFLOAD>::new_usize(flags) };
+    // SAFETY: as above; on a descriptor of another kind the kernel answers ENOTTY.
+    Ok(unsafe { ioctl::ioctl(fd, request) }?)
+}
