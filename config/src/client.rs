@@ -75,6 +75,7 @@ pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Optio
         role: Role::Client(role?),
         mtu: host.tun.mtu,
         tun_offload: host.tun.offload,
+        tun_udp_offload: host.tun.offload,
         unix_time_at_zero: Duration::ZERO,
     };
     Some(ClientSettings {

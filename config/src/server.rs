@@ -116,6 +116,7 @@ pub(crate) fn settings<'t>(
         limits,
         mtu: host.tun.mtu,
         tun_offload: host.tun.offload,
+        tun_udp_offload: host.tun.offload,
         unix_time_at_zero: Duration::ZERO,
     };
     Some(ServerSettings {

@@ -31,6 +31,8 @@ pub struct Config {
     /// Whether the TUN device takes super-packets and partial checksums. Without it the endpoint
     /// segments and completes checksums itself.
     pub tun_offload: bool,
+    /// Whether it takes UDP super-packets as well, which Linux does since 6.2.
+    pub tun_udp_offload: bool,
     /// Unix time at [`Instant::ZERO`](crate::time::Instant::ZERO), for the header's timestamp.
     pub unix_time_at_zero: Duration,
 }

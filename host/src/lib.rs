@@ -1,7 +1,11 @@
 //! What LostLove's daemons need of the operating system, written once.
+//!
+//! [`daemon::main`] is the whole of every daemon but for waiting, which is a driver's affair.
+//! [`pump`] moves the bytes, for every driver the same.
 
 pub mod cli;
 pub mod clock;
+pub mod daemon;
 #[cfg(target_os = "linux")]
 pub mod demo;
 pub mod dial;
@@ -13,6 +17,7 @@ pub mod metrics;
 pub mod net;
 #[cfg(target_os = "linux")]
 pub mod netns;
+pub mod pump;
 pub mod report;
 pub mod signal;
 #[cfg(target_os = "linux")]

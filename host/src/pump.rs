@@ -11,6 +11,9 @@ use lostlove_core::event::ConnectionId;
 use lostlove_core::ip::VirtioHeader;
 use lostlove_core::time::Instant;
 
+#[cfg(target_os = "linux")]
+use crate::tun::Tun;
+
 /// Bytes that one source may move before the others get their turn: some 50 microseconds of a
 /// fast core's work per 64 KiB.
 const BUDGET_BYTES: usize = 256 * 1024;
@@ -45,6 +48,22 @@ pub trait PacketDevice {
     fn send(&self, packet: &[u8], header: &VirtioHeader) -> io::Result<()>;
 }
 
+#[cfg(target_os = "linux")]
+impl PacketDevice for Tun {
+    fn recv(&self, buf: &mut [u8]) -> io::Result<(usize, VirtioHeader)> {
+        let received = Self::recv(self, buf)?;
+        let header = received
+            .header
+            .map(VirtioHeader::from_bytes)
+            .unwrap_or_default();
+        Ok((received.len, header))
+    }
+
+    fn send(&self, packet: &[u8], header: &VirtioHeader) -> io::Result<()> {
+        Self::send(self, packet, &header.to_bytes())
+    }
+}
+
 fn send_packet(device: &impl PacketDevice, packet: &TunPacket<'_>) -> bool {
     loop {
         match device.send(packet.bytes, &packet.header) {
@@ -68,7 +87,9 @@ pub fn fill(
 ) -> Progress {
     let mut budget = BUDGET_BYTES;
     loop {
-        let Some(buf) = endpoint.recv_buf(id) else { return Progress::Closed };
+        let Some(buf) = endpoint.recv_buf(id) else {
+            return Progress::Closed;
+        };
         match socket.read(buf) {
             Ok(0) => {
                 endpoint.handle_disconnected(id, true, now);
@@ -151,8 +172,10 @@ pub fn drain_device(
                     flush(endpoint, id);
                 }
                 if let Some(reply) = endpoint.take_reply() {
-                    let packet =
-                        TunPacket { bytes: reply.as_bytes(), header: VirtioHeader::default() };
+                    let packet = TunPacket {
+                        bytes: reply.as_bytes(),
+                        header: VirtioHeader::default(),
+                    };
                     send_packet(device, &packet);
                 }
             }

@@ -109,7 +109,8 @@ const fn handshake_importance(error: HandshakeError) -> Importance {
         | HandshakeError::NotLlp
         | HandshakeError::Unexpected
         | HandshakeError::TooLong
-        | HandshakeError::Timeout => Importance::Debug,
+        | HandshakeError::Timeout
+        | HandshakeError::NoAnswer => Importance::Debug,
     }
 }
 

@@ -5,7 +5,7 @@ use super::{Endpoint, TunPacket, TunSink};
 use crate::buffer::{Class, HEADROOM};
 use crate::config::Role;
 use crate::error::DropReason;
-use crate::ip::{self, IpInfo, Offload, Unreachable, VirtioHeader};
+use crate::ip::{self, IpInfo, Offload, Unreachable, VirtioHeader, protocol};
 use crate::queue::{Queued, SendQueue};
 use crate::route::PeerId;
 use crate::time::Instant;
@@ -97,7 +97,8 @@ impl Endpoint {
         offload: Offload,
         sink: &mut TunSink<'_>,
     ) -> Result<(), DropReason> {
-        if self.config.tun_offload {
+        let is_udp_super = offload.segment_size > 0 && info.protocol == protocol::UDP;
+        if self.config.tun_offload && (self.config.tun_udp_offload || !is_udp_super) {
             let header = ip::virtio_for(packet, info, offload)?;
             let taken = sink(TunPacket {
                 bytes: packet,

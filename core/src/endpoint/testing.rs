@@ -58,6 +58,7 @@ fn config(role: Role) -> Config {
         limits: Limits::default(),
         mtu: 1400,
         tun_offload: false,
+        tun_udp_offload: false,
         unix_time_at_zero: Duration::from_secs(1_800_000_000),
     }
 }

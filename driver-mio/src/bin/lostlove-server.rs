@@ -1,0 +1,9 @@
+//! The server on mio.
+
+use std::process::ExitCode;
+
+use lostlove_host::cli::Role;
+
+fn main() -> ExitCode {
+    lostlove_host::daemon::main(Role::Server, "lostlove-server", lostlove_driver_mio::run)
+}

@@ -1,0 +1,114 @@
+//! The system's network, as the role needs it.
+
+use ipnet::IpNet;
+use lostlove_config::{ClientHost, Dns, Routes, ServerHost};
+use lostlove_core::config::TunSettings;
+use tracing::warn;
+
+use crate::net::{
+    ClientNet, ClientRoutes, ClientSetup, Masquerade, NetError, Paths, ServerNet, ServerSetup,
+};
+
+/// Packets, or super-packets with offload, that wait in the kernel for the daemon to read. Small
+/// with offload: 500 super-packets would be 32 MB of delay.
+const QUEUE_OFFLOAD: u32 = 20;
+const QUEUE_PLAIN: u32 = 500;
+
+/// How long the device's queue is to be.
+pub(super) const fn queue_len(offload: bool) -> u32 {
+    if offload { QUEUE_OFFLOAD } else { QUEUE_PLAIN }
+}
+
+/// Everything changed on the system; undone on drop.
+pub(super) enum Network {
+    /// Set up once.
+    Server(ServerNet),
+    /// Set up as the server says, each time it says so.
+    Client(Box<ClientNetwork>),
+}
+
+pub(super) struct ClientNetwork {
+    net: ClientNet,
+    routes: Routes,
+    dns: Dns,
+    txqueuelen: u32,
+}
+
+impl Network {
+    /// Prepares a server's system.
+    pub(super) fn server(host: &ServerHost, tun: &str, txqueuelen: u32) -> Result<Self, NetError> {
+        let masquerade = host.nat.as_ref().map(|nat| Masquerade {
+            interface: nat.interface.clone(),
+            sources: host.tun.addresses.iter().map(IpNet::trunc).collect(),
+        });
+        let setup = ServerSetup {
+            tun,
+            mtu: host.tun.mtu,
+            txqueuelen,
+            addresses: &host.tun.addresses,
+            routes: &host.peer_routes,
+            forwarding: host.forwarding,
+            masquerade,
+        };
+        ServerNet::set_up(&setup, &Paths::default()).map(Self::Server)
+    }
+
+    /// Takes charge of a client's system; the server's word changes it later.
+    pub(super) fn client(host: &ClientHost, tun: &str, txqueuelen: u32) -> Result<Self, NetError> {
+        Ok(Self::Client(Box::new(ClientNetwork {
+            net: ClientNet::new(tun, &Paths::default())?,
+            routes: host.routes.clone(),
+            dns: host.dns.clone(),
+            txqueuelen,
+        })))
+    }
+
+    /// Makes a client's system as its server assigned.
+    pub(super) fn configure(&mut self, settings: &TunSettings) -> Result<(), NetError> {
+        match self {
+            Self::Server(_) => Ok(()),
+            Self::Client(client) => client.configure(settings),
+        }
+    }
+
+    /// Undoes everything and logs what could not be undone.
+    pub(super) fn restore(self) {
+        let failures = match self {
+            Self::Server(net) => net.restore(),
+            Self::Client(client) => client.net.restore(),
+        };
+        for error in failures {
+            warn!(%error, "cannot restore the system's network");
+        }
+    }
+}
+
+impl ClientNetwork {
+    fn configure(&mut self, settings: &TunSettings) -> Result<(), NetError> {
+        let addresses: Vec<IpNet> = [
+            settings.address_v4.map(IpNet::V4),
+            settings.address_v6.map(IpNet::V6),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let routes = match &self.routes {
+            Routes::Full => ClientRoutes::Full,
+            Routes::Server => ClientRoutes::List(&settings.push.routes),
+            Routes::List(networks) => ClientRoutes::List(networks),
+            Routes::None => ClientRoutes::List(&[]),
+        };
+        let dns = match &self.dns {
+            Dns::Server => &settings.push.dns[..],
+            Dns::List(servers) => servers,
+            Dns::None => &[],
+        };
+        self.net.apply(&ClientSetup {
+            mtu: settings.mtu,
+            txqueuelen: self.txqueuelen,
+            addresses: &addresses,
+            routes,
+            dns,
+        })
+    }
+}

@@ -1,0 +1,304 @@
+//! From the command line to a running daemon, and its end.
+
+use std::io;
+use std::process::ExitCode;
+
+use lostlove_config::{
+    ClientSettings, ConfigError, ServerSettings, SocketOptions as ConfiguredOptions,
+};
+use lostlove_core::config::Config;
+use lostlove_core::endpoint::Endpoint;
+use tracing::{error, info, warn};
+use zeroize::Zeroize as _;
+
+use super::network::{Network, queue_len};
+use super::{Daemon, Run};
+use crate::cli::{self, DaemonArgs, Exit, Role};
+use crate::clock::Clock;
+use crate::dial::Dialer;
+use crate::keytool;
+use crate::listen::{SocketOptions, listen};
+use crate::log::{self, Verbosity};
+use crate::metrics::Metrics;
+use crate::net::{FWMARK, NetError};
+use crate::signal::Signals;
+use crate::tun::{Tun, TunConfig, TunError};
+
+/// The whole of a daemon: `program` is its name, `run` its driver.
+pub fn main(role: Role, program: &'static str, run: Run) -> ExitCode {
+    let args = match cli::parse(role, program, std::env::args_os()) {
+        Ok(args) => args,
+        Err(exit) => return exit.into(),
+    };
+    match start(role, &args, run) {
+        Ok(()) => Exit::Success.into(),
+        Err(failure) => {
+            failure.tell();
+            failure.exit.into()
+        }
+    }
+}
+
+/// Why the daemon ends, for a person.
+struct Failure {
+    exit: Exit,
+    message: String,
+    is_logging: bool,
+}
+
+impl Failure {
+    fn new(exit: Exit, message: impl ToString) -> Self {
+        Self {
+            exit,
+            message: message.to_string(),
+            is_logging: true,
+        }
+    }
+
+    /// A log line once there is a log, else plain text.
+    #[expect(clippy::print_stderr, reason = "there is no log yet")]
+    fn tell(&self) {
+        if self.is_logging {
+            error!("{}", self.message);
+        } else {
+            eprintln!("{}", self.message);
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self {
+            is_logging: false,
+            ..Self::new(Exit::from(&error), error)
+        }
+    }
+}
+
+impl From<TunError> for Failure {
+    fn from(error: TunError) -> Self {
+        Self::new(permission_or_failure(error.is_permission()), error)
+    }
+}
+
+impl From<NetError> for Failure {
+    fn from(error: NetError) -> Self {
+        Self::new(permission_or_failure(error.is_permission()), error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new(Exit::from(&error), error)
+    }
+}
+
+const fn permission_or_failure(is_permission: bool) -> Exit {
+    if is_permission {
+        Exit::NoPermission
+    } else {
+        Exit::Failure
+    }
+}
+
+/// What both roles have in common.
+struct Settings {
+    endpoint: Config,
+    warnings: Vec<String>,
+    monitoring: lostlove_config::Monitoring,
+    tun: lostlove_config::TunOptions,
+    socket: ConfiguredOptions,
+    host: Host,
+}
+
+enum Host {
+    Server(lostlove_config::ServerHost),
+    Client(lostlove_config::ClientHost),
+}
+
+impl From<ServerSettings> for Settings {
+    fn from(settings: ServerSettings) -> Self {
+        Self {
+            endpoint: settings.endpoint,
+            warnings: settings.warnings,
+            monitoring: settings.host.monitoring.clone(),
+            tun: settings.host.tun.clone(),
+            socket: settings.host.socket.clone(),
+            host: Host::Server(settings.host),
+        }
+    }
+}
+
+impl From<ClientSettings> for Settings {
+    fn from(settings: ClientSettings) -> Self {
+        Self {
+            endpoint: settings.endpoint,
+            warnings: settings.warnings,
+            monitoring: settings.host.monitoring.clone(),
+            tun: settings.host.tun.clone(),
+            socket: settings.host.socket.clone(),
+            host: Host::Client(settings.host),
+        }
+    }
+}
+
+fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
+    if role == Role::Server && !args.config_given && !args.check_config && !args.config.exists() {
+        first_start(args)?;
+    }
+    let settings: Settings = match role {
+        Role::Server => lostlove_config::load_server(&args.config)?.into(),
+        Role::Client => lostlove_config::load_client(&args.config)?.into(),
+    };
+    if args.check_config {
+        return report_check(args, &settings.warnings);
+    }
+    let verbosity = Verbosity {
+        command_line: args.log_level,
+        configured: settings.monitoring.log_level,
+    };
+    log::init(verbosity, settings.monitoring.log_format);
+    for warning in &settings.warnings {
+        warn!("{warning}");
+    }
+    let daemon = prepare(role, settings)?;
+    let daemon = run(daemon)?;
+    let was_forced = daemon.must_stop_now;
+    daemon.end();
+    if was_forced {
+        return Err(Failure::new(
+            Exit::Failure,
+            "ended at once by a second signal",
+        ));
+    }
+    info!("stopped");
+    Ok(())
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "what a person at a terminal has to do next"
+)]
+fn first_start(args: &DaemonArgs) -> Result<(), Failure> {
+    match keytool::first_start(&args.config) {
+        Ok(first) => {
+            println!("{first}");
+            Ok(())
+        }
+        Err(error) => Err(Failure {
+            is_logging: false,
+            ..Failure::new(Exit::from(&error), error)
+        }),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the answer to --check-config")]
+fn report_check(args: &DaemonArgs, warnings: &[String]) -> Result<(), Failure> {
+    for warning in warnings {
+        println!("warning: {warning}");
+    }
+    println!("{}: OK", args.config.display());
+    Ok(())
+}
+
+/// Opens and sets up everything. The TUN device first, for it is what most often fails.
+fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
+    let Settings {
+        mut endpoint,
+        monitoring,
+        tun,
+        socket,
+        host,
+        ..
+    } = settings;
+    let signals = Signals::new()?;
+    let clock = Clock::new();
+    let tun = Tun::open(&TunConfig {
+        name: &tun.name,
+        offload: tun.offload,
+    })?;
+    let offloads = tun.offloads();
+    endpoint.tun_offload = tun.offload();
+    endpoint.tun_udp_offload = offloads.uso;
+    endpoint.unix_time_at_zero = clock.unix_time_at_zero();
+    let txqueuelen = queue_len(tun.offload());
+    let (network, listeners, dialer, mark) = match &host {
+        Host::Server(host) => {
+            let listeners = listen(&host.listen)?;
+            let network = Network::server(host, tun.name(), txqueuelen)?;
+            (network, listeners, None, None)
+        }
+        Host::Client(host) => {
+            let network = Network::client(host, tun.name(), txqueuelen)?;
+            let options = SocketOptions::new(&socket, Some(FWMARK));
+            let dialer = Dialer::new(host.server.clone(), options)?;
+            (network, Vec::new(), Some(dialer), Some(FWMARK))
+        }
+    };
+    let metrics = Metrics::start(monitoring.metrics, role)?;
+    announce(&host, &tun, metrics.address());
+    metrics.set_ready(role == Role::Server);
+    let now = clock.now();
+    Ok(Daemon {
+        endpoint: Endpoint::new(endpoint, seed()?, now),
+        tun,
+        role,
+        clock,
+        listeners,
+        dialer,
+        signals,
+        metrics,
+        network,
+        socket_options: SocketOptions::new(&socket, mark),
+        must_stop_now: false,
+    })
+}
+
+/// The one line of a quiet start.
+fn announce(host: &Host, tun: &Tun, metrics: Option<std::net::SocketAddr>) {
+    let metrics = metrics.map(tracing::field::display);
+    match host {
+        Host::Server(host) => {
+            if host.worker_threads > 1 {
+                warn!(
+                    worker_threads = host.worker_threads,
+                    "more than one event loop is not supported yet; one is used"
+                );
+            }
+            let listen = tracing::field::debug(&host.listen);
+            info!(
+                listen,
+                tun = tun.name(),
+                offload = tun.offload(),
+                metrics,
+                "listening"
+            );
+        }
+        Host::Client(host) => {
+            let server: Vec<_> = host.server.iter().map(ToString::to_string).collect();
+            let server = server.join(", ");
+            info!(
+                server,
+                tun = tun.name(),
+                offload = tun.offload(),
+                metrics,
+                "started"
+            );
+        }
+    }
+}
+
+/// Randomness for the endpoint: every key comes from it, so its lack is fatal.
+fn seed() -> Result<[u8; 32], Failure> {
+    let mut random = keytool::random::<32>().map_err(|error| Failure::new(Exit::Failure, error))?;
+    let seed = *random;
+    random.zeroize();
+    Ok(seed)
+}
+
+impl Daemon {
+    /// Restores the system.
+    fn end(self) {
+        self.network.restore();
+    }
+}
