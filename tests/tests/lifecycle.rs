@@ -113,7 +113,7 @@ fn a_server_under_load_stops_promptly_and_restores_the_system() {
 
     assert!(status.success(), "{status}");
     assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
-    assert_eq!(lab.server.network_state(), before);
+    lab.server.network_state().assert_same_as(&before);
     tunnel.clients[0].await_log("shutting down");
 }
 
@@ -135,7 +135,7 @@ fn a_client_under_load_stops_promptly_and_restores_the_system() {
 
     assert!(status.success(), "{status}");
     assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
-    assert_eq!(client.network_state(), before);
+    client.network_state().assert_same_as(&before);
     // The server knew at once, long before a timeout.
     assert_eq!(lab.server.metric("lostlove_sessions"), Some(0.0));
 }
@@ -156,7 +156,7 @@ fn what_a_killed_server_left_is_cleaned_up_by_the_next() {
     assert!(!rules.contains("masquerade"), "{rules}");
 
     assert!(server.terminate().success());
-    assert_eq!(lab.server.network_state(), before);
+    lab.server.network_state().assert_same_as(&before);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn what_a_killed_client_left_is_cleaned_up_by_the_next() {
     assert!(!catches_everything(client));
 
     assert!(daemon.terminate().success());
-    assert_eq!(client.network_state(), before);
+    client.network_state().assert_same_as(&before);
 }
 
 /// Case 101: the second daemon must not take the first one's device.
