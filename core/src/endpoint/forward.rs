@@ -149,9 +149,7 @@ impl Endpoint {
         reason: DropReason,
         now: Instant,
     ) {
-        let (Ok(info), Role::Server(_)) = (ip::parse(packet), &self.config.role) else {
-            return;
-        };
+        let Ok(info) = ip::parse(packet) else { return };
         let Some(from) = self.own_address(&info) else {
             return;
         };
