@@ -1,5 +1,7 @@
 //! The sockets, by connection.
 
+use std::net::Shutdown;
+
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::ConnectionId;
 use lostlove_core::time::Instant;
@@ -109,9 +111,11 @@ impl Connections {
     /// Closes a connection's socket.
     pub(crate) fn remove(&mut self, id: ConnectionId) {
         if let Some(slot) = self.slots.get_mut(id.slot())
-            && slot.as_ref().is_some_and(|connection| connection.id == id)
+            && let Some(connection) = slot.take_if(|connection| connection.id == id)
         {
-            *slot = None;
+            // It fails where the peer was faster.
+            let _ = connection.socket.shutdown(Shutdown::Write);
+            pump::discard(&connection.socket);
         }
     }
 }

@@ -195,7 +195,7 @@ mod tests {
     use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
     use super::*;
-    use crate::net::namespace::{self, Namespace, checksum, receive};
+    use crate::net::namespace::{self, Namespace, checksum, receive, turn};
 
     const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
     const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
@@ -303,6 +303,7 @@ mod tests {
 
     #[test]
     fn a_socket_pair_serves_as_a_device() {
+        let _turn = turn();
         for vnet_hdr in [true, false] {
             let (left, right) = pair(vnet_hdr);
             left.send(b"packet", &[7; VNET_HEADER_LEN]).unwrap();
@@ -383,7 +384,7 @@ mod tests {
         let (left, right) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
-            SocketFlags::NONBLOCK,
+            SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
             None,
         )
         .unwrap();
