@@ -66,7 +66,7 @@ pub(crate) fn limits<'t>(reader: &mut Reader<'t>, section: &Section<'t>) -> Limi
         handshake_timeout: handshake_timeout.or(defaults.handshake_timeout),
         drain_timeout: drain_timeout.or(defaults.drain_timeout),
         max_streams: reader
-            .read(section, "max_streams_per_connection", integer(1..=u16::MAX))
+            .read(section, "max_streams_per_connection", integer(2..=u16::MAX))
             .or(defaults.max_streams),
         queue_bytes: reader
             .read(section, "queue_bytes", queue_bytes)
@@ -120,7 +120,7 @@ pub(crate) fn monitoring<'t>(
         .read(&section, "enable_metrics", boolean)
         .or(defaults.enable_metrics);
     let port = reader
-        .read(&section, "metrics_port", integer(1..=u16::MAX))
+        .read(&section, "metrics_port", integer(2..=u16::MAX))
         .or(defaults.metrics_port);
     let address = reader.read(&section, "metrics_address", parsed("an IP address"));
     if let Entry::Given(Found { value, at }) = &address
