@@ -129,6 +129,7 @@ impl Endpoint {
             .connection
             .ok_or(DropReason::NotConnected)?;
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
+        ip::mss_clamp(packet, info, offload, mtu);
         if ip::max_segment_len(packet, info, offload) > usize::from(mtu) {
             return Err(DropReason::TooBig);
         }

@@ -74,6 +74,10 @@ impl Endpoint {
             return Err(DropReason::NotConnected);
         };
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
+        if mtu < self.config.mtu {
+            // The device's own MTU is larger, so nobody else tells the two ends.
+            ip::mss_clamp(self.tun_buffer.used_mut(), &info, offload, mtu);
+        }
         if ip::max_segment_len(self.tun_buffer.used(), &info, offload) > usize::from(mtu) {
             self.reply_too_big(&info, mtu, now);
             return Err(DropReason::TooBig);

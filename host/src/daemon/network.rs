@@ -22,7 +22,7 @@ pub(super) const fn queue_len(offload: bool) -> u32 {
 /// Everything changed on the system; undone on drop.
 pub(super) enum Network {
     /// Set up once.
-    Server(ServerNet),
+    Server(Box<ServerNet>),
     /// Set up as the server says, each time it says so.
     Client(Box<ClientNetwork>),
 }
@@ -50,7 +50,7 @@ impl Network {
             forwarding: host.forwarding,
             masquerade,
         };
-        ServerNet::set_up(&setup, &Paths::default()).map(Self::Server)
+        ServerNet::set_up(&setup, &Paths::default()).map(|net| Self::Server(Box::new(net)))
     }
 
     /// Takes charge of a client's system; the server's word changes it later.
