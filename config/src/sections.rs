@@ -42,10 +42,14 @@ pub(crate) fn seconds<'t>(
 }
 
 /// `[limits]`, without what only a server has.
-pub(crate) fn limits<'t>(reader: &mut Reader<'t>, section: &Section<'t>) -> Limits {
+pub(crate) fn limits<'t>(
+    reader: &mut Reader<'t>,
+    section: &Section<'t>,
+    default_timeout: Duration,
+) -> Limits {
     let defaults = Limits::default();
-    let timeout = seconds(reader, section, "connection_timeout", 3..=MAX_SECONDS)
-        .or(defaults.connection_timeout);
+    let timeout =
+        seconds(reader, section, "connection_timeout", 3..=MAX_SECONDS).or(default_timeout);
     let keepalive = seconds(reader, section, "keepalive_interval", 1..=MAX_SECONDS).given();
     if let Some(Found { value, at }) = &keepalive
         && *value >= timeout
