@@ -143,14 +143,11 @@ impl Lab {
         settings
     }
 
-    /// Starts the server and waits until it listens.
+    /// Starts the server and waits until it says that it listens: by then its network is set up.
     #[track_caller]
     pub fn start_server(&self, settings: &Settings) -> Daemon {
-        let mut daemon = self.server.start(&Driver::of_server().server(), settings);
-        await_true("listening server", || {
-            assert!(daemon.is_running(), "the server ended at its start");
-            self.server.is_listening(PORT)
-        });
+        let daemon = self.server.start(&Driver::of_server().server(), settings);
+        daemon.await_log(" listening ");
         daemon
     }
 
@@ -284,21 +281,6 @@ impl Host {
     pub fn ping(&self, arguments: &str) -> bool {
         let arguments = format!("-n -c 1 -W 2 {arguments}");
         self.output("ping", &arguments).status.success()
-    }
-
-    /// Whether a TCP socket listens on `port`.
-    pub fn is_listening(&self, port: u16) -> bool {
-        let listening = |table: String| {
-            table.lines().skip(1).any(|line| {
-                let mut fields = line.split_whitespace().skip(1);
-                let local = fields.next().unwrap_or_default();
-                let state = fields.nth(1);
-                local.ends_with(&format!(":{port:04X}")) && state == Some("0A")
-            })
-        };
-        let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
-        let read = || tables.map(|table| fs::read_to_string(table).unwrap_or_default());
-        self.netns.run(read).unwrap().into_iter().any(listening)
     }
 
     /// What the daemon's HTTP port answers to `GET path`, headers included.
