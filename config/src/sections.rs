@@ -124,7 +124,7 @@ pub(crate) fn monitoring<'t>(
         .read(&section, "enable_metrics", boolean)
         .or(defaults.enable_metrics);
     let port = reader
-        .read(&section, "metrics_port", integer(2..=u16::MAX))
+        .read(&section, "metrics_port", integer(1..=u16::MAX))
         .or(defaults.metrics_port);
     let address = reader.read(&section, "metrics_address", parsed("an IP address"));
     if let Entry::Given(Found { value, at }) = &address

@@ -69,11 +69,14 @@ pub enum HandshakeError {
     /// The server closed the connection without a word, as it does with strangers.
     #[error("no answer (does the server know this client's key, and is its own key right here?)")]
     NoAnswer,
+    /// The connection ended before the peer was authenticated.
+    #[error("the peer left before it was authenticated")]
+    Abandoned,
 }
 
 impl HandshakeError {
     /// Every variant, in the order of [`Self::index`].
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Malformed,
         Self::Version,
         Self::NoCommonSuite,
@@ -86,6 +89,7 @@ impl HandshakeError {
         Self::TooLong,
         Self::Timeout,
         Self::NoAnswer,
+        Self::Abandoned,
     ];
 
     /// Position in [`Self::ALL`], for arrays of counters.
@@ -108,6 +112,7 @@ impl HandshakeError {
             Self::TooLong => "too_long",
             Self::Timeout => "timeout",
             Self::NoAnswer => "no_answer",
+            Self::Abandoned => "abandoned",
         }
     }
 }

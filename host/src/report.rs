@@ -110,7 +110,8 @@ const fn handshake_importance(error: HandshakeError) -> Importance {
         | HandshakeError::Unexpected
         | HandshakeError::TooLong
         | HandshakeError::Timeout
-        | HandshakeError::NoAnswer => Importance::Debug,
+        | HandshakeError::NoAnswer
+        | HandshakeError::Abandoned => Importance::Debug,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The protocol state of one TCP connection.
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use std::collections::VecDeque;
 
@@ -49,13 +49,19 @@ pub(super) struct Session {
     pub(super) mtu: u16,
     /// Entries that continue in the next packet of their stream.
     pub(super) partials: Vec<(u16, Partial)>,
+    /// Memory for the next of them.
+    pub(super) spare_partial: Option<Partial>,
+    /// The addresses the handshake granted.
+    pub(super) addresses: [Option<IpAddr>; 2],
     pub(super) upload: Option<TokenBucket>,
     pub(super) download: Option<TokenBucket>,
     pub(super) exchange: Exchange,
     /// When a client starts the next exchange; never on a server.
     pub(super) exchange_at: Instant,
-    /// When the last exchange began, for a server to refuse a flood of them.
-    pub(super) exchanged_at: Instant,
+    /// Exchanges that a server has answered, to refuse a flood of them.
+    pub(super) exchanges: u32,
+    /// When the handshake was done.
+    pub(super) began_at: Instant,
     /// When the next KeepAlive goes out.
     pub(super) keepalive_at: Instant,
     /// The agreed interval of exchanges.

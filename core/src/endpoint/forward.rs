@@ -154,7 +154,13 @@ impl Endpoint {
             return;
         };
         let error = match reason {
-            DropReason::TooBig => ip::packet_too_big(packet, &info, origin.session.mtu, from),
+            DropReason::TooBig => {
+                let mtu = self
+                    .path_mtu(&info)
+                    .unwrap_or(u16::MAX)
+                    .min(origin.session.mtu);
+                ip::packet_too_big(packet, &info, mtu, from)
+            }
             DropReason::TtlExpired => ip::time_exceeded(packet, &info, from),
             DropReason::NotConnected => ip::unreachable(packet, &info, Unreachable::Host, from),
             DropReason::Isolated => ip::unreachable(packet, &info, Unreachable::Prohibited, from),
@@ -167,6 +173,12 @@ impl Endpoint {
         self.stats.icmp_out += 1;
         let queued = self.queued_copy(error.as_bytes(), Offload::NONE, 0, now);
         origin.queue.push(queued, &mut self.pool, &mut self.stats);
+    }
+
+    /// The MTU of the session that a packet's destination belongs to, if it is a client's.
+    fn path_mtu(&self, info: &IpInfo) -> Option<u16> {
+        let peer = self.table.lookup(info.destination)?;
+        self.session_mtu(self.peers[peer.index()].connection?)
     }
 
     /// A pooled copy of `packet`, ready to be queued.

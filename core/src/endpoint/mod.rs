@@ -21,6 +21,7 @@
 
 mod client;
 mod connection;
+mod exchange;
 mod forward;
 mod receive;
 mod server;
@@ -167,6 +168,12 @@ impl Endpoint {
         Ok(id)
     }
 
+    /// A handshake that ended before its time.
+    fn abandoned(&mut self, error: HandshakeError) -> CloseReason {
+        self.count_handshake_failure(error);
+        CloseReason::Handshake(error)
+    }
+
     fn open(&mut self, remote: SocketAddr, state: State, now: Instant) -> ConnectionId {
         let limits = &self.config.limits;
         let id = self
@@ -186,7 +193,8 @@ impl Endpoint {
         let reason = match &connection.state {
             State::Closing(reason) => reason.clone(),
             State::Failed(error) => CloseReason::Handshake(*error),
-            State::AwaitServerHello(_) => CloseReason::Handshake(HandshakeError::NoAnswer),
+            State::AwaitServerHello(_) => self.abandoned(HandshakeError::NoAnswer),
+            State::AwaitHello | State::AwaitProof(_) => self.abandoned(HandshakeError::Abandoned),
             _ if clean => CloseReason::EndOfStream,
             _ => CloseReason::Socket,
         };
@@ -311,15 +319,16 @@ impl Endpoint {
         if let Some(at) = connection.armed_for {
             self.deadlines.remove(&(at, id));
         }
+        // Whoever has not proved to be that peer is nobody.
+        let is_stranger = connection.is_handshaking() && matches!(self.role, RoleState::Server(_));
+        let peer = connection.peer.filter(|_| !is_stranger);
         self.leave_session(&mut connection, now);
         connection.release(&mut self.pool, &mut self.stats);
         self.stats.connections_closed += 1;
         self.events.push_back(Event::Closed {
             id,
             remote: connection.remote,
-            peer: connection
-                .peer
-                .map(|peer| self.peers[peer.index()].stats.name.clone()),
+            peer: peer.map(|peer| self.peers[peer.index()].stats.name.clone()),
             reason: reason.clone(),
         });
         if let RoleState::Client(client) = &mut self.role {

@@ -1,13 +1,12 @@
 //! Bytes from sockets: cut into LLP packets, opened, and acted on.
 
-use super::connection::{Connection, Control, Exchange, State, Then};
+use super::connection::{Connection, Control, State};
 use super::forward::Origin;
 use super::{Endpoint, RoleState, TunSink};
 use crate::buffer::{Buffer, Class};
 use crate::error::{FrameError, HandshakeError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId};
 use crate::handshake::{MAX_HELLO_LEN, legacy_hello_len};
-use crate::session::respond;
 use crate::time::Instant;
 use crate::wire::{
     Ack, Disconnect, Flags, Frame, HEADER_LEN, Header, MAX_PAYLOAD_LEN, MAX_UNSEALED_LEN,
@@ -18,8 +17,6 @@ use crate::wire::{
 const MAX_RECORD_LEN: usize = HEADER_LEN + MAX_PAYLOAD_LEN;
 /// Streams of one connection with an unfinished entry: bounds what they hold to 256 KiB.
 const MAX_PARTIALS: usize = 4;
-/// A server accepts one exchange per this share of the interval.
-const EXCHANGE_FLOOR_DIVISOR: u32 = 4;
 
 /// What one step did with the bytes at hand.
 enum Step {
@@ -339,7 +336,9 @@ impl Endpoint {
                 self.handle_peer_packet(&mut origin, packet, offload, sink, now);
             })?;
         }
-        if !partial.is_empty() {
+        if partial.is_empty() {
+            session.spare_partial = Some(partial);
+        } else {
             if session.partials.len() >= MAX_PARTIALS {
                 return Err(ProtocolError::StreamLimit);
             }
@@ -394,101 +393,6 @@ impl Endpoint {
         if connection.control.len() > MAX_WAITING {
             return Err(ProtocolError::StreamLimit);
         }
-        Ok(())
-    }
-
-    fn process_ack(
-        &mut self,
-        connection: &mut Connection,
-        ack: Ack,
-        now: Instant,
-    ) -> Result<(), ProtocolError> {
-        let now_ms = self.timestamp_ms(now);
-        let Some(session) = connection.session_mut() else {
-            return Ok(());
-        };
-        if let Exchange::Answered { sequence, .. } = &session.exchange
-            && *sequence == Some(ack.sequence)
-        {
-            let answered = core::mem::replace(&mut session.exchange, Exchange::Idle);
-            if let Exchange::Answered { fresh, .. } = answered {
-                session.opener.mix(&fresh, now);
-                self.stats.exchanges += 1;
-            }
-            return Ok(());
-        }
-        // Our own timestamp comes back, so the peer's clock does not matter; an absurd one is a
-        // peer's joke and only spoils its own figure.
-        let sample = core::time::Duration::from_millis(now_ms.saturating_sub(ack.timestamp_ms));
-        let peer = session.peer;
-        let rtt = &mut self.peers[peer.index()].stats.rtt;
-        // RFC 6298, section 2: SRTT with alpha = 1/8.
-        *rtt = Some(rtt.map_or(sample, |srtt| srtt * 7 / 8 + sample / 8));
-        Ok(())
-    }
-
-    /// A client asks for a fresh exchange.
-    fn answer_exchange(
-        &mut self,
-        connection: &mut Connection,
-        payload: &[u8],
-        now: Instant,
-    ) -> Result<(), ProtocolError> {
-        if matches!(self.role, RoleState::Client(_)) {
-            return Err(ProtocolError::Unexpected);
-        }
-        let Some(session) = connection.session_mut() else {
-            return Ok(());
-        };
-        let floor = session.exchange_interval / EXCHANGE_FLOOR_DIVISOR;
-        if !matches!(session.exchange, Exchange::Idle) || now.since(session.exchanged_at) < floor {
-            return Err(ProtocolError::Exchange);
-        }
-        let (response, fresh) = respond(payload, &mut self.rng)?;
-        session.exchange = Exchange::Answered {
-            sequence: None,
-            fresh,
-        };
-        session.exchanged_at = now;
-        let then = Then::MixAnswered;
-        let packet_type = PacketType::HandshakeResponse;
-        connection.control.push_back(Control {
-            packet_type,
-            payload: response,
-            then,
-        });
-        Ok(())
-    }
-
-    /// The server's half of a fresh exchange: everything after it comes under the mixed key, and
-    /// the Ack is the last that goes out under the old one.
-    fn finish_exchange(
-        &mut self,
-        connection: &mut Connection,
-        sequence: u64,
-        payload: &[u8],
-        now: Instant,
-    ) -> Result<(), ProtocolError> {
-        let timestamp_ms = self.timestamp_ms(now);
-        let Some(session) = connection.session_mut() else {
-            return Ok(());
-        };
-        let started = core::mem::replace(&mut session.exchange, Exchange::Idle);
-        let Exchange::Started(init) = started else {
-            return Err(ProtocolError::Unexpected);
-        };
-        let fresh = init.finish(payload)?;
-        session.opener.mix(&fresh, now);
-        connection.control.push_back(Control {
-            packet_type: PacketType::Ack,
-            payload: Ack {
-                sequence,
-                timestamp_ms,
-            }
-            .encode()
-            .to_vec(),
-            then: Then::Mix(fresh),
-        });
         Ok(())
     }
 }

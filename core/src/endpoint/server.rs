@@ -304,18 +304,30 @@ impl Endpoint {
                 CloseReason::TooManySessions,
             );
             self.begin_closing(connection, Some(ending.0), ending.1, now);
-        } else if !self.has_address(peer) {
+        } else if !self.hold_addresses(connection, now) {
             let ending = (DisconnectCode::PoolEmpty, CloseReason::PoolEmpty);
             self.begin_closing(connection, Some(ending.0), ending.1, now);
         }
     }
 
-    fn has_address(&self, peer: PeerId) -> bool {
-        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &self.role)
+    /// Takes the granted addresses for good. Since the hello they may have gone to another, but
+    /// only if the pool is exhausted.
+    fn hold_addresses(&mut self, connection: &Connection, now: Instant) -> bool {
+        let (Role::Server(server), RoleState::Server(state), Some(session)) =
+            (&self.config.role, &mut self.role, connection.session())
         else {
             return true;
         };
-        server.peers[peer.index()].address_v4.is_some() || state.pool_v4.address(peer).is_some()
+        let known = &server.peers[session.peer.index()];
+        let [v4, v6] = session.addresses;
+        let holds_v4 = known.address_v4.is_some()
+            || v4.is_some() && state.pool_v4.lease(session.peer, v4, now) == v4;
+        let holds_v6 = known.address_v6.is_some()
+            || match &mut state.pool_v6 {
+                Some(pool) if v6.is_some() => pool.lease(session.peer, v6, now) == v6,
+                _ => true,
+            };
+        holds_v4 && holds_v6
     }
 
     /// A session ended: its leases may be given away, once nothing else is free.

@@ -1,5 +1,6 @@
 //! The life of a session: made, established, closed.
 
+use core::net::IpAddr;
 use core::time::Duration;
 
 use uuid::Uuid;
@@ -67,11 +68,17 @@ impl Endpoint {
             opener: Opener::new(master.traffic(receiving), suite, grant.rotation, now),
             mtu: grant.mtu,
             partials: Vec::new(),
+            spare_partial: None,
+            addresses: [
+                grant.address_v4.map(|network| IpAddr::V4(network.addr())),
+                grant.address_v6.map(|network| IpAddr::V6(network.addr())),
+            ],
             upload: bucket.clone(),
             download: bucket,
             exchange: Exchange::Idle,
             exchange_at,
-            exchanged_at: now,
+            exchanges: 0,
+            began_at: now,
             keepalive_at: now + self.config.limits.keepalive_interval,
             exchange_interval: grant.rotation.interval.max(MIN_EXCHANGE_INTERVAL),
         }

@@ -846,3 +846,119 @@ fn nobody_unproven_gets_memory_for_a_long_record() {
     let failed = net.server.stats().handshakes_failed[HandshakeError::TooLong.index()];
     assert_eq!(failed, 1);
 }
+
+/// Case 57: one of two unproven connections of a client ends, and the other one proves itself.
+#[test]
+fn an_address_is_held_whatever_other_hellos_of_the_client_came_to() {
+    let mut config = server_config(2);
+    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    let mut net = Net::new(
+        config,
+        vec![client_config(1), client_config(1), client_config(2)],
+    );
+    net.unreachable_for.extend([1, 2]);
+    net.settle();
+    // A hello of the same client from elsewhere, which never gets further.
+    let hello = net.link(0).up.transcript.clone();
+    let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
+    let now = net.now;
+    let source = ([198, 51, 100, 7], 1).into();
+    let id = net.server.handle_accepted(source, now).unwrap();
+    net.server.recv_buf(id).unwrap()[..len].copy_from_slice(&hello[..len]);
+    net.server.handle_received(id, len, &mut |_| true, now);
+    net.run(Duration::from_secs(120));
+    net.unreachable_for.remove(&2);
+    net.run(Duration::from_secs(60));
+    let own = net.address_v4(0);
+    net.send_from(SERVER, &udp(SERVER_ADDRESS, own, 1, b"still mine"));
+    net.settle();
+    assert_eq!(net.received[0].len(), 1);
+    assert!(net.received[2].is_empty());
+}
+
+/// Case 102: the sender learns the MTU of the way, not its own.
+#[test]
+fn packet_too_big_between_clients_names_the_receivers_mtu() {
+    let mut config = server_config(2);
+    server_of(&mut config).client_to_client = true;
+    let mut small = client_config(2);
+    small.mtu = 1300;
+    let mut net = Net::new(config, vec![client_config(1), small]);
+    net.settle();
+    let packet = udp(net.address_v4(0), net.address_v4(1), 5, &[0; 1350]);
+    net.send_from(0, &packet);
+    net.settle();
+    assert!(net.received[1].is_empty());
+    assert_eq!(net.received[0][0][26..28], 1300u16.to_be_bytes());
+}
+
+#[test]
+fn a_client_that_gets_no_answer_is_told_what_to_check() {
+    let mut net = Net::new(server_config(0), vec![client_config(1)]);
+    net.run(Duration::from_secs(11));
+    assert_eq!(
+        net.close_reasons(0)[0],
+        CloseReason::Handshake(HandshakeError::NoAnswer)
+    );
+}
+
+/// Case 44: what a stall holds back arrives at once, and is no flood.
+#[test]
+fn a_stall_longer_than_the_rotation_interval_ends_nothing() {
+    let mut server = server_config(1);
+    server.rotation.interval = Duration::from_secs(1);
+    let mut net = Net::new(server, vec![client_config(1)]);
+    net.run(Duration::from_millis(900));
+    for _ in 0..5 {
+        net.link(0).up.stalled_at = Some(1 << 20);
+        for _ in 0..70 {
+            let packet = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"held back");
+            net.send_from(0, &packet);
+            net.run(Duration::from_millis(100));
+        }
+        net.link(0).up.stalled_at = None;
+        net.run(Duration::from_millis(1100));
+    }
+    assert_eq!(net.server.stats().protocol_errors, 0);
+    assert_eq!(net.server.stats().sessions_established, 1);
+    assert_eq!(net.received_by_server.len(), 350);
+}
+
+#[test]
+fn an_exchange_more_often_than_agreed_ends_the_session() {
+    let mut server = server_config(1);
+    server.rotation.interval = Duration::from_secs(600);
+    let mut client = client_config(1);
+    client.rotation.interval = Duration::from_secs(600);
+    let mut net = Net::new(server, vec![client]);
+    net.settle();
+    for _ in 0..3 {
+        net.clients[0].exchange_now();
+        net.settle();
+    }
+    assert_eq!(
+        net.close_reasons(SERVER),
+        [CloseReason::Protocol(ProtocolError::Exchange)]
+    );
+}
+
+/// A stranger's name is not his to choose: a hello is no proof.
+#[test]
+fn an_unproven_connection_is_nobodys() {
+    let mut net = Net::connected(1);
+    let hello = net.link(0).up.transcript.clone();
+    let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
+    let now = net.now;
+    let source = ([198, 51, 100, 7], 1).into();
+    let id = net.server.handle_accepted(source, now).unwrap();
+    net.server.recv_buf(id).unwrap()[..len].copy_from_slice(&hello[..len]);
+    net.server.handle_received(id, len, &mut |_| true, now);
+    net.server.handle_disconnected(id, true, now);
+    net.settle();
+    let closed = net.events.iter().rev().find_map(|(_, event)| match event {
+        Event::Closed { peer, reason, .. } => Some((peer.clone(), reason.clone())),
+        _ => None,
+    });
+    let reason = CloseReason::Handshake(HandshakeError::Abandoned);
+    assert_eq!(closed, Some((None, reason)));
+}

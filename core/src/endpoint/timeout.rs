@@ -47,9 +47,9 @@ impl Endpoint {
             _ if connection.expires_at > now => None,
             State::Closing(reason) => Some(reason.clone()),
             State::Failed(error) => Some(CloseReason::Handshake(*error)),
-            State::AwaitHello | State::AwaitServerHello(_) | State::AwaitProof(_) => {
-                self.count_handshake_failure(HandshakeError::Timeout);
-                Some(CloseReason::Handshake(HandshakeError::Timeout))
+            State::AwaitServerHello(_) => Some(self.abandoned(HandshakeError::NoAnswer)),
+            State::AwaitHello | State::AwaitProof(_) => {
+                Some(self.abandoned(HandshakeError::Timeout))
             }
         }
     }

@@ -16,10 +16,13 @@
 //! An opener ends the session with [`ProtocolError::KeyOverused`](crate::error::ProtocolError)
 //! when the peer goes on under one key beyond [`OVERUSE_FACTOR`] times these bounds. It judges age
 //! when a record arrives, so a peer that was silent for hours has done nothing wrong as long as
-//! its next record is under the next key. The factor leaves two intervals for a record to arrive.
+//! its next record is under the next key; [`DELIVERY_ALLOWANCE`] is for records that a stalled
+//! connection held back.
 //!
 //! A fresh exchange ([`ExchangeInit`]) replaces the key of each direction as well, and flips
 //! KEY_PHASE like a rotation does.
+
+use core::time::Duration;
 
 mod epoch;
 mod exchange;
@@ -46,3 +49,7 @@ pub const KEY_RECORDS: u64 = 1 << 23;
 
 /// How far a peer may exceed each bound on the use of one key.
 pub const OVERUSE_FACTOR: u32 = 3;
+
+/// How much later than it was sealed a record may arrive before the age of its key is held
+/// against the peer: a TCP connection that has stalled for longer is given up.
+pub const DELIVERY_ALLOWANCE: Duration = Duration::from_secs(60);

@@ -1,7 +1,7 @@
 //! The receiving half of one direction.
 
 use super::epoch::Epoch;
-use super::{OVERUSE_FACTOR, SEQUENCE_LIMIT};
+use super::{DELIVERY_ALLOWANCE, OVERUSE_FACTOR, SEQUENCE_LIMIT};
 use crate::config::Rotation;
 use crate::crypto::{FreshSecret, Suite, TrafficSecret};
 use crate::error::{FrameError, ProtocolError};
@@ -91,7 +91,11 @@ impl Opener {
     }
 
     fn check_use(&self, header: &Header, now: Instant) -> Result<(), ProtocolError> {
-        let longest = self.rotation.interval.saturating_mul(OVERUSE_FACTOR);
+        let longest = self
+            .rotation
+            .interval
+            .saturating_mul(OVERUSE_FACTOR)
+            .saturating_add(DELIVERY_ALLOWANCE);
         let overused = self
             .epoch
             .is_used_up(header.payload_len, self.rotation, OVERUSE_FACTOR)
@@ -367,7 +371,7 @@ mod tests {
     fn a_peer_that_exceeds_the_age_of_a_key_is_refused() {
         let (mut sealer, mut opener) = pair(Suite::Hse, ETERNAL);
         opener.rotation = ROTATION;
-        let longest = START + 3 * SECOND;
+        let longest = START + 3 * SECOND + DELIVERY_ALLOWANCE;
         let record = seal(&mut sealer, b"", longest);
         assert!(open(&mut opener, &record, longest).is_ok());
         let record = seal(&mut sealer, b"", longest);

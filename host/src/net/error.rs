@@ -43,7 +43,7 @@ pub enum NetError {
     },
     /// The tunnel has an IPv6 address, and the kernel no IPv6.
     #[error(
-        "IPv6 is disabled in the kernel: remove the tunnel's IPv6 addresses, \
+        "IPv6 is disabled in the kernel: set network.enable_ipv6 = false, \
          or enable it (net.ipv6.conf.default.disable_ipv6=0, no ipv6.disable=1 at boot)"
     )]
     Ipv6Disabled,
