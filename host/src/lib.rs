@@ -6,6 +6,8 @@
 pub mod cli;
 pub mod clock;
 pub mod daemon;
+#[cfg(target_os = "linux")]
+pub mod demo;
 pub mod dial;
 pub mod keytool;
 pub mod listen;
@@ -13,6 +15,8 @@ pub mod log;
 pub mod metrics;
 #[cfg(target_os = "linux")]
 pub mod net;
+#[cfg(target_os = "linux")]
+pub mod netns;
 pub mod pump;
 pub mod report;
 pub mod signal;

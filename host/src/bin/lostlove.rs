@@ -1,4 +1,4 @@
-//! `lostlove`: keys and profiles.
+//! `lostlove`: keys, profiles and a demonstration.
 
 use std::ffi::OsStr;
 use std::io::{self, Write as _};
@@ -8,9 +8,10 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use lostlove_config::{ConfigError, Endpoint, Routes};
 use lostlove_host::cli::{Exit, Role, print_usage};
+use lostlove_host::demo;
 use lostlove_host::keytool::{self, AddPeer, KeytoolError};
 
-/// Keys and profiles for the LostLove VPN
+/// Keys, profiles and a demonstration for the LostLove VPN
 #[derive(Parser)]
 #[command(name = "lostlove", version, after_help = EXIT_CODES)]
 struct Cli {
@@ -31,6 +32,9 @@ enum Command {
     Genpsk,
     /// Add a client to a server's configuration and write the client's profile
     AddPeer(AddPeerArgs),
+    /// Show a server and a client at work on this machine, with or without root, and leave nothing
+    /// behind
+    Demo(demo::Options),
 }
 
 #[derive(Args)]
@@ -59,14 +63,13 @@ fn default_config() -> &'static OsStr {
 }
 
 fn main() -> ExitCode {
-    let exit = match Cli::try_parse() {
+    match Cli::try_parse() {
         Ok(cli) => run(cli.command),
-        Err(error) => print_usage(&error),
-    };
-    exit.into()
+        Err(error) => print_usage(&error).into(),
+    }
 }
 
-fn run(command: Command) -> Exit {
+fn run(command: Command) -> ExitCode {
     let result = match command {
         Command::Genkey => {
             warn_if_exposed();
@@ -78,12 +81,13 @@ fn run(command: Command) -> Exit {
             keytool::genpsk(&mut io::stdout())
         }
         Command::AddPeer(args) => add_peer(args),
+        Command::Demo(options) => return demo::run(&options),
     };
     match result {
-        Ok(()) => Exit::Success,
+        Ok(()) => Exit::Success.into(),
         Err(error) => {
             say(&format!("lostlove: {error}{}", advice(&error)));
-            Exit::from(&error)
+            Exit::from(&error).into()
         }
     }
 }

@@ -1,0 +1,3 @@
+# LostLove on mio with its default suite, HSE.
+SUITE=hse DRIVER=
+. "$(dirname "$1")/_lostlove.sh"

@@ -1,0 +1,132 @@
+//! A daemon under test.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use lostlove_host::netns::Netns;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{await_some, await_true};
+
+/// A running daemon. Dropping it kills it; during a panic its log is printed as well.
+pub struct Daemon {
+    name: String,
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Daemon {
+    /// Starts `program` with its configuration.
+    pub fn start(name: &str, program: &Path, netns: &Netns, config: &Path) -> Self {
+        let level = std::env::var("LOSTLOVE_TEST_LOG").unwrap_or_else(|_| "info".to_owned());
+        let mut child = netns
+            .command(program)
+            .args(["--log-level", &level, "--config"])
+            .arg(config)
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let sink = Arc::clone(&log);
+        let reader = thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                sink.lock().unwrap().push(line);
+            }
+        });
+        Self {
+            name: name.to_owned(),
+            child,
+            log,
+            reader: Some(reader),
+        }
+    }
+
+    /// Waits until a line of its log contains `text`, whatever the case, and returns the line.
+    #[track_caller]
+    pub fn await_log(&self, text: &str) -> String {
+        let text = text.to_lowercase();
+        await_some(&format!("`{text}` in the log of {}", self.name), || {
+            let log = self.log.lock().unwrap();
+            let line = log.iter().find(|line| line.to_lowercase().contains(&text));
+            line.cloned()
+        })
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its resident memory, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let mut lines = status.lines();
+        let text = lines.find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        text.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.pid()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+    }
+
+    /// Kills it as a crash would, without a chance to clean up.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits until it has ended and its log is complete.
+    #[track_caller]
+    pub fn await_exit(&mut self) -> ExitStatus {
+        let mut status = None;
+        await_true(&format!("end of {}", self.name), || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        status.unwrap()
+    }
+
+    /// Asks it to end with SIGTERM and waits until it has.
+    #[track_caller]
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.await_exit()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Both fail only if it has already ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        if thread::panicking() {
+            eprintln!("--- log of {} ---\n{}", self.name, self.log());
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Exit codes and messages of both daemons before they start to work. Needs no root.
+#![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use lostlove_core::crypto::SecretKey;
+use lostlove_tests::{Driver, Settings};
+use tempfile::TempDir;
+
+#[test]
+fn a_good_file_passes_the_check() {
+    let dir = Directory::new();
+    for (program, settings) in dir.daemons() {
+        let output = dir.check(&program, &settings);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
+}
+
+#[test]
+fn a_bad_value_is_named_with_its_place() {
+    let dir = Directory::new();
+    for (program, mut settings) in dir.daemons() {
+        let output = dir.check(&program, settings.set("network.mtu", 100));
+        assert_eq!(output.status.code(), Some(78));
+        let text = String::from_utf8(output.stderr).unwrap();
+        let line = 1 + settings
+            .to_string()
+            .lines()
+            .position(|it| it == "mtu = 100")
+            .unwrap();
+        assert!(text.contains(&format!("config.toml:{line}:")), "{text}");
+        assert!(text.contains("network.mtu"), "{text}");
+        assert!(text.contains("576"), "{text}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_the_nearest_name() {
+    let dir = Directory::new();
+    for (program, mut settings) in dir.daemons() {
+        let output = dir.check(&program, settings.set("network.tun_nane", "\"x\""));
+        assert_eq!(output.status.code(), Some(78));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains("tun_name"), "{text}");
+    }
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused_and_never_shown() {
+    let dir = Directory::new();
+    let key = dir.path().join("private.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    for (program, settings) in dir.daemons() {
+        let output = dir.check(&program, &settings);
+        assert_eq!(output.status.code(), Some(78));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains("private.key"), "{text}");
+        assert!(
+            !text.contains(fs::read_to_string(&key).unwrap().trim()),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_missing_file_is_bad_configuration() {
+    let dir = Directory::new();
+    for (program, _) in dir.daemons() {
+        let output = run(
+            &program,
+            &["--check-config", "--config", "/nonexistent.toml"],
+        );
+        assert_eq!(output.status.code(), Some(78), "{output:?}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_a_usage_error() {
+    let dir = Directory::new();
+    for (program, _) in dir.daemons() {
+        assert_eq!(run(&program, &["--nonsense"]).status.code(), Some(2));
+        assert_eq!(
+            run(&program, &["--log-level", "loud"]).status.code(),
+            Some(2)
+        );
+        assert_eq!(run(&program, &["--help"]).status.code(), Some(0));
+        assert_eq!(run(&program, &["--version"]).status.code(), Some(0));
+    }
+}
+
+/// Case 101: without the right to make a device.
+#[test]
+fn missing_permission_is_said_and_has_its_own_exit_code() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let dir = Directory::new();
+    for (program, settings) in dir.daemons() {
+        let config = dir.write(&settings);
+        let output = Command::new("setpriv")
+            .args(["--bounding-set=-all", "--inh-caps=-all"])
+            .arg(&program)
+            .arg("--config")
+            .arg(&config)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(77), "{output:?}");
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+/// A key and configurations of both daemons.
+struct Directory(TempDir);
+
+impl Directory {
+    fn new() -> Self {
+        let directory = Self(TempDir::new().unwrap());
+        let key = directory.path().join("private.key");
+        fs::write(&key, &*SecretKey::from_bytes([1; 32]).to_base64()).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        directory
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn daemons(&self) -> [(std::path::PathBuf, Settings); 2] {
+        let mut server = Settings::default();
+        server
+            .set("network.mtu", 1400)
+            .set("security.private_key_file", "\"private.key\"");
+        let mut client = Settings::default();
+        let public_key = SecretKey::from_bytes([2; 32]).public_key();
+        client
+            .set("client.server", "\"192.0.2.1:8443\"")
+            .set("client.server_public_key", format!("\"{public_key}\""))
+            .set("client.private_key_file", "\"private.key\"");
+        [
+            (Driver::of_server().server(), server),
+            (Driver::of_client().client(), client),
+        ]
+    }
+
+    fn write(&self, settings: &Settings) -> std::path::PathBuf {
+        let path = self.path().join("config.toml");
+        fs::write(&path, settings.to_string()).unwrap();
+        path
+    }
+
+    fn check(&self, program: &Path, settings: &Settings) -> Output {
+        let config = self.write(settings);
+        run(
+            program,
+            &["--check-config", "--config", config.to_str().unwrap()],
+        )
+    }
+}
+
+fn run(program: &Path, arguments: &[&str]) -> Output {
+    Command::new(program).args(arguments).output().unwrap()
+}

@@ -1,0 +1,76 @@
+//! `lostlove demo` as root and as somebody without any rights.
+#![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+
+use lostlove_tests::Driver;
+use lostlove_tests::programs::program;
+use tempfile::TempDir;
+
+#[test]
+fn the_demo_works_as_root_and_leaves_nothing_behind() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let before = run_files();
+    let output = Command::new(program("lostlove"))
+        .args(["demo", "--megabytes", "20"])
+        .output()
+        .unwrap();
+    assert_good(&output);
+    assert_eq!(run_files(), before);
+}
+
+#[test]
+fn the_demo_works_without_root() {
+    // Where nobody may read the build directory, copies are needed.
+    let dir = TempDir::new().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for source in [
+        program("lostlove"),
+        Driver::Mio.server(),
+        Driver::Mio.client(),
+    ] {
+        fs::copy(&source, dir.path().join(source.file_name().unwrap())).unwrap();
+    }
+    let demo = dir.path().join("lostlove");
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command.arg(demo);
+        command
+    } else {
+        Command::new(demo)
+    };
+    let output = command
+        .args(["demo", "--megabytes", "20", "--suite", "aes-256-gcm"])
+        .output()
+        .unwrap();
+    if output.status.code() == Some(77) {
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("user namespaces"), "{text}");
+        eprintln!("skipped: {text}");
+        return;
+    }
+    assert_good(&output);
+}
+
+#[track_caller]
+fn assert_good(output: &Output) {
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("100 of 100      100 of 100"), "{text}");
+    assert!(text.contains("equal           equal"), "{text}");
+}
+
+/// Where daemons keep their state, and the demo its keys.
+fn run_files() -> BTreeSet<String> {
+    fs::read_dir("/run")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect()
+}

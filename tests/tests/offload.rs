@@ -1,0 +1,74 @@
+//! Segmentation and checksum offload of the TUN devices, on and off at each end.
+//!
+//! ```text
+//!  client0 --- wire0 --- server
+//!  client1 --- wire1 ------'
+//! ```
+
+use lostlove_tests::Lab;
+use lostlove_tests::lab::{SERVER_V4, SERVER_V6, client_v4, client_v6};
+use lostlove_tests::traffic::{tcp, udp_echo};
+
+/// Case 103: the same payload arrives in every combination.
+fn everything_arrives(server: bool, client: bool) {
+    let Some(lab) = Lab::new(1) else { return };
+    let mut settings = lab.server_settings();
+    let _server = lab.start_server(settings.set("network.offload", server));
+    let mut settings = lab.client_settings(0);
+    let _client = lab.start_client(0, settings.set("network.offload", client));
+    let (server, client) = (&lab.server, &lab.clients[0]);
+    client.await_ping(SERVER_V4);
+    for (from, to, address) in [
+        (client, server, SERVER_V4),
+        (client, server, SERVER_V6),
+        (server, client, client_v4(0)),
+        (server, client, client_v6(0)),
+    ] {
+        assert!(
+            tcp(from, to, address, 20_000_000).intact,
+            "TCP to {address}"
+        );
+        let lost = udp_echo(from, to, address, &[0, 1, 1352, 20_000]);
+        assert_eq!(lost, [], "UDP to {address}");
+    }
+}
+
+#[test]
+fn offload_at_both_ends() {
+    everything_arrives(true, true);
+}
+
+#[test]
+fn offload_at_the_server_only() {
+    everything_arrives(true, false);
+}
+
+#[test]
+fn offload_at_the_client_only() {
+    everything_arrives(false, true);
+}
+
+#[test]
+fn no_offload() {
+    everything_arrives(false, false);
+}
+
+/// A super-packet from a client with offload reaches one without, which must segment it, and the
+/// other way round.
+#[test]
+fn clients_with_and_without_offload_reach_each_other() {
+    let Some(lab) = Lab::new(2) else { return };
+    let mut settings = lab.server_settings();
+    let _server = lab.start_server(settings.set("network.client_to_client", true));
+    let _clients = [(0, true), (1, false)].map(|(index, offload)| {
+        let mut settings = lab.client_settings(index);
+        lab.start_client(index, settings.set("network.offload", offload))
+    });
+    let [first, second] = &lab.clients[..] else {
+        unreachable!("two clients")
+    };
+    first.await_ping(SERVER_V4);
+    second.await_ping(SERVER_V4);
+    assert!(tcp(first, second, client_v4(1), 20_000_000).intact);
+    assert!(tcp(second, first, client_v6(0), 20_000_000).intact);
+}

@@ -1,0 +1,171 @@
+//! What goes through the tunnel: pings, TCP, UDP, every packet size.
+//!
+//! ```text
+//!  client0 --- wire --- server
+//! ```
+
+use std::net::IpAddr;
+
+use lostlove_tests::lab::{SERVER_V4, SERVER_V6, client_v4, client_v6};
+use lostlove_tests::traffic::{Stream, tcp, udp_echo};
+use lostlove_tests::{Lab, Settings};
+
+const MEGABYTE: u64 = 1_000_000;
+
+#[test]
+fn both_ends_answer_pings_in_both_families() {
+    let Some(lab) = Lab::new(1) else { return };
+    let _tunnel = lab.start();
+    for address in [SERVER_V4, SERVER_V6] {
+        assert!(lab.clients[0].ping(&address.to_string()), "{address}");
+    }
+    for address in [client_v4(0), client_v6(0)] {
+        assert!(lab.server.ping(&address.to_string()), "{address}");
+    }
+}
+
+#[test]
+fn two_hundred_megabytes_arrive_intact_upwards() {
+    let Some(lab) = Lab::new(1) else { return };
+    let _tunnel = lab.start();
+    let transfer = tcp(&lab.clients[0], &lab.server, SERVER_V4, 200 * MEGABYTE);
+    assert!(transfer.intact);
+}
+
+#[test]
+fn two_hundred_megabytes_arrive_intact_downwards() {
+    let Some(lab) = Lab::new(1) else { return };
+    let _tunnel = lab.start();
+    let transfer = tcp(&lab.server, &lab.clients[0], client_v6(0), 200 * MEGABYTE);
+    assert!(transfer.intact);
+}
+
+#[test]
+fn both_directions_and_families_at_once_arrive_intact() {
+    let Some(lab) = Lab::new(1) else { return };
+    let _tunnel = lab.start();
+    let (server, client) = (&lab.server, &lab.clients[0]);
+    let streams = [
+        Stream::start(client, server, SERVER_V4),
+        Stream::start(client, server, SERVER_V6),
+        Stream::start(server, client, client_v4(0)),
+        Stream::start(server, client, client_v6(0)),
+    ];
+    for stream in &streams {
+        stream.await_progress(10 * MEGABYTE);
+    }
+    for stream in streams {
+        assert!(stream.finish().intact);
+    }
+}
+
+#[test]
+fn datagrams_of_every_size_come_back_in_both_families() {
+    let Some(lab) = Lab::new(1) else { return };
+    let _tunnel = lab.start();
+    // The last two are sent in fragments.
+    let sizes = [0, 1, 2, 63, 512, 1232, 1352, 1372, 9000, 60_000];
+    let (server, client) = (&lab.server, &lab.clients[0]);
+    for (from, to, address) in [
+        (client, server, SERVER_V4),
+        (client, server, SERVER_V6),
+        (server, client, client_v4(0)),
+        (server, client, client_v6(0)),
+    ] {
+        assert_eq!(udp_echo(from, to, address, &sizes), [], "to {address}");
+    }
+}
+
+/// Every size around a boundary up to the MTU; one more byte is refused.
+#[test]
+fn every_packet_size_up_to_the_mtu_passes() {
+    let Some(lab) = Lab::new(1) else { return };
+    let _tunnel = lab.start();
+    let sizes = |max: usize| {
+        let powers = (4..11).flat_map(|bits| [(1 << bits) - 1, 1 << bits, (1 << bits) + 1]);
+        let last = [1232, 1233, max - 2, max - 1, max];
+        (0..4).chain(powers).chain(last).collect::<Vec<_>>()
+    };
+    for (address, headers) in [(SERVER_V4, 28), (SERVER_V6, 48)] {
+        let max = 1400 - headers;
+        let passes = |size| lab.clients[0].ping(&format!("-M do -s {size} {address}"));
+        let lost: Vec<_> = sizes(max)
+            .into_iter()
+            .filter(|size| !passes(*size))
+            .collect();
+        assert_eq!(lost, [], "{address}");
+        assert!(!passes(max + 1), "{address}");
+    }
+}
+
+/// Case 102: a packet that is too long for the other end's device.
+#[test]
+fn a_packet_beyond_the_other_ends_mtu_is_answered_with_that_mtu() {
+    let Some(lab) = Lab::new(1) else { return };
+    let _server = lab.start_server(&lab.server_settings());
+    let _client = lab.start_client(0, lab.client_settings(0).set("network.mtu", 1300));
+    lab.clients[0].await_ping(SERVER_V4);
+
+    // The kernel remembers what it was told, so the first request alone shows the answer.
+    let ping = |size: usize, address: IpAddr| {
+        let arguments = format!("-n -c 1 -W 2 -M do -s {size} {address}");
+        lab.server.text("ping", &arguments)
+    };
+    let answer = ping(1400 - 28, client_v4(0));
+    assert!(
+        answer.contains("mtu = 1300") || answer.contains("mtu=1300"),
+        "{answer}"
+    );
+    let answer = ping(1400 - 48, client_v6(0));
+    assert!(
+        answer.contains("mtu=1300") || answer.contains("mtu = 1300"),
+        "{answer}"
+    );
+    assert!(
+        lab.server
+            .ping(&format!("-M do -s {} {}", 1300 - 28, client_v4(0)))
+    );
+    assert!(
+        lab.server
+            .ping(&format!("-M do -s {} {}", 1300 - 48, client_v6(0)))
+    );
+
+    let transfer = tcp(&lab.server, &lab.clients[0], client_v4(0), 20 * MEGABYTE);
+    assert!(transfer.intact);
+}
+
+/// Case 45: keys are replaced hundreds of times under load, and nothing is lost.
+#[test]
+fn rotation_under_load_loses_nothing() {
+    let Some(lab) = Lab::new(1) else { return };
+    let often = |mut settings: Settings| {
+        settings.set("security.rotate_bytes", 100_000);
+        settings.set("security.rotate_interval", 1);
+        settings
+    };
+    let _server = lab.start_server(&often(lab.server_settings()));
+    let _client = lab.start_client(0, &often(lab.client_settings(0)));
+    let (server, client) = (&lab.server, &lab.clients[0]);
+    client.await_ping(SERVER_V4);
+    // Queues may drop by design, but not where nothing can fill them: pings, one at a time.
+    let streams = [
+        Stream::start(client, server, SERVER_V4),
+        Stream::start(server, client, client_v6(0)),
+    ];
+    for stream in &streams {
+        stream.await_progress(100 * MEGABYTE);
+    }
+    for stream in streams {
+        assert!(stream.finish().intact);
+    }
+    let arguments = format!("-n -i 0.01 -c 200 -W 2 -q {SERVER_V4}");
+    let answer = client.text("ping", &arguments);
+    assert!(answer.contains(" 0% packet loss"), "{answer}");
+
+    server.await_metric("lostlove_key_rotations_total", 500.0);
+    server.await_metric("lostlove_key_exchanges_total", 1.0);
+    assert_eq!(
+        server.metric("lostlove_sessions_established_total"),
+        Some(1.0)
+    );
+}
