@@ -136,6 +136,11 @@ pub fn flush(
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => return Progress::Blocked,
                 io::ErrorKind::Interrupted => {}
+                // The peer has closed. What it said before, a Disconnect for instance, can still
+                // be read, and the end of the connection is found there.
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                    return Progress::Blocked;
+                }
                 _ => {
                     tracing::debug!(%id, %error, "socket write");
                     endpoint.handle_disconnected(id, false, now);
@@ -145,6 +150,19 @@ pub fn flush(
         }
     }
     Progress::Ready
+}
+
+/// Reads and forgets what a socket has received, before it is closed: closing a socket with unread
+/// bytes resets the connection, and what was said last would not arrive.
+pub fn discard(mut socket: impl Read) {
+    let mut buf = [0; 16 * 1024];
+    let mut budget = BUDGET_BYTES;
+    while budget > 0 {
+        match socket.read(&mut buf) {
+            Ok(0) | Err(_) => return,
+            Ok(len) => budget = budget.saturating_sub(len),
+        }
+    }
 }
 
 /// Reads packets from the TUN device and routes them. `flush` is called for a connection that

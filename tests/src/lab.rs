@@ -1,5 +1,6 @@
 //! The machines of a test: namespaces, wires, addresses, keys, files.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
@@ -142,14 +143,11 @@ impl Lab {
         settings
     }
 
-    /// Starts the server and waits until it listens.
+    /// Starts the server and waits until it says that it listens: by then its network is set up.
     #[track_caller]
     pub fn start_server(&self, settings: &Settings) -> Daemon {
-        let mut daemon = self.server.start(&Driver::of_server().server(), settings);
-        await_true("listening server", || {
-            assert!(daemon.is_running(), "the server ended at its start");
-            self.server.is_listening(PORT)
-        });
+        let daemon = self.server.start(&Driver::of_server().server(), settings);
+        daemon.await_log(" listening ");
         daemon
     }
 
@@ -285,21 +283,6 @@ impl Host {
         self.output("ping", &arguments).status.success()
     }
 
-    /// Whether a TCP socket listens on `port`.
-    pub fn is_listening(&self, port: u16) -> bool {
-        let listening = |table: String| {
-            table.lines().skip(1).any(|line| {
-                let mut fields = line.split_whitespace().skip(1);
-                let local = fields.next().unwrap_or_default();
-                let state = fields.nth(1);
-                local.ends_with(&format!(":{port:04X}")) && state == Some("0A")
-            })
-        };
-        let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
-        let read = || tables.map(|table| fs::read_to_string(table).unwrap_or_default());
-        self.netns.run(read).unwrap().into_iter().any(listening)
-    }
-
     /// What the daemon's HTTP port answers to `GET path`, headers included.
     pub fn http(&self, path: &str) -> String {
         let mut text = String::new();
@@ -334,26 +317,47 @@ impl Host {
         });
     }
 
-    /// Everything of the network that a daemon might change: addresses, links, routes, policy
-    /// rules, firewall, sysctls, DNS.
-    pub fn network_state(&self) -> String {
-        let mut state = String::new();
-        for arguments in [
-            "-o link show",
-            "-o address show",
-            "route show table all",
-            "-6 route show table all",
-            "rule show",
-            "-6 rule show",
+    /// Everything of the network that a daemon might change, line by line: links, addresses,
+    /// routes, policy rules, firewall, sysctls, DNS.
+    pub fn network_state(&self) -> NetworkState {
+        let mut lines = BTreeSet::new();
+        let mut add = |what: &str, text: &str| {
+            // The kernel makes link-local addresses whenever it sees fit.
+            let stable = text.lines().filter(|line| !line.contains("fe80:"));
+            lines.extend(stable.map(|line| format!("{what}: {line}")));
+        };
+        for (program, arguments) in [
+            ("ip", "-o link show"),
+            ("ip", "-o address show"),
+            ("ip", "route show table all"),
+            ("ip", "-6 route show table all"),
+            ("ip", "rule show"),
+            ("ip", "-6 rule show"),
+            ("nft", "list ruleset"),
         ] {
-            state += &format!("ip {arguments}\n{}", self.text("ip", arguments));
+            add(arguments, &self.text(program, arguments));
         }
-        state += &self.text("nft", "list ruleset");
         let sysctls = || SYSCTLS.map(|path| fs::read_to_string(path).unwrap_or_default());
         for (path, value) in SYSCTLS.iter().zip(self.netns.run(sysctls).unwrap()) {
-            state += &format!("{path} = {value}");
+            add(path, &value);
         }
-        state + &self.resolv_conf()
+        add("resolv.conf", &self.resolv_conf());
+        NetworkState(lines)
+    }
+}
+
+/// The state of a host's network at one moment.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NetworkState(BTreeSet<String>);
+
+impl NetworkState {
+    /// Fails with the lines that came or went since `before`.
+    #[track_caller]
+    pub fn assert_same_as(&self, before: &Self) {
+        let gone = before.0.difference(&self.0).map(|line| format!("- {line}"));
+        let new = self.0.difference(&before.0).map(|line| format!("+ {line}"));
+        let changes: Vec<_> = gone.chain(new).collect();
+        assert!(changes.is_empty(), "not restored:\n{}", changes.join("\n"));
     }
 }
 

@@ -141,7 +141,8 @@ fn a_full_tunnel_reaches_the_internet_through_the_servers_address() {
     let _server = lab.start_server(settings.set("network.nat", true));
     let mut settings = lab.client_settings(0);
     let _client = lab.start_client(0, settings.set("client.routes", quoted("full")));
-    client.await_ping(SERVER_V4);
+    // Until the tunnel is up, the default route leads to the same address.
+    client.await_ping_on_device(SERVER_V4, DEVICE);
 
     for (address, seen) in [
         (INTERNET_V4, "203.0.113.1"),

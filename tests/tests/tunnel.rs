@@ -63,8 +63,8 @@ fn both_directions_and_families_at_once_arrive_intact() {
 fn datagrams_of_every_size_come_back_in_both_families() {
     let Some(lab) = Lab::new(1) else { return };
     let _tunnel = lab.start();
-    // The last two are sent in fragments.
-    let sizes = [0, 1, 2, 63, 512, 1232, 1352, 1372, 9000, 60_000];
+    // The last two are sent in fragments, as many as the device's short queue takes at once.
+    let sizes = [0, 1, 2, 63, 512, 1232, 1352, 1372, 9000, 20_000];
     let (server, client) = (&lab.server, &lab.clients[0]);
     for (from, to, address) in [
         (client, server, SERVER_V4),
@@ -72,7 +72,8 @@ fn datagrams_of_every_size_come_back_in_both_families() {
         (server, client, client_v4(0)),
         (server, client, client_v6(0)),
     ] {
-        assert_eq!(udp_echo(from, to, address, &sizes), [], "to {address}");
+        let lost = udp_echo(from, to, address, &sizes);
+        assert!(lost.is_empty(), "{lost:?} to {address}");
     }
 }
 
@@ -93,7 +94,7 @@ fn every_packet_size_up_to_the_mtu_passes() {
             .into_iter()
             .filter(|size| !passes(*size))
             .collect();
-        assert_eq!(lost, [], "{address}");
+        assert!(lost.is_empty(), "{lost:?} to {address}");
         assert!(!passes(max + 1), "{address}");
     }
 }
@@ -106,7 +107,7 @@ fn a_packet_beyond_the_other_ends_mtu_is_answered_with_that_mtu() {
     let _client = lab.start_client(0, lab.client_settings(0).set("network.mtu", 1300));
     lab.clients[0].await_ping(SERVER_V4);
 
-    // The kernel remembers what it was told, so the first request alone shows the answer.
+    // The kernel remembers what it was told: only the first request shows the answer.
     let ping = |size: usize, address: IpAddr| {
         let arguments = format!("-n -c 1 -W 2 -M do -s {size} {address}");
         lab.server.text("ping", &arguments)

@@ -129,6 +129,7 @@ impl Endpoint {
             .connection
             .ok_or(DropReason::NotConnected)?;
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
+        ip::mss_clamp(packet, info, offload, mtu);
         if ip::max_segment_len(packet, info, offload) > usize::from(mtu) {
             return Err(DropReason::TooBig);
         }
@@ -148,9 +149,7 @@ impl Endpoint {
         reason: DropReason,
         now: Instant,
     ) {
-        let (Ok(info), Role::Server(_)) = (ip::parse(packet), &self.config.role) else {
-            return;
-        };
+        let Ok(info) = ip::parse(packet) else { return };
         let Some(from) = self.own_address(&info) else {
             return;
         };

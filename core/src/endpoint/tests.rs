@@ -226,6 +226,20 @@ fn a_packet_beyond_the_clients_mtu_is_answered_with_packet_too_big() {
     );
 }
 
+#[test]
+fn a_syn_towards_a_client_with_a_small_mtu_is_clamped() {
+    let mut client = client_config(1);
+    client.mtu = 1300;
+    let mut net = Net::new(server_config(1), vec![client]);
+    net.settle();
+    let mut syn = tcp_super_packet(SERVER_ADDRESS, net.address_v4(0), 44);
+    (syn[32], syn[33]) = (0x60, 0x02);
+    syn[40..44].copy_from_slice(&[2, 4, 0x05, 0xb4]);
+    net.send_from(SERVER, &syn);
+    net.settle();
+    assert_eq!(net.received[0][0][42..44], 1260u16.to_be_bytes());
+}
+
 /// Case 22: a recorded ClientHello buys nothing.
 #[test]
 fn a_replayed_hello_neither_makes_a_session_nor_disturbs_the_real_one() {

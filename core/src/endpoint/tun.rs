@@ -74,6 +74,10 @@ impl Endpoint {
             return Err(DropReason::NotConnected);
         };
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
+        if mtu < self.config.mtu {
+            // The device's own MTU is larger, so nobody else tells the two ends.
+            ip::mss_clamp(self.tun_buffer.used_mut(), &info, offload, mtu);
+        }
         if ip::max_segment_len(self.tun_buffer.used(), &info, offload) > usize::from(mtu) {
             self.reply_too_big(&info, mtu, now);
             return Err(DropReason::TooBig);
@@ -128,21 +132,18 @@ impl Endpoint {
     }
 
     fn reply_unreachable(&mut self, info: &IpInfo, why: Unreachable, now: Instant) {
-        let Some(from) = self.own_address(info) else {
-            return;
-        };
-        let reply = ip::unreachable(self.tun_buffer.used(), info, why, from);
+        let reply = ip::unreachable(self.tun_buffer.used(), info, why, info.destination);
         self.reply(reply, now);
     }
 
     fn reply_too_big(&mut self, info: &IpInfo, mtu: u16, now: Instant) {
-        let Some(from) = self.own_address(info) else {
-            return;
-        };
-        let reply = ip::packet_too_big(self.tun_buffer.used(), info, mtu, from);
+        let reply = ip::packet_too_big(self.tun_buffer.used(), info, mtu, info.destination);
         self.reply(reply, now);
     }
 
+    /// Leaves an ICMP error for the TUN device. It must not come from this end's own address: a
+    /// kernel drops what arrives from an address of its own, and with it what it forwarded for
+    /// others would go unanswered. So it comes from the packet's destination.
     fn reply(&mut self, reply: Option<IcmpPacket>, now: Instant) {
         if let Some(reply) = reply
             && self.icmp_bucket.try_spend(1, now)
@@ -152,15 +153,15 @@ impl Endpoint {
         }
     }
 
-    /// The address in whose name ICMP errors about `info` are written. A client has no router's
-    /// address of its own and speaks as the packet's destination.
+    /// The router's address in the family of `info`, for ICMP errors that go to a peer.
     pub(super) fn own_address(&self, info: &IpInfo) -> Option<IpAddr> {
         match (&self.config.role, info.destination) {
             (Role::Server(server), IpAddr::V4(_)) => Some(IpAddr::V4(server.address_v4.addr())),
             (Role::Server(server), IpAddr::V6(_)) => {
                 server.address_v6.map(|network| IpAddr::V6(network.addr()))
             }
-            (Role::Client(_), destination) => Some(destination),
+            // A client routes nothing for others.
+            (Role::Client(_), _) => None,
         }
     }
 }

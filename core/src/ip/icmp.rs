@@ -82,7 +82,7 @@ impl Unreachable {
 /// (RFC 4443, section 3.2).
 ///
 /// `from` is this router's address. None where no error may be sent, and for IPv4 packets
-/// without DF, whose sender would not know what to do with it. See [`unreachable`] for the rest.
+/// without DF, whose sender would not know what to do with it. See [`unreachable()`] for the rest.
 pub fn packet_too_big(
     original: &[u8],
     info: &IpInfo,
@@ -118,7 +118,7 @@ pub fn unreachable(
     build(original, info, from, error)
 }
 
-/// "Time exceeded in transit". None as for [`unreachable`].
+/// "Time exceeded in transit". None as for [`unreachable()`].
 pub fn time_exceeded(original: &[u8], info: &IpInfo, from: IpAddr) -> Option<IcmpPacket> {
     let error = match info.version {
         Version::V4 => Error::new(11, 0, 0),

@@ -1,7 +1,7 @@
 //! The connections' sockets, and whether they take bytes.
 
 use std::collections::VecDeque;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 
 use lostlove_core::endpoint::Endpoint;
@@ -38,9 +38,12 @@ impl Connections {
         self.changes.push_back(Change::Opened { id, socket });
     }
 
-    /// Drops a connection's socket.
+    /// Closes a connection's socket.
     pub(super) fn remove(&mut self, id: ConnectionId) {
-        if self.open.remove(id).is_some() {
+        if let Some(connection) = self.open.remove(id) {
+            // It fails where the peer was faster.
+            let _ = connection.socket.shutdown(Shutdown::Write);
+            pump::discard(&*connection.socket);
             self.changes.push_back(Change::Closed(id));
         }
     }
