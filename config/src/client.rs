@@ -18,6 +18,8 @@ use crate::source::{Source, read_config};
 
 const RECONNECT_MIN: Duration = Duration::from_secs(1);
 const RECONNECT_MAX: Duration = Duration::from_secs(30);
+/// Much less than a server's: someone waits here. Three missed answers to keepalives.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_RECONNECT_SECONDS: u64 = 3600;
 
 /// Another port than the server's: both may run on one machine.
@@ -71,7 +73,7 @@ pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Optio
     let endpoint = Config {
         suites: sections::suites(reader, &security),
         rotation: sections::rotation(reader, &security),
-        limits: sections::limits(reader, &limits),
+        limits: sections::limits(reader, &limits, CONNECTION_TIMEOUT),
         role: Role::Client(role?),
         mtu: host.tun.mtu,
         tun_offload: host.tun.offload,

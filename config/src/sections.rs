@@ -42,10 +42,14 @@ pub(crate) fn seconds<'t>(
 }
 
 /// `[limits]`, without what only a server has.
-pub(crate) fn limits<'t>(reader: &mut Reader<'t>, section: &Section<'t>) -> Limits {
+pub(crate) fn limits<'t>(
+    reader: &mut Reader<'t>,
+    section: &Section<'t>,
+    default_timeout: Duration,
+) -> Limits {
     let defaults = Limits::default();
-    let timeout = seconds(reader, section, "connection_timeout", 3..=MAX_SECONDS)
-        .or(defaults.connection_timeout);
+    let timeout =
+        seconds(reader, section, "connection_timeout", 3..=MAX_SECONDS).or(default_timeout);
     let keepalive = seconds(reader, section, "keepalive_interval", 1..=MAX_SECONDS).given();
     if let Some(Found { value, at }) = &keepalive
         && *value >= timeout
@@ -66,7 +70,7 @@ pub(crate) fn limits<'t>(reader: &mut Reader<'t>, section: &Section<'t>) -> Limi
         handshake_timeout: handshake_timeout.or(defaults.handshake_timeout),
         drain_timeout: drain_timeout.or(defaults.drain_timeout),
         max_streams: reader
-            .read(section, "max_streams_per_connection", integer(1..=u16::MAX))
+            .read(section, "max_streams_per_connection", integer(2..=u16::MAX))
             .or(defaults.max_streams),
         queue_bytes: reader
             .read(section, "queue_bytes", queue_bytes)
@@ -120,7 +124,7 @@ pub(crate) fn monitoring<'t>(
         .read(&section, "enable_metrics", boolean)
         .or(defaults.enable_metrics);
     let port = reader
-        .read(&section, "metrics_port", integer(1..=u16::MAX))
+        .read(&section, "metrics_port", integer(2..=u16::MAX))
         .or(defaults.metrics_port);
     let address = reader.read(&section, "metrics_address", parsed("an IP address"));
     if let Entry::Given(Found { value, at }) = &address

@@ -189,7 +189,7 @@ fn client_to_client<'t>(
 
 /// `[limits]`, with what only a server has.
 fn limits<'t>(reader: &mut Reader<'t>, server: &Section<'t>, section: &Section<'t>) -> Limits {
-    let shared = sections::limits(reader, section);
+    let shared = sections::limits(reader, section, Limits::default().connection_timeout);
     let total = reader
         .read(section, "max_handshakes", integer(1..=65_535))
         .or(shared.max_handshakes);

@@ -333,6 +333,11 @@ impl Endpoint {
         if connection.is_handshaking() {
             self.stats.handshaking -= 1;
             self.uncount_source(connection.remote);
+            if let Some(peer) = connection.peer
+                && self.peers[peer.index()].connection.is_none()
+            {
+                self.peer_left(peer, now);
+            }
         }
         if connection.session().is_some() {
             self.stats.sessions -= 1;

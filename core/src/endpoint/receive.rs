@@ -10,8 +10,8 @@ use crate::handshake::{MAX_HELLO_LEN, legacy_hello_len};
 use crate::session::respond;
 use crate::time::Instant;
 use crate::wire::{
-    Ack, Disconnect, Flags, Frame, HEADER_LEN, Header, MAX_PAYLOAD_LEN, PacketType, Partial,
-    Protection, decode_keep_alive, next_packet, read_entries,
+    Ack, Disconnect, Flags, Frame, HEADER_LEN, Header, MAX_PAYLOAD_LEN, MAX_UNSEALED_LEN,
+    PacketType, Partial, Protection, decode_keep_alive, next_packet, read_entries,
 };
 
 /// The longest packet on the wire.
@@ -255,6 +255,13 @@ impl Endpoint {
         while matches!(connection.state, State::AwaitProof(_) | State::Active(_)) {
             match self.process_record(connection, inbox, sink, now) {
                 Ok(Step::Consumed(len)) => inbox.start += len,
+                Ok(Step::Incomplete)
+                    if matches!(connection.state, State::AwaitProof(_))
+                        && inbox.len() > MAX_UNSEALED_LEN =>
+                {
+                    // A proof is short; nobody unknown gets memory for more.
+                    self.fail_handshake(connection, HandshakeError::TooLong, now);
+                }
                 Ok(Step::Incomplete) => return,
                 Err(_) if matches!(connection.state, State::AwaitProof(_)) => {
                     self.fail_handshake(connection, HandshakeError::Authentication, now);

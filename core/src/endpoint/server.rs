@@ -290,7 +290,8 @@ impl Endpoint {
     /// A client has proved its key: its session takes effect, in place of an older one.
     pub(super) fn establish_on_server(&mut self, connection: &mut Connection, now: Instant) {
         let Some(peer) = connection.peer else { return };
-        let previous = self.peers[peer.index()].connection;
+        // In this order, or the old session's end would give the address back.
+        let previous = self.peers[peer.index()].connection.replace(connection.id);
         if let Some(previous) = previous {
             let ending = (DisconnectCode::Superseded, CloseReason::Superseded);
             self.disconnect(previous, ending, now);

@@ -2,7 +2,7 @@
 
 use core::net::{Ipv4Addr, SocketAddr};
 use core::time::Duration;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::{Endpoint, TunPacket};
 use crate::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
@@ -94,7 +94,8 @@ pub(super) struct Net {
     pub(super) received: Vec<Vec<Vec<u8>>>,
     pub(super) received_by_server: Vec<Vec<u8>>,
     pub(super) events: Vec<(usize, Event)>,
-    pub(super) refuse_dials: bool,
+    /// Clients whose dials fail.
+    pub(super) unreachable_for: BTreeSet<usize>,
     /// Connections whose socket was full.
     blocked: Vec<(usize, ConnectionId)>,
 }
@@ -113,7 +114,7 @@ impl Net {
             received: vec![Vec::new(); count],
             received_by_server: Vec::new(),
             events: Vec::new(),
-            refuse_dials: false,
+            unreachable_for: BTreeSet::new(),
             blocked: Vec::new(),
         }
     }
@@ -212,7 +213,7 @@ impl Net {
     fn dial(&mut self, client: usize) {
         let now = self.now;
         let remote = SocketAddr::from((Ipv4Addr::new(192, 0, 2, client as u8 + 1), 5000));
-        if self.refuse_dials {
+        if self.unreachable_for.contains(&client) {
             self.clients[client].handle_dial_failed(now);
             return;
         }

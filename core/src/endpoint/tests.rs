@@ -632,7 +632,7 @@ fn a_shutdown_ends_even_when_a_client_does_not_read() {
 #[test]
 fn failed_dials_back_off_up_to_the_limit() {
     let mut net = Net::new(server_config(1), vec![client_config(1)]);
-    net.refuse_dials = true;
+    net.unreachable_for.insert(0);
     net.run(Duration::from_secs(600));
     let dials = net
         .events
@@ -640,7 +640,7 @@ fn failed_dials_back_off_up_to_the_limit() {
         .filter(|(_, e)| matches!(e, Event::Dial { .. }))
         .count();
     assert!((25..120).contains(&dials), "{dials} dials in ten minutes");
-    net.refuse_dials = false;
+    net.unreachable_for.clear();
     net.run(Duration::from_secs(31));
     assert_eq!(net.server.stats().sessions, 1);
 }
@@ -759,4 +759,90 @@ fn a_client_with_other_addresses_of_its_own_is_heard_through_its_routes() {
         (&net.received_by_server[..], &net.received[0][..]),
         (&[up][..], &[down][..])
     );
+}
+
+/// Case 57: the address of a session that replaced an older one is not given away.
+#[test]
+fn a_superseding_session_holds_its_address_against_an_exhausted_pool() {
+    let mut config = server_config(2);
+    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    let mut net = Net::new(
+        config,
+        vec![client_config(1), client_config(1), client_config(2)],
+    );
+    net.unreachable_for.insert(2);
+    net.settle();
+    let superseded = if net.close_reasons(0).is_empty() {
+        1
+    } else {
+        0
+    };
+    net.unreachable_for.insert(superseded);
+    net.run(Duration::from_secs(120));
+    net.unreachable_for.remove(&2);
+    net.run(Duration::from_secs(60));
+    let refusals = net.close_reasons(2);
+    assert!(!refusals.is_empty());
+    assert!(refusals.iter().all(|reason| matches!(
+        reason,
+        CloseReason::Peer {
+            code: DisconnectCode::PoolEmpty,
+            ..
+        }
+    )));
+}
+
+/// Case 22: a replayed hello of an absent client does not keep an address from others.
+#[test]
+fn an_unproven_hello_gives_its_address_back() {
+    let mut config = server_config(2);
+    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    let mut recorded = Net::new(config.clone(), vec![client_config(1)]);
+    recorded.settle();
+    let flight = recorded.link(0).up.transcript.clone();
+    let len = 24 + usize::from(u16::from_be_bytes([flight[13], flight[14]]));
+    let hello = &flight[..len];
+    let mut net = Net::new(config, vec![client_config(2)]);
+    net.unreachable_for.insert(0);
+    net.settle();
+    let now = net.now;
+    let id = net
+        .server
+        .handle_accepted(([198, 51, 100, 7], 1).into(), now)
+        .unwrap();
+    net.server.recv_buf(id).unwrap()[..len].copy_from_slice(hello);
+    net.server.handle_received(id, len, &mut |_| true, now);
+    net.run(Duration::from_secs(120));
+    net.unreachable_for.clear();
+    net.run(Duration::from_secs(31));
+    assert_eq!(net.server.stats().sessions, 1);
+    assert_eq!(net.address_v4(0), Ipv4Addr::new(10, 8, 0, 2));
+}
+
+#[test]
+fn nobody_unproven_gets_memory_for_a_long_record() {
+    let mut net = Net::connected(1);
+    let hello = net.link(0).up.transcript.clone();
+    let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
+    let long = Header {
+        packet_type: PacketType::Data,
+        stream: 1,
+        sequence: 0,
+        payload_len: 65_000,
+        timestamp_ms: 0,
+        flags: Flags::SEALED,
+    };
+    let mut bytes = hello[..len].to_vec();
+    bytes.extend(long.encode(&[]));
+    bytes.extend([0; 8000]);
+    let now = net.now;
+    let id = net
+        .server
+        .handle_accepted(([198, 51, 100, 7], 1).into(), now)
+        .unwrap();
+    net.server.recv_buf(id).unwrap()[..bytes.len()].copy_from_slice(&bytes);
+    net.server
+        .handle_received(id, bytes.len(), &mut |_| true, now);
+    let failed = net.server.stats().handshakes_failed[HandshakeError::TooLong.index()];
+    assert_eq!(failed, 1);
 }

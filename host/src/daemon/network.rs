@@ -10,8 +10,9 @@ use crate::net::{
 };
 
 /// Packets, or super-packets with offload, that wait in the kernel for the daemon to read. Small
-/// with offload: 500 super-packets would be 32 MB of delay.
-const QUEUE_OFFLOAD: u32 = 20;
+/// with offload: 500 super-packets would be 32 MB of delay, and 45 is a datagram of 64 KiB in
+/// fragments.
+const QUEUE_OFFLOAD: u32 = 64;
 const QUEUE_PLAIN: u32 = 500;
 
 /// How long the device's queue is to be.
