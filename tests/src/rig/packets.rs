@@ -27,6 +27,8 @@ pub fn packet(from: Ipv4Addr, to: Ipv4Addr, len: usize, rng: &mut impl Rng) -> V
     packet[0] = 0x45;
     let total = u16::try_from(len).unwrap();
     packet[2..4].copy_from_slice(&total.to_be_bytes());
+    // Do not fragment.
+    packet[6] = 0x40;
     packet[8] = 64;
     packet[9] = PROTOCOL;
     packet[12..16].copy_from_slice(&from.octets());
