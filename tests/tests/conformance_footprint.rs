@@ -1,6 +1,11 @@
 //! What the drivers cost and count. These tests look at the whole process, so they have one of
 //! their own and run one after the other.
+
 #![expect(clippy::unwrap_used, reason = "helpers of tests are test code as well")]
+#![expect(
+    clippy::print_stderr,
+    reason = "the test runner shows it with a failure"
+)]
 
 use std::fs::{self, File};
 use std::io::Write as _;

@@ -74,22 +74,14 @@ impl Setup {
             socket.set_recv_buffer_size(bytes).unwrap();
             socket.set_send_buffer_size(bytes).unwrap();
         }
-        let mut parts = Parts::new(self, self.server_role(), cli::Role::Server);
+        let mut parts = Parts::new(self, self.server_config(), cli::Role::Server);
         parts.daemon.listeners = listeners;
         (parts.start(run), address)
     }
 
     /// Starts client `n` of the server at `server`.
     pub fn client(&self, run: Run, n: u8, server: SocketAddr) -> Node {
-        let role = Role::Client(Client {
-            secret_key: secret(1 + n),
-            server_key: secret(0).public_key(),
-            preshared_key: None,
-            routes: Vec::new(),
-            reconnect_min: Duration::from_millis(20),
-            reconnect_max: Duration::from_millis(200),
-        });
-        let mut parts = Parts::new(self, role, cli::Role::Client);
+        let mut parts = Parts::new(self, self.client_config(n), cli::Role::Client);
         let server = Endpoint {
             host: server.ip().to_string(),
             port: server.port(),
@@ -99,7 +91,44 @@ impl Setup {
         parts.start(run)
     }
 
-    fn server_role(&self) -> Role {
+    /// The configuration of client `n`.
+    pub fn client_config(&self, n: u8) -> Config {
+        self.config(Role::Client(Client {
+            secret_key: secret(1 + n),
+            server_key: secret(0).public_key(),
+            preshared_key: None,
+            routes: Vec::new(),
+            reconnect_min: Duration::from_millis(20),
+            reconnect_max: Duration::from_millis(200),
+        }))
+    }
+
+    /// The test's and the daemon's end of what stands in for a TUN device. The test's blocks.
+    pub fn tun(&self) -> (Tun, Tun) {
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (test, daemon) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+        let socket = SockRef::from(&test);
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.set_write_timeout(Some(DEADLINE)).unwrap();
+        rustix::io::ioctl_fionbio(&daemon, true).unwrap();
+        let adopt = |fd| Tun::from_fd(fd, self.vnet_hdr);
+        (adopt(test), adopt(daemon))
+    }
+
+    fn config(&self, role: Role) -> Config {
+        Config {
+            role,
+            suites: Suite::ALL.to_vec(),
+            rotation: Rotation::default(),
+            limits: self.limits.clone(),
+            mtu: self.mtu,
+            tun_offload: false,
+            tun_udp_offload: false,
+            unix_time_at_zero: Duration::ZERO,
+        }
+    }
+
+    fn server_config(&self) -> Config {
         let peers = (0..self.clients).map(|n| Peer {
             name: format!("client{n}"),
             public_key: secret(1 + n).public_key(),
@@ -109,7 +138,7 @@ impl Setup {
             routes: Vec::new(),
             rate_limit: None,
         });
-        Role::Server(Server {
+        self.config(Role::Server(Server {
             secret_key: secret(0),
             peers: peers.collect(),
             address_v4: "10.8.0.1/24".parse().unwrap(),
@@ -118,7 +147,7 @@ impl Setup {
             probe_sources: Vec::new(),
             push: Push::default(),
             rate_limit: None,
-        })
+        }))
     }
 }
 
@@ -130,24 +159,15 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(setup: &Setup, role: Role, cli_role: cli::Role) -> Self {
-        let (tun, daemon_tun) = tun_pair(setup.vnet_hdr);
+    fn new(setup: &Setup, config: Config, role: cli::Role) -> Self {
+        let (tun, daemon_tun) = setup.tun();
         let (signals, receiver) = UnixStream::pair().unwrap();
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let metrics = Metrics::start(Some(any), cli_role).unwrap();
+        let metrics = Metrics::start(Some(any), role).unwrap();
         Self {
             metrics: metrics.address().unwrap(),
             daemon: DaemonParts {
-                config: Config {
-                    role,
-                    suites: Suite::ALL.to_vec(),
-                    rotation: Rotation::default(),
-                    limits: setup.limits.clone(),
-                    mtu: setup.mtu,
-                    tun_offload: false,
-                    tun_udp_offload: false,
-                    unix_time_at_zero: Duration::ZERO,
-                },
+                config,
                 seed: [setup.seed; 32],
                 tun: daemon_tun,
                 listeners: Vec::new(),
@@ -286,16 +306,6 @@ impl Node {
         self.signal();
         self.join()
     }
-}
-
-fn tun_pair(vnet_hdr: bool) -> (Tun, Tun) {
-    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
-    let (test, daemon) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
-    let socket = SockRef::from(&test);
-    socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    socket.set_write_timeout(Some(DEADLINE)).unwrap();
-    rustix::io::ioctl_fionbio(&daemon, true).unwrap();
-    (Tun::from_fd(test, vnet_hdr), Tun::from_fd(daemon, vnet_hdr))
 }
 
 fn socket_options() -> SocketOptions {
