@@ -143,7 +143,7 @@ pub struct Limits {
     pub max_handshakes_per_source: usize,
     /// Time from accepting or opening a connection to an authenticated session.
     pub handshake_timeout: Duration,
-    /// Silence after which a KeepAlive is sent.
+    /// Interval of KeepAlives, which also measure the round trip.
     pub keepalive_interval: Duration,
     /// Silence after which a session is dead.
     pub connection_timeout: Duration,
