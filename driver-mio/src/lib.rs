@@ -1,8 +1,8 @@
 //! The daemons on a blocking mio event loop.
 //!
 //! mio reports readiness at its edges, so it is *latched*: an event sets a mark, and only
-//! [`Progress::Blocked`] clears it. Each turn waits, gives every ready source a bounded amount of
-//! work, and settles what follows from it. Nothing here knows what the bytes mean.
+//! the daemon's word that there is no more clears it. Each turn waits, gives every ready source a
+//! bounded amount of work, and settles what follows from it. Nothing here touches a byte.
 #![forbid(unsafe_code)]
 
 mod connections;
@@ -11,11 +11,9 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
-use lostlove_core::endpoint::Endpoint;
-use lostlove_core::event::ConnectionId;
 use lostlove_core::time::Instant;
-use lostlove_host::daemon::{Daemon, Source};
-use lostlove_host::pump::{self, Progress};
+use lostlove_host::daemon::{Change, Daemon, Source};
+use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
@@ -36,7 +34,7 @@ pub fn run(daemon: Daemon) -> io::Result<Daemon> {
     let mut events = Events::with_capacity(EVENTS);
     while !driver.daemon.is_done() {
         driver.wait(&mut events)?;
-        driver.turn()?;
+        driver.turn(&events)?;
     }
     Ok(driver.daemon)
 }
@@ -76,97 +74,85 @@ impl Driver {
         })
     }
 
-    /// Waits for readiness or the next deadline, and latches what became ready.
+    /// Waits for readiness or the next deadline.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         let timeout = if self.has_work() {
             Some(Duration::ZERO)
         } else {
             let now = self.daemon.now();
-            self.daemon
-                .endpoint
-                .poll_timeout()
-                .map(|at| round_up(at.since(now)))
+            let due = self.daemon.poll_timeout();
+            due.map(|at| round_up(at.since(now)))
         };
         match self.poll.poll(events, timeout) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        for event in events.iter() {
-            match event.token().0.checked_sub(FIRST_SOURCE) {
-                Some(source) => self.sources[source].is_ready = true,
-                None => self.connections.latch(event),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                events.clear();
+                Ok(())
             }
+            result => result,
         }
-        Ok(())
     }
 
     /// Whether something ready was left over by the last turn.
     fn has_work(&self) -> bool {
-        self.connections.has_readable()
-            || self.sources.iter().any(|latch| {
-                latch.is_ready
-                    && (latch.source != Source::Tun || self.daemon.endpoint.wants_packets())
-            })
+        self.connections.has_readable() || self.sources.iter().any(|latch| self.is_due(latch))
     }
 
-    fn turn(&mut self) -> io::Result<()> {
+    fn is_due(&self, latch: &Latch) -> bool {
+        latch.is_ready && self.daemon.wants(latch.source)
+    }
+
+    fn turn(&mut self, events: &Events) -> io::Result<()> {
         let now = self.daemon.now();
-        self.daemon.endpoint.handle_timeout(now);
-        self.connections
-            .write_unblocked(&mut self.daemon.endpoint, now);
+        self.daemon.handle_timeout(now);
+        for event in events {
+            self.latch(event, now);
+        }
         for n in 0..self.sources.len() {
-            if self.sources[n].is_ready {
-                self.sources[n].is_ready = self.serve(self.sources[n].source, now)?;
+            if self.is_due(&self.sources[n]) {
+                let source = self.sources[n].source;
+                self.sources[n].is_ready = self.daemon.handle_source(source, now)?;
             }
         }
+        let daemon = &mut self.daemon;
         self.connections
-            .read_all(&mut self.daemon.endpoint, &self.daemon.tun, now);
+            .read_all(|id| daemon.handle_readable(id, now));
         self.settle(now)
     }
 
-    /// Serves a ready source, and says whether it may still be ready.
-    fn serve(&mut self, source: Source, now: Instant) -> io::Result<bool> {
-        let Self {
-            daemon,
-            poll,
-            connections,
-            ..
-        } = self;
-        if source == Source::Tun {
-            let mut flush = |endpoint: &mut Endpoint, id| connections.flush(endpoint, id, now);
-            let progress = pump::drain_device(&mut daemon.endpoint, &daemon.tun, &mut flush, now)?;
-            return Ok(progress != Progress::Blocked);
+    /// Notes what an event says. Writing goes on at once, as it makes room.
+    fn latch(&mut self, event: &Event, now: Instant) {
+        let token = event.token();
+        if let Some(source) = token.0.checked_sub(FIRST_SOURCE) {
+            self.sources[source].is_ready = true;
+            return;
         }
-        let mut failed = Vec::new();
-        let mut watch = |new| failed.extend(connections.add(poll.registry(), new));
-        let has_more = daemon.handle_source(source, &mut watch, now);
-        for id in failed {
-            daemon.endpoint.handle_disconnected(id, false, now);
+        let Some(id) = self.connections.find(token) else {
+            return;
+        };
+        if event.is_writable() || event.is_write_closed() {
+            self.daemon.handle_writable(id, now);
         }
-        Ok(has_more)
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            self.connections.set_readable(id);
+        }
     }
 
-    /// Writes what is to be written and does what the endpoint asks for, until it asks no more.
     fn settle(&mut self, now: Instant) -> io::Result<()> {
-        let Self {
-            daemon,
-            connections,
-            ..
-        } = self;
-        loop {
-            while let Some(id) = daemon.endpoint.poll_transmit() {
-                connections.flush(&mut daemon.endpoint, id, now);
-            }
-            let mut closed = Vec::<ConnectionId>::new();
-            daemon.settle(&mut |id| closed.push(id))?;
-            if closed.is_empty() {
-                return Ok(());
-            }
-            for id in closed {
-                connections.remove(id);
+        self.daemon.settle(now)?;
+        while let Some(change) = self.daemon.poll_change() {
+            match change {
+                Change::Opened { id, socket } => {
+                    if let Err(error) = self.connections.add(self.poll.registry(), id, &socket) {
+                        self.daemon.handle_unwatchable(id, &error, now);
+                        self.daemon.settle(now)?;
+                    }
+                }
+                // Its edge comes by itself.
+                Change::Blocked(_) => {}
+                Change::Closed(id) => self.connections.remove(id),
             }
         }
+        Ok(())
     }
 }
 

@@ -1,21 +1,37 @@
 //! The daemons, but for waiting.
 //!
-//! A driver waits for the descriptors of [`Daemon::sources`] and for its connections' sockets,
-//! and calls back: [`Daemon::handle_source`] for the former, [`pump`](crate::pump) for the latter,
-//! then [`Daemon::settle`].
+//! A driver waits for the descriptors of [`Daemon::sources`], for its connections' sockets and
+//! for [`Daemon::poll_timeout`], and calls back:
+//!
+//! 1. [`Daemon::handle_timeout`] first, always; then [`Daemon::handle_source`],
+//!    [`Daemon::handle_readable`] and [`Daemon::handle_writable`] for what is ready, any number
+//!    of each;
+//! 2. [`Daemon::settle`], which writes what is to be written;
+//! 3. until there is none left, [`Daemon::poll_change`], which says how what to wait for has
+//!    changed;
+//!
+//! and returns once the daemon [is done](Daemon::is_done). All calls of one round share one
+//! [`Daemon::now`]. None of them blocks, and each does a bounded amount of work.
 
+mod connections;
 mod network;
+mod slots;
 mod start;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
+use lostlove_core::config::{Config, Role as EndpointRole};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
 use tracing::{debug, info, warn};
 
+pub use network::Network;
+pub use slots::Slots;
 pub use start::main;
 
 use crate::cli::Role;
@@ -23,13 +39,17 @@ use crate::clock::Clock;
 use crate::dial::Dialer;
 use crate::listen::{SocketOptions, configure};
 use crate::metrics::Metrics;
+use crate::pump::{self, Progress};
 use crate::report;
 use crate::signal::{Signal, Signals};
 use crate::tun::Tun;
-use network::Network;
+use connections::Connections;
 
 /// Connections accepted before others get their turn.
 const ACCEPT_BUDGET: usize = 64;
+/// How long accepting rests after it failed: what is missing, a descriptor for example, will not
+/// come sooner for being asked for again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 
 /// A driver's event loop: returns when the daemon [is done](Daemon::is_done).
 pub type Run = fn(Daemon) -> io::Result<Daemon>;
@@ -37,7 +57,7 @@ pub type Run = fn(Daemon) -> io::Result<Daemon>;
 /// What a driver waits for, beside its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The TUN device has packets: call [`pump::drain_device`](crate::pump::drain_device).
+    /// The TUN device has packets.
     Tun,
     /// A signal came.
     Signals,
@@ -49,33 +69,97 @@ pub enum Source {
     Listener(usize),
 }
 
-/// A new connection, for the driver to watch.
-#[derive(Debug)]
-pub struct NewConnection {
-    /// Its name in the endpoint.
-    pub id: ConnectionId,
-    /// Its socket, non-blocking.
-    pub socket: TcpStream,
+/// How what a driver has to wait for has changed.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A connection began: wait until its socket is readable, as long as it is open. It is
+    /// non-blocking; the driver drops its share of it on [`Change::Closed`].
+    Opened {
+        /// The connection.
+        id: ConnectionId,
+        /// Its socket, to be waited for and not to be touched otherwise.
+        socket: Arc<TcpStream>,
+    },
+    /// The connection's socket is full: wait until it is writable, once.
+    Blocked(ConnectionId),
+    /// The connection is over: wait for it no more.
+    Closed(ConnectionId),
+}
+
+/// What a [`Daemon`] is made of.
+pub struct DaemonParts {
+    /// The protocol's configuration. What depends on the TUN device and the clock is filled in.
+    pub config: Config,
+    /// Randomness for everything secret, from the system's generator.
+    pub seed: [u8; 32],
+    /// The tunnel device, non-blocking.
+    pub tun: Tun,
+    /// Where a server accepts connections, non-blocking.
+    pub listeners: Vec<TcpListener>,
+    /// How a client opens connections.
+    pub dialer: Option<Dialer>,
+    /// The operator's wishes.
+    pub signals: Signals,
+    /// Serves the figures.
+    pub metrics: Metrics,
+    /// The system's network; none to leave it alone.
+    pub network: Option<Network>,
+    /// Options for accepted connections.
+    pub socket_options: SocketOptions,
 }
 
 /// All of a daemon but the waiting.
 pub struct Daemon {
-    /// The protocol.
-    pub endpoint: Endpoint,
-    /// The tunnel device.
-    pub tun: Tun,
+    endpoint: Endpoint,
+    tun: Tun,
     role: Role,
     clock: Clock,
     listeners: Vec<TcpListener>,
+    /// Until when accepting rests after a failure.
+    accept_pause: Option<Instant>,
     dialer: Option<Dialer>,
     signals: Signals,
     metrics: Metrics,
-    network: Network,
+    network: Option<Network>,
     socket_options: SocketOptions,
+    connections: Connections,
     must_stop_now: bool,
 }
 
 impl Daemon {
+    /// Puts a daemon together.
+    pub fn new(parts: DaemonParts) -> Self {
+        let clock = Clock::new();
+        let mut config = parts.config;
+        config.tun_offload = parts.tun.offload();
+        config.tun_udp_offload = parts.tun.offloads().uso;
+        config.unix_time_at_zero = clock.unix_time_at_zero();
+        let role = match &config.role {
+            EndpointRole::Server(_) => Role::Server,
+            EndpointRole::Client(_) => Role::Client,
+        };
+        Self {
+            endpoint: Endpoint::new(config, parts.seed, clock.now()),
+            tun: parts.tun,
+            role,
+            clock,
+            listeners: parts.listeners,
+            accept_pause: None,
+            dialer: parts.dialer,
+            signals: parts.signals,
+            metrics: parts.metrics,
+            network: parts.network,
+            socket_options: parts.socket_options,
+            connections: Connections::default(),
+            must_stop_now: false,
+        }
+    }
+
+    /// The protocol's state, to look at.
+    pub const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
     /// The time.
     pub fn now(&self) -> Instant {
         self.clock.now()
@@ -103,30 +187,98 @@ impl Daemon {
         .chain(listeners.map(|(n, socket)| (Source::Listener(n), socket.as_fd())))
     }
 
-    /// Does what a readable source other than [`Source::Tun`] asks for. New connections go to
-    /// `watch`. Says whether the source may have more: then it is to be called again.
-    pub fn handle_source(
-        &mut self,
-        source: Source,
-        watch: &mut dyn FnMut(NewConnection),
-        now: Instant,
-    ) -> bool {
+    /// Whether a source is to be served when it is ready. This changes: the TUN device has to
+    /// wait while a client's connection is backed up, and a listener while there is no descriptor
+    /// for a connection.
+    pub fn wants(&self, source: Source) -> bool {
         match source {
-            Source::Tun => false,
-            Source::Signals => {
-                self.handle_signals(now);
-                false
-            }
-            Source::Dialer => {
-                self.handle_dialled(watch, now);
-                false
-            }
-            Source::Metrics => {
-                self.publish_metrics();
-                false
-            }
-            Source::Listener(n) => self.accept(n, watch, now),
+            Source::Tun => self.endpoint.wants_packets(),
+            Source::Listener(_) => self.accept_pause.is_none(),
+            Source::Signals | Source::Dialer | Source::Metrics => true,
         }
+    }
+
+    /// When [`Daemon::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let due = [self.endpoint.poll_timeout(), self.accept_pause];
+        due.into_iter().flatten().min()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.endpoint.handle_timeout(now);
+        self.accept_pause = self.accept_pause.filter(|until| *until > now);
+    }
+
+    /// Serves a readable source. Says whether it may have more: then it is to be called again as
+    /// soon as the source [is wanted](Daemon::wants), else when it becomes readable.
+    ///
+    /// # Errors
+    ///
+    /// The TUN device failed.
+    pub fn handle_source(&mut self, source: Source, now: Instant) -> io::Result<bool> {
+        match source {
+            Source::Tun => return self.handle_packets(now),
+            Source::Signals => self.handle_signals(now),
+            Source::Dialer => self.handle_dialled(now),
+            Source::Metrics => self.publish_metrics(),
+            Source::Listener(n) => return Ok(self.accept(n, now)),
+        }
+        Ok(false)
+    }
+
+    /// Reads from a connection's readable socket. Says whether it may have more: then this is to
+    /// be called again, else when it becomes readable.
+    pub fn handle_readable(&mut self, id: ConnectionId, now: Instant) -> bool {
+        let progress = self
+            .connections
+            .fill(&mut self.endpoint, id, &self.tun, now);
+        progress == Progress::Ready
+    }
+
+    /// Goes on writing to a connection's socket that [was full](Change::Blocked).
+    pub fn handle_writable(&mut self, id: ConnectionId, now: Instant) {
+        self.connections.unblock(&mut self.endpoint, id, now);
+    }
+
+    /// The driver cannot wait for the connection's socket: gives the connection up.
+    pub fn handle_unwatchable(&mut self, id: ConnectionId, error: &io::Error, now: Instant) {
+        warn!(%id, %error, "cannot watch a connection");
+        self.endpoint.handle_disconnected(id, false, now);
+    }
+
+    /// Writes what is to be written and does what the endpoint asks for, until it asks no more.
+    ///
+    /// # Errors
+    ///
+    /// The network could not be set up as the server asked.
+    pub fn settle(&mut self, now: Instant) -> io::Result<()> {
+        loop {
+            while let Some(id) = self.endpoint.poll_transmit() {
+                self.connections.flush(&mut self.endpoint, id, now);
+            }
+            let Some(event) = self.endpoint.poll_event() else {
+                return Ok(());
+            };
+            self.handle_event(event)?;
+        }
+    }
+
+    /// The next change in what to wait for.
+    pub fn poll_change(&mut self) -> Option<Change> {
+        self.connections.next_change()
+    }
+
+    /// Whether the driver should return.
+    pub fn is_done(&self) -> bool {
+        self.must_stop_now || self.endpoint.is_shut_down()
+    }
+
+    fn handle_packets(&mut self, now: Instant) -> io::Result<bool> {
+        let connections = &mut self.connections;
+        let mut flush = |endpoint: &mut Endpoint, id| connections.flush(endpoint, id, now);
+        let progress = pump::drain_device(&mut self.endpoint, &self.tun, &mut flush, now)?;
+        Ok(progress != Progress::Blocked)
     }
 
     fn handle_signals(&mut self, now: Instant) {
@@ -148,13 +300,13 @@ impl Daemon {
         }
     }
 
-    fn handle_dialled(&mut self, watch: &mut dyn FnMut(NewConnection), now: Instant) {
+    fn handle_dialled(&mut self, now: Instant) {
         let Some(result) = self.dialer.as_mut().and_then(Dialer::finish) else {
             return;
         };
         match result {
             Ok((socket, remote)) => match self.endpoint.handle_connected(remote, now) {
-                Ok(id) => watch(NewConnection { id, socket }),
+                Ok(id) => self.connections.add(id, socket),
                 Err(error) => {
                     warn!(%error, "cannot start the handshake");
                     self.endpoint.handle_dial_failed(now);
@@ -167,83 +319,60 @@ impl Daemon {
         }
     }
 
-    fn accept(
-        &mut self,
-        listener: usize,
-        watch: &mut dyn FnMut(NewConnection),
-        now: Instant,
-    ) -> bool {
+    fn accept(&mut self, listener: usize, now: Instant) -> bool {
         for _ in 0..ACCEPT_BUDGET {
             let Some(socket) = self.listeners.get(listener) else {
                 return false;
             };
             match socket.accept() {
-                Ok((socket, remote)) => self.admit(socket, remote, watch, now),
+                Ok((socket, remote)) => self.admit(socket, remote, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 // The peer went away again, or a signal came: no reason to stop.
                 Err(error) if is_passing(&error) => {}
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
-                    return false;
+                    self.accept_pause = Some(now + ACCEPT_PAUSE);
+                    return true;
                 }
             }
         }
         true
     }
 
-    fn admit(
-        &mut self,
-        socket: TcpStream,
-        remote: SocketAddr,
-        watch: &mut dyn FnMut(NewConnection),
-        now: Instant,
-    ) {
+    fn admit(&mut self, socket: TcpStream, remote: SocketAddr, now: Instant) {
         if let Err(error) = configure(&socket, &self.socket_options) {
             debug!(%remote, %error, "cannot set socket options");
             return;
         }
         match self.endpoint.handle_accepted(remote, now) {
-            Ok(id) => watch(NewConnection { id, socket }),
+            Ok(id) => self.connections.add(id, socket),
             Err(refusal) => debug!(%remote, %refusal, "connection refused"),
         }
     }
 
-    /// Handles the endpoint's events. Connections that ended go to `closed`, for the driver to
-    /// drop their sockets.
-    ///
-    /// # Errors
-    ///
-    /// The network could not be set up as the server asked.
-    pub fn settle(&mut self, closed: &mut dyn FnMut(ConnectionId)) -> io::Result<()> {
-        while let Some(event) = self.endpoint.poll_event() {
-            report::report(self.role, &event);
-            match event {
-                Event::Dial { attempt } => {
-                    if let Some(dialer) = &mut self.dialer {
-                        dialer.start(attempt);
-                    }
+    fn handle_event(&mut self, event: Event) -> io::Result<()> {
+        report::report(self.role, &event);
+        match event {
+            Event::Dial { attempt } => {
+                if let Some(dialer) = &mut self.dialer {
+                    dialer.start(attempt);
                 }
-                Event::Configure(settings) => {
-                    self.network
-                        .configure(&settings)
-                        .map_err(io::Error::other)?;
+            }
+            Event::Configure(settings) => {
+                if let Some(network) = &mut self.network {
+                    network.configure(&settings).map_err(io::Error::other)?;
                 }
-                Event::Established { .. } => self.metrics.set_ready(true),
-                Event::ProbeEstablished { .. } => {}
-                Event::Closed { id, .. } => {
-                    if self.role == Role::Client {
-                        self.metrics.set_ready(false);
-                    }
-                    closed(id);
+            }
+            Event::Established { .. } => self.metrics.set_ready(true),
+            Event::ProbeEstablished { .. } => {}
+            Event::Closed { id, .. } => {
+                if self.role == Role::Client {
+                    self.metrics.set_ready(false);
                 }
+                self.connections.remove(id);
             }
         }
         Ok(())
-    }
-
-    /// Whether the driver should return.
-    pub fn is_done(&self) -> bool {
-        self.must_stop_now || self.endpoint.is_shut_down()
     }
 }
 

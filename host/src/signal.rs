@@ -55,15 +55,25 @@ impl Signals {
         Self::with_hangup(hangup)
     }
 
-    fn with_hangup(hangup: Hangup) -> io::Result<Self> {
-        let (receiver, sender) = UnixStream::pair()?;
+    /// Takes bytes that arrive on `receiver` for signals, for a daemon that is told to stop by
+    /// its own process. No signal is caught; the other end has to stay open.
+    ///
+    /// # Errors
+    ///
+    /// When `receiver` cannot be made non-blocking.
+    pub fn from_stream(receiver: UnixStream) -> io::Result<Self> {
         receiver.set_nonblocking(true)?;
-        let mut signals = Self {
+        Ok(Self {
             receiver,
             registrations: Vec::new(),
             deliveries: AtomicUsize::new(0),
             give_up: Arc::new(AtomicBool::new(false)),
-        };
+        })
+    }
+
+    fn with_hangup(hangup: Hangup) -> io::Result<Self> {
+        let (receiver, sender) = UnixStream::pair()?;
+        let mut signals = Self::from_stream(receiver)?;
         signals.catch(SIGINT, &sender)?;
         signals.catch(SIGTERM, &sender)?;
         match hangup {

@@ -38,6 +38,7 @@
 pub mod daemon;
 pub mod lab;
 pub mod programs;
+pub mod rig;
 pub mod settings;
 pub mod traffic;
 pub mod wiretap;

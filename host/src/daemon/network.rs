@@ -21,14 +21,16 @@ pub(super) const fn queue_len(offload: bool) -> u32 {
 }
 
 /// Everything changed on the system; undone on drop.
-pub(super) enum Network {
+pub struct Network(Kind);
+
+enum Kind {
     /// Set up once.
     Server(Box<ServerNet>),
     /// Set up as the server says, each time it says so.
     Client(Box<ClientNetwork>),
 }
 
-pub(super) struct ClientNetwork {
+struct ClientNetwork {
     net: ClientNet,
     routes: Routes,
     dns: Dns,
@@ -51,32 +53,32 @@ impl Network {
             forwarding: host.forwarding,
             masquerade,
         };
-        ServerNet::set_up(&setup, &Paths::default()).map(|net| Self::Server(Box::new(net)))
+        ServerNet::set_up(&setup, &Paths::default()).map(|net| Self(Kind::Server(Box::new(net))))
     }
 
     /// Takes charge of a client's system; the server's word changes it later.
     pub(super) fn client(host: &ClientHost, tun: &str, txqueuelen: u32) -> Result<Self, NetError> {
-        Ok(Self::Client(Box::new(ClientNetwork {
+        Ok(Self(Kind::Client(Box::new(ClientNetwork {
             net: ClientNet::new(tun, &Paths::default())?,
             routes: host.routes.clone(),
             dns: host.dns.clone(),
             txqueuelen,
-        })))
+        }))))
     }
 
     /// Makes a client's system as its server assigned.
     pub(super) fn configure(&mut self, settings: &TunSettings) -> Result<(), NetError> {
-        match self {
-            Self::Server(_) => Ok(()),
-            Self::Client(client) => client.configure(settings),
+        match &mut self.0 {
+            Kind::Server(_) => Ok(()),
+            Kind::Client(client) => client.configure(settings),
         }
     }
 
     /// Undoes everything and logs what could not be undone.
     pub(super) fn restore(self) {
-        let failures = match self {
-            Self::Server(net) => net.restore(),
-            Self::Client(client) => client.net.restore(),
+        let failures = match self.0 {
+            Kind::Server(net) => net.restore(),
+            Kind::Client(client) => client.net.restore(),
         };
         for error in failures {
             warn!(%error, "cannot restore the system's network");

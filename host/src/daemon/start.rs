@@ -7,14 +7,12 @@ use lostlove_config::{
     ClientSettings, ConfigError, ServerSettings, SocketOptions as ConfiguredOptions,
 };
 use lostlove_core::config::Config;
-use lostlove_core::endpoint::Endpoint;
 use tracing::{error, info, warn};
 use zeroize::Zeroize as _;
 
 use super::network::{Network, queue_len};
-use super::{Daemon, Run};
+use super::{Daemon, DaemonParts, Run};
 use crate::cli::{self, DaemonArgs, Exit, Role};
-use crate::clock::Clock;
 use crate::dial::Dialer;
 use crate::keytool;
 use crate::listen::{SocketOptions, listen};
@@ -204,7 +202,7 @@ fn report_check(args: &DaemonArgs, warnings: &[String]) -> Result<(), Failure> {
 /// Opens and sets up everything. The TUN device first, for it is what most often fails.
 fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
     let Settings {
-        mut endpoint,
+        endpoint,
         monitoring,
         tun,
         socket,
@@ -212,15 +210,10 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         ..
     } = settings;
     let signals = Signals::new()?;
-    let clock = Clock::new();
     let tun = Tun::open(&TunConfig {
         name: &tun.name,
         offload: tun.offload,
     })?;
-    let offloads = tun.offloads();
-    endpoint.tun_offload = tun.offload();
-    endpoint.tun_udp_offload = offloads.uso;
-    endpoint.unix_time_at_zero = clock.unix_time_at_zero();
     let txqueuelen = queue_len(tun.offload());
     let (network, listeners, dialer, mark) = match &host {
         Host::Server(host) => {
@@ -238,20 +231,17 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
     let metrics = Metrics::start(monitoring.metrics, role)?;
     announce(&host, &tun, metrics.address());
     metrics.set_ready(role == Role::Server);
-    let now = clock.now();
-    Ok(Daemon {
-        endpoint: Endpoint::new(endpoint, seed()?, now),
+    Ok(Daemon::new(DaemonParts {
+        config: endpoint,
+        seed: seed()?,
         tun,
-        role,
-        clock,
         listeners,
         dialer,
         signals,
         metrics,
-        network,
+        network: Some(network),
         socket_options: SocketOptions::new(&socket, mark),
-        must_stop_now: false,
-    })
+    }))
 }
 
 /// The one line of a quiet start.
@@ -299,6 +289,8 @@ fn seed() -> Result<[u8; 32], Failure> {
 impl Daemon {
     /// Restores the system.
     fn end(self) {
-        self.network.restore();
+        if let Some(network) = self.network {
+            network.restore();
+        }
     }
 }

@@ -1,0 +1,13 @@
+//! The client on smol.
+
+use std::process::ExitCode;
+
+use lostlove_host::cli::Role;
+
+fn main() -> ExitCode {
+    lostlove_host::daemon::main(
+        Role::Client,
+        "lostlove-client-smol",
+        lostlove_driver_smol::run,
+    )
+}

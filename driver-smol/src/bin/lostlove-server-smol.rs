@@ -1,0 +1,13 @@
+//! The server on smol.
+
+use std::process::ExitCode;
+
+use lostlove_host::cli::Role;
+
+fn main() -> ExitCode {
+    lostlove_host::daemon::main(
+        Role::Server,
+        "lostlove-server-smol",
+        lostlove_driver_smol::run,
+    )
+}

@@ -1,0 +1,230 @@
+//! The daemons on smol.
+//!
+//! One task per source and per connection gives the daemon a turn when there may be something to
+//! do, and waits for readiness when the daemon says that there is no more. All of them run on one
+//! thread, and the daemon is never borrowed across an `await`. Nothing here touches a byte.
+#![forbid(unsafe_code)]
+#![deny(clippy::await_holding_refcell_ref)]
+
+mod tasks;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Instant as SystemInstant;
+
+use async_io::{Async, Timer};
+use lostlove_core::event::ConnectionId;
+use lostlove_core::time::Instant;
+use lostlove_host::daemon::{Change, Daemon, Source};
+use smol::LocalExecutor;
+use smol::future::{or, poll_fn, yield_now};
+
+use tasks::{Socket, Tasks};
+
+/// Runs a daemon until it is done.
+///
+/// # Errors
+///
+/// The event queue or the TUN device failed, or the network could not be set up.
+pub fn run(daemon: Daemon) -> io::Result<Daemon> {
+    let mut sources = Vec::new();
+    for (source, fd) in daemon.sources() {
+        let fd = Async::new_nonblocking(fd.try_clone_to_owned()?)?;
+        sources.push((source, fd));
+    }
+    let driver = Driver::new(daemon);
+    // Dropped before what its tasks borrow.
+    let executor = LocalExecutor::new();
+    for (source, fd) in &sources {
+        executor.spawn(driver.serve(*source, fd)).detach();
+    }
+    async_io::block_on(driver.conduct(&executor));
+    drop(executor);
+    driver.finish()
+}
+
+struct Driver {
+    daemon: RefCell<Daemon>,
+    /// Sources that the daemon does not want for now, and who waits for that to change.
+    held: RefCell<Vec<(Source, Waker)>>,
+    /// Set when a task has used up its turn: time to look at the kernel.
+    is_turn_over: Cell<bool>,
+    failure: RefCell<Option<io::Error>>,
+}
+
+impl Driver {
+    fn new(daemon: Daemon) -> Self {
+        Self {
+            daemon: RefCell::new(daemon),
+            held: RefCell::default(),
+            is_turn_over: Cell::new(false),
+            failure: RefCell::default(),
+        }
+    }
+
+    fn finish(self) -> io::Result<Daemon> {
+        match self.failure.into_inner() {
+            Some(error) => Err(error),
+            None => Ok(self.daemon.into_inner()),
+        }
+    }
+
+    /// Runs the tasks, and keeps the time, until the daemon is done.
+    async fn conduct<'a>(&'a self, executor: &LocalExecutor<'a>) {
+        let mut tasks = Tasks::default();
+        let mut timer = Timer::never();
+        let mut alarm = None;
+        while !self.is_done() {
+            let due = self.daemon.borrow().poll_timeout();
+            // When the deadline moves back, as it does with every packet, the timer may stay: it
+            // comes too early once, instead of being set anew each time.
+            if let Some(at) = due
+                && alarm.is_none_or(|alarm| at < alarm)
+            {
+                timer.set_at(self.system_instant(at));
+                alarm = due;
+            }
+            let is_due = or(self.tick(executor), expiry(&mut timer)).await;
+            if is_due {
+                alarm = None;
+                self.turn(|_, _| ());
+            }
+            self.follow_changes(&mut tasks, executor);
+            // Left alone, the executor would run 200 tasks between two looks.
+            if self.is_turn_over.take() {
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Runs one task, and says that no deadline has come.
+    async fn tick(&self, executor: &LocalExecutor<'_>) -> bool {
+        executor.tick().await;
+        false
+    }
+
+    fn follow_changes<'a>(&'a self, tasks: &mut Tasks, executor: &LocalExecutor<'a>) {
+        while let Some(change) = self.next_change() {
+            match change {
+                Change::Opened { id, socket } => match Async::new_nonblocking(socket) {
+                    Ok(socket) => {
+                        let socket = Rc::new(socket);
+                        let reader = executor.spawn(self.read(id, Rc::clone(&socket)));
+                        tasks.add(id, socket, reader);
+                    }
+                    Err(error) => self.give_up(id, &error),
+                },
+                Change::Blocked(id) => {
+                    tasks.set_writer(id, |socket| executor.spawn(self.resume(id, socket)));
+                }
+                Change::Closed(id) => tasks.remove(id),
+            }
+        }
+    }
+
+    /// Serves a source until it fails.
+    async fn serve(&self, source: Source, fd: &Async<OwnedFd>) {
+        loop {
+            self.wanted(source).await;
+            let served = self.turn(|daemon, now| daemon.handle_source(source, now));
+            let waited = match served {
+                Ok(true) => {
+                    self.end_turn().await;
+                    continue;
+                }
+                Ok(false) => fd.readable().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = waited {
+                return self.fail(error);
+            }
+        }
+    }
+
+    /// Reads from a connection until the task is dropped with it.
+    async fn read(&self, id: ConnectionId, socket: Rc<Socket>) {
+        loop {
+            if self.turn(|daemon, now| daemon.handle_readable(id, now)) {
+                self.end_turn().await;
+            } else if let Err(error) = socket.readable().await {
+                return self.give_up(id, &error);
+            }
+        }
+    }
+
+    /// Goes on writing to a connection once its full socket takes bytes again.
+    async fn resume(&self, id: ConnectionId, socket: Rc<Socket>) {
+        match socket.writable().await {
+            Ok(()) => self.turn(|daemon, now| daemon.handle_writable(id, now)),
+            Err(error) => self.give_up(id, &error),
+        }
+    }
+
+    /// Waits until the daemon wants a source.
+    async fn wanted(&self, source: Source) {
+        poll_fn(|context| {
+            if self.daemon.borrow().wants(source) {
+                return Poll::Ready(());
+            }
+            let waker = context.waker().clone();
+            self.held.borrow_mut().push((source, waker));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Lets the others have their turn.
+    async fn end_turn(&self) {
+        self.is_turn_over.set(true);
+        yield_now().await;
+    }
+
+    /// Has the daemon do something, and settles what follows from it.
+    fn turn<T>(&self, act: impl FnOnce(&mut Daemon, Instant) -> T) -> T {
+        let mut daemon = self.daemon.borrow_mut();
+        let now = daemon.now();
+        daemon.handle_timeout(now);
+        let result = act(&mut daemon, now);
+        if let Err(error) = daemon.settle(now) {
+            self.fail(error);
+        }
+        self.held.borrow_mut().retain(|(source, waker)| {
+            let is_wanted = daemon.wants(*source);
+            if is_wanted {
+                waker.wake_by_ref();
+            }
+            !is_wanted
+        });
+        result
+    }
+
+    fn give_up(&self, id: ConnectionId, error: &io::Error) {
+        self.turn(|daemon, now| daemon.handle_unwatchable(id, error, now));
+    }
+
+    fn fail(&self, error: io::Error) {
+        self.failure.borrow_mut().get_or_insert(error);
+    }
+
+    fn next_change(&self) -> Option<Change> {
+        self.daemon.borrow_mut().poll_change()
+    }
+
+    fn is_done(&self) -> bool {
+        self.failure.borrow().is_some() || self.daemon.borrow().is_done()
+    }
+
+    fn system_instant(&self, at: Instant) -> SystemInstant {
+        let now = self.daemon.borrow().now();
+        SystemInstant::now() + at.since(now)
+    }
+}
+
+/// Waits for the timer, and says that a deadline has come.
+async fn expiry(timer: &mut Timer) -> bool {
+    timer.await;
+    true
+}

@@ -1,0 +1,321 @@
+//! A daemon on a thread of its own.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use lostlove_config::Endpoint;
+use lostlove_core::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
+use lostlove_core::crypto::{SecretKey, Suite};
+use lostlove_core::ip::MAX_PACKET_LEN;
+use lostlove_core::stats::Stats;
+use lostlove_host::cli;
+use lostlove_host::daemon::{Daemon, DaemonParts, Run};
+use lostlove_host::dial::Dialer;
+use lostlove_host::listen::{SocketOptions, listen};
+use lostlove_host::metrics::Metrics;
+use lostlove_host::signal::Signals;
+use lostlove_host::tun::{Tun, VNET_HEADER_LEN};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::thread::Pid;
+use socket2::SockRef;
+
+use super::address;
+use crate::{DEADLINE, await_true};
+
+/// What client and server have in common.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Clients that the server knows.
+    pub clients: u8,
+    /// Bounds, the same on both sides.
+    pub limits: Limits,
+    /// MTU of both sides.
+    pub mtu: u16,
+    /// Whether the TUN devices carry virtio headers.
+    pub vnet_hdr: bool,
+    /// Send and receive buffer of the server's connections, in bytes; none for the system's.
+    pub socket_buffer: Option<usize>,
+    /// All that is random comes from this.
+    pub seed: u8,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            clients: 1,
+            limits: Limits {
+                max_handshakes_per_source: usize::from(u8::MAX),
+                // No test depends on how fast the machine is.
+                handshake_timeout: 3 * DEADLINE,
+                queue_age: 3 * DEADLINE,
+                drain_timeout: 3 * DEADLINE,
+                ..Limits::default()
+            },
+            mtu: 1400,
+            vnet_hdr: false,
+            socket_buffer: None,
+            seed: 0,
+        }
+    }
+}
+
+impl Setup {
+    /// Starts a server at `address`, port 0 for any.
+    pub fn server(&self, run: Run, address: SocketAddr) -> (Node, SocketAddr) {
+        let listeners = listen(&[address]).unwrap();
+        let address = listeners[0].local_addr().unwrap();
+        if let Some(bytes) = self.socket_buffer {
+            let socket = SockRef::from(&listeners[0]);
+            socket.set_recv_buffer_size(bytes).unwrap();
+            socket.set_send_buffer_size(bytes).unwrap();
+        }
+        let mut parts = Parts::new(self, self.server_config(), cli::Role::Server);
+        parts.daemon.listeners = listeners;
+        (parts.start(run), address)
+    }
+
+    /// Starts client `n` of the server at `server`.
+    pub fn client(&self, run: Run, n: u8, server: SocketAddr) -> Node {
+        let mut parts = Parts::new(self, self.client_config(n), cli::Role::Client);
+        let server = Endpoint {
+            host: server.ip().to_string(),
+            port: server.port(),
+        };
+        parts.daemon.dialer = Some(Dialer::new(vec![server], socket_options()).unwrap());
+        parts.daemon.seed[1] = 1 + n;
+        parts.start(run)
+    }
+
+    /// The configuration of client `n`.
+    pub fn client_config(&self, n: u8) -> Config {
+        self.config(Role::Client(Client {
+            secret_key: secret(1 + n),
+            server_key: secret(0).public_key(),
+            preshared_key: None,
+            routes: Vec::new(),
+            reconnect_min: Duration::from_millis(20),
+            reconnect_max: Duration::from_millis(200),
+        }))
+    }
+
+    /// The test's and the daemon's end of what stands in for a TUN device. The test's blocks.
+    pub fn tun(&self) -> (Tun, Tun) {
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (test, daemon) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+        let socket = SockRef::from(&test);
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.set_write_timeout(Some(DEADLINE)).unwrap();
+        rustix::io::ioctl_fionbio(&daemon, true).unwrap();
+        let adopt = |fd| Tun::from_fd(fd, self.vnet_hdr);
+        (adopt(test), adopt(daemon))
+    }
+
+    fn config(&self, role: Role) -> Config {
+        Config {
+            role,
+            suites: Suite::ALL.to_vec(),
+            rotation: Rotation::default(),
+            limits: self.limits.clone(),
+            mtu: self.mtu,
+            tun_offload: false,
+            tun_udp_offload: false,
+            unix_time_at_zero: Duration::ZERO,
+        }
+    }
+
+    fn server_config(&self) -> Config {
+        let peers = (0..self.clients).map(|n| Peer {
+            name: format!("client{n}"),
+            public_key: secret(1 + n).public_key(),
+            preshared_key: None,
+            address_v4: Some(address(Some(n))),
+            address_v6: None,
+            routes: Vec::new(),
+            rate_limit: None,
+        });
+        self.config(Role::Server(Server {
+            secret_key: secret(0),
+            peers: peers.collect(),
+            address_v4: "10.8.0.1/24".parse().unwrap(),
+            address_v6: None,
+            client_to_client: false,
+            probe_sources: Vec::new(),
+            push: Push::default(),
+            rate_limit: None,
+        }))
+    }
+}
+
+struct Parts {
+    daemon: DaemonParts,
+    metrics: SocketAddr,
+    tun: Tun,
+    signals: UnixStream,
+}
+
+impl Parts {
+    fn new(setup: &Setup, config: Config, role: cli::Role) -> Self {
+        let (tun, daemon_tun) = setup.tun();
+        let (signals, receiver) = UnixStream::pair().unwrap();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let metrics = Metrics::start(Some(any), role).unwrap();
+        Self {
+            metrics: metrics.address().unwrap(),
+            daemon: DaemonParts {
+                config,
+                seed: [setup.seed; 32],
+                tun: daemon_tun,
+                listeners: Vec::new(),
+                dialer: None,
+                signals: Signals::from_stream(receiver).unwrap(),
+                metrics,
+                network: None,
+                socket_options: socket_options(),
+            },
+            tun,
+            signals,
+        }
+    }
+
+    fn start(self, run: Run) -> Node {
+        let parts = self.daemon;
+        let (tell, told) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            tell.send(rustix::thread::gettid()).unwrap();
+            run(Daemon::new(parts)).map(|daemon| daemon.endpoint().stats().clone())
+        });
+        Node {
+            tun: self.tun,
+            signals: self.signals,
+            metrics: self.metrics,
+            tid: told.recv().unwrap(),
+            thread,
+        }
+    }
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Node {
+    tun: Tun,
+    signals: UnixStream,
+    metrics: SocketAddr,
+    /// Its thread.
+    pub tid: Pid,
+    thread: JoinHandle<io::Result<Stats>>,
+}
+
+impl Node {
+    /// Gives a packet to the TUN device, when there is room.
+    #[track_caller]
+    pub fn send(&self, packet: &[u8]) {
+        self.tun.send(packet, &[0; VNET_HEADER_LEN]).unwrap();
+    }
+
+    /// Gives a packet to the TUN device; says whether it took it within `patience`.
+    #[track_caller]
+    pub fn try_send(&self, packet: &[u8], patience: Duration) -> bool {
+        let socket = SockRef::from(&self.tun);
+        socket.set_write_timeout(Some(patience)).unwrap();
+        let result = self.tun.send(packet, &[0; VNET_HEADER_LEN]);
+        socket.set_write_timeout(Some(DEADLINE)).unwrap();
+        match result {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            result => result.map(|()| true).unwrap(),
+        }
+    }
+
+    /// Waits for a packet from the TUN device.
+    #[track_caller]
+    pub fn receive(&self) -> Vec<u8> {
+        let mut packet = vec![0; MAX_PACKET_LEN];
+        let received = self.tun.recv(&mut packet).unwrap();
+        packet.truncate(received.len);
+        packet
+    }
+
+    /// Whether the TUN device has a packet within `patience`.
+    #[track_caller]
+    pub fn has_packet(&self, patience: Duration) -> bool {
+        let timeout = Timespec::try_from(patience).unwrap();
+        let mut fds = [PollFd::new(&self.tun, PollFlags::IN)];
+        poll(&mut fds, Some(&timeout)).unwrap() > 0
+    }
+
+    /// Waits until it is in a session (a client), or listens (a server).
+    #[track_caller]
+    pub fn await_ready(&self) {
+        await_true("readiness", || self.is_ready());
+    }
+
+    /// Waits until it is that no more.
+    #[track_caller]
+    pub fn await_unready(&self) {
+        await_true("the end of readiness", || !self.is_ready());
+    }
+
+    /// Waits until the value of a metric is `value`.
+    #[track_caller]
+    pub fn await_metric(&self, name: &str, value: u64) {
+        await_true(&format!("{name} {value}"), || self.metric(name) == value);
+    }
+
+    /// The value of a metric without labels.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> u64 {
+        let page = self.get("/metrics");
+        let mut lines = page.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap().parse().unwrap()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.get("/readyz").starts_with("HTTP/1.1 200")
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.metrics).unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// Does what SIGTERM does to a process.
+    pub fn signal(&self) {
+        (&self.signals).write_all(&[1]).unwrap();
+    }
+
+    /// Waits for the daemon to end, and returns its counters.
+    #[track_caller]
+    pub fn join(self) -> Stats {
+        await_true("end of the daemon", || self.thread.is_finished());
+        self.thread.join().unwrap().unwrap()
+    }
+
+    /// Stops the daemon, and returns its counters.
+    #[track_caller]
+    pub fn stop(self) -> Stats {
+        self.signal();
+        self.join()
+    }
+}
+
+fn socket_options() -> SocketOptions {
+    SocketOptions {
+        congestion_control: None,
+        notsent_lowat: 128 * 1024,
+        mark: None,
+    }
+}
+
+fn secret(n: u8) -> SecretKey {
+    SecretKey::from_bytes([n.wrapping_add(1); 32])
+}

@@ -1,0 +1,9 @@
+//! Server on smol, client on mio.
+
+use lostlove_host::daemon::Run;
+
+const SERVER: Run = lostlove_driver_smol::run;
+const CLIENT: Run = lostlove_driver_mio::run;
+
+#[path = "suite.rs"]
+mod suite;

@@ -1,0 +1,147 @@
+//! A client's driver on `poll`: one connection, one thread.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+
+use lostlove_core::endpoint::Endpoint;
+use lostlove_core::event::{ConnectionId, Event};
+use lostlove_core::time::Instant;
+use lostlove_host::clock::Clock;
+use lostlove_host::pump::{self, Progress};
+use lostlove_host::tun::Tun;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+pub(crate) struct Driver {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) device: Tun,
+    pub(crate) clock: Clock,
+    pub(crate) server: SocketAddr,
+    pub(crate) connection: Option<Connection>,
+}
+
+pub(crate) struct Connection {
+    id: ConnectionId,
+    socket: TcpStream,
+    is_blocked: bool,
+}
+
+impl Driver {
+    /// Tells the server good-bye; [`Self::run`] then comes to an end.
+    pub(crate) fn shut_down(&mut self) -> io::Result<()> {
+        let now = self.clock.now();
+        self.endpoint.shut_down(now);
+        self.settle(now)
+    }
+
+    /// Runs until the endpoint has been shut down.
+    pub(crate) fn run(&mut self) -> io::Result<()> {
+        while !self.endpoint.is_shut_down() {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// Waits once, and does what there is to do.
+    pub(crate) fn turn(&mut self) -> io::Result<()> {
+        let (device, socket) = self.wait()?;
+        let now = self.clock.now();
+        self.endpoint.handle_timeout(now);
+        if let Some(connection) = &mut self.connection {
+            if socket.intersects(PollFlags::OUT | PollFlags::ERR | PollFlags::HUP) {
+                connection.is_blocked = false;
+                connection.flush(&mut self.endpoint, now);
+            }
+            if socket.intersects(PollFlags::IN | PollFlags::ERR | PollFlags::HUP) {
+                let (id, socket) = (connection.id, &connection.socket);
+                pump::fill(&mut self.endpoint, id, socket, &self.device, now);
+            }
+        }
+        if !device.is_empty() {
+            let connection = &mut self.connection;
+            let mut flush = |endpoint: &mut Endpoint, id| {
+                if let Some(connection) = connection.as_mut().filter(|open| open.id == id) {
+                    connection.flush(endpoint, now);
+                }
+            };
+            pump::drain_device(&mut self.endpoint, &self.device, &mut flush, now)?;
+        }
+        self.settle(now)
+    }
+
+    /// Waits for the device, for the socket, or for the next deadline, and tells what the first
+    /// two are ready for. What was left over by the last turn is still ready.
+    fn wait(&self) -> io::Result<(PollFlags, PollFlags)> {
+        let now = self.clock.now();
+        let timeout = self.endpoint.poll_timeout().map(|at| at.since(now));
+        let timeout = timeout.and_then(|wait| Timespec::try_from(wait).ok());
+        let wanted = if self.endpoint.wants_packets() {
+            PollFlags::IN
+        } else {
+            PollFlags::empty()
+        };
+        let mut fds = vec![PollFd::new(&self.device, wanted)];
+        if let Some(connection) = &self.connection {
+            let mut flags = PollFlags::IN;
+            flags.set(PollFlags::OUT, connection.is_blocked);
+            fds.push(PollFd::new(&connection.socket, flags));
+        }
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let socket = fds.get(1).map_or(PollFlags::empty(), PollFd::revents);
+        Ok((fds[0].revents(), socket))
+    }
+
+    /// Writes what is to be written, and does what the endpoint asks for, until it asks no more.
+    fn settle(&mut self, now: Instant) -> io::Result<()> {
+        loop {
+            while let Some(id) = self.endpoint.poll_transmit() {
+                if let Some(connection) = self.connection.as_mut().filter(|open| open.id == id) {
+                    connection.flush(&mut self.endpoint, now);
+                }
+            }
+            match self.endpoint.poll_event() {
+                Some(Event::Dial { .. }) => self.dial(now),
+                // Here a real client gives the device its addresses and routes.
+                Some(Event::Configure(_)) => {}
+                Some(Event::Established { .. } | Event::ProbeEstablished { .. }) => {}
+                Some(Event::Closed { id, .. }) => {
+                    self.connection.take_if(|open| open.id == id);
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn dial(&mut self, now: Instant) {
+        let connected = TcpStream::connect(self.server).and_then(|socket| {
+            socket.set_nodelay(true)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        });
+        let Ok(socket) = connected else {
+            self.endpoint.handle_dial_failed(now);
+            return;
+        };
+        match self.endpoint.handle_connected(self.server, now) {
+            Ok(id) => {
+                self.connection = Some(Connection {
+                    id,
+                    socket,
+                    is_blocked: false,
+                });
+            }
+            Err(_) => self.endpoint.handle_dial_failed(now),
+        }
+    }
+}
+
+impl Connection {
+    fn flush(&mut self, endpoint: &mut Endpoint, now: Instant) {
+        if !self.is_blocked {
+            let progress = pump::flush(endpoint, self.id, &self.socket, now);
+            self.is_blocked = progress == Progress::Blocked;
+        }
+    }
+}
