@@ -80,12 +80,12 @@ impl Flows {
         let flow = &mut self.flows[index];
         let step = order.segment_size.map_or(order.len, usize::from);
         let offset = flow.next_offset;
-        let payload: Vec<u8> = (0..order.len.div_ceil(step) as u64)
-            .flat_map(|n| {
-                let len = step.min(order.len - n as usize * step);
-                packet::stream(index as u32, offset + n * stride(ends.protocol, step), len)
-            })
-            .collect();
+        let mut payload = Vec::with_capacity(order.len);
+        while payload.len() < order.len {
+            let len = step.min(order.len - payload.len());
+            let at = offset + (payload.len() / step) as u64 * stride(ends.protocol, step);
+            packet::push_stream(index as u32, at, len, &mut payload);
+        }
         let segments = order.len.div_ceil(step) as u64;
         let end = offset + segments * stride(ends.protocol, step);
         flow.next_offset = end.next_multiple_of(BLOCK as u64);

@@ -48,6 +48,8 @@ pub(crate) struct Node {
     offload: bool,
     queue_bound: usize,
     tun_ready: bool,
+    /// A socket takes bytes again.
+    has_room: bool,
 }
 
 /// The rest of the world, as far as a machine can touch it.
@@ -76,6 +78,7 @@ impl Node {
             restarts: false,
             queue_bound,
             tun_ready: false,
+            has_room: false,
         }
     }
 
@@ -101,6 +104,7 @@ impl Node {
             if socket.link == link {
                 socket.is_readable |= readable;
                 socket.is_blocked &= !writable;
+                self.has_room |= writable;
             }
         }
     }
@@ -114,6 +118,7 @@ impl Node {
             return false;
         }
         self.next_at().is_some_and(|at| at <= now)
+            || self.has_room
             || !self.backlog.is_empty()
             || (self.tun_ready && self.endpoint.wants_packets())
             || self.sockets.iter().any(|socket| socket.is_readable)
@@ -128,6 +133,7 @@ impl Node {
             return Err("a timer does not move on".to_owned());
         }
         self.accept(world);
+        self.has_room = false;
         for n in 0..self.sockets.len() {
             self.flush(self.sockets[n].id, world);
         }

@@ -24,28 +24,32 @@ pub(crate) struct Ends {
     pub(crate) protocol: u8,
 }
 
-/// One byte of what flow `flow` sends.
-fn stream_byte(flow: u32, offset: u64) -> u8 {
-    let (block, at) = (offset / BLOCK as u64, (offset % BLOCK as u64) as usize);
-    match at {
-        0..8 => MARKER[at],
-        8..12 => flow.to_be_bytes()[at - 8],
-        12..20 => block.to_be_bytes()[at - 12],
-        _ => (block as u8).wrapping_mul(31).wrapping_add(at as u8) ^ (flow as u8),
+/// Bytes of what flow `flow` sends, from `offset` on, until `len` are written.
+pub(crate) fn push_stream(flow: u32, offset: u64, len: usize, out: &mut Vec<u8>) {
+    let end = out.len() + len;
+    let mut number = offset / BLOCK as u64;
+    let mut skip = (offset % BLOCK as u64) as usize;
+    while out.len() < end {
+        let mut block = [(number as u8).wrapping_mul(31) ^ flow as u8; BLOCK];
+        block[..8].copy_from_slice(&MARKER);
+        block[8..12].copy_from_slice(&flow.to_be_bytes());
+        block[12..20].copy_from_slice(&number.to_be_bytes());
+        let take = (end - out.len()).min(BLOCK - skip);
+        out.extend_from_slice(&block[skip..skip + take]);
+        skip = 0;
+        number += 1;
     }
 }
 
 /// `len` bytes of what flow `flow` sends, from `offset`.
 pub(crate) fn stream(flow: u32, offset: u64, len: usize) -> Vec<u8> {
-    (offset..offset + len as u64)
-        .map(|offset| stream_byte(flow, offset))
-        .collect()
+    let mut bytes = Vec::with_capacity(len);
+    push_stream(flow, offset, len, &mut bytes);
+    bytes
 }
 
 pub(crate) fn is_stream(flow: u32, offset: u64, bytes: &[u8]) -> bool {
-    (offset..)
-        .zip(bytes)
-        .all(|(offset, byte)| stream_byte(flow, offset) == *byte)
+    stream(flow, offset, bytes.len()) == bytes
 }
 
 /// Which flow and block a block-aligned payload belongs to.

@@ -44,13 +44,15 @@ impl Tap {
         self.recording
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
         self.pending.extend_from_slice(bytes);
-        let pending = core::mem::take(&mut self.pending);
+        let mut pending = core::mem::take(&mut self.pending);
         let mut rest = pending.as_slice();
         while let Some((header, payload)) = split_packet(rest)? {
             rest = &rest[HEADER_LEN + payload.len()..];
             self.judge(header, payload, seen)?;
         }
-        self.pending = rest.to_vec();
+        let judged = pending.len() - rest.len();
+        pending.drain(..judged);
+        self.pending = pending;
         Ok(())
     }
 
