@@ -323,8 +323,10 @@ impl Endpoint {
             .partials
             .iter()
             .position(|(id, _)| *id == header.stream);
-        let mut partial =
-            position.map_or_else(Partial::default, |at| session.partials.swap_remove(at).1);
+        let mut partial = match position {
+            Some(at) => session.partials.swap_remove(at).1,
+            None => session.spare_partial.take().unwrap_or_default(),
+        };
         if header.flags.contains(Flags::RST) {
             partial.clear();
         }

@@ -119,8 +119,8 @@ impl Endpoint {
         }
     }
 
-    /// Answers a ClientHello. Nothing that exists changes before the client proves its key, but
-    /// that its address is set aside.
+    /// Answers a ClientHello. Nothing that exists changes before the client proves its key; an
+    /// address that nobody has is kept free for it.
     pub(super) fn answer_hello(
         &mut self,
         connection: &mut Connection,
@@ -260,14 +260,13 @@ impl Endpoint {
             known.address_v4.map(IpAddr::V4),
             known.address_v6.map(IpAddr::V6),
         );
-        let v4 = fixed.0.or_else(|| state.pool_v4.lease(peer, wanted.0, now));
+        let v4 = fixed
+            .0
+            .or_else(|| state.pool_v4.reserve(peer, wanted.0, now));
         let v6 = state
             .pool_v6
             .as_mut()
-            .and_then(|pool| fixed.1.or_else(|| pool.lease(peer, wanted.1, now)));
-        for address in [v4, v6].into_iter().flatten() {
-            self.table.insert(IpNet::from(address), peer);
-        }
+            .and_then(|pool| fixed.1.or_else(|| pool.reserve(peer, wanted.1, now)));
         let prefix_v4 = server.address_v4.prefix_len();
         let prefix_v6 = server
             .address_v6
@@ -327,7 +326,13 @@ impl Endpoint {
                 Some(pool) if v6.is_some() => pool.lease(session.peer, v6, now) == v6,
                 _ => true,
             };
-        holds_v4 && holds_v6
+        if !(holds_v4 && holds_v6) {
+            return false;
+        }
+        for address in session.addresses.into_iter().flatten() {
+            self.table.insert(IpNet::from(address), session.peer);
+        }
+        true
     }
 
     /// A session ended: its leases may be given away, once nothing else is free.

@@ -103,6 +103,7 @@ impl Endpoint {
         let peer = &mut self.peers[session.peer.index()];
         peer.connection = Some(connection.id);
         peer.stats.connected = true;
+        peer.stats.rtt = None;
         self.stats.sessions += 1;
         self.stats.sessions_established += 1;
         self.events.push_back(Event::Established {
