@@ -179,7 +179,7 @@ impl Endpoint {
         let session = self.new_session(&agreed, now);
         self.configure(&outcome.grant, connection.remote);
         connection.state = State::AwaitProof(Box::new(session));
-        self.establish(connection, now);
+        self.establish(connection);
         Ok(())
     }
 

@@ -220,11 +220,11 @@ impl Connection {
                 }
                 self.paced_until.map_or(due, |paced| due.min(paced))
             }
-            State::Probe => self.last_received + limits.connection_timeout,
             State::AwaitHello
             | State::AwaitServerHello(_)
             | State::AwaitProof(_)
             | State::Failed(_)
+            | State::Probe
             | State::Closing(_) => self.expires_at,
         }
     }

@@ -19,6 +19,7 @@
 //! writes from [`Endpoint::outgoing`]; the TUN device reads into [`Endpoint::tun_buf`]. Packets
 //! are sealed and opened in that same memory.
 
+mod admission;
 mod client;
 mod connection;
 mod exchange;
@@ -126,7 +127,7 @@ impl Endpoint {
             }
             Role::Server(server) => (
                 server.peers.iter().map(|peer| peer.name.clone()).collect(),
-                RoleState::Server(ServerState::new(server)),
+                RoleState::Server(ServerState::new(server, now)),
             ),
         };
         let mut endpoint = Self {
@@ -161,7 +162,7 @@ impl Endpoint {
         remote: SocketAddr,
         now: Instant,
     ) -> Result<ConnectionId, Refusal> {
-        self.admit(remote)
+        self.admit(remote, now)
             .inspect_err(|refusal| self.stats.refused[refusal.index()] += 1)?;
         let id = self.open(remote, State::AwaitHello, now);
         self.count_source(remote);
@@ -336,12 +337,17 @@ impl Endpoint {
         }
     }
 
+    /// Takes a connection off the books on handshakes, whether it came to something or not.
+    fn leave_handshake(&mut self, connection: &Connection, was_good: bool) {
+        self.stats.handshaking -= 1;
+        self.uncount_source(connection, was_good);
+    }
+
     /// Undoes what the connection's state stands for in the endpoint: its place among the
     /// handshakes, or its session.
     fn leave_session(&mut self, connection: &mut Connection, now: Instant) {
         if connection.is_handshaking() {
-            self.stats.handshaking -= 1;
-            self.uncount_source(connection.remote);
+            self.leave_handshake(connection, false);
             if let Some(peer) = connection.peer
                 && self.peers[peer.index()].connection.is_none()
             {

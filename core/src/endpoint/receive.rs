@@ -10,7 +10,7 @@ use crate::handshake::{MAX_HELLO_LEN, legacy_hello_len};
 use crate::time::Instant;
 use crate::wire::{
     Ack, Disconnect, Flags, Frame, HEADER_LEN, Header, MAX_PAYLOAD_LEN, MAX_UNSEALED_LEN,
-    PacketType, Partial, Protection, decode_keep_alive, next_packet, read_entries,
+    PacketType, Protection, decode_keep_alive, next_packet, read_entries,
 };
 
 /// The longest packet on the wire.

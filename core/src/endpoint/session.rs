@@ -92,14 +92,13 @@ impl Endpoint {
     }
 
     /// Lets packets flow: the peer has proved its key.
-    pub(super) fn establish(&mut self, connection: &mut Connection, now: Instant) {
+    pub(super) fn establish(&mut self, connection: &mut Connection) {
         let waiting = core::mem::replace(&mut connection.state, State::AwaitHello);
         let State::AwaitProof(session) = waiting else {
             connection.state = waiting;
             return;
         };
-        // Still a handshake in the books: this takes it out of them.
-        self.leave_session(connection, now);
+        self.leave_handshake(connection, true);
         let peer = &mut self.peers[session.peer.index()];
         peer.connection = Some(connection.id);
         peer.stats.connected = true;

@@ -511,38 +511,87 @@ fn sessions_beyond_the_limit_are_refused_with_their_own_code() {
     assert_eq!(net.server.stats().sessions, 2);
 }
 
-/// Cases 64 and 90, in small: strangers fill their share and no more.
+/// Cases 64 and 90, in small: strangers fill their share, and hanging up buys no more of it.
 #[test]
-fn unauthenticated_connections_are_bounded_per_source_and_in_total() {
-    let mut config = server_config(1);
-    config.limits.max_handshakes = 20;
-    let mut net = Net::new(config, Vec::new());
+fn unauthenticated_connections_are_bounded_per_source() {
+    let mut net = Net::new(server_config(1), Vec::new());
     let now = net.now;
     for port in 0..16 {
-        net.server
-            .handle_accepted(([198, 51, 100, 7], port).into(), now)
-            .unwrap();
+        let id = net
+            .server
+            .handle_accepted(([198, 51, 100, 7], port).into(), now);
+        if port % 2 == 0 {
+            net.server.handle_disconnected(id.unwrap(), true, now);
+        }
     }
     let again = net
         .server
         .handle_accepted(([198, 51, 100, 7], 99).into(), now);
     assert_eq!(again, Err(Refusal::TooManyFromSource));
-    for host in 8..12 {
-        net.server
-            .handle_accepted(([198, 51, 100, host], 1).into(), now)
-            .unwrap();
-    }
-    let more = net
+    let other = net
         .server
-        .handle_accepted(([198, 51, 100, 77], 1).into(), now);
-    assert_eq!(more, Err(Refusal::TooManyHandshakes));
+        .handle_accepted(([198, 51, 100, 8], 99).into(), now);
+    assert!(other.is_ok());
     net.run(Duration::from_secs(11));
     assert_eq!(net.server.stats().handshaking, 0);
-    assert!(
-        net.server
-            .handle_accepted(([198, 51, 100, 7], 99).into(), net.now)
-            .is_ok()
+    let later = net
+        .server
+        .handle_accepted(([198, 51, 100, 7], 99).into(), net.now);
+    assert!(later.is_ok());
+}
+
+/// Case 90: strangers who hold all the room make way, the largest crowd first.
+#[test]
+fn a_flood_of_strangers_does_not_keep_a_client_out() {
+    let mut config = server_config(1);
+    config.limits.max_handshakes = 20;
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.unreachable_for.insert(0);
+    let now = net.now;
+    for host in 0..10 {
+        for port in 0..4 {
+            let source = ([198, 51, 100, host], port).into();
+            net.server.handle_accepted(source, now).unwrap();
+        }
+    }
+    assert_eq!(net.server.stats().handshaking, 20);
+    net.run(Duration::from_millis(1));
+    net.unreachable_for.clear();
+    net.run(Duration::from_secs(2));
+    assert_eq!(net.server.stats().sessions, 1);
+    assert!(net.server.stats().handshaking < 20);
+}
+
+#[test]
+fn probes_are_few_and_do_not_last() {
+    let mut net = Net::new(server_config(1), Vec::new());
+    let now = net.now;
+    let json = format!(
+        "{{\"ClientHello\":{{\"client_random\":{:?},\"protocol_version\":1}}}}",
+        [7; 32]
     );
+    let header = Header {
+        packet_type: PacketType::HandshakeInit,
+        stream: 0,
+        sequence: 0,
+        payload_len: 0,
+        timestamp_ms: 1,
+        flags: Flags::NONE,
+    };
+    let mut hello = header.encode(json.as_bytes()).to_vec();
+    hello.extend_from_slice(json.as_bytes());
+    for port in 0..20 {
+        let id = net
+            .server
+            .handle_accepted(([127, 0, 0, 1], port).into(), now);
+        let Ok(id) = id else { continue };
+        net.server.recv_buf(id).unwrap()[..hello.len()].copy_from_slice(&hello);
+        net.server
+            .handle_received(id, hello.len(), &mut |_| true, now);
+    }
+    assert_eq!(net.server.stats().probes, 16);
+    net.run(Duration::from_secs(301));
+    assert_eq!(net.close_reasons(SERVER).len(), 20);
 }
 
 /// Case 66: a peer that does not read costs bounded memory and its own packets.
