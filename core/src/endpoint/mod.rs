@@ -86,7 +86,7 @@ struct PeerState {
 
 enum RoleState {
     Client(ClientState),
-    Server(ServerState),
+    Server(Box<ServerState>),
 }
 
 /// All protocol state of one process. See the [module's contract](self).
@@ -127,7 +127,7 @@ impl Endpoint {
             }
             Role::Server(server) => (
                 server.peers.iter().map(|peer| peer.name.clone()).collect(),
-                RoleState::Server(ServerState::new(server, now)),
+                RoleState::Server(Box::new(ServerState::new(server, now))),
             ),
         };
         let mut endpoint = Self {

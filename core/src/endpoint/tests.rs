@@ -226,6 +226,35 @@ fn a_packet_beyond_the_clients_mtu_is_answered_with_packet_too_big() {
     );
 }
 
+/// Case 102: too large, and the sender does not mind fragments.
+#[test]
+fn a_packet_without_dont_fragment_reaches_a_client_with_a_small_mtu_in_pieces() {
+    let mut config = server_config(2);
+    server_of(&mut config).client_to_client = true;
+    let mut small = client_config(1);
+    small.mtu = 1300;
+    let mut net = Net::new(config, vec![small, client_config(2)]);
+    net.settle();
+    for from in [SERVER, 1] {
+        let source = if from == SERVER {
+            SERVER_ADDRESS
+        } else {
+            net.address_v4(1)
+        };
+        let mut packet = udp(source, net.address_v4(0), 5, &[3; 1350]);
+        packet[6] = 0;
+        net.send_from(from, &packet);
+        net.settle();
+        let pieces = core::mem::take(&mut net.received[0]);
+        assert_eq!(pieces.len(), 2);
+        let data: Vec<u8> = pieces
+            .iter()
+            .flat_map(|piece| piece[20..].to_vec())
+            .collect();
+        assert!(data == packet[20..]);
+    }
+}
+
 #[test]
 fn a_syn_towards_a_client_with_a_small_mtu_is_clamped() {
     let mut client = client_config(1);
