@@ -13,6 +13,7 @@
 //! and returns once the daemon [is done](Daemon::is_done). All calls of one round share one
 //! [`Daemon::now`]. None of them blocks, and each does a bounded amount of work.
 
+mod acceptance;
 mod connections;
 mod network;
 mod slots;
@@ -22,7 +23,6 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use lostlove_core::config::{Config, Role as EndpointRole};
 use lostlove_core::endpoint::Endpoint;
@@ -43,13 +43,11 @@ use crate::pump::{self, Progress};
 use crate::report;
 use crate::signal::{Signal, Signals};
 use crate::tun::Tun;
+use acceptance::Acceptance;
 use connections::Connections;
 
 /// Connections accepted before others get their turn.
 const ACCEPT_BUDGET: usize = 64;
-/// How long accepting rests after it failed: what is missing, a descriptor for example, will not
-/// come sooner for being asked for again at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 
 /// A driver's event loop: returns when the daemon [is done](Daemon::is_done).
 pub type Run = fn(Daemon) -> io::Result<Daemon>;
@@ -115,8 +113,7 @@ pub struct Daemon {
     role: Role,
     clock: Clock,
     listeners: Vec<TcpListener>,
-    /// Until when accepting rests after a failure.
-    accept_pause: Option<Instant>,
+    acceptance: Acceptance,
     dialer: Option<Dialer>,
     signals: Signals,
     metrics: Metrics,
@@ -144,7 +141,7 @@ impl Daemon {
             role,
             clock,
             listeners: parts.listeners,
-            accept_pause: None,
+            acceptance: Acceptance::default(),
             dialer: parts.dialer,
             signals: parts.signals,
             metrics: parts.metrics,
@@ -193,21 +190,21 @@ impl Daemon {
     pub fn wants(&self, source: Source) -> bool {
         match source {
             Source::Tun => self.endpoint.wants_packets(),
-            Source::Listener(_) => self.accept_pause.is_none(),
+            Source::Listener(_) => !self.acceptance.is_paused(),
             Source::Signals | Source::Dialer | Source::Metrics => true,
         }
     }
 
     /// When [`Daemon::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let due = [self.endpoint.poll_timeout(), self.accept_pause];
+        let due = [self.endpoint.poll_timeout(), self.acceptance.poll_timeout()];
         due.into_iter().flatten().min()
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.endpoint.handle_timeout(now);
-        self.accept_pause = self.accept_pause.filter(|until| *until > now);
+        self.acceptance.handle_timeout(now);
     }
 
     /// Serves a readable source. Says whether it may have more: then it is to be called again as
@@ -327,13 +324,8 @@ impl Daemon {
             match socket.accept() {
                 Ok((socket, remote)) => self.admit(socket, remote, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                // The peer went away again, or a signal came: no reason to stop.
-                Err(error) if is_passing(&error) => {}
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    self.accept_pause = Some(now + ACCEPT_PAUSE);
-                    return true;
-                }
+                Err(error) if self.acceptance.handle_error(&error, now) => {}
+                Err(_) => return true,
             }
         }
         true
@@ -374,11 +366,4 @@ impl Daemon {
         }
         Ok(())
     }
-}
-
-fn is_passing(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
-    )
 }

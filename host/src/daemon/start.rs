@@ -10,6 +10,7 @@ use lostlove_core::config::Config;
 use tracing::{error, info, warn};
 use zeroize::Zeroize as _;
 
+use super::acceptance::raise_descriptor_limit;
 use super::network::{Network, queue_len};
 use super::{Daemon, DaemonParts, Run};
 use crate::cli::{self, DaemonArgs, Exit, Role};
@@ -217,6 +218,8 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
     let txqueuelen = queue_len(tun.offload());
     let (network, listeners, dialer, mark) = match &host {
         Host::Server(host) => {
+            let limits = &endpoint.limits;
+            raise_descriptor_limit(limits.max_connections.saturating_add(limits.max_handshakes));
             let listeners = listen(&host.listen)?;
             let network = Network::server(host, tun.name(), txqueuelen)?;
             (network, listeners, None, None)
