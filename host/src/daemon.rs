@@ -28,7 +28,7 @@ use lostlove_core::config::{Config, Role as EndpointRole};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use network::Network;
 pub use slots::Slots;
@@ -39,6 +39,7 @@ use crate::clock::Clock;
 use crate::dial::Dialer;
 use crate::listen::{SocketOptions, configure};
 use crate::metrics::Metrics;
+use crate::net::NetError;
 use crate::pump::{self, Progress};
 use crate::report;
 use crate::signal::{Signal, Signals};
@@ -121,6 +122,8 @@ pub struct Daemon {
     socket_options: SocketOptions,
     connections: Connections,
     must_stop_now: bool,
+    /// Why the daemon ends on its own account.
+    failure: Option<NetError>,
 }
 
 impl Daemon {
@@ -149,6 +152,7 @@ impl Daemon {
             socket_options: parts.socket_options,
             connections: Connections::default(),
             must_stop_now: false,
+            failure: None,
         }
     }
 
@@ -246,18 +250,17 @@ impl Daemon {
 
     /// Writes what is to be written and does what the endpoint asks for, until it asks no more.
     ///
-    /// # Errors
-    ///
-    /// The network could not be set up as the server asked.
-    pub fn settle(&mut self, now: Instant) -> io::Result<()> {
+    /// If the network cannot be set up as the server asks, the daemon takes its leave of the
+    /// server and ends.
+    pub fn settle(&mut self, now: Instant) {
         loop {
             while let Some(id) = self.endpoint.poll_transmit() {
                 self.connections.flush(&mut self.endpoint, id, now);
             }
             let Some(event) = self.endpoint.poll_event() else {
-                return Ok(());
+                return;
             };
-            self.handle_event(event)?;
+            self.handle_event(event, now);
         }
     }
 
@@ -342,7 +345,7 @@ impl Daemon {
         }
     }
 
-    fn handle_event(&mut self, event: Event) -> io::Result<()> {
+    fn handle_event(&mut self, event: Event, now: Instant) {
         report::report(self.role, &event);
         match event {
             Event::Dial { attempt } => {
@@ -351,11 +354,12 @@ impl Daemon {
                 }
             }
             Event::Configure(settings) => {
-                if let Some(network) = &mut self.network {
-                    network.configure(&settings).map_err(io::Error::other)?;
+                let network = self.network.as_mut();
+                if let Some(Err(error)) = network.map(|network| network.configure(&settings)) {
+                    self.fail(error, now);
                 }
             }
-            Event::Established { .. } => self.metrics.set_ready(true),
+            Event::Established { .. } => self.metrics.set_ready(self.failure.is_none()),
             Event::ProbeEstablished { .. } => {}
             Event::Closed { id, .. } => {
                 if self.role == Role::Client {
@@ -364,6 +368,12 @@ impl Daemon {
                 self.connections.remove(id);
             }
         }
-        Ok(())
+    }
+
+    fn fail(&mut self, error: NetError, now: Instant) {
+        error!(%error, "cannot set the network up; ending");
+        self.failure.get_or_insert(error);
+        self.metrics.set_ready(false);
+        self.endpoint.shut_down(now);
     }
 }

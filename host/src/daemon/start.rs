@@ -161,9 +161,13 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
         warn!("{warning}");
     }
     let daemon = prepare(role, settings)?;
-    let daemon = run(daemon)?;
+    let mut daemon = run(daemon)?;
     let was_forced = daemon.must_stop_now;
+    let failure = daemon.failure.take();
     daemon.end();
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
     if was_forced {
         return Err(Failure::new(
             Exit::Failure,

@@ -78,7 +78,7 @@ impl ClientNet {
     /// routes come before old ones go.
     ///
     /// Without IPv6 in the kernel, or below its smallest MTU, IPv6 addresses are left out with a
-    /// warning.
+    /// warning. Name servers that cannot be set are a warning too, and are tried again next time.
     ///
     /// # Errors
     ///
@@ -103,7 +103,10 @@ impl ClientNet {
         for change in outdated {
             self.guard.undo(&change)?;
         }
-        self.set_dns(setup.dns)
+        if let Err(error) = self.set_dns(setup.dns) {
+            tracing::warn!(%error, "the system's name servers stay as they are");
+        }
+        Ok(())
     }
 
     /// Undoes everything, and returns what could not be undone.
@@ -196,6 +199,7 @@ mod tests {
     use socket2::{Domain, Type};
 
     use super::*;
+    use crate::log::tests::capture;
     use crate::net::namespace::{self, Namespace, await_event, checksum, receive};
     use crate::net::{FWMARK, clean_up_after_crash};
     use crate::tun::{Tun, TunConfig};
@@ -393,6 +397,29 @@ mod tests {
             assert_eq!(ns.shell("nft list ruleset; ip rule | grep -c ''"), "3\n");
             drop(tun);
             assert_eq!(ns.snapshot(), before);
+        });
+    }
+
+    /// A tunnel without its name servers is better than none.
+    #[test]
+    fn name_servers_that_cannot_be_set_are_a_warning() {
+        namespace::run(|ns| {
+            let _uplink = uplink(ns);
+            let _tun = open("tun0");
+            let script = ns.file("resolvconf");
+            fs::write(&script, "#!/bin/sh\necho no space left >&2; exit 1\n").unwrap();
+            ns.shell(&format!("chmod +x {}", script.display()));
+            let mut net = new(ns);
+            let dns = ["10.8.0.1".parse().unwrap()];
+            let setup = ClientSetup {
+                dns: &dns,
+                ..full(&[V4])
+            };
+
+            let text = capture(|| net.apply(&setup).unwrap());
+
+            assert!(text.contains("no space left"), "{text}");
+            assert_eq!(ns.route(SERVER), "tun0");
         });
     }
 
