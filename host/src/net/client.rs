@@ -8,6 +8,7 @@ use super::change::Change;
 use super::dns::Dns;
 use super::guard::Guard;
 use super::netlink::LinkSetup;
+use super::overlap::warn_of_overlaps;
 use super::plan::{Plan, is_planned};
 use super::{NetError, Paths, nft, set_up_link, sysctl};
 
@@ -53,6 +54,8 @@ pub struct ClientNet {
     guard: Guard,
     link: Option<(u32, LinkSetup)>,
     guarded: Option<Vec<IpNet>>,
+    /// The networks that were last compared with the local ones.
+    compared: Vec<IpNet>,
     dns: Vec<IpAddr>,
 }
 
@@ -70,6 +73,7 @@ impl ClientNet {
             guard: Guard::open(tun, paths)?,
             link: None,
             guarded: None,
+            compared: Vec::new(),
             dns: Vec::new(),
         })
     }
@@ -89,6 +93,7 @@ impl ClientNet {
         let plan = Plan::new(setup, index, &self.guard.paths);
         self.set_up_link(setup, index)?;
         self.guard_addresses(&plan.addresses);
+        self.compare(&plan.addresses, index);
         for change in &plan.changes {
             self.guard.make(change)?;
         }
@@ -153,6 +158,15 @@ impl ClientNet {
             self.try_sysctl(sysctl::SRC_VALID_MARK, "1");
         }
         self.guarded = Some(addresses.to_vec());
+    }
+
+    /// Compares the tunnel's networks with the local ones, once.
+    fn compare(&mut self, addresses: &[IpNet], index: u32) {
+        if self.compared != addresses {
+            let advice = "change the local network, or network.tun_address on the server";
+            warn_of_overlaps(addresses, index, advice);
+            self.compared = addresses.to_vec();
+        }
     }
 
     /// Sets a parameter that only matters where reverse path filters are strict.

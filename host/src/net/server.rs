@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use super::change::Change;
 use super::guard::Guard;
 use super::netlink::{LinkSetup, Route, RouteTarget, TABLE_MAIN};
+use super::overlap::warn_of_overlaps;
 use super::{NetError, Paths, nft, set_up_link, sysctl};
 
 /// What a server needs of the system.
@@ -55,6 +56,12 @@ impl ServerNet {
         if has_v6 && !sysctl::has_ipv6(paths) {
             return Err(NetError::Ipv6Disabled);
         }
+        let networks = [setup.addresses, setup.routes].concat();
+        warn_of_overlaps(
+            &networks,
+            index,
+            "set another network.tun_address, or other peers.routes",
+        );
         let link = LinkSetup {
             mtu: setup.mtu.into(),
             txqueuelen: setup.txqueuelen,
