@@ -221,6 +221,28 @@ mod tests {
     }
 
     #[test]
+    fn who_ends_last_restores_what_both_need() {
+        namespace::run(|ns| {
+            let _devices = [open(), open_as("tun1")];
+            let first = set_up(ns, &SETUP).unwrap();
+            let addresses = ["10.9.0.1/24", "fd01::1/64"].map(|net| net.parse().unwrap());
+            let other = ServerSetup {
+                tun: "tun1",
+                addresses: &addresses,
+                ..SETUP
+            };
+            let second = ServerNet::set_up(&other, &ns.paths).unwrap();
+
+            restore(first);
+            assert_eq!(forwarding(ns), ["1", "1"]);
+            restore(second);
+
+            assert_eq!(forwarding(ns), ["0", "0"]);
+            assert_eq!(records(ns), 0);
+        });
+    }
+
+    #[test]
     fn a_parameter_that_someone_else_set_since_is_left_alone() {
         namespace::run(|ns| {
             let _tun = open();
@@ -417,7 +439,10 @@ mod tests {
     }
 
     fn open() -> Tun {
-        let name = "tun0";
+        open_as("tun0")
+    }
+
+    fn open_as(name: &str) -> Tun {
         Tun::open(&TunConfig {
             name,
             offload: true,
