@@ -111,7 +111,7 @@ fn install_firewall(guard: &mut Guard, setup: &ServerSetup<'_>) -> Result<(), Ne
         return Ok(());
     }
     let table = nft::table_name(setup.tun);
-    let chains = nft::server_chains(setup.tun, setup.masquerade.as_ref());
+    let chains = nft::server_chains(setup);
     let change = Change::Nft {
         table: table.clone(),
     };
