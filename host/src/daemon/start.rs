@@ -10,6 +10,7 @@ use lostlove_core::config::Config;
 use tracing::{error, info, warn};
 use zeroize::Zeroize as _;
 
+use super::acceptance::raise_descriptor_limit;
 use super::network::{Network, queue_len};
 use super::{Daemon, DaemonParts, Run};
 use crate::cli::{self, DaemonArgs, Exit, Role};
@@ -160,9 +161,13 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
         warn!("{warning}");
     }
     let daemon = prepare(role, settings)?;
-    let daemon = run(daemon)?;
+    let mut daemon = run(daemon)?;
     let was_forced = daemon.must_stop_now;
+    let failure = daemon.failure.take();
     daemon.end();
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
     if was_forced {
         return Err(Failure::new(
             Exit::Failure,
@@ -217,6 +222,8 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
     let txqueuelen = queue_len(tun.offload());
     let (network, listeners, dialer, mark) = match &host {
         Host::Server(host) => {
+            let limits = &endpoint.limits;
+            raise_descriptor_limit(limits.max_connections.saturating_add(limits.max_handshakes));
             let listeners = listen(&host.listen)?;
             let network = Network::server(host, tun.name(), txqueuelen)?;
             (network, listeners, None, None)
