@@ -1,0 +1,37 @@
+//! The bodies of the fuzz targets: each takes bytes, and panics when a promise is broken.
+//!
+//! They are plain functions, so that a stable compiler can replay the corpora (`cargo test -p
+//! lostlove-fuzz`); the crate above this one hands them to libFuzzer:
+//!
+//! ```text
+//! cargo +nightly fuzz run wire -- -max_total_time=600
+//! ```
+
+mod config;
+mod endpoint;
+mod hello;
+mod input;
+mod ip;
+mod naive;
+mod packet;
+mod peers;
+mod sealed;
+pub mod seeds;
+mod wire;
+
+pub use config::config;
+pub use endpoint::endpoint;
+pub use hello::hello;
+pub use ip::ip;
+pub use sealed::sealed;
+pub use wire::wire;
+
+/// Every target by its name, which is that of its corpus too.
+pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+    ("wire", wire),
+    ("hello", hello),
+    ("ip", ip),
+    ("sealed", sealed),
+    ("endpoint", endpoint),
+    ("config", config),
+];
