@@ -45,7 +45,7 @@ use crate::rate::TokenBucket;
 use crate::route::RoutingTable;
 use crate::stats::{PeerStats, Stats};
 use crate::time::Instant;
-use crate::wire::DisconnectCode;
+use crate::wire::{DisconnectCode, Partial};
 
 #[cfg(test)]
 mod testing;
@@ -103,6 +103,8 @@ pub struct Endpoint {
     tun_buffer: Buffer,
     /// Where sockets read to while their connection holds no partial packet.
     inbox: Option<Buffer>,
+    /// Empty buffers for entries that continue in another packet.
+    spare_partials: Vec<Partial>,
     /// An ICMP error that waits for the TUN device.
     reply: Option<IcmpPacket>,
     icmp_bucket: TokenBucket,
@@ -140,6 +142,7 @@ impl Endpoint {
             pool,
             tun_buffer,
             inbox: None,
+            spare_partials: Vec::new(),
             reply: None,
             icmp_bucket: TokenBucket::new(ICMP_RATE, ICMP_BURST, now),
             shutting_down: false,

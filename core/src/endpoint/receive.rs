@@ -18,6 +18,8 @@ use crate::wire::{
 const MAX_RECORD_LEN: usize = HEADER_LEN + MAX_PAYLOAD_LEN;
 /// Streams of one connection with an unfinished entry: bounds what they hold to 256 KiB.
 const MAX_PARTIALS: usize = 4;
+/// Buffers of finished entries that are kept, of 64 KiB each.
+const MAX_SPARE_PARTIALS: usize = 8;
 /// A server accepts one exchange per this share of the interval.
 const EXCHANGE_FLOOR_DIVISOR: u32 = 4;
 
@@ -319,8 +321,10 @@ impl Endpoint {
             .partials
             .iter()
             .position(|(id, _)| *id == header.stream);
-        let mut partial =
-            position.map_or_else(Partial::default, |at| session.partials.swap_remove(at).1);
+        let mut partial = match position {
+            Some(at) => session.partials.swap_remove(at).1,
+            None => self.spare_partials.pop().unwrap_or_default(),
+        };
         if header.flags.contains(Flags::RST) {
             partial.clear();
         }
@@ -332,13 +336,21 @@ impl Endpoint {
                 self.handle_peer_packet(&mut origin, packet, offload, sink, now);
             })?;
         }
-        if !partial.is_empty() {
-            if session.partials.len() >= MAX_PARTIALS {
-                return Err(ProtocolError::StreamLimit);
-            }
+        if partial.is_empty() {
+            self.keep_partial(partial);
+        } else if session.partials.len() >= MAX_PARTIALS {
+            return Err(ProtocolError::StreamLimit);
+        } else {
             session.partials.push((header.stream, partial));
         }
         Ok(())
+    }
+
+    /// Keeps the memory of a finished entry for the next one.
+    fn keep_partial(&mut self, partial: Partial) {
+        if self.spare_partials.len() < MAX_SPARE_PARTIALS {
+            self.spare_partials.push(partial);
+        }
     }
 
     fn process_control(

@@ -37,7 +37,8 @@ fn legacy(bytes: &[u8]) {
     let whole = legacy_hello_len(bytes);
     if let Ok(Some(len)) = whole {
         assert!(len <= MAX_HELLO_LEN);
-        assert!(serde_json::from_slice::<Value>(&bytes[..len]).is_ok_and(|it| it.is_object()));
+        // What the object says is judged later; it may not even be UTF-8.
+        assert!(bytes[..len].trim_ascii().starts_with(b"{") && bytes[..len].ends_with(b"}"));
     }
     for arrived in (0..bytes.len()).step_by(bytes.len() / 64 + 1) {
         match (legacy_hello_len(&bytes[..arrived]), whole) {

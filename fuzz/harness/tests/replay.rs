@@ -12,7 +12,9 @@ fn survives(run: fn(&[u8]), input: &[u8]) -> bool {
 
 fn replay(target: &str) {
     let (_, run) = TARGETS.into_iter().find(|it| it.0 == target).unwrap();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../corpus")
+        .join(target);
     let mut files: Vec<_> = fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
