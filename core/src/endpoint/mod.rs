@@ -200,6 +200,9 @@ impl Endpoint {
     /// latest after [`Limits::drain_timeout`](crate::config::Limits::drain_timeout).
     pub fn shut_down(&mut self, now: Instant) {
         self.shutting_down = true;
+        if let RoleState::Client(client) = &mut self.role {
+            client.stop_dialling();
+        }
         for id in self.connections.ids() {
             let Some(connection) = self.connections.get_mut(id) else {
                 continue;
