@@ -48,6 +48,8 @@ use crate::time::Instant;
 use crate::wire::{DisconnectCode, Partial};
 
 #[cfg(test)]
+mod sealed_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

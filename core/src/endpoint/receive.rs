@@ -43,7 +43,8 @@ impl Endpoint {
             (shared.start, shared.end) = (0, 0);
             return Some(shared.tail_mut());
         };
-        if inbox.capacity() < Class::Receive.capacity() && connection.session().is_some() {
+        let is_sealed = matches!(connection.state, State::AwaitProof(_) | State::Active(_));
+        if inbox.capacity() < Class::Receive.capacity() && is_sealed {
             // A longer packet than expected: go on in a buffer that holds any.
             let connection = self.connections.get_mut(id)?;
             let small = connection.inbox.take()?;

@@ -235,13 +235,14 @@ impl Rig {
             _ => usize::from(input.u16()).clamp(64, 60_000),
         };
         let stream = u16::from(control >> 4) + 1;
+        let marks = Flags::from_bits(input.u8() & 7).unwrap_or_default();
         let mut pieces = plaintext.chunks(cut).peekable();
         while let Some(piece) = pieces.next() {
             let more = match pieces.peek() {
                 Some(_) => Flags::MORE,
                 None => Flags::NONE,
             };
-            self.send((PacketType::Data, stream, more), piece);
+            self.send((PacketType::Data, stream, more | marks), piece);
         }
     }
 

@@ -195,11 +195,13 @@ fn strip(example: &str) -> String {
 /// One packet of a plan: addresses, meta, and the rest as [`ip`] has it.
 const TCP_SUPER_PACKET: [u8; 12] = [0x20, 0x1a, 0x85, 0x14, 4, 0x10, 0x20, 0, 2, 1, 2, 3];
 const UDP_PACKET: [u8; 12] = [0x20, 0x1a, 0, 0, 2, 0, 1, 0, 2, 1, 2, 3];
+const LONG_UDP_PACKET: [u8; 12] = [0x20, 0x1a, 0x85, 0x14, 6, 0, 0xa0, 0, 2, 1, 2, 3];
 
 fn sealed() -> Vec<Vec<u8>> {
     let keep_alive = [7];
     let wait = [4, 2, 0, 1];
     let two = [0, 1];
+    let no_marks = [0];
     let mut seeds = Vec::new();
     for control in [0, 1] {
         for choices in [0, 1, 0x12, 0x35, 0xe4] {
@@ -209,6 +211,7 @@ fn sealed() -> Vec<Vec<u8>> {
                 &two,
                 &TCP_SUPER_PACKET,
                 &UDP_PACKET,
+                &no_marks,
                 &wait,
                 &[6],
             ]));
@@ -219,12 +222,16 @@ fn sealed() -> Vec<Vec<u8>> {
         seeds.push(join(&[&[control, 0], &keep_alive, &tun, &wait, &tun]));
         let split = [0, 0x48];
         let cut = [0, 100];
+        // A long first record that arrives in two pieces.
+        let (first, in_pieces) = ([0, 0], [2]);
+        seeds.push(join(&[&[control, 0], &first, &LONG_UDP_PACKET, &in_pieces]));
         seeds.push(join(&[
             &[control, 0],
             &keep_alive,
             &split,
             &TCP_SUPER_PACKET,
             &cut,
+            &no_marks,
         ]));
         seeds.push(join(&[
             &[control, 0],
