@@ -158,10 +158,9 @@ fn altered_server_hello(input: &mut Input<'_>) {
 fn payloads(input: &mut Input<'_>) {
     let bytes = input.rest();
     if let Ok(offer) = ClientOffer::decode(Suite::ALL.to_vec(), bytes) {
-        if let Ok(encoded) = offer.encode() {
-            let again = ClientOffer::decode(Suite::ALL.to_vec(), &encoded);
-            assert_eq!(again.as_ref(), Ok(&offer));
-        }
+        let encoded = offer.encode().expect("what was read can be written");
+        let again = ClientOffer::decode(Suite::ALL.to_vec(), &encoded);
+        assert_eq!(again.as_ref(), Ok(&offer));
     }
     if let Ok(grant) = Grant::decode(bytes) {
         let encoded = grant.encode().expect("what was read can be written");

@@ -26,8 +26,11 @@ pub use ip::ip;
 pub use sealed::sealed;
 pub use wire::wire;
 
+/// A target's body.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name, which is that of its corpus too.
-pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("wire", wire),
     ("hello", hello),
     ("ip", ip),

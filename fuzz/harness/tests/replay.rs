@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::{fs, panic};
 
-use lostlove_fuzz::{TARGETS, seeds};
+use lostlove_fuzz::{TARGETS, Target, seeds};
 
 /// Runs one input; the names of those that fail are what a reader of the output needs.
-fn survives(run: fn(&[u8]), input: &[u8]) -> bool {
+fn survives(run: Target, input: &[u8]) -> bool {
     panic::catch_unwind(|| run(input)).is_ok()
 }
 
