@@ -222,6 +222,11 @@ fn sealed() -> Vec<Vec<u8>> {
         seeds.push(join(&[&[control, 0], &keep_alive, &tun, &wait, &tun]));
         let split = [0, 0x48];
         let cut = [0, 100];
+        // The other way round, for a client.
+        let (mut down, down_head) = (TCP_SUPER_PACKET, [0, 0]);
+        down[..2].copy_from_slice(&[0x1a, 0x20]);
+        seeds.push(join(&[&[control, 0], &down_head, &down, &no_marks]));
+        seeds.push(join(&[&[control, 1], &down_head, &down, &no_marks]));
         // A long first record that arrives in two pieces.
         let (first, in_pieces) = ([0, 0], [2]);
         seeds.push(join(&[&[control, 0], &first, &LONG_UDP_PACKET, &in_pieces]));
