@@ -4,8 +4,12 @@
 //! lostlove-fuzz`); the crate above this one hands them to libFuzzer:
 //!
 //! ```text
-//! cargo +nightly fuzz run wire -- -max_total_time=600
+//! cargo run -p lostlove-fuzz --example write_seeds             start from the seeds
+//! cargo +nightly fuzz run wire -- -max_total_time=600           run a target
+//! cargo +nightly fuzz cmin wire                                 minimise its corpus
 //! ```
+//!
+//! An input that fails belongs into `corpus/`, under a name that says what it showed.
 
 mod config;
 mod endpoint;
