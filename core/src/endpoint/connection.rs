@@ -49,8 +49,6 @@ pub(super) struct Session {
     pub(super) mtu: u16,
     /// Entries that continue in the next packet of their stream.
     pub(super) partials: Vec<(u16, Partial)>,
-    /// Memory for the next of them.
-    pub(super) spare_partial: Option<Partial>,
     /// The addresses the handshake granted.
     pub(super) addresses: [Option<IpAddr>; 2],
     pub(super) upload: Option<TokenBucket>,

@@ -47,8 +47,10 @@ use crate::rate::TokenBucket;
 use crate::route::RoutingTable;
 use crate::stats::{PeerStats, Stats};
 use crate::time::Instant;
-use crate::wire::DisconnectCode;
+use crate::wire::{DisconnectCode, Partial};
 
+#[cfg(test)]
+mod sealed_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -105,6 +107,8 @@ pub struct Endpoint {
     tun_buffer: Buffer,
     /// Where sockets read to while their connection holds no partial packet.
     inbox: Option<Buffer>,
+    /// Empty buffers for entries that continue in another packet.
+    spare_partials: Vec<Partial>,
     /// An ICMP error that waits for the TUN device.
     reply: Option<IcmpPacket>,
     icmp_bucket: TokenBucket,
@@ -142,6 +146,7 @@ impl Endpoint {
             pool,
             tun_buffer,
             inbox: None,
+            spare_partials: Vec::new(),
             reply: None,
             icmp_bucket: TokenBucket::new(ICMP_RATE, ICMP_BURST, now),
             shutting_down: false,
@@ -206,6 +211,9 @@ impl Endpoint {
     /// latest after [`Limits::drain_timeout`](crate::config::Limits::drain_timeout).
     pub fn shut_down(&mut self, now: Instant) {
         self.shutting_down = true;
+        if let RoleState::Client(client) = &mut self.role {
+            client.stop_dialling();
+        }
         for id in self.connections.ids() {
             let Some(connection) = self.connections.get_mut(id) else {
                 continue;

@@ -10,13 +10,15 @@ use crate::handshake::{MAX_HELLO_LEN, legacy_hello_len};
 use crate::time::Instant;
 use crate::wire::{
     Ack, Disconnect, Flags, Frame, HEADER_LEN, Header, MAX_PAYLOAD_LEN, MAX_UNSEALED_LEN,
-    PacketType, Protection, decode_keep_alive, next_packet, read_entries,
+    PacketType, Partial, Protection, decode_keep_alive, next_packet, read_entries,
 };
 
 /// The longest packet on the wire.
 const MAX_RECORD_LEN: usize = HEADER_LEN + MAX_PAYLOAD_LEN;
 /// Streams of one connection with an unfinished entry: bounds what they hold to 256 KiB.
 const MAX_PARTIALS: usize = 4;
+/// Buffers of finished entries that are kept, of 64 KiB each.
+const MAX_SPARE_PARTIALS: usize = 8;
 
 /// What one step did with the bytes at hand.
 enum Step {
@@ -38,7 +40,8 @@ impl Endpoint {
             (shared.start, shared.end) = (0, 0);
             return Some(shared.tail_mut());
         };
-        if inbox.capacity() < Class::Receive.capacity() && connection.session().is_some() {
+        let is_sealed = matches!(connection.state, State::AwaitProof(_) | State::Active(_));
+        if inbox.capacity() < Class::Receive.capacity() && is_sealed {
             // A longer packet than expected: go on in a buffer that holds any.
             let connection = self.connections.get_mut(id)?;
             let small = connection.inbox.take()?;
@@ -325,7 +328,7 @@ impl Endpoint {
             .position(|(id, _)| *id == header.stream);
         let mut partial = match position {
             Some(at) => session.partials.swap_remove(at).1,
-            None => session.spare_partial.take().unwrap_or_default(),
+            None => self.spare_partials.pop().unwrap_or_default(),
         };
         if header.flags.contains(Flags::RST) {
             partial.clear();
@@ -339,14 +342,20 @@ impl Endpoint {
             })?;
         }
         if partial.is_empty() {
-            session.spare_partial = Some(partial);
+            self.keep_partial(partial);
+        } else if session.partials.len() >= MAX_PARTIALS {
+            return Err(ProtocolError::StreamLimit);
         } else {
-            if session.partials.len() >= MAX_PARTIALS {
-                return Err(ProtocolError::StreamLimit);
-            }
             session.partials.push((header.stream, partial));
         }
         Ok(())
+    }
+
+    /// Keeps the memory of a finished entry for the next one.
+    fn keep_partial(&mut self, partial: Partial) {
+        if self.spare_partials.len() < MAX_SPARE_PARTIALS {
+            self.spare_partials.push(partial);
+        }
     }
 
     fn process_control(

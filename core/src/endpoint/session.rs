@@ -68,7 +68,6 @@ impl Endpoint {
             opener: Opener::new(master.traffic(receiving), suite, grant.rotation, now),
             mtu: grant.mtu,
             partials: Vec::new(),
-            spare_partial: None,
             addresses: [
                 grant.address_v4.map(|network| IpAddr::V4(network.addr())),
                 grant.address_v6.map(|network| IpAddr::V6(network.addr())),

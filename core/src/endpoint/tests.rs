@@ -707,6 +707,22 @@ fn a_shutdown_ends_even_when_a_client_does_not_read() {
 }
 
 /// Reconnection waits grow, carry jitter, and stay within their bounds.
+/// Between two connections there is nothing to wait for, and no attempt follows.
+#[test]
+fn a_client_that_waits_to_dial_shuts_down_at_once() {
+    let mut net = Net::connected(1);
+    net.unreachable_for.insert(0);
+    net.cut(0);
+    let (now, id) = (net.now, net.link(0).client_id);
+    net.clients[0].handle_disconnected(id, false, now);
+    assert!(net.clients[0].poll_timeout().is_some());
+    net.clients[0].shut_down(now);
+    assert_eq!(net.clients[0].poll_timeout(), None);
+    net.settle();
+    assert!(net.clients[0].is_shut_down());
+    assert!(!matches!(net.events.last(), Some((0, Event::Dial { .. }))));
+}
+
 #[test]
 fn failed_dials_back_off_up_to_the_limit() {
     let mut net = Net::new(server_config(1), vec![client_config(1)]);
