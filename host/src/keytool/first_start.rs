@@ -85,6 +85,17 @@ pub fn first_start(config: &Path) -> Result<FirstStart, KeytoolError> {
     })
 }
 
+/// Makes `server.key` (mode 0600) beside `config`, unless it exists, and returns its path.
+///
+/// # Errors
+///
+/// When there is no randomness, or the file cannot be written or is not a key.
+pub fn make_default_key(config: &Path) -> Result<PathBuf, KeytoolError> {
+    let key = default_key_path(config);
+    read_or_create_key(&key)?;
+    Ok(key)
+}
+
 impl fmt::Display for FirstStart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let profile = self.profile.file_name().unwrap_or_default().display();
