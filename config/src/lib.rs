@@ -29,7 +29,7 @@ pub mod write;
 
 pub use client::load_client;
 pub use problem::{ConfigError, Position, Problem};
-pub use server::{default_key_path, load_server};
+pub use server::{default_key_path, lacks_only_its_key, load_server};
 pub use settings::{
     ClientHost, ClientSettings, DEFAULT_PORT, Dns, Endpoint, InvalidEndpoint, LogFormat, LogLevel,
     Monitoring, Nat, Routes, ServerHost, ServerSettings, SocketOptions, TunOptions,

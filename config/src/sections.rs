@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use lostlove_core::config::{Limits, MAX_MTU, MIN_MTU, Rotation};
 use lostlove_core::crypto::Suite;
+use lostlove_core::handshake::MIN_ROTATION_INTERVAL;
 
-use crate::reader::value::{algorithm_name, boolean, integer, interface_name, one_of, parsed};
+use crate::reader::value::{
+    algorithm_name, boolean, fractional_seconds, integer, interface_name, one_of, parsed,
+};
 use crate::reader::{Entry, Found, Reader, Section};
 use crate::settings::{LogFormat, LogLevel, Monitoring, SocketOptions};
 
@@ -98,11 +101,13 @@ pub(crate) fn suites<'t>(reader: &mut Reader<'t>, security: &Section<'t>) -> Vec
 pub(crate) fn rotation<'t>(reader: &mut Reader<'t>, security: &Section<'t>) -> Rotation {
     let defaults = Rotation::default();
     let bytes = integer(MIN_ROTATE_BYTES..=MAX_ROTATE_BYTES);
+    let interval = fractional_seconds(MIN_ROTATION_INTERVAL..=Duration::from_secs(MAX_SECONDS));
     Rotation {
         bytes: reader
             .read(security, "rotate_bytes", bytes)
             .or(defaults.bytes),
-        interval: seconds(reader, security, "rotate_interval", 1..=MAX_SECONDS)
+        interval: reader
+            .read(security, "rotate_interval", interval)
             .or(defaults.interval),
     }
 }

@@ -10,7 +10,7 @@ use lostlove_core::crypto::SecretKey;
 use toml::de::DeValue;
 
 use crate::peers;
-use crate::problem::ConfigError;
+use crate::problem::{ConfigError, Problem};
 use crate::reader::secret::PRIVATE_KEY;
 use crate::reader::value::{
     boolean, expected, found, host_address, integer, interface_name, network, parsed, route,
@@ -44,12 +44,27 @@ pub fn load_server(path: &Path) -> Result<ServerSettings, ConfigError> {
     read(&source)
 }
 
+/// Whether a server's file would be good if there were a key at [`default_key_path`]: so it is
+/// with a file of LLP 1.0, which knew no keys.
+pub fn lacks_only_its_key(path: &Path) -> bool {
+    match load_server(path) {
+        Ok(_) => false,
+        Err(error) => {
+            let lacking = |problem: &Problem| problem.message.starts_with(NO_KEY);
+            error.problems().len() == 1 && error.problems().iter().all(lacking)
+        }
+    }
+}
+
 /// Where a server's secret key is if its file does not say: `server.key` beside it.
 pub fn default_key_path(config: &Path) -> PathBuf {
     config.with_file_name(DEFAULT_KEY_FILE)
 }
 
 pub(crate) const DEFAULT_KEY_FILE: &str = "server.key";
+
+/// How the problem begins that there is no key.
+const NO_KEY: &str = "no key: ";
 
 pub(crate) fn read(source: &Source<'_>) -> Result<ServerSettings, ConfigError> {
     let tree = source.parse()?;
@@ -141,7 +156,7 @@ fn secret_key<'t>(
             } else {
                 let path = path.display();
                 let message = format!(
-                    "no key: expected {path}; create it with \
+                    "{NO_KEY}expected {path}; create it with \
                      (umask 077; lostlove genkey > {path})"
                 );
                 reader.problem(&at, message);

@@ -69,6 +69,12 @@ pub enum HandshakeError {
     /// The server closed the connection without a word, as it does with strangers.
     #[error("no answer (does the server know this client's key, and is its own key right here?)")]
     NoAnswer,
+    /// It made room for a newer connection.
+    #[error("made room for a newer connection")]
+    Evicted,
+    /// More hellos came than there was time to read.
+    #[error("too many hellos at once")]
+    Busy,
     /// The connection ended before the peer was authenticated.
     #[error("the peer left before it was authenticated")]
     Abandoned,
@@ -76,7 +82,7 @@ pub enum HandshakeError {
 
 impl HandshakeError {
     /// Every variant, in the order of [`Self::index`].
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::Version,
         Self::NoCommonSuite,
@@ -89,6 +95,8 @@ impl HandshakeError {
         Self::TooLong,
         Self::Timeout,
         Self::NoAnswer,
+        Self::Evicted,
+        Self::Busy,
         Self::Abandoned,
     ];
 
@@ -112,6 +120,8 @@ impl HandshakeError {
             Self::TooLong => "too_long",
             Self::Timeout => "timeout",
             Self::NoAnswer => "no_answer",
+            Self::Evicted => "evicted",
+            Self::Busy => "busy",
             Self::Abandoned => "abandoned",
         }
     }

@@ -18,6 +18,8 @@ use crate::time::Instant;
 const SMALL_PACKET_LEN: usize = 256;
 /// Flows are told apart by this many buckets; two flows in one bucket merely keep their order.
 const FLOW_BUCKETS: usize = 64;
+/// Small packets may wait this long at least.
+const FAST_AGE: Duration = Duration::from_secs(2);
 
 /// One waiting packet; `buffer.used()` is the IP packet, with room on both sides.
 #[derive(Debug)]
@@ -127,12 +129,22 @@ impl SendQueue {
         }
     }
 
+    /// Small packets wait for the socket alone, never in a long line, so age says nothing about
+    /// congestion: on a slow uplink a ping is late, and late is better than lost.
+    fn max_age(&self, lane: Lane) -> Duration {
+        match lane {
+            Lane::Fast => self.max_age.max(FAST_AGE),
+            Lane::Bulk => self.max_age,
+        }
+    }
+
     /// Drops what has waited too long at the head of both lanes.
     pub(crate) fn expire(&mut self, now: Instant, pool: &mut Pool, stats: &mut Stats) {
         for lane in [Lane::Fast, Lane::Bulk] {
+            let max_age = self.max_age(lane);
             while self
                 .front(lane)
-                .is_some_and(|p| now.since(p.queued_at) > self.max_age)
+                .is_some_and(|p| now.since(p.queued_at) > max_age)
             {
                 self.discard(lane, DropReason::QueueAge, pool, stats);
             }
@@ -261,8 +273,11 @@ mod tests {
         rig.push(1400, 1, 3, 90);
         let Rig { queue, pool, stats } = &mut rig;
         queue.expire(Instant::from_millis(101), pool, stats);
-        assert_eq!(rig.stats.dropped(DropReason::QueueAge), 2);
-        assert_eq!(rig.drain(), [3]);
+        assert_eq!(rig.stats.dropped(DropReason::QueueAge), 1);
+        let Rig { queue, pool, stats } = &mut rig;
+        queue.expire(Instant::from_millis(2001), pool, stats);
+        assert_eq!(rig.stats.dropped(DropReason::QueueAge), 3);
+        assert!(rig.drain().is_empty());
     }
 
     #[test]

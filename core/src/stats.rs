@@ -48,6 +48,8 @@ pub struct Stats {
     pub peer_packets_out: u64,
     /// IP packets received from peers.
     pub peer_packets_in: u64,
+    /// IP packets more than before, made by fragmenting.
+    pub fragments: u64,
     /// ICMP errors this endpoint wrote.
     pub icmp_out: u64,
     /// Packets dropped, by [`DropReason::index`].

@@ -28,7 +28,7 @@ const FIRST_SOURCE: usize = usize::MAX / 2;
 ///
 /// # Errors
 ///
-/// The event queue or the TUN device failed, or the network could not be set up.
+/// The event queue or the TUN device failed.
 pub fn run(daemon: Daemon) -> io::Result<Daemon> {
     let mut driver = Driver::new(daemon)?;
     let mut events = Events::with_capacity(EVENTS);
@@ -116,7 +116,8 @@ impl Driver {
         let daemon = &mut self.daemon;
         self.connections
             .read_all(|id| daemon.handle_readable(id, now));
-        self.settle(now)
+        self.settle(now);
+        Ok(())
     }
 
     /// Notes what an event says. Writing goes on at once, as it makes room.
@@ -137,14 +138,14 @@ impl Driver {
         }
     }
 
-    fn settle(&mut self, now: Instant) -> io::Result<()> {
-        self.daemon.settle(now)?;
+    fn settle(&mut self, now: Instant) {
+        self.daemon.settle(now);
         while let Some(change) = self.daemon.poll_change() {
             match change {
                 Change::Opened { id, socket } => {
                     if let Err(error) = self.connections.add(self.poll.registry(), id, &socket) {
                         self.daemon.handle_unwatchable(id, &error, now);
-                        self.daemon.settle(now)?;
+                        self.daemon.settle(now);
                     }
                 }
                 // Its edge comes by itself.
@@ -152,7 +153,6 @@ impl Driver {
                 Change::Closed(id) => self.connections.remove(id),
             }
         }
-        Ok(())
     }
 }
 

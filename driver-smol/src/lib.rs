@@ -28,7 +28,7 @@ use tasks::{Socket, Tasks};
 ///
 /// # Errors
 ///
-/// The event queue or the TUN device failed, or the network could not be set up.
+/// The event queue or the TUN device failed.
 pub fn run(daemon: Daemon) -> io::Result<Daemon> {
     let mut sources = Vec::new();
     for (source, fd) in daemon.sources() {
@@ -188,9 +188,7 @@ impl Driver {
         let now = daemon.now();
         daemon.handle_timeout(now);
         let result = act(&mut daemon, now);
-        if let Err(error) = daemon.settle(now) {
-            self.fail(error);
-        }
+        daemon.settle(now);
         self.held.borrow_mut().retain(|(source, waker)| {
             let is_wanted = daemon.wants(*source);
             if is_wanted {

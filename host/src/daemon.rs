@@ -13,6 +13,7 @@
 //! and returns once the daemon [is done](Daemon::is_done). All calls of one round share one
 //! [`Daemon::now`]. None of them blocks, and each does a bounded amount of work.
 
+mod acceptance;
 mod connections;
 mod network;
 mod slots;
@@ -22,13 +23,12 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use lostlove_core::config::{Config, Role as EndpointRole};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use network::Network;
 pub use slots::Slots;
@@ -39,17 +39,16 @@ use crate::clock::Clock;
 use crate::dial::Dialer;
 use crate::listen::{SocketOptions, configure};
 use crate::metrics::Metrics;
+use crate::net::NetError;
 use crate::pump::{self, Progress};
 use crate::report;
 use crate::signal::{Signal, Signals};
 use crate::tun::Tun;
+use acceptance::Acceptance;
 use connections::Connections;
 
 /// Connections accepted before others get their turn.
 const ACCEPT_BUDGET: usize = 64;
-/// How long accepting rests after it failed: what is missing, a descriptor for example, will not
-/// come sooner for being asked for again at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 
 /// A driver's event loop: returns when the daemon [is done](Daemon::is_done).
 pub type Run = fn(Daemon) -> io::Result<Daemon>;
@@ -115,8 +114,7 @@ pub struct Daemon {
     role: Role,
     clock: Clock,
     listeners: Vec<TcpListener>,
-    /// Until when accepting rests after a failure.
-    accept_pause: Option<Instant>,
+    acceptance: Acceptance,
     dialer: Option<Dialer>,
     signals: Signals,
     metrics: Metrics,
@@ -124,6 +122,8 @@ pub struct Daemon {
     socket_options: SocketOptions,
     connections: Connections,
     must_stop_now: bool,
+    /// Why the daemon ends on its own account.
+    failure: Option<NetError>,
 }
 
 impl Daemon {
@@ -144,7 +144,7 @@ impl Daemon {
             role,
             clock,
             listeners: parts.listeners,
-            accept_pause: None,
+            acceptance: Acceptance::default(),
             dialer: parts.dialer,
             signals: parts.signals,
             metrics: parts.metrics,
@@ -152,6 +152,7 @@ impl Daemon {
             socket_options: parts.socket_options,
             connections: Connections::default(),
             must_stop_now: false,
+            failure: None,
         }
     }
 
@@ -193,21 +194,21 @@ impl Daemon {
     pub fn wants(&self, source: Source) -> bool {
         match source {
             Source::Tun => self.endpoint.wants_packets(),
-            Source::Listener(_) => self.accept_pause.is_none(),
+            Source::Listener(_) => !self.acceptance.is_paused(),
             Source::Signals | Source::Dialer | Source::Metrics => true,
         }
     }
 
     /// When [`Daemon::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let due = [self.endpoint.poll_timeout(), self.accept_pause];
+        let due = [self.endpoint.poll_timeout(), self.acceptance.poll_timeout()];
         due.into_iter().flatten().min()
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.endpoint.handle_timeout(now);
-        self.accept_pause = self.accept_pause.filter(|until| *until > now);
+        self.acceptance.handle_timeout(now);
     }
 
     /// Serves a readable source. Says whether it may have more: then it is to be called again as
@@ -249,18 +250,17 @@ impl Daemon {
 
     /// Writes what is to be written and does what the endpoint asks for, until it asks no more.
     ///
-    /// # Errors
-    ///
-    /// The network could not be set up as the server asked.
-    pub fn settle(&mut self, now: Instant) -> io::Result<()> {
+    /// If the network cannot be set up as the server asks, the daemon takes its leave of the
+    /// server and ends.
+    pub fn settle(&mut self, now: Instant) {
         loop {
             while let Some(id) = self.endpoint.poll_transmit() {
                 self.connections.flush(&mut self.endpoint, id, now);
             }
             let Some(event) = self.endpoint.poll_event() else {
-                return Ok(());
+                return;
             };
-            self.handle_event(event)?;
+            self.handle_event(event, now);
         }
     }
 
@@ -327,13 +327,8 @@ impl Daemon {
             match socket.accept() {
                 Ok((socket, remote)) => self.admit(socket, remote, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                // The peer went away again, or a signal came: no reason to stop.
-                Err(error) if is_passing(&error) => {}
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    self.accept_pause = Some(now + ACCEPT_PAUSE);
-                    return true;
-                }
+                Err(error) if self.acceptance.handle_error(&error, now) => {}
+                Err(_) => return true,
             }
         }
         true
@@ -350,7 +345,7 @@ impl Daemon {
         }
     }
 
-    fn handle_event(&mut self, event: Event) -> io::Result<()> {
+    fn handle_event(&mut self, event: Event, now: Instant) {
         report::report(self.role, &event);
         match event {
             Event::Dial { attempt } => {
@@ -359,11 +354,12 @@ impl Daemon {
                 }
             }
             Event::Configure(settings) => {
-                if let Some(network) = &mut self.network {
-                    network.configure(&settings).map_err(io::Error::other)?;
+                let network = self.network.as_mut();
+                if let Some(Err(error)) = network.map(|network| network.configure(&settings)) {
+                    self.fail(error, now);
                 }
             }
-            Event::Established { .. } => self.metrics.set_ready(true),
+            Event::Established { .. } => self.metrics.set_ready(self.failure.is_none()),
             Event::ProbeEstablished { .. } => {}
             Event::Closed { id, .. } => {
                 if self.role == Role::Client {
@@ -372,13 +368,12 @@ impl Daemon {
                 self.connections.remove(id);
             }
         }
-        Ok(())
     }
-}
 
-fn is_passing(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
-    )
+    fn fail(&mut self, error: NetError, now: Instant) {
+        error!(%error, "cannot set the network up; ending");
+        self.failure.get_or_insert(error);
+        self.metrics.set_ready(false);
+        self.endpoint.shut_down(now);
+    }
 }

@@ -24,7 +24,8 @@ pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
 ///
 /// Every address of every server takes part (RFC 8305): the families alternate, an attempt that
 /// has not answered after 250 ms gets a rival, and the first that connects wins. After 10 s the
-/// whole dial fails. Addresses that a name had before are used when it cannot be looked up, as
+/// whole dial fails. Each attempt begins with another server and address than the one before, so
+/// that one that connects and then lets the handshake fail does not win for ever. Addresses that a name had before are used when it cannot be looked up, as
 /// when its DNS server is only reachable through the tunnel that is down.
 #[derive(Debug)]
 pub struct Dialer {
@@ -54,11 +55,11 @@ impl Dialer {
     }
 
     /// Begins to dial; an unfinished earlier dial, and a result not yet taken, are given up.
-    /// `attempt` is for the log.
+    /// `attempt` counts from 1 and says which server comes first.
     pub fn start(&mut self, attempt: u32) {
         self.give_up();
         debug!(attempt, servers = ?self.servers, "dialling");
-        if let Err(error) = self.spawn() {
+        if let Err(error) = self.spawn(attempt) {
             let failed = Dial::finished(Err(error));
             self.dial = Some(Arc::new(failed));
             self.ready.wake();
@@ -77,15 +78,18 @@ impl Dialer {
         self.dial.as_ref()?.lock().result.take()
     }
 
-    fn spawn(&mut self) -> io::Result<()> {
+    fn spawn(&mut self, attempt: u32) -> io::Result<()> {
         let cancel = Arc::new(Cancel::new()?);
         let dial = Arc::new(Dial::under_way(Arc::clone(&cancel)));
         let race = Race::new(
             Arc::clone(&self.servers),
             self.options.clone(),
             cancel,
-            Arc::clone(&self.known),
-            self.resolve,
+            Names {
+                known: Arc::clone(&self.known),
+                resolve: self.resolve,
+            },
+            attempt,
         );
         let ready = Arc::clone(&self.ready);
         let slot = Arc::clone(&dial);
@@ -200,6 +204,12 @@ impl Cancel {
     }
 }
 
+/// How names become addresses.
+struct Names {
+    known: Arc<Known>,
+    resolve: Resolve,
+}
+
 /// Addresses that names had when they were looked up last.
 #[derive(Debug, Default)]
 struct Known(Mutex<HashMap<Endpoint, Vec<SocketAddr>>>);
@@ -311,6 +321,47 @@ mod tests {
         dialer.start(2);
         let (_, remote) = wait(&mut dialer).unwrap();
         assert_eq!(remote.port(), second.port);
+    }
+
+    /// The first server may accept connections and fail every handshake.
+    #[test]
+    fn every_attempt_begins_with_another_server() {
+        let (_first, first) = listener();
+        let (_second, second) = listener();
+        let mut dialer = dialer(vec![first.clone(), second.clone()]);
+        for (attempt, server) in [(1, &first), (2, &second), (3, &first)] {
+            dialer.start(attempt);
+            let (_, remote) = wait(&mut dialer).unwrap();
+            assert_eq!(remote.port(), server.port, "attempt {attempt}");
+        }
+    }
+
+    #[test]
+    fn every_attempt_begins_with_another_address_of_a_name() {
+        let (_first, Endpoint { port, .. }) = listener();
+        let second = TcpListener::bind(("127.0.0.2", port)).unwrap();
+        let mut dialer = dialer(vec![example(port)]);
+        dialer.resolve = |_, port| {
+            let addresses = [[127, 0, 0, 1], [127, 0, 0, 2]];
+            Ok(addresses.map(|ip| SocketAddr::from((ip, port))).to_vec())
+        };
+        dialer.start(2);
+        let (_, remote) = wait(&mut dialer).unwrap();
+        assert_eq!(remote, second.local_addr().unwrap());
+    }
+
+    #[test]
+    fn the_server_whose_turn_it_is_may_need_a_look_up_first() {
+        let (_first, first) = listener();
+        let (_second, Endpoint { port, .. }) = listener();
+        let mut dialer = dialer(vec![first, example(port)]);
+        dialer.resolve = |_, port| {
+            thread::park_timeout(race::STAGGER / 10);
+            Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))])
+        };
+        dialer.start(2);
+        let (_, remote) = wait(&mut dialer).unwrap();
+        assert_eq!(remote.port(), port);
     }
 
     #[test]

@@ -23,4 +23,6 @@ pub mod signal;
 #[cfg(target_os = "linux")]
 pub mod tun;
 
+#[cfg(test)]
+mod testing;
 mod wake;

@@ -252,7 +252,7 @@ mod tests {
         match Netns::new() {
             Ok(netns) => Some(netns),
             Err(error) if error.is_permission() => {
-                eprintln!("skipped: needs root");
+                crate::testing::skip("needs root");
                 None
             }
             Err(error) => panic!("{error}"),

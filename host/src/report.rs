@@ -111,6 +111,8 @@ const fn handshake_importance(error: HandshakeError) -> Importance {
         | HandshakeError::TooLong
         | HandshakeError::Timeout
         | HandshakeError::NoAnswer
+        | HandshakeError::Evicted
+        | HandshakeError::Busy
         | HandshakeError::Abandoned => Importance::Debug,
     }
 }

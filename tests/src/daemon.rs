@@ -1,9 +1,9 @@
 //! A daemon under test.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -17,35 +17,38 @@ pub struct Daemon {
     name: String,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
-    reader: Option<JoinHandle<()>>,
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Daemon {
     /// Starts `program` with its configuration.
     pub fn start(name: &str, program: &Path, netns: &Netns, config: &Path) -> Self {
+        let mut command = netns.command(program);
+        command.arg("--config").arg(config);
+        Self::spawn(name, command)
+    }
+
+    /// Starts the daemon of a command; what it prints is in the log too.
+    pub fn spawn(name: &str, mut command: Command) -> Self {
         let level = std::env::var("LOSTLOVE_TEST_LOG").unwrap_or_else(|_| "info".to_owned());
-        let mut child = netns
-            .command(program)
-            .args(["--log-level", &level, "--config"])
-            .arg(config)
+        let mut child = command
+            .args(["--log-level", &level])
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let sink = Arc::clone(&log);
-        let reader = thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                sink.lock().unwrap().push(line);
-            }
-        });
+        let readers = vec![
+            read_lines(child.stdout.take().unwrap(), &log),
+            read_lines(child.stderr.take().unwrap(), &log),
+        ];
         Self {
             name: name.to_owned(),
             child,
             log,
-            reader: Some(reader),
+            readers,
         }
     }
 
@@ -103,7 +106,7 @@ impl Daemon {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
-        if let Some(reader) = self.reader.take() {
+        for reader in self.readers.drain(..) {
             reader.join().unwrap();
         }
         status.unwrap()
@@ -122,11 +125,20 @@ impl Drop for Daemon {
         // Both fail only if it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(reader) = self.reader.take() {
+        for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
         if thread::panicking() {
             eprintln!("--- log of {} ---\n{}", self.name, self.log());
         }
     }
+}
+
+fn read_lines(pipe: impl Read + Send + 'static, log: &Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
+    let log = Arc::clone(log);
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            log.lock().unwrap().push(line);
+        }
+    })
 }

@@ -15,7 +15,7 @@ use lostlove_host::demo::ping::Pinger;
 use lostlove_host::netns::Netns;
 use tempfile::TempDir;
 
-use crate::{Daemon, Driver, Settings, await_some, await_true};
+use crate::{Daemon, Driver, Settings, await_some, await_true, skip};
 
 /// The tunnel address of the server.
 pub const SERVER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 8, 0, 1));
@@ -62,7 +62,7 @@ impl Lab {
     /// Makes the hosts and the wires between them, or says why the test is skipped.
     pub fn new(clients: u8) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: needs root");
+            skip("needs root");
             return None;
         }
         let dir = TempDir::with_prefix(format!("lostlove-{}-", std::process::id())).unwrap();
@@ -215,9 +215,14 @@ impl Host {
         self.dir.join("private.key")
     }
 
+    /// What its processes see as `/etc`.
+    pub fn etc(&self) -> PathBuf {
+        self.dir.join("etc")
+    }
+
     /// What its processes see as `/etc/resolv.conf`.
     pub fn resolv_conf(&self) -> String {
-        fs::read_to_string(self.dir.join("etc/resolv.conf")).unwrap()
+        fs::read_to_string(self.etc().join("resolv.conf")).unwrap()
     }
 
     /// Puts another key into the file with the private key.
@@ -392,7 +397,8 @@ fn private_etc(dir: &Path) -> PathBuf {
     etc
 }
 
-fn write_secret(path: &Path, text: &str) {
+/// Writes a file with mode 0600.
+pub fn write_secret(path: &Path, text: &str) {
     let mut options = OpenOptions::new();
     let options = options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(path).unwrap();

@@ -23,6 +23,7 @@
 //! | `LOSTLOVE_BIN_DIR` | where the programs are; otherwise they are built first |
 //! | `LOSTLOVE_TEST_SERVER`, `LOSTLOVE_TEST_CLIENT` | driver under test: `mio` (default), `smol` |
 //! | `LOSTLOVE_TEST_LOG` | log level of the daemons, `info` by default |
+//! | `LOSTLOVE_TEST_NO_SKIP` | when set, a test that would be skipped fails |
 
 // The harness ends a test by panicking, as assertions do.
 #![expect(
@@ -37,6 +38,7 @@
 
 pub mod daemon;
 pub mod lab;
+pub mod memory;
 pub mod programs;
 pub mod rig;
 pub mod settings;
@@ -79,4 +81,16 @@ pub fn await_some<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
 #[track_caller]
 pub fn await_true(what: &str, mut condition: impl FnMut() -> bool) {
     await_some(what, || condition().then_some(()));
+}
+
+/// Says that the running test is skipped and why.
+///
+/// # Panics
+///
+/// If `LOSTLOVE_TEST_NO_SKIP` is set.
+#[track_caller]
+pub fn skip(why: &str) {
+    let may_skip = std::env::var_os("LOSTLOVE_TEST_NO_SKIP").is_none();
+    assert!(may_skip, "must not be skipped: {why}");
+    eprintln!("skipped: {why}");
 }

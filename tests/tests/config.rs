@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use lostlove_core::crypto::SecretKey;
-use lostlove_tests::{Driver, Settings};
+use lostlove_tests::{Driver, Settings, skip};
 use tempfile::TempDir;
 
 #[test]
@@ -95,7 +95,7 @@ fn a_wrong_command_line_is_a_usage_error() {
 #[test]
 fn missing_permission_is_said_and_has_its_own_exit_code() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: needs root");
+        skip("needs root");
         return;
     }
     let dir = Directory::new();

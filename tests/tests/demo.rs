@@ -6,14 +6,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
-use lostlove_tests::Driver;
 use lostlove_tests::programs::program;
+use lostlove_tests::{Driver, skip};
 use tempfile::TempDir;
 
 #[test]
 fn the_demo_works_as_root_and_leaves_nothing_behind() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: needs root");
+        skip("needs root");
         return;
     }
     let before = run_files();
@@ -53,7 +53,7 @@ fn the_demo_works_without_root() {
     if output.status.code() == Some(77) {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.contains("user namespaces"), "{text}");
-        eprintln!("skipped: {text}");
+        skip(&text);
         return;
     }
     assert_good(&output);

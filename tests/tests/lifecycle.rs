@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use lostlove_tests::lab::{DEVICE, SERVER_V4, SERVER_V6, client_v4, quoted};
 use lostlove_tests::traffic::{Stream, tcp, udp_flood};
 use lostlove_tests::{Host, Lab, Settings};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 const MEGABYTE: u64 = 1_000_000;
 
@@ -198,6 +198,55 @@ fn a_second_server_on_the_same_device_is_refused() {
     assert_eq!(second.await_exit().code(), Some(1));
     assert!(second.log().contains(DEVICE), "{}", second.log());
     assert!(lab.clients[0].ping(&SERVER_V6.to_string()));
+}
+
+/// Who waits is served as soon as there is a descriptor again, without knocking once more.
+#[test]
+fn a_server_without_descriptors_recovers_by_itself() {
+    let Some(lab) = Lab::new(1) else { return };
+    let server = lab.start_server(&lab.server_settings());
+    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
+    let limit = |limit| prlimit(pid, Resource::Nofile, limit).unwrap();
+    let before = limit(Rlimit {
+        current: Some(3),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    });
+    assert_eq!(
+        before.current, before.maximum,
+        "the server raises its limit"
+    );
+    let client = lab.start_client(0, &lab.client_settings(0));
+    server.await_log("cannot accept connections");
+
+    limit(before);
+    lab.clients[0].await_ping(SERVER_V4);
+
+    let sessions = lab.server.metric("lostlove_sessions_established_total");
+    assert_eq!(sessions, Some(1.0));
+    assert!(!client.log().contains("failed"), "{}", client.log());
+    assert_eq!(server.log().matches("cannot accept connections").count(), 1);
+}
+
+#[test]
+fn a_client_that_cannot_set_its_network_up_says_good_bye() {
+    let Some(lab) = Lab::new(1) else { return };
+    let mut client = lab.start_client(0, &lab.client_settings(0));
+    client.await_log("started");
+    // In the way of the tunnel's own route, in the tunnel's own table.
+    let link = lab.clients[0].text("ip", &format!("-o link show {DEVICE}"));
+    let index: u32 = link.split(':').next().unwrap().parse().unwrap();
+    let route = format!(
+        "route add 10.8.0.0/24 dev wire table {}",
+        0x4C4C_0000 + index
+    );
+    lab.clients[0].netns.ip(&route).unwrap();
+    let server = lab.start_server(&lab.server_settings());
+
+    assert_eq!(client.await_exit().code(), Some(1));
+
+    assert!(client.log().contains("route 10.8.0.0/24 into the tunnel"));
+    let ended = server.await_log("session closed");
+    assert!(ended.contains("shutting down"), "{ended}");
 }
 
 /// Whether a policy rule sends everything without a better route into the tunnel.

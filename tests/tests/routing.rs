@@ -163,6 +163,69 @@ fn a_full_tunnel_reaches_the_internet_through_the_servers_address() {
     assert!(client.ping(&wire_v4(0).to_string()));
 }
 
+/// The internet knows the way to the tunnel's network, and may not use it.
+#[test]
+fn nobody_outside_reaches_a_client_unasked_behind_nat() {
+    let Some(lab) = Lab::new(1) else { return };
+    let (client, internet) = (&lab.clients[0], &lab.internet);
+    for route in [
+        "route add 10.8.0.0/24 via 203.0.113.1",
+        "-6 route add fd00:6c:6c::/64 via 2001:db8:ff::1",
+    ] {
+        internet.netns.ip(route).unwrap();
+    }
+    let mut settings = lab.server_settings();
+    settings.set(
+        "network.push_routes",
+        r#"["203.0.113.0/24", "2001:db8:ff::/64"]"#,
+    );
+    let mut server = lab.start_server(settings.set("network.nat", true));
+    let _client = lab.start_client(0, &lab.client_settings(0));
+    client.await_ping(INTERNET_V4);
+    client.await_ping(INTERNET_V6);
+    assert!(!internet.ping(&client_v4(0).to_string()));
+    assert!(!internet.ping(&client_v6(0).to_string()));
+    server.terminate();
+
+    let _server = lab.start_server(settings.set("network.nat", false));
+    internet.await_ping(client_v4(0));
+    internet.await_ping(client_v6(0));
+}
+
+/// Case 51, from the other side.
+#[test]
+fn sources_within_the_tunnel_do_not_come_from_outside() {
+    let Some(lab) = Lab::new(1) else { return };
+    let (client, internet) = (&lab.clients[0], &lab.internet);
+    for arguments in [
+        "route add 10.8.0.0/24 via 203.0.113.1",
+        "-6 route add fd00:6c:6c::/64 via 2001:db8:ff::1",
+    ] {
+        internet.netns.ip(arguments).unwrap();
+    }
+    let mut settings = lab.server_settings();
+    settings.set(
+        "network.push_routes",
+        r#"["203.0.113.0/24", "2001:db8:ff::/64"]"#,
+    );
+    let _server = lab.start_server(settings.set("network.nat", false));
+    let _client = lab.start_client(0, &lab.client_settings(0));
+    internet.await_ping(client_v4(0));
+
+    let socket = bind_udp(client, client_v4(0));
+    let honest = "203.0.113.2".parse().unwrap();
+    for source in ["10.8.0.77".parse().unwrap(), honest] {
+        send_raw(internet, &ipv4_packet(source, &socket), client_v4(0));
+    }
+    assert_eq!(first_sender(&socket), honest);
+    let socket = bind_udp(client, client_v6(0));
+    let honest = "2001:db8:ff::2".parse().unwrap();
+    for source in ["fd00:6c:6c::77".parse().unwrap(), honest] {
+        send_raw(internet, &ipv6_packet(source, &socket), client_v6(0));
+    }
+    assert_eq!(first_sender(&socket), honest);
+}
+
 #[test]
 fn pushed_networks_are_routed_into_the_tunnel() {
     let Some(lab) = Lab::new(1) else { return };

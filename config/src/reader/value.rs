@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use lostlove_core::crypto::{KeyError, PublicKey};
@@ -86,6 +87,26 @@ where
         number
             .filter(|number| range.contains(number))
             .ok_or_else(|| expected(format_args!("{} to {}", range.start(), range.end()), value))
+    }
+}
+
+/// Seconds, also with a fraction, in `range`.
+pub(crate) fn fractional_seconds(
+    range: RangeInclusive<Duration>,
+) -> impl Fn(&DeValue<'_>) -> Result<Duration, String> + Clone {
+    move |value| {
+        let seconds = match value {
+            DeValue::Float(number) => number.as_str().parse().ok(),
+            DeValue::Integer(_) => integer(0..=u32::MAX)(value).ok().map(f64::from),
+            _ => None,
+        };
+        seconds
+            .and_then(|seconds: f64| Duration::try_from_secs_f64(seconds).ok())
+            .filter(|duration| range.contains(duration))
+            .ok_or_else(|| {
+                let (least, most) = (range.start().as_secs_f64(), range.end().as_secs_f64());
+                expected(format_args!("{least} to {most}"), value)
+            })
     }
 }
 

@@ -106,7 +106,7 @@ const CLIENT: &[(&str, &str)] = &[
     ("limits.drain_timeout", "0"),
     ("security.suites", "['aes-256-gcm']"),
     ("security.rotate_bytes", "1000000"),
-    ("security.rotate_interval", "60"),
+    ("security.rotate_interval", "0.05"),
     ("monitoring.enable_metrics", "true"),
     ("monitoring.metrics_port", "9000"),
     ("monitoring.metrics_address", "'::1'"),

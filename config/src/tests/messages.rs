@@ -129,6 +129,14 @@ const SERVER: &[(&str, &str)] = &[
          found 5",
     ),
     (
+        "[security]\nrotate_interval = 0.005\n",
+        "server.toml:2:19: security.rotate_interval: expected 0.01 to 86400, found 0.005",
+    ),
+    (
+        "[security]\nrotate_interval = nan\n",
+        "server.toml:2:19: security.rotate_interval: expected 0.01 to 86400, found nan",
+    ),
+    (
         "[security]\nsuites = ['hse', 'aes-256-gmc']\n",
         "server.toml:2:18: security.suites: expected \"hse\" or \"aes-256-gcm\" or \
          \"chacha20-poly1305\", found \"aes-256-gmc\"; did you mean \"aes-256-gcm\"?",

@@ -44,6 +44,11 @@ impl ClientState {
         self.dial_at
     }
 
+    /// No further attempt is made.
+    pub(super) const fn stop_dialling(&mut self) {
+        self.dial_at = None;
+    }
+
     /// Exponential backoff with full jitter, so that the clients of a restarted server do not
     /// come back in step. The first attempt after a lost session comes within the minimum.
     fn schedule(&mut self, no_sooner: Duration, rng: &mut ChaCha20Rng, now: Instant) {
@@ -179,7 +184,7 @@ impl Endpoint {
         let session = self.new_session(&agreed, now);
         self.configure(&outcome.grant, connection.remote);
         connection.state = State::AwaitProof(Box::new(session));
-        self.establish(connection, now);
+        self.establish(connection);
         Ok(())
     }
 

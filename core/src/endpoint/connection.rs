@@ -49,8 +49,6 @@ pub(super) struct Session {
     pub(super) mtu: u16,
     /// Entries that continue in the next packet of their stream.
     pub(super) partials: Vec<(u16, Partial)>,
-    /// Memory for the next of them.
-    pub(super) spare_partial: Option<Partial>,
     /// The addresses the handshake granted.
     pub(super) addresses: [Option<IpAddr>; 2],
     pub(super) upload: Option<TokenBucket>,
@@ -220,11 +218,11 @@ impl Connection {
                 }
                 self.paced_until.map_or(due, |paced| due.min(paced))
             }
-            State::Probe => self.last_received + limits.connection_timeout,
             State::AwaitHello
             | State::AwaitServerHello(_)
             | State::AwaitProof(_)
             | State::Failed(_)
+            | State::Probe
             | State::Closing(_) => self.expires_at,
         }
     }

@@ -135,7 +135,9 @@ impl Endpoint {
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
         ip::mss_clamp(packet, info, offload, mtu);
         if ip::max_segment_len(packet, info, offload) > usize::from(mtu) {
-            return Err(DropReason::TooBig);
+            ip::decrement_ttl(packet, info)?;
+            self.stats.forwarded_packets += 1;
+            return self.enqueue_fragments(id, packet, info, offload, now);
         }
         ip::decrement_ttl(packet, info)?;
         let flow = ip::flow_hash(packet, info);

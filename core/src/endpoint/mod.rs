@@ -19,6 +19,7 @@
 //! writes from [`Endpoint::outgoing`]; the TUN device reads into [`Endpoint::tun_buf`]. Packets
 //! are sealed and opened in that same memory.
 
+mod admission;
 mod client;
 mod connection;
 mod exchange;
@@ -46,8 +47,10 @@ use crate::rate::TokenBucket;
 use crate::route::RoutingTable;
 use crate::stats::{PeerStats, Stats};
 use crate::time::Instant;
-use crate::wire::DisconnectCode;
+use crate::wire::{DisconnectCode, Partial};
 
+#[cfg(test)]
+mod sealed_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -85,7 +88,7 @@ struct PeerState {
 
 enum RoleState {
     Client(ClientState),
-    Server(ServerState),
+    Server(Box<ServerState>),
 }
 
 /// All protocol state of one process. See the [module's contract](self).
@@ -104,6 +107,8 @@ pub struct Endpoint {
     tun_buffer: Buffer,
     /// Where sockets read to while their connection holds no partial packet.
     inbox: Option<Buffer>,
+    /// Empty buffers for entries that continue in another packet.
+    spare_partials: Vec<Partial>,
     /// An ICMP error that waits for the TUN device.
     reply: Option<IcmpPacket>,
     icmp_bucket: TokenBucket,
@@ -126,7 +131,7 @@ impl Endpoint {
             }
             Role::Server(server) => (
                 server.peers.iter().map(|peer| peer.name.clone()).collect(),
-                RoleState::Server(ServerState::new(server)),
+                RoleState::Server(Box::new(ServerState::new(server, now))),
             ),
         };
         let mut endpoint = Self {
@@ -141,6 +146,7 @@ impl Endpoint {
             pool,
             tun_buffer,
             inbox: None,
+            spare_partials: Vec::new(),
             reply: None,
             icmp_bucket: TokenBucket::new(ICMP_RATE, ICMP_BURST, now),
             shutting_down: false,
@@ -161,7 +167,7 @@ impl Endpoint {
         remote: SocketAddr,
         now: Instant,
     ) -> Result<ConnectionId, Refusal> {
-        self.admit(remote)
+        self.admit(remote, now)
             .inspect_err(|refusal| self.stats.refused[refusal.index()] += 1)?;
         let id = self.open(remote, State::AwaitHello, now);
         self.count_source(remote);
@@ -205,6 +211,9 @@ impl Endpoint {
     /// latest after [`Limits::drain_timeout`](crate::config::Limits::drain_timeout).
     pub fn shut_down(&mut self, now: Instant) {
         self.shutting_down = true;
+        if let RoleState::Client(client) = &mut self.role {
+            client.stop_dialling();
+        }
         for id in self.connections.ids() {
             let Some(connection) = self.connections.get_mut(id) else {
                 continue;
@@ -336,12 +345,17 @@ impl Endpoint {
         }
     }
 
+    /// Takes a connection off the books on handshakes, whether it came to something or not.
+    fn leave_handshake(&mut self, connection: &Connection, was_good: bool) {
+        self.stats.handshaking -= 1;
+        self.uncount_source(connection, was_good);
+    }
+
     /// Undoes what the connection's state stands for in the endpoint: its place among the
     /// handshakes, or its session.
     fn leave_session(&mut self, connection: &mut Connection, now: Instant) {
         if connection.is_handshaking() {
-            self.stats.handshaking -= 1;
-            self.uncount_source(connection.remote);
+            self.leave_handshake(connection, false);
             if let Some(peer) = connection.peer
                 && self.peers[peer.index()].connection.is_none()
             {

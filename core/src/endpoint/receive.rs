@@ -17,6 +17,8 @@ use crate::wire::{
 const MAX_RECORD_LEN: usize = HEADER_LEN + MAX_PAYLOAD_LEN;
 /// Streams of one connection with an unfinished entry: bounds what they hold to 256 KiB.
 const MAX_PARTIALS: usize = 4;
+/// Buffers of finished entries that are kept, of 64 KiB each.
+const MAX_SPARE_PARTIALS: usize = 8;
 
 /// What one step did with the bytes at hand.
 enum Step {
@@ -38,7 +40,8 @@ impl Endpoint {
             (shared.start, shared.end) = (0, 0);
             return Some(shared.tail_mut());
         };
-        if inbox.capacity() < Class::Receive.capacity() && connection.session().is_some() {
+        let is_sealed = matches!(connection.state, State::AwaitProof(_) | State::Active(_));
+        if inbox.capacity() < Class::Receive.capacity() && is_sealed {
             // A longer packet than expected: go on in a buffer that holds any.
             let connection = self.connections.get_mut(id)?;
             let small = connection.inbox.take()?;
@@ -323,8 +326,10 @@ impl Endpoint {
             .partials
             .iter()
             .position(|(id, _)| *id == header.stream);
-        let mut partial =
-            position.map_or_else(Partial::default, |at| session.partials.swap_remove(at).1);
+        let mut partial = match position {
+            Some(at) => session.partials.swap_remove(at).1,
+            None => self.spare_partials.pop().unwrap_or_default(),
+        };
         if header.flags.contains(Flags::RST) {
             partial.clear();
         }
@@ -337,14 +342,20 @@ impl Endpoint {
             })?;
         }
         if partial.is_empty() {
-            session.spare_partial = Some(partial);
+            self.keep_partial(partial);
+        } else if session.partials.len() >= MAX_PARTIALS {
+            return Err(ProtocolError::StreamLimit);
         } else {
-            if session.partials.len() >= MAX_PARTIALS {
-                return Err(ProtocolError::StreamLimit);
-            }
             session.partials.push((header.stream, partial));
         }
         Ok(())
+    }
+
+    /// Keeps the memory of a finished entry for the next one.
+    fn keep_partial(&mut self, partial: Partial) {
+        if self.spare_partials.len() < MAX_SPARE_PARTIALS {
+            self.spare_partials.push(partial);
+        }
     }
 
     fn process_control(

@@ -1,16 +1,18 @@
 //! What only a server decides: whom to admit, who a key belongs to, which address it gets.
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::IpAddr;
+use core::time::Duration;
 use std::collections::BTreeMap;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::admission::Admission;
 use super::connection::{Connection, State};
 use super::session::Agreement;
 use super::{Endpoint, RoleState};
 use crate::config::{Role, Server};
 use crate::crypto::PublicKey;
-use crate::error::{HandshakeError, Refusal};
+use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientHello, ClientOffer, Grant, Responder, ServerOutcome};
 use crate::handshake::{legacy_server_hello, new_session_id, read_client_hello};
@@ -18,17 +20,19 @@ use crate::route::{AddressPool, PeerId};
 use crate::time::Instant;
 use crate::wire::{DisconnectCode, Flags, Header, PacketType};
 
+/// How long an LLP 1.0 peer may stay: it is for a person's tests.
+const PROBE_LIFETIME: Duration = Duration::from_secs(300);
+
 /// A server's own state.
 pub(super) struct ServerState {
     keys: BTreeMap<PublicKey, PeerId>,
     pool_v4: AddressPool,
     pool_v6: Option<AddressPool>,
-    /// Unauthenticated connections by [`source_of`].
-    sources: BTreeMap<u128, usize>,
+    pub(super) admission: Admission,
 }
 
 impl ServerState {
-    pub(super) fn new(server: &Server) -> Self {
+    pub(super) fn new(server: &Server, now: Instant) -> Self {
         let peers = || server.peers.iter();
         Self {
             keys: peers()
@@ -43,60 +47,12 @@ impl ServerState {
                 let fixed = peers().filter_map(|peer| peer.address_v6.map(IpAddr::V6));
                 AddressPool::new(IpNet::V6(network), fixed)
             }),
-            sources: BTreeMap::new(),
+            admission: Admission::new(now),
         }
-    }
-}
-
-/// What counts as one source: an IPv4 address, or an IPv6 /64, which is what one host owns.
-fn source_of(remote: SocketAddr) -> u128 {
-    match remote.ip().to_canonical() {
-        IpAddr::V4(address) => u128::from(address.to_bits()),
-        IpAddr::V6(address) => address.to_bits() & !u128::from(u64::MAX),
     }
 }
 
 impl Endpoint {
-    /// Whether a new connection may come in.
-    pub(super) fn admit(&self, remote: SocketAddr) -> Result<(), Refusal> {
-        let RoleState::Server(server) = &self.role else {
-            return Err(Refusal::ShuttingDown);
-        };
-        let limits = &self.config.limits;
-        let handshaking = usize::try_from(self.stats.handshaking).unwrap_or(usize::MAX);
-        let from_source = server.sources.get(&source_of(remote)).copied().unwrap_or(0);
-        if self.shutting_down {
-            Err(Refusal::ShuttingDown)
-        } else if self.connections.len() >= limits.max_connections + limits.max_handshakes {
-            Err(Refusal::TooManyConnections)
-        } else if handshaking >= limits.max_handshakes {
-            Err(Refusal::TooManyHandshakes)
-        } else if from_source >= limits.max_handshakes_per_source {
-            Err(Refusal::TooManyFromSource)
-        } else {
-            Ok(())
-        }
-    }
-
-    pub(super) fn count_source(&mut self, remote: SocketAddr) {
-        if let RoleState::Server(server) = &mut self.role {
-            *server.sources.entry(source_of(remote)).or_default() += 1;
-        }
-    }
-
-    pub(super) fn uncount_source(&mut self, remote: SocketAddr) {
-        let RoleState::Server(server) = &mut self.role else {
-            return;
-        };
-        let source = source_of(remote);
-        if let Some(count) = server.sources.get_mut(&source) {
-            *count -= 1;
-            if *count == 0 {
-                server.sources.remove(&source);
-            }
-        }
-    }
-
     /// Routes that do not depend on leases: fixed addresses and the networks behind peers.
     pub(super) fn insert_static_routes(&mut self) {
         match &self.config.role {
@@ -119,17 +75,21 @@ impl Endpoint {
         }
     }
 
-    /// Answers a ClientHello. Nothing that exists changes before the client proves its key, but
-    /// that its address is set aside.
+    /// Answers a ClientHello. Nothing that exists changes before the client proves its key; an
+    /// address that nobody has is kept free for it.
     pub(super) fn answer_hello(
         &mut self,
         connection: &mut Connection,
         json: &[u8],
         now: Instant,
     ) -> Result<(), HandshakeError> {
-        let Role::Server(server) = &self.config.role else {
+        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &mut self.role)
+        else {
             return Err(HandshakeError::Unexpected);
         };
+        if !state.admission.may_read_hello(now) {
+            return Err(HandshakeError::Busy);
+        }
         match read_client_hello(json, &server.secret_key)? {
             ClientHello::Legacy => self.answer_probe(connection, now),
             ClientHello::Current(responder) => self.answer_current(connection, *responder, now),
@@ -149,6 +109,7 @@ impl Endpoint {
             .probe_sources
             .iter()
             .any(|network| network.contains(&source))
+            || !self.may_probe()
         {
             return Err(HandshakeError::ProbeRefused);
         }
@@ -158,8 +119,9 @@ impl Endpoint {
         let json = legacy_server_hello(session, &random);
         // A 1.0 reader takes the length for the top of its timestamp, so it is left zero.
         self.send_hello(connection, PacketType::HandshakeResponse, &json, 0, now);
-        self.leave_session(connection, now);
+        self.leave_handshake(connection, true);
         connection.state = State::Probe;
+        connection.expires_at = now + PROBE_LIFETIME;
         self.stats.probes += 1;
         let (id, remote) = (connection.id, connection.remote);
         self.events.push_back(Event::ProbeEstablished {
@@ -260,14 +222,13 @@ impl Endpoint {
             known.address_v4.map(IpAddr::V4),
             known.address_v6.map(IpAddr::V6),
         );
-        let v4 = fixed.0.or_else(|| state.pool_v4.lease(peer, wanted.0, now));
+        let v4 = fixed
+            .0
+            .or_else(|| state.pool_v4.reserve(peer, wanted.0, now));
         let v6 = state
             .pool_v6
             .as_mut()
-            .and_then(|pool| fixed.1.or_else(|| pool.lease(peer, wanted.1, now)));
-        for address in [v4, v6].into_iter().flatten() {
-            self.table.insert(IpNet::from(address), peer);
-        }
+            .and_then(|pool| fixed.1.or_else(|| pool.reserve(peer, wanted.1, now)));
         let prefix_v4 = server.address_v4.prefix_len();
         let prefix_v6 = server
             .address_v6
@@ -296,7 +257,7 @@ impl Endpoint {
             let ending = (DisconnectCode::Superseded, CloseReason::Superseded);
             self.disconnect(previous, ending, now);
         }
-        self.establish(connection, now);
+        self.establish(connection);
         let sessions = usize::try_from(self.stats.sessions).unwrap_or(usize::MAX);
         if sessions > self.config.limits.max_connections {
             let ending = (
@@ -327,7 +288,13 @@ impl Endpoint {
                 Some(pool) if v6.is_some() => pool.lease(session.peer, v6, now) == v6,
                 _ => true,
             };
-        holds_v4 && holds_v6
+        if !(holds_v4 && holds_v6) {
+            return false;
+        }
+        for address in session.addresses.into_iter().flatten() {
+            self.table.insert(IpNet::from(address), session.peer);
+        }
+        true
     }
 
     /// A session ended: its leases may be given away, once nothing else is free.

@@ -68,7 +68,6 @@ impl Endpoint {
             opener: Opener::new(master.traffic(receiving), suite, grant.rotation, now),
             mtu: grant.mtu,
             partials: Vec::new(),
-            spare_partial: None,
             addresses: [
                 grant.address_v4.map(|network| IpAddr::V4(network.addr())),
                 grant.address_v6.map(|network| IpAddr::V6(network.addr())),
@@ -92,17 +91,17 @@ impl Endpoint {
     }
 
     /// Lets packets flow: the peer has proved its key.
-    pub(super) fn establish(&mut self, connection: &mut Connection, now: Instant) {
+    pub(super) fn establish(&mut self, connection: &mut Connection) {
         let waiting = core::mem::replace(&mut connection.state, State::AwaitHello);
         let State::AwaitProof(session) = waiting else {
             connection.state = waiting;
             return;
         };
-        // Still a handshake in the books: this takes it out of them.
-        self.leave_session(connection, now);
+        self.leave_handshake(connection, true);
         let peer = &mut self.peers[session.peer.index()];
         peer.connection = Some(connection.id);
         peer.stats.connected = true;
+        peer.stats.rtt = None;
         self.stats.sessions += 1;
         self.stats.sessions_established += 1;
         self.events.push_back(Event::Established {

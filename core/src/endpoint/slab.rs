@@ -83,6 +83,12 @@ impl Slab {
             .collect()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Connection> {
+        self.slots
+            .iter()
+            .filter_map(|slot| slot.connection.as_deref())
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }

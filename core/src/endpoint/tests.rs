@@ -226,6 +226,35 @@ fn a_packet_beyond_the_clients_mtu_is_answered_with_packet_too_big() {
     );
 }
 
+/// Case 102: too large, and the sender does not mind fragments.
+#[test]
+fn a_packet_without_dont_fragment_reaches_a_client_with_a_small_mtu_in_pieces() {
+    let mut config = server_config(2);
+    server_of(&mut config).client_to_client = true;
+    let mut small = client_config(1);
+    small.mtu = 1300;
+    let mut net = Net::new(config, vec![small, client_config(2)]);
+    net.settle();
+    for from in [SERVER, 1] {
+        let source = if from == SERVER {
+            SERVER_ADDRESS
+        } else {
+            net.address_v4(1)
+        };
+        let mut packet = udp(source, net.address_v4(0), 5, &[3; 1350]);
+        packet[6] = 0;
+        net.send_from(from, &packet);
+        net.settle();
+        let pieces = core::mem::take(&mut net.received[0]);
+        assert_eq!(pieces.len(), 2);
+        let data: Vec<u8> = pieces
+            .iter()
+            .flat_map(|piece| piece[20..].to_vec())
+            .collect();
+        assert!(data == packet[20..]);
+    }
+}
+
 #[test]
 fn a_syn_towards_a_client_with_a_small_mtu_is_clamped() {
     let mut client = client_config(1);
@@ -511,38 +540,87 @@ fn sessions_beyond_the_limit_are_refused_with_their_own_code() {
     assert_eq!(net.server.stats().sessions, 2);
 }
 
-/// Cases 64 and 90, in small: strangers fill their share and no more.
+/// Cases 64 and 90, in small: strangers fill their share, and hanging up buys no more of it.
 #[test]
-fn unauthenticated_connections_are_bounded_per_source_and_in_total() {
-    let mut config = server_config(1);
-    config.limits.max_handshakes = 20;
-    let mut net = Net::new(config, Vec::new());
+fn unauthenticated_connections_are_bounded_per_source() {
+    let mut net = Net::new(server_config(1), Vec::new());
     let now = net.now;
     for port in 0..16 {
-        net.server
-            .handle_accepted(([198, 51, 100, 7], port).into(), now)
-            .unwrap();
+        let id = net
+            .server
+            .handle_accepted(([198, 51, 100, 7], port).into(), now);
+        if port % 2 == 0 {
+            net.server.handle_disconnected(id.unwrap(), true, now);
+        }
     }
     let again = net
         .server
         .handle_accepted(([198, 51, 100, 7], 99).into(), now);
     assert_eq!(again, Err(Refusal::TooManyFromSource));
-    for host in 8..12 {
-        net.server
-            .handle_accepted(([198, 51, 100, host], 1).into(), now)
-            .unwrap();
-    }
-    let more = net
+    let other = net
         .server
-        .handle_accepted(([198, 51, 100, 77], 1).into(), now);
-    assert_eq!(more, Err(Refusal::TooManyHandshakes));
+        .handle_accepted(([198, 51, 100, 8], 99).into(), now);
+    assert!(other.is_ok());
     net.run(Duration::from_secs(11));
     assert_eq!(net.server.stats().handshaking, 0);
-    assert!(
-        net.server
-            .handle_accepted(([198, 51, 100, 7], 99).into(), net.now)
-            .is_ok()
+    let later = net
+        .server
+        .handle_accepted(([198, 51, 100, 7], 99).into(), net.now);
+    assert!(later.is_ok());
+}
+
+/// Case 90: strangers who hold all the room make way, the largest crowd first.
+#[test]
+fn a_flood_of_strangers_does_not_keep_a_client_out() {
+    let mut config = server_config(1);
+    config.limits.max_handshakes = 20;
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.unreachable_for.insert(0);
+    let now = net.now;
+    for host in 0..10 {
+        for port in 0..4 {
+            let source = ([198, 51, 100, host], port).into();
+            net.server.handle_accepted(source, now).unwrap();
+        }
+    }
+    assert_eq!(net.server.stats().handshaking, 20);
+    net.run(Duration::from_millis(1));
+    net.unreachable_for.clear();
+    net.run(Duration::from_secs(2));
+    assert_eq!(net.server.stats().sessions, 1);
+    assert!(net.server.stats().handshaking < 20);
+}
+
+#[test]
+fn probes_are_few_and_do_not_last() {
+    let mut net = Net::new(server_config(1), Vec::new());
+    let now = net.now;
+    let json = format!(
+        "{{\"ClientHello\":{{\"client_random\":{:?},\"protocol_version\":1}}}}",
+        [7; 32]
     );
+    let header = Header {
+        packet_type: PacketType::HandshakeInit,
+        stream: 0,
+        sequence: 0,
+        payload_len: 0,
+        timestamp_ms: 1,
+        flags: Flags::NONE,
+    };
+    let mut hello = header.encode(json.as_bytes()).to_vec();
+    hello.extend_from_slice(json.as_bytes());
+    for port in 0..20 {
+        let id = net
+            .server
+            .handle_accepted(([127, 0, 0, 1], port).into(), now);
+        let Ok(id) = id else { continue };
+        net.server.recv_buf(id).unwrap()[..hello.len()].copy_from_slice(&hello);
+        net.server
+            .handle_received(id, hello.len(), &mut |_| true, now);
+    }
+    assert_eq!(net.server.stats().probes, 16);
+    net.run(Duration::from_secs(301));
+    assert_eq!(net.close_reasons(SERVER).len(), 20);
 }
 
 /// Case 66: a peer that does not read costs bounded memory and its own packets.
@@ -629,6 +707,22 @@ fn a_shutdown_ends_even_when_a_client_does_not_read() {
 }
 
 /// Reconnection waits grow, carry jitter, and stay within their bounds.
+/// Between two connections there is nothing to wait for, and no attempt follows.
+#[test]
+fn a_client_that_waits_to_dial_shuts_down_at_once() {
+    let mut net = Net::connected(1);
+    net.unreachable_for.insert(0);
+    net.cut(0);
+    let (now, id) = (net.now, net.link(0).client_id);
+    net.clients[0].handle_disconnected(id, false, now);
+    assert!(net.clients[0].poll_timeout().is_some());
+    net.clients[0].shut_down(now);
+    assert_eq!(net.clients[0].poll_timeout(), None);
+    net.settle();
+    assert!(net.clients[0].is_shut_down());
+    assert!(!matches!(net.events.last(), Some((0, Event::Dial { .. }))));
+}
+
 #[test]
 fn failed_dials_back_off_up_to_the_limit() {
     let mut net = Net::new(server_config(1), vec![client_config(1)]);

@@ -40,11 +40,8 @@ impl Endpoint {
                 self.session_due(connection, now);
                 None
             }
-            State::Probe => {
-                let dead = connection.last_received + self.config.limits.connection_timeout;
-                (dead <= now).then_some(CloseReason::Timeout)
-            }
             _ if connection.expires_at > now => None,
+            State::Probe => Some(CloseReason::Timeout),
             State::Closing(reason) => Some(reason.clone()),
             State::Failed(error) => Some(CloseReason::Handshake(*error)),
             State::AwaitServerHello(_) => Some(self.abandoned(HandshakeError::NoAnswer)),

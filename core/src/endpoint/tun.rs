@@ -14,6 +14,14 @@ use crate::time::Instant;
 /// Queued bytes at which the driver should flush without waiting for more packets.
 const FLUSH_AT: usize = 64 * 1024;
 
+/// What is to become of a packet from the TUN device.
+enum Routed {
+    /// It goes to this connection as it is.
+    Whole(ConnectionId, Queued),
+    /// Its fragments are queued.
+    Fragments,
+}
+
 impl Endpoint {
     /// A packet of `len` bytes was read into [`Endpoint::tun_buf`]; `header` is what the device
     /// put in front of it, all zero without offload. Names the connection that should be flushed
@@ -29,7 +37,8 @@ impl Endpoint {
         self.stats.tun_packets_in += 1;
         self.stats.tun_bytes_in += len as u64;
         match self.route_tun_packet(header, now) {
-            Ok((id, queued)) => self.enqueue(id, queued),
+            Ok(Routed::Whole(id, queued)) => self.enqueue(id, queued),
+            Ok(Routed::Fragments) => None,
             Err(reason) => {
                 self.stats.drop_packet(reason);
                 None
@@ -56,7 +65,7 @@ impl Endpoint {
         &mut self,
         header: &VirtioHeader,
         now: Instant,
-    ) -> Result<(ConnectionId, Queued), DropReason> {
+    ) -> Result<Routed, DropReason> {
         let info = ip::parse(self.tun_buffer.used())?;
         let offload = ip::offload_from_virtio(header, self.tun_buffer.used_mut(), &info)?;
         if !ip::is_unicast_destination(info.destination) {
@@ -79,11 +88,51 @@ impl Endpoint {
             ip::mss_clamp(self.tun_buffer.used_mut(), &info, offload, mtu);
         }
         if ip::max_segment_len(self.tun_buffer.used(), &info, offload) > usize::from(mtu) {
-            self.reply_too_big(&info, mtu, now);
-            return Err(DropReason::TooBig);
+            return self
+                .fragment_tun_packet(id, &info, offload, now)
+                .inspect_err(|_| {
+                    self.reply_too_big(&info, mtu, now);
+                });
         }
         let flow = ip::flow_hash(self.tun_buffer.used(), &info);
-        Ok((id, self.take_tun_packet(offload, flow, now)))
+        Ok(Routed::Whole(id, self.take_tun_packet(offload, flow, now)))
+    }
+
+    /// Queues the fragments of a packet whose sender allows them.
+    fn fragment_tun_packet(
+        &mut self,
+        id: ConnectionId,
+        info: &IpInfo,
+        offload: Offload,
+        now: Instant,
+    ) -> Result<Routed, DropReason> {
+        let empty = self.pool.take(Class::Small);
+        let mut buffer = core::mem::replace(&mut self.tun_buffer, empty);
+        let result = self.enqueue_fragments(id, buffer.used_mut(), info, offload, now);
+        let empty = core::mem::replace(&mut self.tun_buffer, buffer);
+        self.pool.put(empty);
+        result.map(|()| Routed::Fragments)
+    }
+
+    /// Queues the fragments of `packet`, which is too large for the session's MTU.
+    pub(super) fn enqueue_fragments(
+        &mut self,
+        id: ConnectionId,
+        packet: &mut [u8],
+        info: &IpInfo,
+        offload: Offload,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
+        let flow = ip::flow_hash(packet, info);
+        let mut count = 0;
+        ip::fragment(packet, info, offload, mtu, &mut |piece| {
+            let queued = self.queued_copy(piece, Offload::NONE, flow, now);
+            self.enqueue(id, queued);
+            count += 1;
+        })?;
+        self.stats.fragments += count - 1;
+        Ok(())
     }
 
     pub(super) fn session_mtu(&self, id: ConnectionId) -> Option<u16> {

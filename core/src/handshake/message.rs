@@ -170,13 +170,26 @@ pub fn legacy_hello_len(bytes: &[u8]) -> Result<Option<usize>, HandshakeError> {
     if first.is_some_and(|byte| *byte != b'{') {
         return Err(HandshakeError::Malformed);
     }
-    let mut values = Deserializer::from_slice(head).into_iter::<IgnoredAny>();
-    match values.next() {
-        Some(Ok(_)) => Ok(Some(values.byte_offset())),
-        Some(Err(error)) if !error.is_eof() => Err(HandshakeError::Malformed),
+    match first_value(head) {
+        Ok(len @ Some(_)) => Ok(len),
+        Err(error) if !error.is_eof() && !ends_in_number(head) => Err(HandshakeError::Malformed),
         _ if head.len() == MAX_HELLO_LEN => Err(HandshakeError::TooLong),
         _ => Ok(None),
     }
+}
+
+/// Where the first JSON value ends.
+fn first_value(bytes: &[u8]) -> Result<Option<usize>, serde_json::Error> {
+    let mut values = Deserializer::from_slice(bytes).into_iter::<IgnoredAny>();
+    let value = values.next().transpose()?;
+    Ok(value.map(|_| values.byte_offset()))
+}
+
+/// Whether `bytes` break off in a number that only wants another digit. The parser does not call
+/// that the end of its input, as it does everywhere else.
+fn ends_in_number(bytes: &[u8]) -> bool {
+    matches!(bytes.last(), Some(b'-' | b'+' | b'.' | b'e' | b'E'))
+        && first_value(&[bytes, b"0"].concat()).is_err_and(|error| error.is_eof())
 }
 
 #[derive(Serialize, Deserialize)]
@@ -414,6 +427,20 @@ mod tests {
         for len in json.len()..=stream.len() {
             let found = legacy_hello_len(&stream[..len]);
             assert_eq!(found, Ok(Some(json.len())), "{len}");
+        }
+    }
+
+    /// Numbers of every form, in fields that nobody reads.
+    #[test]
+    fn a_legacy_hello_may_be_cut_inside_a_number() {
+        let hello = br#"{"ClientHello":{"a":-1,"b":1.5,"c":1e9,"d":-2.5E-3,"e":[1.0e+2]}}"#;
+        for len in 0..hello.len() {
+            assert_eq!(legacy_hello_len(&hello[..len]), Ok(None), "{len}");
+        }
+        assert_eq!(legacy_hello_len(hello), Ok(Some(hello.len())));
+        for malformed in ["{\"a\":--", "{\"a\":1.e", "{\"a\":+", "{\"a\":1e5."] {
+            let len = legacy_hello_len(malformed.as_bytes());
+            assert_eq!(len, Err(HandshakeError::Malformed), "{malformed}");
         }
     }
 

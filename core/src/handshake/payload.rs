@@ -51,7 +51,11 @@ pub struct ClientOffer {
 
 impl ClientOffer {
     /// The part that travels encrypted.
-    pub(super) fn encode(&self) -> Result<Vec<u8>, HandshakeError> {
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError::Malformed`] if the MTU is out of range.
+    pub fn encode(&self) -> Result<Vec<u8>, HandshakeError> {
         check_mtu(self.mtu)?;
         let mut out = Vec::with_capacity(OFFER_LEN);
         put_terms(
@@ -65,7 +69,12 @@ impl ClientOffer {
         Ok(out)
     }
 
-    pub(super) fn decode(suites: Vec<Suite>, mut buf: &[u8]) -> Result<Self, HandshakeError> {
+    /// Reads the part that travels encrypted; `suites` come from the hello around it.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError::Malformed`] if it is truncated or the MTU is out of range.
+    pub fn decode(suites: Vec<Suite>, mut buf: &[u8]) -> Result<Self, HandshakeError> {
         let terms = Terms::read(&mut buf)?;
         let address_v4 = read_v4(&mut buf).map_err(truncated)?;
         let address_v6 = read_v6(&mut buf).map_err(truncated)?;
@@ -118,7 +127,13 @@ impl Grant {
             && self.rotation.interval <= limit.interval
     }
 
-    pub(super) fn encode(&self) -> Result<Vec<u8>, HandshakeError> {
+    /// The bytes that travel encrypted.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError::Malformed`] if no client could use it, [`HandshakeError::TooLong`] with
+    /// more than [`MAX_PUSHED_DNS`] or [`MAX_PUSHED_ROUTES`].
+    pub fn encode(&self) -> Result<Vec<u8>, HandshakeError> {
         self.check()?;
         let mut out = Vec::with_capacity(MAX_GRANT_LEN);
         put_terms(
@@ -145,7 +160,13 @@ impl Grant {
         Ok(out)
     }
 
-    pub(super) fn decode(mut buf: &[u8]) -> Result<Self, HandshakeError> {
+    /// Reads what [`Grant::encode`] wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`HandshakeError::Malformed`] if it is truncated, or if no interface or resolver could use
+    /// it.
+    pub fn decode(mut buf: &[u8]) -> Result<Self, HandshakeError> {
         let terms = Terms::read(&mut buf)?;
         let v4 = read_v4(&mut buf).map_err(truncated)?;
         let v4 = Ipv4Net::new(v4, buf.try_get_u8().map_err(truncated)?);

@@ -37,6 +37,8 @@ pub struct AddressPool {
 struct Lease {
     address: u128,
     absent_since: Option<Instant>,
+    /// Whether the peer ever proved that it is the one.
+    is_proven: bool,
 }
 
 impl AddressPool {
@@ -80,36 +82,75 @@ impl AddressPool {
     }
 
     /// Lends `peer` an address from now until [`Self::release`]: the one it had, else `wanted`
-    /// if that is free, else the lowest free one. None if nothing is free.
+    /// if that is free, else the lowest free one, else that of the longest absent peer. None if
+    /// nothing can be had.
     pub fn lease(&mut self, peer: PeerId, wanted: Option<IpAddr>, now: Instant) -> Option<IpAddr> {
         if let Some(lease) = self.leases.get_mut(&peer) {
+            lease.is_proven = true;
             if let Some(since) = lease.absent_since.take() {
                 self.absent.remove(&(since, peer));
             }
             return Some(from_bits(lease.address, self.is_v4));
         }
         let address = self
-            .wanted(wanted)
-            .or_else(|| self.lowest_free())
-            .or_else(|| self.reclaim(now))?;
-        let lease = Lease {
-            address,
-            absent_since: None,
+            .free(wanted)
+            .or_else(|| self.reclaim(now))
+            .inspect(|address| self.lend(peer, *address, true))?;
+        Some(from_bits(address, self.is_v4))
+    }
+
+    /// The address that [`Self::lease`] would lend, for someone who only claims to be `peer`: no
+    /// other peer loses anything. A free address is kept for `peer` until [`Self::release`].
+    pub fn reserve(
+        &mut self,
+        peer: PeerId,
+        wanted: Option<IpAddr>,
+        now: Instant,
+    ) -> Option<IpAddr> {
+        if let Some(lease) = self.leases.get(&peer) {
+            return Some(from_bits(lease.address, self.is_v4));
+        }
+        let address = match self.free(wanted) {
+            Some(address) => {
+                self.lend(peer, address, false);
+                address
+            }
+            None => self.reclaimable(now)?.0,
         };
-        self.leases.insert(peer, lease);
-        self.holders.insert(address, peer);
         Some(from_bits(address, self.is_v4))
     }
 
     /// Says that `peer` has no session left. Its address stays its own unless another peer needs
-    /// it later. Without effect for a peer that has none, or is absent already.
+    /// it later; one that was only reserved is free again. Without effect for a peer that has
+    /// none, or is absent already.
     pub fn release(&mut self, peer: PeerId, now: Instant) {
-        if let Some(lease) = self.leases.get_mut(&peer)
-            && lease.absent_since.is_none()
-        {
+        let Some(lease) = self.leases.get_mut(&peer) else {
+            return;
+        };
+        if !lease.is_proven {
+            let address = lease.address;
+            self.leases.remove(&peer);
+            self.holders.remove(&address);
+            self.frontier = self.frontier.min(address);
+        } else if lease.absent_since.is_none() {
             lease.absent_since = Some(now);
             self.absent.insert((now, peer));
         }
+    }
+
+    fn lend(&mut self, peer: PeerId, address: u128, is_proven: bool) {
+        let lease = Lease {
+            address,
+            absent_since: None,
+            is_proven,
+        };
+        self.leases.insert(peer, lease);
+        self.holders.insert(address, peer);
+    }
+
+    /// `wanted` if that is free, else the lowest free address.
+    fn free(&mut self, wanted: Option<IpAddr>) -> Option<u128> {
+        self.wanted(wanted).or_else(|| self.lowest_free())
     }
 
     /// The address lent to `peer`, present or absent.
@@ -125,8 +166,7 @@ impl AddressPool {
         (is_lendable && self.is_free(address)).then_some(address)
     }
 
-    /// Addresses never become free again but through [`Self::reclaim`], which lends them anew at
-    /// once, so the frontier only moves up.
+    /// The frontier only moves down when a reservation comes to nothing.
     fn lowest_free(&mut self) -> Option<u128> {
         while self.frontier <= self.last {
             let address = self.frontier;
@@ -142,16 +182,22 @@ impl AddressPool {
         !self.reserved.contains(&address) && !self.holders.contains_key(&address)
     }
 
-    /// Takes the address of the peer that is absent for longest.
-    fn reclaim(&mut self, now: Instant) -> Option<u128> {
+    /// The address of the peer that is absent for longest, and that peer.
+    fn reclaimable(&self, now: Instant) -> Option<(u128, PeerId)> {
         let (since, peer) = *self.absent.first()?;
         if now.since(since) < Self::COOL_DOWN {
             return None;
         }
-        self.absent.remove(&(since, peer));
-        let lease = self.leases.remove(&peer)?;
-        self.holders.remove(&lease.address);
-        Some(lease.address)
+        Some((self.leases.get(&peer)?.address, peer))
+    }
+
+    /// Takes that address.
+    fn reclaim(&mut self, now: Instant) -> Option<u128> {
+        let (address, peer) = self.reclaimable(now)?;
+        self.absent.pop_first();
+        self.leases.remove(&peer);
+        self.holders.remove(&address);
+        Some(address)
     }
 }
 
@@ -398,5 +444,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_reservation_takes_from_nobody_and_leaves_no_trace() {
+        let mut pool = pool("10.8.0.1/30");
+        let (first, second) = (PeerId(1), PeerId(2));
+        let only = Some(address("10.8.0.2"));
+        assert_eq!(pool.reserve(first, None, NOW), only);
+        assert_eq!(pool.reserve(second, None, NOW), None);
+        pool.release(first, NOW);
+        assert_eq!(pool.address(first), None);
+        assert_eq!(pool.lease(second, None, NOW), only);
+        pool.release(second, NOW);
+        let later = NOW + AddressPool::COOL_DOWN;
+        assert_eq!(pool.reserve(first, None, later), only);
+        pool.release(first, later);
+        assert_eq!(pool.address(second), only, "only a proof takes it away");
+        assert_eq!(pool.lease(first, only, later), only);
+        assert_eq!(pool.address(second), None);
     }
 }

@@ -29,6 +29,8 @@ mod exchange;
 mod opener;
 mod sealer;
 #[cfg(test)]
+mod table_tests;
+#[cfg(test)]
 mod testing;
 
 pub use exchange::{ExchangeInit, INIT_LEN, RESPONSE_LEN, respond};

@@ -1,6 +1,8 @@
 //! From the command line to a running daemon, and its end.
 
 use std::io;
+use std::num::NonZero;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use lostlove_config::{
@@ -10,11 +12,12 @@ use lostlove_core::config::Config;
 use tracing::{error, info, warn};
 use zeroize::Zeroize as _;
 
+use super::acceptance::raise_descriptor_limit;
 use super::network::{Network, queue_len};
 use super::{Daemon, DaemonParts, Run};
 use crate::cli::{self, DaemonArgs, Exit, Role};
 use crate::dial::Dialer;
-use crate::keytool;
+use crate::keytool::{self, FirstStart};
 use crate::listen::{SocketOptions, listen};
 use crate::log::{self, Verbosity};
 use crate::metrics::Metrics;
@@ -141,9 +144,7 @@ impl From<ClientSettings> for Settings {
 }
 
 fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
-    if role == Role::Server && !args.config_given && !args.check_config && !args.config.exists() {
-        first_start(args)?;
-    }
+    let made = make_missing(role, args)?;
     let settings: Settings = match role {
         Role::Server => lostlove_config::load_server(&args.config)?.into(),
         Role::Client => lostlove_config::load_client(&args.config)?.into(),
@@ -159,10 +160,25 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     for warning in &settings.warnings {
         warn!("{warning}");
     }
-    let daemon = prepare(role, settings)?;
-    let daemon = run(daemon)?;
+    if let Made::Key(key) = &made {
+        let key = key.display();
+        warn!(%key, "there was no key, so a new one was made; keep a copy of it");
+    }
+    let prepared = prepare(role, settings);
+    if let Made::Everything(first) = &made {
+        report_first_start(first, prepared.is_ok());
+    }
+    finish(run(prepared?)?)
+}
+
+/// Ends a daemon that is done.
+fn finish(mut daemon: Daemon) -> Result<(), Failure> {
     let was_forced = daemon.must_stop_now;
+    let failure = daemon.failure.take();
     daemon.end();
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
     if was_forced {
         return Err(Failure::new(
             Exit::Failure,
@@ -173,20 +189,48 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What a server's start has made of its files.
+enum Made {
+    Nothing,
+    /// The key that a configuration of LLP 1.0 does not know of.
+    Key(PathBuf),
+    Everything(Box<FirstStart>),
+}
+
+fn make_missing(role: Role, args: &DaemonArgs) -> Result<Made, Failure> {
+    if role == Role::Client || args.check_config {
+        return Ok(Made::Nothing);
+    }
+    let config = &args.config;
+    let made = if !args.config_given && !config.exists() {
+        keytool::first_start(config).map(|first| Made::Everything(Box::new(first)))
+    } else if lostlove_config::lacks_only_its_key(config) {
+        keytool::make_default_key(config).map(Made::Key)
+    } else {
+        Ok(Made::Nothing)
+    };
+    made.map_err(|error| Failure {
+        is_logging: false,
+        ..Failure::new(Exit::from(&error), error)
+    })
+}
+
+/// Tells what to do next; if the server cannot start, only what there is by now, for the next
+/// start will not tell it again.
 #[expect(
     clippy::print_stdout,
     reason = "what a person at a terminal has to do next"
 )]
-fn first_start(args: &DaemonArgs) -> Result<(), Failure> {
-    match keytool::first_start(&args.config) {
-        Ok(first) => {
-            println!("{first}");
-            Ok(())
-        }
-        Err(error) => Err(Failure {
-            is_logging: false,
-            ..Failure::new(Exit::from(&error), error)
-        }),
+fn report_first_start(first: &FirstStart, has_started: bool) {
+    if has_started {
+        println!("{first}");
+    } else {
+        println!(
+            "A configuration and a client's profile were made, but the server cannot start yet:\n  \
+             {}\n  {}",
+            first.config.display(),
+            first.profile.display()
+        );
     }
 }
 
@@ -217,6 +261,8 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
     let txqueuelen = queue_len(tun.offload());
     let (network, listeners, dialer, mark) = match &host {
         Host::Server(host) => {
+            let limits = &endpoint.limits;
+            raise_descriptor_limit(limits.max_connections.saturating_add(limits.max_handshakes));
             let listeners = listen(&host.listen)?;
             let network = Network::server(host, tun.name(), txqueuelen)?;
             (network, listeners, None, None)
@@ -249,12 +295,7 @@ fn announce(host: &Host, tun: &Tun, metrics: Option<std::net::SocketAddr>) {
     let metrics = metrics.map(tracing::field::display);
     match host {
         Host::Server(host) => {
-            if host.worker_threads > 1 {
-                warn!(
-                    worker_threads = host.worker_threads,
-                    "more than one event loop is not supported yet; one is used"
-                );
-            }
+            tell_of_one_loop(host.worker_threads);
             let listen = tracing::field::debug(&host.listen);
             info!(
                 listen,
@@ -275,6 +316,17 @@ fn announce(host: &Host, tun: &Tun, metrics: Option<std::net::SocketAddr>) {
                 "started"
             );
         }
+    }
+}
+
+/// More than one event loop may have been asked for: by number, or by 0 on more than one core.
+fn tell_of_one_loop(worker_threads: usize) {
+    const WORDS: &str = "more than one event loop is not supported yet; one is used";
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    match worker_threads {
+        0 if cores > 1 => info!(worker_threads, cores, "{WORDS}"),
+        0 | 1 => {}
+        _ => warn!(worker_threads, "{WORDS}"),
     }
 }
 

@@ -120,7 +120,7 @@ mod tests {
         match Pinger::new(target.parse().unwrap()) {
             Ok(pinger) => Some(pinger),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                eprintln!("skipped: needs root");
+                crate::testing::skip("needs root");
                 None
             }
             Err(error) => panic!("{error}"),

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Cancel, Dialled, Known, Resolve};
+use super::{Cancel, Dialled, Names};
 use crate::listen::{SocketOptions, prepare};
 
 /// How long an attempt is alone before the next address is tried too (RFC 8305, section 5).
@@ -29,8 +29,11 @@ pub(super) struct Race {
     servers: Arc<[Endpoint]>,
     options: SocketOptions,
     cancel: Arc<Cancel>,
-    known: Arc<Known>,
-    resolve: Resolve,
+    names: Names,
+    /// The position in `servers` that comes first.
+    first: usize,
+    /// How far the addresses of one server are rotated.
+    turn: usize,
     answers: Arc<Mutex<Vec<Answer>>>,
     /// Positions in `servers` of the names that are being looked up.
     unresolved: Vec<usize>,
@@ -52,16 +55,19 @@ impl Race {
         servers: Arc<[Endpoint]>,
         options: SocketOptions,
         cancel: Arc<Cancel>,
-        known: Arc<Known>,
-        resolve: Resolve,
+        names: Names,
+        attempt: u32,
     ) -> Self {
         let start = Instant::now();
+        let before = attempt.saturating_sub(1) as usize;
+        let count = servers.len().max(1);
         Self {
             servers,
             options,
             cancel,
-            known,
-            resolve,
+            names,
+            first: before % count,
+            turn: before / count,
             answers: Arc::default(),
             unresolved: Vec::new(),
             candidates: VecDeque::new(),
@@ -95,7 +101,9 @@ impl Race {
     }
 
     fn look_up(&mut self) {
-        for (server, endpoint) in self.servers.iter().enumerate() {
+        let servers = Arc::clone(&self.servers);
+        let all = servers.iter().enumerate();
+        for (server, endpoint) in all.clone().skip(self.first).chain(all.take(self.first)) {
             if let Ok(ip) = endpoint.host.parse::<IpAddr>() {
                 self.candidates
                     .push_back(SocketAddr::new(ip, endpoint.port));
@@ -111,8 +119,8 @@ impl Race {
         let servers = Arc::clone(&self.servers);
         let answers = Arc::clone(&self.answers);
         let cancel = Arc::clone(&self.cancel);
-        let known = Arc::clone(&self.known);
-        let resolve = self.resolve;
+        let known = Arc::clone(&self.names.known);
+        let resolve = self.names.resolve;
         thread::Builder::new()
             .name("resolve".to_owned())
             .spawn(move || {
@@ -142,23 +150,37 @@ impl Race {
                 continue;
             };
             match addresses {
-                Ok(addresses) if !addresses.is_empty() => self.candidates.extend(addresses),
+                Ok(addresses) if !addresses.is_empty() => self.add(server, addresses),
                 Ok(_) => {
                     let none = io::Error::new(io::ErrorKind::NotFound, "it has no address");
                     self.failures.push((endpoint.to_string(), none));
                 }
                 Err(error) => {
-                    self.candidates.extend(self.known.of(endpoint));
-                    self.failures.push((endpoint.to_string(), error));
+                    let name = endpoint.to_string();
+                    self.add(server, self.names.known.of(endpoint));
+                    self.failures.push((name, error));
                 }
             }
         }
     }
 
+    /// Adds a server's addresses in this attempt's order.
+    fn add(&mut self, server: usize, mut addresses: Vec<SocketAddr>) {
+        let turn = self.turn.checked_rem(addresses.len()).unwrap_or(0);
+        addresses.rotate_left(turn);
+        if server != self.first {
+            self.candidates.extend(addresses);
+            return;
+        }
+        for address in addresses.into_iter().rev() {
+            self.candidates.push_front(address);
+        }
+    }
+
     fn fall_back(&mut self) {
-        for &server in &self.unresolved {
+        for server in self.unresolved.clone() {
             if let Some(endpoint) = self.servers.get(server) {
-                self.candidates.extend(self.known.of(endpoint));
+                self.add(server, self.names.known.of(endpoint));
             }
         }
     }
@@ -167,6 +189,9 @@ impl Race {
     fn attempt(&mut self, now: Instant) {
         self.candidates
             .retain(|address| !self.tried.contains(address));
+        if self.is_held_back(now) {
+            return;
+        }
         while self.connecting.is_empty() || now >= self.next_attempt {
             let Some(address) = self.next_candidate() else {
                 return;
@@ -180,6 +205,11 @@ impl Race {
                 Err(error) => self.failures.push((address.to_string(), error)),
             }
         }
+    }
+
+    /// Whether the others wait for the look-up of the server that comes first.
+    fn is_held_back(&self, now: Instant) -> bool {
+        self.unresolved.contains(&self.first) && now < self.start + STAGGER
     }
 
     /// The first candidate of the family that was not tried last, if there is one.
@@ -214,7 +244,11 @@ impl Race {
     fn due(&self, now: Instant) -> Instant {
         let mut due = self.start + TIMEOUT;
         if !self.candidates.is_empty() {
-            due = due.min(self.next_attempt);
+            let mut next = self.next_attempt;
+            if self.is_held_back(now) {
+                next = next.max(self.start + STAGGER);
+            }
+            due = due.min(next);
         }
         let patience_ends = self.start + PATIENCE;
         if !self.unresolved.is_empty() && now < patience_ends {
@@ -335,6 +369,10 @@ mod tests {
         };
         let cancel = Arc::new(Cancel::new().unwrap());
         let resolve = super::super::resolve_with_system;
-        Race::new(Arc::default(), options, cancel, Arc::default(), resolve)
+        let names = Names {
+            known: Arc::default(),
+            resolve,
+        };
+        Race::new(Arc::default(), options, cancel, names, 1)
     }
 }

@@ -6,13 +6,15 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
+use ipnet::{IpNet, Ipv4Net};
 use lostlove_config::write::{self, NewServer, random_ula};
-use lostlove_config::{Endpoint, Routes, default_key_path};
+use lostlove_config::{Endpoint, Routes, default_key_path, overlaps};
 use lostlove_core::crypto::SecretKey;
 use zeroize::Zeroizing;
 
 use super::add_peer::Client;
 use super::{KeytoolError, address, files, random};
+use crate::net::local_networks;
 
 /// Profiles of earlier first starts that may lie around before one is in the way.
 const MAX_PROFILES: u32 = 100;
@@ -54,7 +56,12 @@ pub fn first_start(config: &Path) -> Result<FirstStart, KeytoolError> {
     }
     let key = default_key_path(config);
     let secret_key = read_or_create_key(&key)?;
+    let local: Vec<_> = local_networks(None)
+        .into_iter()
+        .map(|(_, network)| network)
+        .collect();
     let new = NewServer {
+        tun_address: free_network(&local),
         tun_address_v6: has_ipv6().then_some(random_ula(*random()?)),
         ..NewServer::default()
     };
@@ -76,6 +83,17 @@ pub fn first_start(config: &Path) -> Result<FirstStart, KeytoolError> {
         server,
         behind_nat: address::is_local(ip),
     })
+}
+
+/// Makes `server.key` (mode 0600) beside `config`, unless it exists, and returns its path.
+///
+/// # Errors
+///
+/// When there is no randomness, or the file cannot be written or is not a key.
+pub fn make_default_key(config: &Path) -> Result<PathBuf, KeytoolError> {
+    let key = default_key_path(config);
+    read_or_create_key(&key)?;
+    Ok(key)
 }
 
 impl fmt::Display for FirstStart {
@@ -143,6 +161,23 @@ fn free_profile(config: &Path) -> (String, PathBuf) {
     }
 }
 
+/// The server's address in a tunnel network that is none of the `local` ones: the usual one if it
+/// can be, another 10.x.0.0/24, or else one of the other private ranges (RFC 1918).
+fn free_network(local: &[IpNet]) -> Ipv4Net {
+    let tens = (9..=254).map(|x| [10, x, 0, 1]);
+    let others = (16..32).map(|x| [172, x, 0, 1]);
+    let last = (0..=254).map(|x| [192, 168, x, 1]);
+    let usual = NewServer::default().tun_address;
+    std::iter::once(usual)
+        .chain(
+            tens.chain(others)
+                .chain(last)
+                .map(|address| Ipv4Net::new_assert(address.into(), 24)),
+        )
+        .find(|network| overlaps(&[IpNet::V4(*network)], local).is_empty())
+        .unwrap_or(usual)
+}
+
 /// Whether this host can give an IPv6 address to a new interface.
 fn has_ipv6() -> bool {
     fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6")
@@ -207,6 +242,20 @@ mod tests {
         assert_eq!(fs::read(&first.key).unwrap(), key);
         assert_eq!(fs::read(&first.profile).unwrap(), profile);
         assert_eq!(second.profile, folder.path().join("client2.toml"));
+    }
+
+    /// Case 61.
+    #[test]
+    fn the_tunnels_network_is_none_of_the_local_ones() {
+        let chosen = |local: &[&str]| {
+            let local: Vec<IpNet> = local.iter().map(|net| net.parse().unwrap()).collect();
+            free_network(&local).to_string()
+        };
+        assert_eq!(chosen(&["192.0.2.0/24", "fd00::/8"]), "10.8.0.1/24");
+        assert_eq!(chosen(&["10.8.0.128/25"]), "10.9.0.1/24");
+        assert_eq!(chosen(&["10.8.0.0/15"]), "10.10.0.1/24");
+        assert_eq!(chosen(&["10.0.0.0/8"]), "172.16.0.1/24");
+        assert_eq!(chosen(&["10.0.0.0/8", "172.16.0.0/12"]), "192.168.0.1/24");
     }
 
     #[test]

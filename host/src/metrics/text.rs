@@ -383,7 +383,7 @@ mod tests {
             .stderr(Stdio::piped())
             .spawn()
         else {
-            eprintln!("skipped: promtool (of Debian's package prometheus) is not installed");
+            crate::testing::skip("promtool (of Debian's package prometheus) is not installed");
             return;
         };
         let mut stdin = promtool.stdin.take().unwrap();

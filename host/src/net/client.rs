@@ -8,6 +8,7 @@ use super::change::Change;
 use super::dns::Dns;
 use super::guard::Guard;
 use super::netlink::LinkSetup;
+use super::overlap::warn_of_overlaps;
 use super::plan::{Plan, is_planned};
 use super::{NetError, Paths, nft, set_up_link, sysctl};
 
@@ -53,6 +54,8 @@ pub struct ClientNet {
     guard: Guard,
     link: Option<(u32, LinkSetup)>,
     guarded: Option<Vec<IpNet>>,
+    /// The networks that were last compared with the local ones.
+    compared: Vec<IpNet>,
     dns: Vec<IpAddr>,
 }
 
@@ -70,6 +73,7 @@ impl ClientNet {
             guard: Guard::open(tun, paths)?,
             link: None,
             guarded: None,
+            compared: Vec::new(),
             dns: Vec::new(),
         })
     }
@@ -78,7 +82,7 @@ impl ClientNet {
     /// routes come before old ones go.
     ///
     /// Without IPv6 in the kernel, or below its smallest MTU, IPv6 addresses are left out with a
-    /// warning.
+    /// warning. Name servers that cannot be set are a warning too, and are tried again next time.
     ///
     /// # Errors
     ///
@@ -89,6 +93,7 @@ impl ClientNet {
         let plan = Plan::new(setup, index, &self.guard.paths);
         self.set_up_link(setup, index)?;
         self.guard_addresses(&plan.addresses);
+        self.compare(&plan.addresses, index);
         for change in &plan.changes {
             self.guard.make(change)?;
         }
@@ -103,7 +108,10 @@ impl ClientNet {
         for change in outdated {
             self.guard.undo(&change)?;
         }
-        self.set_dns(setup.dns)
+        if let Err(error) = self.set_dns(setup.dns) {
+            tracing::warn!(%error, "the system's name servers stay as they are");
+        }
+        Ok(())
     }
 
     /// Undoes everything, and returns what could not be undone.
@@ -152,6 +160,15 @@ impl ClientNet {
         self.guarded = Some(addresses.to_vec());
     }
 
+    /// Compares the tunnel's networks with the local ones, once.
+    fn compare(&mut self, addresses: &[IpNet], index: u32) {
+        if self.compared != addresses {
+            let advice = "change the local network, or network.tun_address on the server";
+            warn_of_overlaps(addresses, index, advice);
+            self.compared = addresses.to_vec();
+        }
+    }
+
     /// Sets a parameter that only matters where reverse path filters are strict.
     fn try_sysctl(&mut self, key: &str, value: &str) {
         if let Err(error) = self.guard.set_sysctl(key, value) {
@@ -196,6 +213,7 @@ mod tests {
     use socket2::{Domain, Type};
 
     use super::*;
+    use crate::log::tests::capture;
     use crate::net::namespace::{self, Namespace, await_event, checksum, receive};
     use crate::net::{FWMARK, clean_up_after_crash};
     use crate::tun::{Tun, TunConfig};
@@ -393,6 +411,29 @@ mod tests {
             assert_eq!(ns.shell("nft list ruleset; ip rule | grep -c ''"), "3\n");
             drop(tun);
             assert_eq!(ns.snapshot(), before);
+        });
+    }
+
+    /// A tunnel without its name servers is better than none.
+    #[test]
+    fn name_servers_that_cannot_be_set_are_a_warning() {
+        namespace::run(|ns| {
+            let _uplink = uplink(ns);
+            let _tun = open("tun0");
+            let script = ns.file("resolvconf");
+            fs::write(&script, "#!/bin/sh\necho no space left >&2; exit 1\n").unwrap();
+            ns.shell(&format!("chmod +x {}", script.display()));
+            let mut net = new(ns);
+            let dns = ["10.8.0.1".parse().unwrap()];
+            let setup = ClientSetup {
+                dns: &dns,
+                ..full(&[V4])
+            };
+
+            let text = capture(|| net.apply(&setup).unwrap());
+
+            assert!(text.contains("no space left"), "{text}");
+            assert_eq!(ns.route(SERVER), "tun0");
         });
     }
 

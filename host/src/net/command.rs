@@ -1,14 +1,20 @@
 //! Running the few programs that have no kernel interface worth speaking.
 
 use std::env;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::NetError;
 
 /// Where administrators' programs live even when a user's `PATH` leaves it out.
 const SYSTEM_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// How long a program may take: the event loop waits for it.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Finds a program: a path as it is, a bare name along `PATH` and the system's directories.
 pub(super) fn find(program: &Path) -> Option<PathBuf> {
@@ -22,13 +28,28 @@ pub(super) fn find(program: &Path) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// Runs a program with `input` on its standard input and returns its standard output.
+/// Runs a program with `input` on its standard input and returns its standard output. One that
+/// takes too long is killed.
 pub(super) fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, NetError> {
+    run_within(TIMEOUT, program, arguments, input)
+}
+
+fn run_within(
+    timeout: Duration,
+    program: &Path,
+    arguments: &[&str],
+    input: &str,
+) -> Result<String, NetError> {
     let failed = |message: String| NetError::Command {
         command: format!("{} {}", program.display(), arguments.join(" ")),
         message,
     };
-    let output = spawn(program, arguments, input).map_err(|error| failed(error.to_string()))?;
+    let output = spawn(program, arguments)
+        .and_then(|child| finish(child, input, Instant::now() + timeout))
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => failed(format!("killed after {timeout:?} without an end")),
+            _ => failed(error.to_string()),
+        })?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -40,19 +61,135 @@ pub(super) fn run(program: &Path, arguments: &[&str], input: &str) -> Result<Str
     }))
 }
 
-fn spawn(program: &Path, arguments: &[&str], input: &str) -> io::Result<std::process::Output> {
-    let mut child = Command::new(program)
+fn spawn(program: &Path, arguments: &[&str]) -> io::Result<Child> {
+    Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn()?;
+        .spawn()
+}
+
+/// Waits for the child's end, or kills it at the deadline.
+fn finish(mut child: Child, input: &str, deadline: Instant) -> io::Result<Output> {
+    let result = converse(&mut child, input, deadline);
+    if result.is_err() {
+        // Both fail only if it has ended after all.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    result
+}
+
+fn converse(child: &mut Child, input: &str, deadline: Instant) -> io::Result<Output> {
     if let Some(mut stdin) = child.stdin.take() {
+        let input = input.to_owned();
         // A program that stops reading says why when it ends.
-        match stdin.write_all(input.as_bytes()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
-            _ => {}
+        on_thread(move || stdin.write_all(input.as_bytes()).ok())?;
+    }
+    let stdout = child.stdout.take().map(read_all).transpose()?;
+    let stderr = child.stderr.take().map(read_all).transpose()?;
+    Ok(Output {
+        stdout: receive(stdout, deadline)?,
+        stderr: receive(stderr, deadline)?,
+        status: wait(child, deadline)?,
+    })
+}
+
+fn read_all(mut pipe: impl Read + Send + 'static) -> io::Result<Receiver<io::Result<Vec<u8>>>> {
+    on_thread(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).map(|_| bytes)
+    })
+}
+
+/// Does something that may never end; the thread ends when all who hold the pipe have ended.
+fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Receiver<T>> {
+    let (sender, receiver) = mpsc::channel();
+    // Sending fails when nobody waits any more.
+    thread::Builder::new()
+        .name("helper".to_owned())
+        .spawn(move || drop(sender.send(work())))?;
+    Ok(receiver)
+}
+
+fn receive(
+    output: Option<Receiver<io::Result<Vec<u8>>>>,
+    deadline: Instant,
+) -> io::Result<Vec<u8>> {
+    let Some(output) = output else {
+        return Ok(Vec::new());
+    };
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    let timed_out = |_| io::Error::from(io::ErrorKind::TimedOut);
+    output.recv_timeout(timeout).map_err(timed_out)?
+}
+
+/// Waits for a program that has closed its output, and so hardly ever waits.
+fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHELL: &str = "/bin/sh";
+
+    fn shell(timeout: Duration, script: &str, input: &str) -> Result<String, String> {
+        run_within(timeout, Path::new(SHELL), &["-c", script], input)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn input_and_output_of_any_size_pass() {
+        let input = "0123456789\n".repeat(100_000);
+        assert_eq!(shell(TIMEOUT, "cat", &input), Ok(input));
+        assert_eq!(
+            shell(TIMEOUT, "exec <&-; echo x", "y"),
+            Ok("x\n".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_failure_has_the_programs_words_or_its_status() {
+        let error = shell(TIMEOUT, "echo no such table >&2; exit 3", "").unwrap_err();
+        assert!(error.ends_with("failed: no such table"), "{error}");
+        let error = shell(TIMEOUT, "exit 3", "").unwrap_err();
+        assert!(error.contains("exit status: 3"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_killed() {
+        // In turn: holding its output, having closed it, deaf to its input.
+        let large = "x".repeat(1 << 20);
+        for script in [
+            "exec sleep 60",
+            "exec sleep 60 >&- 2>&-",
+            "exec sleep 60 >&-",
+        ] {
+            let start = Instant::now();
+            let error = shell(Duration::from_millis(50), script, &large).unwrap_err();
+            assert!(error.contains("killed after 50ms"), "{error}");
+            assert!(start.elapsed() < Duration::from_secs(30));
         }
     }
-    child.wait_with_output()
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let error = run(Path::new("/nonexistent"), &["x"], "")
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("`/nonexistent x` failed: "), "{error}");
+    }
 }

@@ -106,16 +106,23 @@ impl Guard {
         }
     }
 
-    /// Sets a kernel parameter, remembering its value.
+    /// Sets a kernel parameter, remembering its value, or the one it had before another live
+    /// process set it: who ends last puts that back.
     pub(super) fn set_sysctl(&mut self, key: &str, new: &str) -> Result<(), NetError> {
+        let _lock = self.journal.lock_shared()?;
         let old = super::sysctl::read(&self.paths, key).map_err(|source| NetError::Sysctl {
             key: key.to_owned(),
             value: new.to_owned(),
             source,
         })?;
-        if old == new {
-            return Ok(());
-        }
+        let old = if old == new {
+            match self.others_old_value(key, new) {
+                Some(old) => old,
+                None => return Ok(()),
+            }
+        } else {
+            old
+        };
         self.make(&Change::Sysctl {
             key: key.to_owned(),
             old,
@@ -123,9 +130,27 @@ impl Guard {
         })
     }
 
-    /// Takes one change back.
+    /// What a kernel parameter was before another live process set it to `value`.
+    fn others_old_value(&self, key: &str, value: &str) -> Option<String> {
+        let others = self.journal.others().into_iter();
+        let mut values = others.filter_map(|change| match change {
+            Change::Sysctl { key: set, old, new } if set == key && new == value => Some(old),
+            _ => None,
+        });
+        values.next()
+    }
+
+    /// Takes one change back. A kernel parameter that another live process relies on is left to
+    /// that one.
     pub(super) fn undo(&mut self, change: &Change) -> Result<(), NetError> {
-        change.revert(&mut self.netlink, &self.paths)?;
+        let Change::Sysctl { key, new, .. } = change else {
+            change.revert(&mut self.netlink, &self.paths)?;
+            return self.journal.undone(change);
+        };
+        let _lock = self.journal.lock_shared()?;
+        if self.others_old_value(key, new).is_none() {
+            change.revert(&mut self.netlink, &self.paths)?;
+        }
         self.journal.undone(change)
     }
 

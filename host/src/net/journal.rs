@@ -71,6 +71,31 @@ impl Journal {
         Ok(())
     }
 
+    /// Keeps other processes from judging or changing what they share, until the result is dropped.
+    pub(super) fn lock_shared(&self) -> Result<File, NetError> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let lock = || {
+            let file = File::open(directory)?;
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            Ok(file)
+        };
+        lock().map_err(|source| journal_error(directory, source))
+    }
+
+    /// The changes of other live processes in the same network namespace.
+    pub(super) fn others(&self) -> Vec<Change> {
+        let directory = self.path.parent().and_then(|path| fs::read_dir(path).ok());
+        let suffix = format!(".{}.json", namespace());
+        directory
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| *path != self.path && path.to_string_lossy().ends_with(&suffix))
+            .filter_map(|path| read_if_live(&path))
+            .flatten()
+            .collect()
+    }
+
     /// Starts the record anew for this process, with the changes still in force.
     pub(super) fn restart(&mut self) -> Result<(), NetError> {
         let empty = self.file.set_len(0);
@@ -131,6 +156,15 @@ fn lock(tun: &str, path: &Path) -> Result<File, NetError> {
         if fs::metadata(path).is_ok_and(|named| named.ino() == locked.ino()) {
             return Ok(file);
         }
+    }
+}
+
+/// The changes of a record that a live process holds.
+fn read_if_live(path: &Path) -> Option<Vec<Change>> {
+    let mut file = File::open(path).ok()?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => read(&mut file, path).ok().map(|(_, changes)| changes),
+        Ok(()) | Err(_) => None,
     }
 }
 

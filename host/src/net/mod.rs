@@ -17,6 +17,7 @@ pub use self::error::NetError;
 use self::guard::Guard;
 pub use self::guard::clean_up_after_crash;
 pub use self::netlink::{LinkSetup, Netlink, Route, RouteTarget, Rule, RuleFamily, TABLE_MAIN};
+pub use self::overlap::local_networks;
 pub use self::server::{Masquerade, ServerNet, ServerSetup};
 
 mod change;
@@ -28,6 +29,7 @@ mod guard;
 mod journal;
 mod netlink;
 mod nft;
+mod overlap;
 mod plan;
 mod policy;
 mod server;

@@ -28,18 +28,18 @@ pub(crate) struct Namespace {
 /// Runs `test` in a new namespace; says `skipped: ...` where that is impossible.
 pub(crate) fn run(test: impl FnOnce(&Namespace) + Send) {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: needs root");
+        crate::testing::skip("needs root");
         return;
     }
     if !Path::new("/dev/net/tun").exists() {
-        eprintln!("skipped: needs /dev/net/tun");
+        crate::testing::skip("needs /dev/net/tun");
         return;
     }
     let _turn = turn();
     let result = thread::scope(|scope| scope.spawn(|| enter().map(|ns| test(&ns))).join());
     match result {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => eprintln!("skipped: cannot make a namespace: {error}"),
+        Ok(Err(error)) => crate::testing::skip(&format!("cannot make a namespace: {error}")),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
 use netlink_packet_route::address::{
@@ -200,21 +200,64 @@ impl Netlink {
         Ok(rustix::net::netdevice::name_to_index(socket, name)?)
     }
 
-    /// Sends one request and waits for its acknowledgement.
-    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    /// The name of the interface of this index, or the index itself if it has gone.
+    pub fn name_of(&self, index: u32) -> String {
+        let socket = rustix::net::socket(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::DGRAM,
+            None,
+        );
+        socket
+            .and_then(|socket| rustix::net::netdevice::index_to_name(socket, index))
+            .unwrap_or_else(|_| format!("interface {index}"))
+    }
+
+    /// All addresses, with the indices of their interfaces.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub fn addresses(&mut self) -> io::Result<Vec<(u32, IpNet)>> {
+        let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.send(message, NLM_F_DUMP)?;
+        let mut addresses = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for message in messages(&datagram) {
+                let message = message?;
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(message)) => {
+                        addresses.extend(address_of(&message));
+                    }
+                    NetlinkPayload::Done(_) => return Ok(addresses),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
         let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         packet.finalize();
         let mut bytes = vec![0; packet.buffer_len()];
         packet.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
+        self.socket.send(&bytes, 0).map(drop)
+    }
+
+    /// Sends one request and waits for its acknowledgement.
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.send(message, NLM_F_ACK | flags)?;
         loop {
             let (answer, _) = self.socket.recv_from_full()?;
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            let answer = deserialize(&answer)?;
             if answer.header.sequence_number != self.sequence {
                 continue;
             }
@@ -226,6 +269,46 @@ impl Netlink {
             }
         }
     }
+}
+
+fn deserialize(bytes: &[u8]) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
+    NetlinkMessage::deserialize(bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// The messages of one datagram, each padded to a multiple of four bytes.
+fn messages(
+    mut datagram: &[u8],
+) -> impl Iterator<Item = io::Result<NetlinkMessage<RouteNetlinkMessage>>> {
+    std::iter::from_fn(move || {
+        if datagram.is_empty() {
+            return None;
+        }
+        let message = deserialize(datagram);
+        let len = message.as_ref().map_or(0, |it| it.header.length as usize);
+        // A length of zero would never come to an end.
+        let padded = len.next_multiple_of(4).max(4);
+        datagram = datagram
+            .get(padded..)
+            .filter(|_| len > 0)
+            .unwrap_or_default();
+        Some(message)
+    })
+}
+
+/// An interface's own address: on a point-to-point link, the other attribute is the peer's.
+fn address_of(message: &AddressMessage) -> Option<(u32, IpNet)> {
+    let attributes = message.attributes.iter();
+    let local = attributes.clone().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = attributes.clone().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    let network = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
+    Some((message.header.index, network))
 }
 
 fn link_message(index: u32) -> LinkMessage {

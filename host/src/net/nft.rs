@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::server::Masquerade;
+use super::server::ServerSetup;
 use super::{FWMARK, NetError, Paths, command};
 
 /// The name of the device's table. Distinct devices have distinct tables.
@@ -36,9 +36,10 @@ pub(super) fn remove(paths: &Paths, table: &str) -> Result<(), NetError> {
     run(paths, &["-f", "-"], &script).map(drop)
 }
 
-/// A server's chains: SYN segments clamped to what the tunnel carries, and masquerading.
-pub(super) fn server_chains(tun: &str, masquerade: Option<&Masquerade>) -> String {
-    let tun = quoted(tun);
+/// A server's chains: SYN segments clamped to what the tunnel carries, masquerading, and what may
+/// not come in.
+pub(super) fn server_chains(setup: &ServerSetup<'_>) -> String {
+    let tun = quoted(setup.tun);
     let clamp = "tcp flags syn tcp option maxseg size set rt mtu";
     let mut chains = format!(
         "chain clamp {{\n\
@@ -47,7 +48,8 @@ pub(super) fn server_chains(tun: &str, masquerade: Option<&Masquerade>) -> Strin
          oifname {tun} {clamp}\n\
          }}\n"
     );
-    let Some(masquerade) = masquerade else {
+    chains.push_str(&inbound_chain(setup));
+    let Some(masquerade) = &setup.masquerade else {
         return chains;
     };
     let leaves = match &masquerade.interface {
@@ -65,6 +67,34 @@ pub(super) fn server_chains(tun: &str, masquerade: Option<&Masquerade>) -> Strin
     }
     chains.push_str("}\n");
     chains
+}
+
+/// Who sends from outside as if from within the tunnel is a liar. And behind masquerading nobody
+/// reaches a client unasked, as behind any such router, unless networks behind clients are meant
+/// to be reached.
+fn inbound_chain(setup: &ServerSetup<'_>) -> String {
+    let tun = quoted(setup.tun);
+    let mut chain =
+        String::from("chain inbound {\ntype filter hook forward priority filter; policy accept;\n");
+    for network in setup.addresses {
+        let family = family(network.addr());
+        let network = network.trunc();
+        // Writing to a String cannot fail.
+        let _ = writeln!(chain, "iifname != {tun} {family} saddr {network} drop");
+    }
+    if let Some(masquerade) = setup
+        .masquerade
+        .as_ref()
+        .filter(|_| setup.routes.is_empty())
+    {
+        let enters = match &masquerade.interface {
+            Some(interface) => format!("iifname {}", quoted(interface)),
+            None => format!("iifname != {tun}"),
+        };
+        let _ = writeln!(chain, "{enters} oifname {tun} ct state new drop");
+    }
+    chain.push_str("}\n");
+    chain
 }
 
 /// A client's chains: nobody on another network reaches the tunnel's addresses, and answers to the

@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use super::change::Change;
 use super::guard::Guard;
 use super::netlink::{LinkSetup, Route, RouteTarget, TABLE_MAIN};
+use super::overlap::warn_of_overlaps;
 use super::{NetError, Paths, nft, set_up_link, sysctl};
 
 /// What a server needs of the system.
@@ -55,6 +56,12 @@ impl ServerNet {
         if has_v6 && !sysctl::has_ipv6(paths) {
             return Err(NetError::Ipv6Disabled);
         }
+        let networks = [setup.addresses, setup.routes].concat();
+        warn_of_overlaps(
+            &networks,
+            index,
+            "set another network.tun_address, or other peers.routes",
+        );
         let link = LinkSetup {
             mtu: setup.mtu.into(),
             txqueuelen: setup.txqueuelen,
@@ -104,7 +111,7 @@ fn install_firewall(guard: &mut Guard, setup: &ServerSetup<'_>) -> Result<(), Ne
         return Ok(());
     }
     let table = nft::table_name(setup.tun);
-    let chains = nft::server_chains(setup.tun, setup.masquerade.as_ref());
+    let chains = nft::server_chains(setup);
     let change = Change::Nft {
         table: table.clone(),
     };
@@ -210,6 +217,28 @@ mod tests {
 
             assert_eq!(forwarding(ns), ["1", "0"]);
             assert!(ns.shell("nft list ruleset").contains("table inet mine"));
+        });
+    }
+
+    #[test]
+    fn who_ends_last_restores_what_both_need() {
+        namespace::run(|ns| {
+            let _devices = [open(), open_as("tun1")];
+            let first = set_up(ns, &SETUP).unwrap();
+            let addresses = ["10.9.0.1/24", "fd01::1/64"].map(|net| net.parse().unwrap());
+            let other = ServerSetup {
+                tun: "tun1",
+                addresses: &addresses,
+                ..SETUP
+            };
+            let second = ServerNet::set_up(&other, &ns.paths).unwrap();
+
+            restore(first);
+            assert_eq!(forwarding(ns), ["1", "1"]);
+            restore(second);
+
+            assert_eq!(forwarding(ns), ["0", "0"]);
+            assert_eq!(records(ns), 0);
         });
     }
 
@@ -410,7 +439,10 @@ mod tests {
     }
 
     fn open() -> Tun {
-        let name = "tun0";
+        open_as("tun0")
+    }
+
+    fn open_as(name: &str) -> Tun {
         Tun::open(&TunConfig {
             name,
             offload: true,

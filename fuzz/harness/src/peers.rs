@@ -1,0 +1,118 @@
+//! A server and the clients that it knows.
+
+use core::time::Duration;
+
+use lostlove_core::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
+use lostlove_core::crypto::{SecretKey, Suite};
+use lostlove_core::handshake::{ClientOffer, Grant};
+
+/// Clients that the server knows.
+pub(crate) const CLIENTS: u8 = 2;
+
+/// The secret key of a client, from 1, or of the server, 0.
+pub(crate) fn secret(n: u8) -> SecretKey {
+    SecretKey::from_bytes([n + 1; 32])
+}
+
+pub(crate) fn server_key() -> SecretKey {
+    secret(0)
+}
+
+/// Client 2 has a network behind it.
+pub(crate) fn routes(n: u8) -> Vec<ipnet::IpNet> {
+    match n {
+        2 => vec!["192.168.7.0/24".parse().expect("a network")],
+        _ => Vec::new(),
+    }
+}
+
+pub(crate) fn client(n: u8) -> Client {
+    Client {
+        secret_key: secret(n),
+        server_key: server_key().public_key(),
+        preshared_key: None,
+        routes: routes(n),
+        reconnect_min: Duration::from_millis(500),
+        reconnect_max: Duration::from_secs(30),
+    }
+}
+
+pub(crate) fn offer() -> ClientOffer {
+    ClientOffer {
+        suites: Suite::ALL.to_vec(),
+        rotation: Rotation::default(),
+        mtu: 1400,
+        address_v4: None,
+        address_v6: None,
+    }
+}
+
+pub(crate) fn grant() -> Grant {
+    Grant {
+        address_v4: Some("10.8.0.2/24".parse().expect("a network")),
+        address_v6: Some("fd00::2/64".parse().expect("a network")),
+        mtu: 1400,
+        rotation: Rotation::default(),
+        push: Push::default(),
+    }
+}
+
+/// What differs from run to run.
+#[derive(Clone, Copy)]
+pub(crate) struct Choices(pub(crate) u8);
+
+impl Choices {
+    fn config(self, role: Role) -> Config {
+        let first = usize::from(self.0 >> 1) % 3;
+        let rotation = Rotation {
+            bytes: if self.0 & 0x10 == 0 {
+                5_000_000
+            } else {
+                65_536
+            },
+            interval: Duration::from_secs(if self.0 & 0x20 == 0 { 600 } else { 1 }),
+        };
+        Config {
+            role,
+            suites: vec![Suite::ALL[first]],
+            rotation,
+            limits: Limits {
+                max_handshakes: 8,
+                max_handshakes_per_source: 4,
+                queue_bytes: 256 * 1024,
+                max_streams: 16,
+                ..Limits::default()
+            },
+            mtu: 1400,
+            tun_offload: self.0 & 1 != 0,
+            tun_udp_offload: self.0 & 1 != 0,
+            unix_time_at_zero: Duration::from_secs(1_800_000_000),
+        }
+    }
+
+    pub(crate) fn server(self) -> Config {
+        let peers = (1..=CLIENTS).map(|n| Peer {
+            name: format!("client{n}"),
+            public_key: secret(n).public_key(),
+            preshared_key: None,
+            address_v4: None,
+            address_v6: None,
+            routes: routes(n),
+            rate_limit: (self.0 & 0x40 != 0).then_some(100_000),
+        });
+        self.config(Role::Server(Server {
+            secret_key: server_key(),
+            peers: peers.collect(),
+            address_v4: "10.8.0.1/24".parse().expect("a network"),
+            address_v6: Some("fd00::1/64".parse().expect("a network")),
+            client_to_client: self.0 & 0x80 != 0,
+            probe_sources: vec!["127.0.0.0/8".parse().expect("a network")],
+            push: Push::default(),
+            rate_limit: None,
+        }))
+    }
+
+    pub(crate) fn client(self, n: u8) -> Config {
+        self.config(Role::Client(client(n)))
+    }
+}

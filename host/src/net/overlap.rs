@@ -1,0 +1,99 @@
+//! Local networks that meet the tunnel's: packets for the one would go to the other.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::netlink::Netlink;
+
+/// The networks that this host's interfaces have addresses in, but for loopback, link-local ones
+/// and those of the interface `except`. Empty where the kernel does not tell.
+pub fn local_networks(except: Option<u32>) -> Vec<(String, IpNet)> {
+    let found = Netlink::open().and_then(|mut netlink| {
+        let addresses = netlink.addresses()?;
+        let others = addresses
+            .into_iter()
+            .filter(|(index, address)| Some(*index) != except && !is_of_no_account(address.addr()));
+        Ok(others
+            .map(|(index, address)| (netlink.name_of(index), address.trunc()))
+            .collect())
+    });
+    found.unwrap_or_else(|error| {
+        tracing::debug!(%error, "cannot list this host's addresses");
+        Vec::new()
+    })
+}
+
+/// Warns of every local network that overlaps one of `tunnel`, whose interface is `index`.
+pub(super) fn warn_of_overlaps(tunnel: &[IpNet], index: u32, advice: &str) {
+    for (interface, local) in local_networks(Some(index)) {
+        for (network, _) in lostlove_config::overlaps(tunnel, &[local]) {
+            tracing::warn!(
+                %interface,
+                %local,
+                %network,
+                "THE TUNNEL'S NETWORK OVERLAPS A LOCAL ONE: hosts in both cannot be reached in \
+                 one of them; {advice}"
+            );
+        }
+    }
+}
+
+const fn is_of_no_account(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::tests::capture;
+    use crate::net::namespace::{self, Namespace};
+
+    /// Case 61: an overlap is named with interface and network.
+    #[test]
+    fn a_local_network_within_the_tunnels_is_named() {
+        namespace::run(|ns| {
+            interfaces(ns);
+            let index = Netlink::open().unwrap().index_of("tun0").unwrap();
+            let tunnel = ["10.8.0.1/16", "fd00::1/64"].map(|net| net.parse().unwrap());
+
+            let text = capture(|| warn_of_overlaps(&tunnel, index, "move"));
+
+            assert_eq!(text.matches("OVERLAPS").count(), 2, "{text}");
+            assert!(
+                text.contains("lan0") && text.contains("10.8.7.0/24"),
+                "{text}"
+            );
+            assert!(
+                text.contains("fd00::/48") && text.contains("fd00::/64"),
+                "{text}"
+            );
+        });
+    }
+
+    #[test]
+    fn networks_of_no_account_and_of_the_device_are_left_out() {
+        namespace::run(|ns| {
+            interfaces(ns);
+            let index = Netlink::open().unwrap().index_of("tun0").unwrap();
+            let mut found: Vec<_> = local_networks(Some(index))
+                .into_iter()
+                .map(|(name, network)| format!("{name} {network}"))
+                .collect();
+            found.sort();
+            assert_eq!(found, ["lan0 10.8.7.0/24", "lan0 fd00::/48"]);
+        });
+    }
+
+    fn interfaces(ns: &Namespace) {
+        ns.shell(
+            "ip link add lan0 type veth peer name lan1; ip link add tun0 type veth peer name x; \
+             ip link set lan0 up; ip link set lan1 up; \
+             ip addr add 10.8.7.3/24 dev lan0; ip addr add fd00::7/48 dev lan0 nodad; \
+             ip addr add 10.8.0.1/16 dev tun0",
+        );
+    }
+}

@@ -1,0 +1,236 @@
+//! A server and one client in memory, on a clock that stands still until it is moved.
+//!
+//! Carrying bytes from one to the other allocates nothing, so that what is counted meanwhile is
+//! the endpoints' own.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use lostlove_core::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
+use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
+use lostlove_core::endpoint::{Endpoint, TunSink};
+use lostlove_core::event::{ConnectionId, Event};
+use lostlove_core::ip::VirtioHeader;
+use lostlove_core::time::Instant;
+
+/// The secrets of a pair: static keys, preshared key, and the seeds of both endpoints.
+#[derive(Clone)]
+pub struct Secrets {
+    /// The server's static key.
+    pub server: [u8; 32],
+    /// The client's static key.
+    pub client: [u8; 32],
+    /// The key that both have in advance.
+    pub preshared: [u8; 32],
+    /// What the server draws its randomness from.
+    pub server_seed: [u8; 32],
+    /// What the client draws its randomness from.
+    pub client_seed: [u8; 32],
+}
+
+impl Default for Secrets {
+    fn default() -> Self {
+        Self {
+            server: [11; 32],
+            client: [12; 32],
+            preshared: [13; 32],
+            server_seed: [14; 32],
+            client_seed: [15; 32],
+        }
+    }
+}
+
+/// The configurations of the server and of its client.
+pub fn configs(secrets: &Secrets, suite: Suite, rotation: Rotation) -> [Config; 2] {
+    let [server_key, client_key] = [secrets.server, secrets.client].map(SecretKey::from_bytes);
+    let preshared_key = Some(PresharedKey::from_bytes(secrets.preshared));
+    let server = Server {
+        secret_key: server_key.clone(),
+        peers: vec![Peer {
+            name: "client".to_owned(),
+            public_key: client_key.public_key(),
+            preshared_key: preshared_key.clone(),
+            address_v4: Some("10.8.0.2".parse().unwrap()),
+            address_v6: None,
+            routes: Vec::new(),
+            rate_limit: None,
+        }],
+        address_v4: "10.8.0.1/24".parse().unwrap(),
+        address_v6: None,
+        client_to_client: false,
+        probe_sources: Vec::new(),
+        push: Push::default(),
+        rate_limit: None,
+    };
+    let client = Client {
+        secret_key: client_key,
+        server_key: server_key.public_key(),
+        preshared_key,
+        routes: Vec::new(),
+        reconnect_min: Duration::from_secs(1),
+        reconnect_max: Duration::from_secs(30),
+    };
+    [Role::Server(server), Role::Client(client)].map(|role| Config {
+        role,
+        suites: vec![suite],
+        rotation,
+        limits: Limits::default(),
+        mtu: 1400,
+        tun_offload: true,
+        tun_udp_offload: true,
+        unix_time_at_zero: Duration::from_secs(1_800_000_000),
+    })
+}
+
+/// A server and its client, connected.
+pub struct Pair {
+    /// The server.
+    pub server: Endpoint,
+    /// The client.
+    pub client: Endpoint,
+    /// What both reported so far; the server's events are marked `true`.
+    pub events: Vec<(bool, Event)>,
+    /// The present.
+    pub now: Instant,
+    server_id: ConnectionId,
+    client_id: ConnectionId,
+}
+
+impl Pair {
+    /// Connects the two, and lets their first packets cross.
+    pub fn new([server, client]: [Config; 2], secrets: &Secrets) -> Self {
+        let now = Instant::from_millis(1000);
+        let mut server = Endpoint::new(server, secrets.server_seed, now);
+        let mut client = Endpoint::new(client, secrets.client_seed, now);
+        client.handle_timeout(now);
+        let remote = SocketAddr::from(([192, 0, 2, 1], 5000));
+        let server_id = server.handle_accepted(remote, now).unwrap();
+        let remote = SocketAddr::from(([203, 0, 113, 1], 8443));
+        let client_id = client.handle_connected(remote, now).unwrap();
+        let mut pair = Self {
+            server,
+            client,
+            events: Vec::new(),
+            now,
+            server_id,
+            client_id,
+        };
+        pair.settle(&mut |_| true);
+        assert_eq!(pair.server.stats().sessions, 1);
+        pair
+    }
+
+    /// Carries bytes until neither side has any, and collects events.
+    pub fn settle(&mut self, sink: &mut TunSink<'_>) {
+        loop {
+            let moved = self.carry(true, sink) | self.carry(false, sink);
+            while let Some(event) = self.server.poll_event() {
+                self.events.push((true, event));
+            }
+            while let Some(event) = self.client.poll_event() {
+                self.events.push((false, event));
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// Carries what one side has to send to the other; whether there was anything.
+    pub fn carry(&mut self, from_server: bool, sink: &mut TunSink<'_>) -> bool {
+        let server = (&mut self.server, self.server_id);
+        let client = (&mut self.client, self.client_id);
+        let ((from, from_id), (to, to_id)) = if from_server {
+            (server, client)
+        } else {
+            (client, server)
+        };
+        while from.poll_transmit().is_some() {}
+        let mut moved = false;
+        while from.prepare(from_id, self.now) {
+            let mut sent = 0;
+            for mut piece in from.outgoing(from_id) {
+                sent += piece.len();
+                while let Some(buf) = to.recv_buf(to_id).filter(|_| !piece.is_empty()) {
+                    let len = buf.len().min(piece.len());
+                    buf[..len].copy_from_slice(&piece[..len]);
+                    piece = &piece[len..];
+                    to.handle_received(to_id, len, sink, self.now);
+                }
+            }
+            from.handle_sent(from_id, sent);
+            moved = true;
+        }
+        moved
+    }
+
+    /// Gives a packet to one side's TUN device, and carries it over.
+    pub fn send(
+        &mut self,
+        from_server: bool,
+        packet: &[u8],
+        header: &VirtioHeader,
+        sink: &mut TunSink<'_>,
+    ) {
+        let from = if from_server {
+            &mut self.server
+        } else {
+            &mut self.client
+        };
+        from.tun_buf()[..packet.len()].copy_from_slice(packet);
+        from.handle_tun(packet.len(), header, self.now);
+        self.carry(from_server, sink);
+    }
+
+    /// Moves the clock and does what is due.
+    pub fn wait(&mut self, duration: Duration) {
+        self.now = self.now + duration;
+        for endpoint in [&mut self.server, &mut self.client] {
+            if endpoint.poll_timeout().is_some_and(|due| due <= self.now) {
+                endpoint.handle_timeout(self.now);
+            }
+        }
+    }
+}
+
+/// An IPv4 packet of `len` bytes between the two ends of the tunnel, as a TUN device with offload
+/// delivers it: UDP, or a TCP super-packet if `segment_size` is not 0.
+pub fn packet(from_server: bool, len: u16, segment_size: u16) -> (Vec<u8>, VirtioHeader) {
+    let mut ends = [IpAddr::from([10, 8, 0, 1]), IpAddr::from([10, 8, 0, 2])];
+    if !from_server {
+        ends.reverse();
+    }
+    let is_tcp = segment_size > 0;
+    let (protocol, checksum_offset) = if is_tcp { (6, 16) } else { (17, 6) };
+    let mut packet = vec![0; usize::from(len)];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&len.to_be_bytes());
+    packet[8] = 64;
+    packet[9] = protocol;
+    for (at, end) in [12, 16].into_iter().zip(ends) {
+        if let IpAddr::V4(address) = end {
+            packet[at..at + 4].copy_from_slice(&address.octets());
+        }
+    }
+    if is_tcp {
+        packet[32] = 0x50;
+        packet[33] = 0x10;
+    } else {
+        packet[24..26].copy_from_slice(&(len - 20).to_be_bytes());
+    }
+    let sum = lostlove_core::ip::pseudo_header_sum(ends[0], ends[1], protocol, len - 20);
+    packet[20 + checksum_offset..][..2].copy_from_slice(&sum.to_be_bytes());
+    let header = VirtioHeader {
+        flags: VirtioHeader::NEEDS_CSUM,
+        gso_type: if is_tcp {
+            VirtioHeader::GSO_TCPV4
+        } else {
+            VirtioHeader::GSO_NONE
+        },
+        hdr_len: 40,
+        gso_size: segment_size,
+        csum_start: 20,
+        csum_offset: checksum_offset as u16,
+    };
+    (packet, header)
+}
