@@ -62,7 +62,7 @@ impl World {
             Action::Spoof => self.spoof(),
             Action::Junk => self.junk(),
             Action::Rest => {
-                let rest = self.choice.seconds(10, 900);
+                let rest = self.choice.seconds(10, 300);
                 return self.advance(rest);
             }
             Action::Suspend => {

@@ -52,6 +52,12 @@ impl Link {
             .all(|end| matches!(end, End::Gone | End::Attacker))
     }
 
+    /// Whether someone will have to notice that something is wrong with it.
+    pub(crate) fn is_hurt(&self) -> bool {
+        let mut pipes = self.pipes.iter();
+        pipes.any(|pipe| pipe.is_dead || pipe.is_broken || pipe.tampered_at.is_some())
+    }
+
     pub(crate) fn socket<'a>(
         &'a mut self,
         side: usize,

@@ -103,9 +103,7 @@ impl World {
         network.dial_hangs = 0;
         for link in &self.live {
             for pipe in &mut self.links[*link].pipes {
-                pipe.tamper = None;
-                pipe.window = 1 << 20;
-                pipe.wake_writer(self.now);
+                pipe.heal(self.now);
             }
         }
         for node in &mut self.nodes {
@@ -128,8 +126,14 @@ impl World {
     /// be noticed, and an address a minute to be lent again.
     fn demand_sessions(&mut self) -> Result<(), Failure> {
         let timeout = self.options.limits.connection_timeout;
-        // Everything that is under way from before, stalls and sleeping machines included.
-        self.advance(Duration::from_secs(420) + timeout)?;
+        // Until then, a dead connection may pass for a session.
+        let is_hurt = self.live.iter().any(|link| self.links[*link].is_hurt());
+        let notice = if is_hurt {
+            timeout + timeout / 4
+        } else {
+            Duration::ZERO
+        };
+        self.advance(notice + Duration::from_secs(15))?;
         let bound = self.now + timeout + Duration::from_secs(400);
         while self.sessions() < self.options.capacity() {
             if self.now > bound {

@@ -274,6 +274,7 @@ impl World {
     ) -> Result<(), Failure> {
         for address in self.nodes[n].addresses() {
             self.flows.owners.insert(address, n);
+            self.flows.known.insert(address);
         }
         // It may have ended in the same turn.
         let socket = self.nodes[n].sockets.iter().find(|socket| socket.id == id);
@@ -354,6 +355,9 @@ impl World {
         let backlog = core::mem::take(&mut self.nodes[n].backlog);
         for link in sockets.iter().map(|socket| socket.link).chain(backlog) {
             self.links[link].abandon(side, is_silent, self.now);
+        }
+        if n == 0 {
+            self.flows.known.clear();
         }
         let config = self.options.config(n);
         let seed = self.choice.seed();

@@ -14,7 +14,9 @@ fn must_hold(seed: u64) {
 #[test]
 fn seeds_that_once_failed_hold() {
     let kept = include_str!("../seeds.txt");
-    let lines = kept.lines().map(|line| line.split('#').next().unwrap_or(""));
+    let lines = kept
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or(""));
     for seed in lines.map(str::trim).filter(|seed| !seed.is_empty()) {
         must_hold(seed.parse().unwrap());
     }
