@@ -76,9 +76,9 @@ impl World {
             }
             Action::RestartClient => {
                 let n = self.choice.size(1, self.options.clients());
-                self.restart(n);
+                return self.restart(n);
             }
-            Action::RestartServer => self.restart(0),
+            Action::RestartServer => return self.restart(0),
             Action::Stranger => self.stranger(),
             Action::Impostor => self.impostor_next = true,
             _ => self.disturb(action),
@@ -118,14 +118,15 @@ impl World {
         }
     }
 
-    fn restart(&mut self, n: usize) {
-        if self.choice.chance(400) {
+    fn restart(&mut self, n: usize) -> Result<(), Failure> {
+        if self.nodes[n].asleep_until.is_none() && self.choice.chance(400) {
             self.nodes[n].restarts = true;
             self.nodes[n].endpoint.shut_down(self.now);
-        } else {
-            let is_silent = self.choice.chance(500);
-            self.start_again(n, is_silent);
+            return self.turn(n);
         }
+        let is_silent = self.choice.chance(500);
+        self.start_again(n, is_silent);
+        Ok(())
     }
 
     /// Source and destination of a new flow from `n`, if it has an address.
@@ -196,7 +197,7 @@ impl World {
         let most = self.choice.pick(&[1, 3, 40]);
         for _ in 0..self.choice.size(1, most) {
             let order = self.order(n, &ends);
-            let framed = self.flows.send(n, ends, false, order);
+            let framed = self.flows.send(n, ends, order);
             self.nodes[n].device.outbound.borrow_mut().push_back(framed);
         }
         self.nodes[n].notify_device();
@@ -228,8 +229,8 @@ impl World {
                 segment_size: None,
                 partial: false,
             };
-            // Told apart from honest flows of the address's owner by the sender.
-            let framed = self.flows.send(n, ends, true, order);
+            // Nothing of it may come out, unless the sender is lent the address meanwhile.
+            let framed = self.flows.send(n, ends, order);
             self.nodes[n].device.outbound.borrow_mut().push_back(framed);
             self.nodes[n].notify_device();
         }

@@ -52,10 +52,16 @@ impl Link {
             .all(|end| matches!(end, End::Gone | End::Attacker))
     }
 
-    /// Whether someone will have to notice that something is wrong with it.
-    pub(crate) fn is_hurt(&self) -> bool {
-        let mut pipes = self.pipes.iter();
-        pipes.any(|pipe| pipe.is_dead || pipe.is_broken || pipe.tampered_at.is_some())
+    /// How many connection timeouts it may take until someone notices what is wrong with it.
+    pub(crate) fn timeouts_to_notice(&self) -> u32 {
+        let of_one = |pipe: &Pipe| {
+            if pipe.tampered_at.is_some() {
+                5
+            } else {
+                u32::from(pipe.is_dead || pipe.is_broken)
+            }
+        };
+        self.pipes.iter().map(of_one).max().unwrap_or(0)
     }
 
     pub(crate) fn socket<'a>(

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use lostlove_core::time::Instant;
 
 use crate::flow::Order;
-use crate::link::End;
+use crate::link::{End, Link};
 use crate::packet::{Ends, UDP};
 use crate::world::{Failure, Kind, World};
 
@@ -127,13 +127,9 @@ impl World {
     fn demand_sessions(&mut self) -> Result<(), Failure> {
         let timeout = self.options.limits.connection_timeout;
         // Until then, a dead connection may pass for a session.
-        let is_hurt = self.live.iter().any(|link| self.links[*link].is_hurt());
-        let notice = if is_hurt {
-            timeout + timeout / 4
-        } else {
-            Duration::ZERO
-        };
-        self.advance(notice + Duration::from_secs(15))?;
+        let links = self.live.iter().map(|link| &self.links[*link]);
+        let timeouts = links.map(Link::timeouts_to_notice).max().unwrap_or(0);
+        self.advance(timeout * timeouts + Duration::from_secs(20))?;
         let bound = self.now + timeout + Duration::from_secs(400);
         while self.sessions() < self.options.capacity() {
             if self.now > bound {
@@ -182,7 +178,7 @@ impl World {
                 destination,
                 protocol: UDP,
             };
-            let framed = self.flows.send(*n, ends, false, order);
+            let framed = self.flows.send(*n, ends, order);
             self.nodes[*n]
                 .device
                 .outbound
@@ -192,7 +188,9 @@ impl World {
             self.advance(Duration::from_millis(100))?;
             let (delivered, sent) = self.flows.progress(*n, ends);
             if delivered < sent {
-                return Err(self.failure(Kind::Progress, format!("no probe of {ends:?}")));
+                let stats: Vec<_> = self.nodes.iter().map(|n| n.endpoint.stats()).collect();
+                let what = format!("no probe of {ends:?}: {stats:?}");
+                return Err(self.failure(Kind::Progress, what));
             }
         }
         Ok(())

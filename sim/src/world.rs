@@ -7,7 +7,7 @@ use core::time::Duration;
 use std::collections::VecDeque;
 use std::hash::DefaultHasher;
 
-use lostlove_core::event::Event;
+use lostlove_core::event::{CloseReason, Event};
 use lostlove_core::time::Instant;
 
 use crate::choice::Choice;
@@ -190,7 +190,7 @@ impl World {
         moved
     }
 
-    fn turn(&mut self, n: usize) -> Result<(), Failure> {
+    pub(crate) fn turn(&mut self, n: usize) -> Result<(), Failure> {
         if self.nodes[n].dial.is_some_and(|dial| dial.at <= self.now) {
             self.finish_dial(n);
         }
@@ -206,11 +206,15 @@ impl World {
             events.map_err(|what| self.failure(Kind::Safety, format!("node {n}: {what}")))?;
         let complaint = self.wire.complaint.take();
         self.unsafe_if(complaint)?;
-        // Packets came out under the addresses of before, or of after: the session's own.
-        for event in events {
-            self.handle_event(n, &event)?;
+        let mut newcomers = Vec::new();
+        for event in &events {
+            self.handle_event(n, event)?;
+            newcomers.extend(self.newcomer(event, &events).filter(|_| n == 0));
         }
+        let addresses = self.lend(&newcomers);
         self.judge_packets(n)?;
+        // The server may have handed out a packet before it lent the address, in the same turn.
+        self.flows.known.extend(addresses);
         let mut links = core::mem::take(&mut self.live);
         links.retain(|link| {
             let is_over = self.links[*link].is_over();
@@ -224,6 +228,42 @@ impl World {
             self.start_again(n, false);
         }
         Ok(())
+    }
+
+    /// The client whose session the server has begun with `event`, unless it was turned away in the
+    /// same breath for want of an address.
+    fn newcomer(&self, event: &Event, all: &[Event]) -> Option<usize> {
+        let Event::Established { id, peer, .. } = event else {
+            return None;
+        };
+        let client: usize = peer.strip_prefix("client")?.parse().ok()?;
+        let reason = all.iter().find_map(|event| match event {
+            Event::Closed { id: of, reason, .. } if of == id => Some(reason),
+            _ => None,
+        });
+        let is_up = match reason {
+            Some(reason) => *reason != CloseReason::PoolEmpty,
+            None => {
+                self.nodes[0]
+                    .endpoint
+                    .peer_stats()
+                    .nth(client - 1)?
+                    .connected
+            }
+        };
+        is_up.then_some(client)
+    }
+
+    /// From now on, their addresses are these clients' own.
+    fn lend(&mut self, clients: &[usize]) -> Vec<IpAddr> {
+        let mut lent = Vec::new();
+        for client in clients {
+            for address in self.nodes[*client].addresses() {
+                self.flows.owners.insert(address, *client);
+                lent.push(address);
+            }
+        }
+        lent
     }
 
     fn judge_packets(&mut self, n: usize) -> Result<(), Failure> {
@@ -272,10 +312,6 @@ impl World {
         n: usize,
         id: lostlove_core::event::ConnectionId,
     ) -> Result<(), Failure> {
-        for address in self.nodes[n].addresses() {
-            self.flows.owners.insert(address, n);
-            self.flows.known.insert(address);
-        }
         // It may have ended in the same turn.
         let socket = self.nodes[n].sockets.iter().find(|socket| socket.id == id);
         if let Some(link) = socket.map(|socket| socket.link) {

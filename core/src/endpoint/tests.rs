@@ -10,7 +10,7 @@ use crate::crypto::{PresharedKey, Suite};
 use crate::error::{DropReason, HandshakeError, ProtocolError, Refusal};
 use crate::event::{CloseReason, Event};
 use crate::ip::VirtioHeader;
-use crate::wire::{DisconnectCode, Flags, Header, PacketType};
+use crate::wire::{DisconnectCode, Flags, HEADER_LEN, Header, PacketType};
 
 const SERVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 1);
 
@@ -407,6 +407,30 @@ fn a_second_session_of_a_key_replaces_the_first_and_keeps_the_address() {
     // The loser waits the longest wait at least: no flapping.
     net.run(Duration::from_secs(29));
     assert_eq!(net.server.stats().sessions_established, 2);
+}
+
+/// Bytes put into a packet's payload: everything after them would be taken for its end.
+#[test]
+fn a_session_does_not_live_on_bytes_that_make_no_packet() {
+    let mut net = Net::connected(1);
+    let id = net.link(0).server_id;
+    let now = net.now;
+    let header = Header {
+        packet_type: PacketType::Data,
+        stream: 1,
+        sequence: 1,
+        payload_len: u16::MAX,
+        timestamp_ms: 0,
+        flags: Flags::SEALED,
+    };
+    let buf = net.server.recv_buf(id).unwrap();
+    buf[..HEADER_LEN].copy_from_slice(&header.encode(&[]));
+    net.server
+        .handle_received(id, HEADER_LEN, &mut |_| true, now);
+    net.run(Duration::from_secs(1190));
+    assert_eq!(net.close_reasons(SERVER), []);
+    net.run(Duration::from_secs(20));
+    assert_eq!(net.close_reasons(SERVER), [CloseReason::Timeout]);
 }
 
 /// Case 58 and 71: the old connection is half alive when its client comes back.
