@@ -123,7 +123,7 @@ impl Options {
             0..=4 => 1,
             5..=7 => choice.size(2, 3),
             8 => choice.size(4, 8),
-            _ if choice.chance(100) => choice.size(9, 20),
+            _ if choice.chance(50) => choice.size(9, 20),
             _ => 2,
         };
         let prefix_len = if choice.chance(150) { 29 } else { 24 };

@@ -246,8 +246,8 @@ impl Read for Socket<'_> {
         }
         let most = buf.len().min(pipe.waiting.len());
         // Tiny reads are slow, so they are for tiny amounts.
-        let limit = if pipe.waiting.len() > 20_000 {
-            self.network.max_read.max(1000)
+        let limit = if pipe.waiting.len() > 1500 {
+            self.network.max_read.max(700)
         } else {
             self.network.max_read
         };
@@ -280,7 +280,7 @@ impl Write for Socket<'_> {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
-        let limit = if total > 20_000 {
+        let limit = if total > 5000 {
             self.network.max_write.max(1000)
         } else {
             self.network.max_write
