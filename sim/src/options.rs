@@ -120,10 +120,10 @@ pub(crate) struct Options {
 impl Options {
     pub(crate) fn draw(choice: &mut Choice) -> Self {
         let clients = match choice.range(0, 9) {
-            0..=4 => 1,
-            5..=7 => choice.size(2, 3),
-            8 => choice.size(4, 8),
-            _ if choice.chance(50) => choice.size(9, 20),
+            0..=5 => 1,
+            6..=8 => choice.size(2, 3),
+            _ if choice.chance(800) => choice.size(4, 8),
+            _ if choice.chance(200) => choice.size(9, 20),
             _ => 2,
         };
         let prefix_len = if choice.chance(150) { 29 } else { 24 };
@@ -132,7 +132,7 @@ impl Options {
             suites: (0..=clients).map(|_| suites(choice)).collect(),
             rotation: Rotation {
                 bytes: choice.pick(&[70_000, 300_000, 5_000_000]),
-                interval: choice.pick(&[60, 600, 600, 600]).seconds(),
+                interval: choice.pick(&[60, 600, 600, 600, 600, 600]).seconds(),
             },
             limits: limits(choice),
             has_v6: choice.chance(700),
@@ -144,7 +144,7 @@ impl Options {
                 .chance(200)
                 .then(|| choice.pick(&[20_000, 200_000, 5_000_000])),
             network: network(choice),
-            actions: choice.size(20, 80),
+            actions: choice.size(15, 60),
             pace: Duration::from_millis(choice.pick(&[3, 50, 1000, 10_000, 30_000])),
             weights: weights(choice),
         }

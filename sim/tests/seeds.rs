@@ -24,5 +24,5 @@ fn seeds_that_once_failed_hold() {
 
 #[test]
 fn the_first_seeds_hold() {
-    (0..40).for_each(must_hold);
+    (0..30).for_each(must_hold);
 }
