@@ -43,8 +43,12 @@ impl Tamper {
             }
             Self::Replay => {
                 // At the end of what was written, where a packet often ends as well.
-                let from = choice.index(recording.len());
-                altered.extend_from_slice(&recording[from..]);
+                let old = if recording.is_empty() {
+                    bytes
+                } else {
+                    recording
+                };
+                altered.extend_from_slice(&old[choice.index(old.len())..]);
                 if choice.chance(500) {
                     altered.extend_from_slice(bytes);
                 }

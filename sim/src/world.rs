@@ -237,21 +237,24 @@ impl World {
             return None;
         };
         let client: usize = peer.strip_prefix("client")?.parse().ok()?;
-        let reason = all.iter().find_map(|event| match event {
-            Event::Closed { id: of, reason, .. } if of == id => Some(reason),
-            _ => None,
+        let was_turned_away = all.iter().any(|event| match event {
+            Event::Closed { id: of, reason, .. } => of == id && *reason == CloseReason::PoolEmpty,
+            _ => false,
         });
-        let is_up = match reason {
-            Some(reason) => *reason != CloseReason::PoolEmpty,
-            None => {
-                self.nodes[0]
-                    .endpoint
-                    .peer_stats()
-                    .nth(client - 1)?
-                    .connected
-            }
+        // It may be turned away, and its connection yet to be closed.
+        let is_taken = || {
+            let addresses = self.nodes[client].addresses();
+            let mut owners = addresses.iter().filter_map(|of| self.flows.owners.get(of));
+            owners.any(|owner| *owner != client && self.is_connected(*owner))
         };
+        let is_up = !was_turned_away && (self.is_connected(client) || !is_taken());
         is_up.then_some(client)
+    }
+
+    /// Whether the server has a session with `client`.
+    fn is_connected(&self, client: usize) -> bool {
+        let peer = self.nodes[0].endpoint.peer_stats().nth(client - 1);
+        peer.is_some_and(|peer| peer.connected)
     }
 
     /// From now on, their addresses are these clients' own.
