@@ -48,6 +48,8 @@ pub(crate) struct Flows {
     /// somebody else's, and hands it to its machine.
     pub(crate) known: BTreeSet<IpAddr>,
     pub(crate) delivered_packets: u64,
+    /// Whether clients may reach each other.
+    pub(crate) client_to_client: bool,
 }
 
 /// Distance between the stream's pieces in two successive datagrams of a super-packet.
@@ -59,6 +61,13 @@ fn stride(protocol: u8, step: usize) -> u64 {
 }
 
 impl Flows {
+    pub(crate) fn new(client_to_client: bool) -> Self {
+        Self {
+            client_to_client,
+            ..Self::default()
+        }
+    }
+
     /// Builds the next packet of the flow from `sender` with these `ends`.
     pub(crate) fn send(&mut self, sender: usize, ends: Ends, order: Order) -> Framed {
         let index = *self.by_ends.entry((sender, ends)).or_insert_with(|| {
@@ -132,6 +141,9 @@ impl Flows {
                 return Ok(());
             }
             return Err(format!("came out at {receiver}: {:?}", flow.ends));
+        }
+        if flow.sender != 0 && receiver != 0 && !self.client_to_client {
+            return Err(format!("clients are to be apart: {:?}", flow.ends));
         }
         let hops = u8::from(flow.sender != 0 && receiver != 0);
         if parsed.ttl != 64 - hops {

@@ -1,9 +1,10 @@
 //! A simulated machine: an endpoint, its TUN device, and what a driver does for them. Readiness
 //! comes at its edges, so that work forgotten once is forgotten for good.
 
+use core::time::Duration;
 use std::collections::VecDeque;
 
-use lostlove_core::config::{Config, TunSettings};
+use lostlove_core::config::{Config, Role, TunSettings};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::error::DropReason;
 use lostlove_core::event::{ConnectionId, Event};
@@ -20,7 +21,10 @@ pub(crate) struct Socket {
     pub(crate) id: ConnectionId,
     pub(crate) link: usize,
     is_readable: bool,
+    /// The driver waits until it takes bytes.
     is_blocked: bool,
+    /// It takes bytes again.
+    is_unblocked: bool,
 }
 
 /// How a dial will end.
@@ -48,8 +52,8 @@ pub(crate) struct Node {
     offload: bool,
     queue_bound: usize,
     tun_ready: bool,
-    /// A socket takes bytes again.
-    has_room: bool,
+    /// How long a rate limit may hold packets back.
+    longest_pause: Duration,
 }
 
 /// The rest of the world, as far as a machine can touch it.
@@ -64,6 +68,14 @@ impl Node {
     pub(crate) fn new(number: usize, config: Config, seed: [u8; 32], now: Instant) -> Self {
         // One super-packet always fits, however small the bound.
         let queue_bound = config.limits.queue_bytes.max(66_000);
+        let rate = match &config.role {
+            Role::Server(server) => server.rate_limit,
+            Role::Client(_) => None,
+        };
+        // The debt of one super-packet, and a bit.
+        let longest_pause = rate.map_or(Duration::ZERO, |rate| {
+            Duration::from_secs_f64(70_000.0 / rate as f64)
+        });
         Self {
             number,
             offload: config.tun_offload,
@@ -78,7 +90,7 @@ impl Node {
             restarts: false,
             queue_bound,
             tun_ready: false,
-            has_room: false,
+            longest_pause,
         }
     }
 
@@ -103,8 +115,7 @@ impl Node {
         for socket in &mut self.sockets {
             if socket.link == link {
                 socket.is_readable |= readable;
-                socket.is_blocked &= !writable;
-                self.has_room |= writable;
+                socket.is_unblocked |= writable && socket.is_blocked;
             }
         }
     }
@@ -118,10 +129,9 @@ impl Node {
             return false;
         }
         self.next_at().is_some_and(|at| at <= now)
-            || self.has_room
             || !self.backlog.is_empty()
             || (self.tun_ready && self.endpoint.wants_packets())
-            || self.sockets.iter().any(|socket| socket.is_readable)
+            || self.sockets.iter().any(|s| s.is_readable || s.is_unblocked)
     }
 
     /// One turn of a driver's loop; the events that came of it.
@@ -133,9 +143,12 @@ impl Node {
             return Err("a timer does not move on".to_owned());
         }
         self.accept(world);
-        self.has_room = false;
         for n in 0..self.sockets.len() {
-            self.flush(self.sockets[n].id, world);
+            let socket = &mut self.sockets[n];
+            if core::mem::take(&mut socket.is_unblocked) {
+                socket.is_blocked = false;
+                self.flush(self.sockets[n].id, world);
+            }
         }
         if self.tun_ready {
             self.read_device(world)?;
@@ -144,7 +157,7 @@ impl Node {
             self.read_socket(n, world);
         }
         let events = self.settle(world);
-        self.check()?;
+        self.check(now)?;
         Ok(events)
     }
 
@@ -165,6 +178,7 @@ impl Node {
             link,
             is_readable: true,
             is_blocked: false,
+            is_unblocked: false,
         });
     }
 
@@ -222,8 +236,16 @@ impl Node {
     }
 
     /// What must hold at any time.
-    fn check(&self) -> Result<(), String> {
+    fn check(&self, now: Instant) -> Result<(), String> {
         let stats = self.endpoint.stats();
+        let is_blocked = self.sockets.iter().any(|socket| socket.is_blocked);
+        let soon = now + self.longest_pause;
+        if stats.queued_packets > 0
+            && !is_blocked
+            && self.endpoint.poll_timeout().is_none_or(|at| at > soon)
+        {
+            return Err("packets wait, and nobody waits for anything".to_owned());
+        }
         let dropped: u64 = stats.dropped.iter().sum();
         let busy = stats.dropped(DropReason::TunBusy);
         let entered =

@@ -91,13 +91,13 @@ impl World {
                 seen: Seen::default(),
                 complaint: None,
             },
+            flows: Flows::new(options.client_to_client),
             options,
             choice,
             now,
             nodes,
             links: Vec::new(),
             live: Vec::new(),
-            flows: Flows::default(),
             impostor_next: false,
             has_healed: false,
             recordings: Vec::new(),
@@ -241,13 +241,14 @@ impl World {
             Event::Closed { id: of, reason, .. } => of == id && *reason == CloseReason::PoolEmpty,
             _ => false,
         });
+        let addresses = self.nodes[client].addresses();
+        let has_v4 = addresses.iter().any(IpAddr::is_ipv4);
         // It may be turned away, and its connection yet to be closed.
         let is_taken = || {
-            let addresses = self.nodes[client].addresses();
             let mut owners = addresses.iter().filter_map(|of| self.flows.owners.get(of));
             owners.any(|owner| *owner != client && self.is_connected(*owner))
         };
-        let is_up = !was_turned_away && (self.is_connected(client) || !is_taken());
+        let is_up = has_v4 && !was_turned_away && (self.is_connected(client) || !is_taken());
         is_up.then_some(client)
     }
 
