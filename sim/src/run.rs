@@ -89,7 +89,6 @@ impl World {
     /// All faults stop. What is broken stays so until somebody notices.
     fn heal(&mut self) {
         self.tell(|| "all faults stop".to_owned());
-        self.has_healed = true;
         self.impostor_next = false;
         let network = &mut self.wire.network;
         network.latency = Duration::from_millis(5);

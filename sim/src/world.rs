@@ -4,7 +4,7 @@ use core::fmt;
 use core::hash::Hash as _;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::time::Duration;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::DefaultHasher;
 
 use lostlove_core::event::{CloseReason, Event};
@@ -67,8 +67,9 @@ pub(crate) struct World {
     pub(crate) live: Vec<usize>,
     pub(crate) wire: Wire,
     pub(crate) flows: Flows,
+    /// The addresses of each session, as its client was told.
+    granted: BTreeMap<u128, Vec<IpAddr>>,
     pub(crate) impostor_next: bool,
-    pub(crate) has_healed: bool,
     /// What honest sides have written, for the attacker.
     pub(crate) recordings: Vec<Vec<u8>>,
     pub(crate) trace: DefaultHasher,
@@ -98,8 +99,8 @@ impl World {
             nodes,
             links: Vec::new(),
             live: Vec::new(),
+            granted: BTreeMap::new(),
             impostor_next: false,
-            has_healed: false,
             recordings: Vec::new(),
             trace: DefaultHasher::new(),
             story: VecDeque::new(),
@@ -206,12 +207,18 @@ impl World {
             events.map_err(|what| self.failure(Kind::Safety, format!("node {n}: {what}")))?;
         let complaint = self.wire.complaint.take();
         self.unsafe_if(complaint)?;
-        let mut newcomers = Vec::new();
+        let mut addresses = Vec::new();
         for event in &events {
             self.handle_event(n, event)?;
-            newcomers.extend(self.newcomer(event, &events).filter(|_| n == 0));
+            if n == 0
+                && let Some((client, lent)) = self.newcomer(event, &events)
+            {
+                self.flows
+                    .owners
+                    .extend(lent.iter().map(|of| (*of, client)));
+                addresses.extend(lent);
+            }
         }
-        let addresses = self.lend(&newcomers);
         self.judge_packets(n)?;
         // The server may have handed out a packet before it lent the address, in the same turn.
         self.flows.known.extend(addresses);
@@ -230,10 +237,13 @@ impl World {
         Ok(())
     }
 
-    /// The client whose session the server has begun with `event`, unless it was turned away in the
-    /// same breath for want of an address.
-    fn newcomer(&self, event: &Event, all: &[Event]) -> Option<usize> {
-        let Event::Established { id, peer, .. } = event else {
+    /// The client whose session the server has begun with `event`, and its addresses, unless it was
+    /// turned away in the same breath for want of one.
+    fn newcomer(&self, event: &Event, all: &[Event]) -> Option<(usize, Vec<IpAddr>)> {
+        let Event::Established {
+            id, peer, session, ..
+        } = event
+        else {
             return None;
         };
         let client: usize = peer.strip_prefix("client")?.parse().ok()?;
@@ -241,7 +251,7 @@ impl World {
             Event::Closed { id: of, reason, .. } => of == id && *reason == CloseReason::PoolEmpty,
             _ => false,
         });
-        let addresses = self.nodes[client].addresses();
+        let addresses = self.granted.get(&session.as_u128())?.clone();
         let has_v4 = addresses.iter().any(IpAddr::is_ipv4);
         // It may be turned away, and its connection yet to be closed.
         let is_taken = || {
@@ -249,25 +259,13 @@ impl World {
             owners.any(|owner| *owner != client && self.is_connected(*owner))
         };
         let is_up = has_v4 && !was_turned_away && (self.is_connected(client) || !is_taken());
-        is_up.then_some(client)
+        is_up.then_some((client, addresses))
     }
 
     /// Whether the server has a session with `client`.
     fn is_connected(&self, client: usize) -> bool {
         let peer = self.nodes[0].endpoint.peer_stats().nth(client - 1);
         peer.is_some_and(|peer| peer.connected)
-    }
-
-    /// From now on, their addresses are these clients' own.
-    fn lend(&mut self, clients: &[usize]) -> Vec<IpAddr> {
-        let mut lent = Vec::new();
-        for client in clients {
-            for address in self.nodes[*client].addresses() {
-                self.flows.owners.insert(address, *client);
-                lent.push(address);
-            }
-        }
-        lent
     }
 
     fn judge_packets(&mut self, n: usize) -> Result<(), Failure> {
@@ -302,7 +300,11 @@ impl World {
                 let is_stranger = remote.ip() != client_address(0, remote.ip());
                 return self.unsafe_if(is_stranger.then(|| "a stranger has a session".to_owned()));
             }
-            Event::Established { id, .. } => return self.established(n, *id),
+            Event::Established { id, session, .. } => {
+                let addresses = self.nodes[n].addresses();
+                self.granted.insert(session.as_u128(), addresses);
+                return self.established(n, *id);
+            }
             Event::ProbeEstablished { .. } => {
                 return self.unsafe_if(Some("a probe nobody allowed".to_owned()));
             }
