@@ -181,3 +181,28 @@ fn packet_too_big_between_clients_names_the_receivers_mtu() {
     assert!(net.received[1].is_empty());
     assert_eq!(net.received[0][0][26..28], 1300u16.to_be_bytes());
 }
+
+/// Case 63: what one client sends to everybody reaches nobody.
+#[test]
+fn multicast_and_broadcast_are_not_multiplied() {
+    let mut config = server_config(3);
+    server_of(&mut config).client_to_client = true;
+    let mut net = Net::new(config, (1..=3).map(client_config).collect());
+    net.settle();
+    let destinations = [
+        Ipv4Addr::new(224, 0, 0, 251),
+        Ipv4Addr::new(239, 255, 255, 250),
+        Ipv4Addr::BROADCAST,
+    ];
+    for destination in destinations {
+        let packet = udp(net.address_v4(0), destination, 5353, b"anyone?");
+        net.send_from(0, &packet);
+        net.send_from(SERVER, &udp(SERVER_ADDRESS, destination, 5353, b"anyone?"));
+    }
+    net.settle();
+    assert!(net.received.iter().all(Vec::is_empty));
+    assert!(net.received_by_server.is_empty());
+    let server = net.server.stats().dropped(DropReason::NotUnicast);
+    let client = net.clients[0].stats().dropped(DropReason::NotUnicast);
+    assert_eq!((server, client), (3, 3));
+}
