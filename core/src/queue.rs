@@ -82,6 +82,7 @@ impl SendQueue {
     pub(crate) fn push(&mut self, packet: Queued, pool: &mut Pool, stats: &mut Stats) {
         self.bytes += packet.buffer.capacity();
         stats.queued_bytes += packet.buffer.capacity() as u64;
+        stats.queued_packets += 1;
         let small = packet.buffer.len() <= SMALL_PACKET_LEN;
         if small && self.bulk_flows[packet.bucket()] == 0 {
             self.fast.push_back(packet);
@@ -117,6 +118,7 @@ impl SendQueue {
         }
         self.bytes -= packet.buffer.capacity();
         stats.queued_bytes -= packet.buffer.capacity() as u64;
+        stats.queued_packets -= 1;
         Some(packet)
     }
 

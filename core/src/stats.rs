@@ -39,6 +39,9 @@ pub struct Stats {
     pub tun_packets_out: u64,
     /// Bytes of IP packets handed to the TUN device.
     pub tun_bytes_out: u64,
+    /// Packets that cutting up super-packets for a TUN device without offload has added: one
+    /// less than the segments of each.
+    pub segments_added: u64,
     /// IP packets passed from one client straight to another.
     pub forwarded_packets: u64,
     /// IP packets sent to a peer, each once, however fragmented.
@@ -59,6 +62,8 @@ pub struct Stats {
     pub protocol_errors: u64,
     /// Bytes of packets now waiting for sockets.
     pub queued_bytes: u64,
+    /// Packets now waiting for sockets.
+    pub queued_packets: u64,
 }
 
 impl Stats {

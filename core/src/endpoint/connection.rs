@@ -20,6 +20,9 @@ use crate::stats::Stats;
 use crate::time::Instant;
 use crate::wire::{DisconnectCode, PacketType, Partial};
 
+/// One packet may take this many times the connection timeout.
+const PACKET_TIMEOUTS: u32 = 4;
+
 /// How far a connection has come.
 pub(super) enum State {
     /// A server waits for a ClientHello.
@@ -126,6 +129,8 @@ pub(super) struct Connection {
     /// A Disconnect follows when the queue has drained.
     pub(super) disconnect_after_drain: Option<(DisconnectCode, CloseReason)>,
     pub(super) last_received: Instant,
+    /// When the peer last proved that the stream makes sense: with a packet that opened.
+    pub(super) last_opened: Instant,
     /// Handshake deadline, or the end of closing.
     pub(super) expires_at: Instant,
     /// Set while the peer's rate limit holds the queue back.
@@ -154,6 +159,7 @@ impl Connection {
             in_transmit_list: false,
             disconnect_after_drain: None,
             last_received: now,
+            last_opened: now,
             expires_at: now + limits.handshake_timeout,
             paced_until: None,
             armed_for: None,
@@ -206,11 +212,20 @@ impl Connection {
         self.control.clear();
     }
 
+    /// When a session is dead, if nothing more is heard. Any byte is a sign of life, so that a slow
+    /// link may take its time over a packet; but where bytes were lost or put in, all that follows
+    /// would be taken for the rest of one packet, and keep a useless session up for hours.
+    pub(super) fn dead_at(&self, limits: &Limits) -> Instant {
+        let silent = self.last_received + limits.connection_timeout;
+        silent.min(self.last_opened + limits.connection_timeout * PACKET_TIMEOUTS)
+    }
+
     /// When something is due on this connection.
     pub(super) fn deadline(&self, limits: &Limits) -> Instant {
         match &self.state {
             State::Active(session) => {
-                let mut due = (self.last_received + limits.connection_timeout)
+                let mut due = self
+                    .dead_at(limits)
                     .min(session.keepalive_at)
                     .min(session.exchange_at);
                 if self.disconnect_after_drain.is_some() {

@@ -107,13 +107,17 @@ impl Endpoint {
             self.count_tun_write(packet.len(), taken);
             return Ok(());
         }
+        let mut segments: u64 = 0;
         ip::finish(packet, info, offload, &mut |bytes| {
             let taken = sink(TunPacket {
                 bytes,
                 header: VirtioHeader::default(),
             });
             self.count_tun_write(bytes.len(), taken);
-        })
+            segments += 1;
+        })?;
+        self.stats.segments_added += segments.saturating_sub(1);
+        Ok(())
     }
 
     /// Passes a packet to another client, as a router between them does.

@@ -288,6 +288,7 @@ impl Endpoint {
         let plaintext = session
             .opener
             .open(&header, &mut inbox.used_mut()[..len], now)?;
+        connection.last_opened = now;
         self.stats.sealed_in += 1;
         if matches!(connection.state, State::AwaitProof(_)) {
             self.establish_on_server(connection, now);

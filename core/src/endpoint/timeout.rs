@@ -53,7 +53,7 @@ impl Endpoint {
 
     fn session_due(&mut self, connection: &mut Connection, now: Instant) {
         let limits = &self.config.limits;
-        if connection.last_received + limits.connection_timeout <= now {
+        if connection.dead_at(limits) <= now {
             let code = Some(DisconnectCode::Timeout);
             self.begin_closing(connection, code, CloseReason::Timeout, now);
             return;

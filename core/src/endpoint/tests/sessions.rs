@@ -5,7 +5,7 @@ use core::time::Duration;
 use super::super::testing::{Net, SERVER, client_config, server_config, udp};
 use crate::error::{HandshakeError, ProtocolError, Refusal};
 use crate::event::{CloseReason, Event};
-use crate::wire::{DisconnectCode, Flags, Header, PacketType};
+use crate::wire::{DisconnectCode, Flags, HEADER_LEN, Header, PacketType};
 
 use super::SERVER_ADDRESS;
 
@@ -239,4 +239,28 @@ fn an_exchange_more_often_than_agreed_ends_the_session() {
         net.close_reasons(SERVER),
         [CloseReason::Protocol(ProtocolError::Exchange)]
     );
+}
+
+/// Bytes put into a packet's payload: everything after them would be taken for its end.
+#[test]
+fn a_session_does_not_live_on_bytes_that_make_no_packet() {
+    let mut net = Net::connected(1);
+    let id = net.link(0).server_id;
+    let now = net.now;
+    let header = Header {
+        packet_type: PacketType::Data,
+        stream: 1,
+        sequence: 1,
+        payload_len: u16::MAX,
+        timestamp_ms: 0,
+        flags: Flags::SEALED,
+    };
+    let buf = net.server.recv_buf(id).unwrap();
+    buf[..HEADER_LEN].copy_from_slice(&header.encode(&[]));
+    net.server
+        .handle_received(id, HEADER_LEN, &mut |_| true, now);
+    net.run(Duration::from_secs(1190));
+    assert_eq!(net.close_reasons(SERVER), []);
+    net.run(Duration::from_secs(20));
+    assert_eq!(net.close_reasons(SERVER), [CloseReason::Timeout]);
 }

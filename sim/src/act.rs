@@ -1,0 +1,315 @@
+//! What happens to a world.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::time::Duration;
+
+use lostlove_core::ip::VirtioHeader;
+
+use crate::attack::{self, Tamper};
+use crate::flow::{self, Order};
+use crate::link::End;
+use crate::node::Node;
+use crate::options::Action;
+use crate::packet::{self, Ends, RAW, TCP, UDP};
+use crate::pipe::Ending;
+use crate::world::{Failure, World};
+
+/// Somewhere behind the server.
+const FAR_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 80));
+const FAR_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 80));
+
+impl Node {
+    /// The tunnel addresses of a client.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        let settings = self.settings.as_ref();
+        let v4 = settings
+            .and_then(|s| s.address_v4)
+            .map(|net| IpAddr::V4(net.addr()));
+        let v6 = settings
+            .and_then(|s| s.address_v6)
+            .map(|net| IpAddr::V6(net.addr()));
+        v4.into_iter().chain(v6).collect()
+    }
+
+    fn address(&self, is_v4: bool) -> Option<IpAddr> {
+        self.addresses()
+            .into_iter()
+            .find(|address| address.is_ipv4() == is_v4)
+    }
+}
+
+impl World {
+    /// Lets one thing happen.
+    pub(crate) fn act(&mut self) -> Result<(), Failure> {
+        let total = self
+            .options
+            .weights
+            .iter()
+            .map(|(_, weight)| weight)
+            .sum::<u32>();
+        let mut at = self.choice.index(total as usize) as u32;
+        let mut action = Action::Burst;
+        for (candidate, weight) in &self.options.weights {
+            if at < *weight {
+                action = *candidate;
+                break;
+            }
+            at -= weight;
+        }
+        self.tell(|| format!("{action:?}"));
+        match action {
+            Action::Burst => self.burst(),
+            Action::Spoof => self.spoof(),
+            Action::Junk => self.junk(),
+            Action::Rest => {
+                let rest = self.choice.seconds(10, 300);
+                return self.advance(rest);
+            }
+            Action::Suspend => {
+                let n = self.choice.index(self.nodes.len());
+                let most = self.choice.pick(&[10, 400, 20_000]);
+                self.nodes[n].asleep_until = Some(self.now + self.choice.seconds(1, most));
+            }
+            Action::TunFull => {
+                let n = self.choice.index(self.nodes.len());
+                self.nodes[n].device.is_full.set(self.choice.chance(500));
+            }
+            Action::RestartClient => {
+                let n = self.choice.size(1, self.options.clients());
+                return self.restart(n);
+            }
+            Action::RestartServer => return self.restart(0),
+            Action::Stranger => self.stranger(),
+            Action::Impostor => self.impostor_next = true,
+            _ => self.disturb(action),
+        }
+        Ok(())
+    }
+
+    /// Something happens to a connection.
+    fn disturb(&mut self, action: Action) {
+        let (choice, now) = (&mut self.choice, self.now);
+        if self.live.is_empty() {
+            return;
+        }
+        let link = &mut self.links[self.live[choice.index(self.live.len())]];
+        let pipe = choice.index(2);
+        match action {
+            Action::Reset => link.reset(choice, now),
+            Action::Death => link.die(),
+            Action::HalfClose => link.pipes[pipe].end(Ending::Fin, Duration::ZERO, now),
+            Action::Cut => {
+                for pipe in &mut link.pipes {
+                    pipe.lose(choice);
+                    pipe.end(Ending::Fin, Duration::ZERO, now);
+                    pipe.wake_writer(now);
+                }
+            }
+            Action::Stall => {
+                let most = choice.pick(&[1, 30, 400]);
+                link.pipes[pipe].stalled_until = now + choice.seconds(0, most);
+            }
+            Action::Window => {
+                link.pipes[pipe].window = choice.pick(&[0, 1, 100, 3000, 100_000]);
+                link.pipes[pipe].wake_writer(now);
+            }
+            Action::Tamper => link.pipes[pipe].tamper = Some(choice.pick(&Tamper::ALL)),
+            _ => {}
+        }
+    }
+
+    fn restart(&mut self, n: usize) -> Result<(), Failure> {
+        if self.nodes[n].asleep_until.is_none() && self.choice.chance(400) {
+            self.nodes[n].restarts = true;
+            self.nodes[n].endpoint.shut_down(self.now);
+            return self.turn(n);
+        }
+        let is_silent = self.choice.chance(500);
+        self.start_again(n, is_silent);
+        Ok(())
+    }
+
+    /// Source and destination of a new flow from `n`, if it has an address.
+    fn ends(&mut self, n: usize) -> Option<Ends> {
+        let is_v4 = !self.options.has_v6 || self.choice.chance(600);
+        let far = if is_v4 { FAR_V4 } else { FAR_V6 };
+        let other = self.choice.size(1, self.options.clients());
+        let peer = self.nodes[other].address(is_v4);
+        let (source, destination) = if n == 0 {
+            (far, peer?)
+        } else if other != n && self.choice.chance(400) {
+            (self.nodes[n].address(is_v4)?, peer?)
+        } else {
+            (self.nodes[n].address(is_v4)?, far)
+        };
+        Some(Ends {
+            source,
+            destination,
+            protocol: self.choice.pick(&[TCP, TCP, UDP, UDP, RAW]),
+        })
+    }
+
+    fn order(&mut self, n: usize, ends: &Ends) -> Order {
+        let device = self.options.devices[n];
+        let can_cut = device.offload
+            && (ends.protocol == TCP || (ends.protocol == UDP && device.udp_offload));
+        // Mostly what fits everywhere, at times what fits only this device, or not even that.
+        let mtu = match self.choice.range(0, 19) {
+            0 => usize::from(device.mtu) + 1,
+            1 => usize::from(device.mtu),
+            _ => 1280,
+        };
+        let room = flow::room(ends, mtu);
+        if can_cut && self.choice.chance(300) {
+            let step = self.choice.size(200, room);
+            let most = flow::room(ends, 65_535).min(step * flow::max_segments(ends.protocol));
+            let len = if self.choice.chance(300) {
+                most
+            } else {
+                self.choice.size(step + 1, most.max(step + 1))
+            };
+            // The last datagram must be long enough to say what it is.
+            let last = len % step;
+            let len = if (1..30).contains(&last) {
+                len - last
+            } else {
+                len
+            };
+            if len > step {
+                return Order {
+                    len,
+                    segment_size: Some(step as u16),
+                    partial: true,
+                };
+            }
+        }
+        let small = self.choice.chance(500);
+        Order {
+            len: self.choice.size(30, if small { 120 } else { room }),
+            segment_size: None,
+            partial: device.offload && ends.protocol != RAW && self.choice.chance(700),
+        }
+    }
+
+    fn burst(&mut self) {
+        let n = self.choice.index(self.nodes.len());
+        let Some(ends) = self.ends(n) else { return };
+        let most = self.choice.pick(&[1, 3, 40]);
+        for _ in 0..self.choice.size(1, most) {
+            let order = self.order(n, &ends);
+            let framed = self.flows.send(n, ends, order);
+            self.nodes[n].device.outbound.borrow_mut().push_back(framed);
+        }
+        self.nodes[n].notify_device();
+    }
+
+    fn spoof(&mut self) {
+        let n = self.choice.size(1, self.options.clients());
+        let Some(own) = self.nodes[n].address(true) else {
+            return;
+        };
+        let other = self.choice.size(1, self.options.clients());
+        let sources = [
+            self.nodes[other].address(true).unwrap_or(FAR_V4),
+            FAR_V4,
+            IpAddr::from([10, 8, 0, 1]),
+            IpAddr::from([127, 0, 0, 1]),
+            IpAddr::from([0, 0, 0, 0]),
+            IpAddr::from([224, 0, 0, 1]),
+            IpAddr::from([255, 255, 255, 255]),
+        ];
+        let ends = Ends {
+            source: self.choice.pick(&sources),
+            destination: FAR_V4,
+            protocol: UDP,
+        };
+        if ends.source != own {
+            let order = Order {
+                len: 64,
+                segment_size: None,
+                partial: false,
+            };
+            // Nothing of it may come out, unless the sender is lent the address meanwhile.
+            let framed = self.flows.send(n, ends, order);
+            self.nodes[n].device.outbound.borrow_mut().push_back(framed);
+            self.nodes[n].notify_device();
+        }
+    }
+
+    /// A packet that must not come out: altered where it hurts, or to nowhere.
+    fn junk(&mut self) {
+        let n = self.choice.index(self.nodes.len());
+        let Some(ends) = self.ends(n) else { return };
+        let nowhere = [
+            IpAddr::from([224, 0, 0, 251]),
+            IpAddr::from([255, 255, 255, 255]),
+            IpAddr::from([127, 0, 0, 1]),
+        ];
+        let kind = self.choice.index(7);
+        let to_nowhere = Ends {
+            destination: self.choice.pick(&nowhere),
+            source: IpAddr::from([10, 8, 0, 2]),
+            ..ends
+        };
+        let ends = if kind == 0 { to_nowhere } else { ends };
+        let payload = packet::stream(0, 0, 100);
+        let mut bytes = packet::build(&ends, u32::MAX >> 4, 0, &payload, false);
+        match kind {
+            0 => {}
+            1 => bytes[0] = self.choice.pick(&[0x00, 0x05, 0x44, 0x15, 0xf5]),
+            2 => bytes.truncate(self.choice.size(0, 60)),
+            3 => bytes.push(0),
+            4 => {
+                let at = if ends.source.is_ipv4() { 2 } else { 4 };
+                bytes[at] ^= 0x40;
+            }
+            5 => bytes = self.choice.bytes(self.nodes.len()),
+            _ => bytes[0] ^= 0x20,
+        }
+        let device = self.options.devices[n];
+        let header = if device.offload && self.choice.chance(500) {
+            let bytes = self.choice.bytes(VirtioHeader::LEN);
+            VirtioHeader::from_bytes(bytes.try_into().unwrap_or_default())
+        } else {
+            VirtioHeader::default()
+        };
+        self.nodes[n]
+            .device
+            .outbound
+            .borrow_mut()
+            .push_back((bytes, header));
+        self.nodes[n].notify_device();
+    }
+
+    fn stranger(&mut self) {
+        let words = attack::words(&self.recordings, &mut self.choice);
+        let port = self.take_port();
+        let address = Ipv4Addr::new(203, 0, 113, self.choice.size(50, 52) as u8);
+        let link = self.add_link(
+            [End::Attacker, End::Backlog],
+            SocketAddr::from((address, port)),
+        );
+        let (wire, choice) = (&self.wire.network, &mut self.choice);
+        if !words.is_empty() {
+            self.links[link].pipes[0].send(&words, wire, choice, self.now);
+        }
+        if choice.chance(300) {
+            self.links[link].pipes[0].end(Ending::Fin, wire.latency, self.now);
+        }
+        self.nodes[0].backlog.push_back(link);
+    }
+
+    /// The attacker answers whoever it has got hold of.
+    pub(crate) fn attacker_reads(&mut self, index: usize) {
+        let side = usize::from(self.links[index].ends[1] == End::Attacker);
+        let is_news = self.links[index].pipes[1 - side].discard();
+        if is_news && self.choice.chance(500) {
+            let words = attack::words(&self.recordings, &mut self.choice);
+            let network = &self.wire.network;
+            let pipe = &mut self.links[index].pipes[side];
+            if !words.is_empty() && !pipe.is_broken {
+                pipe.send(&words, network, &mut self.choice, self.now);
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! What was sent into tunnels, and whether what comes out is that.
+
+use core::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use lostlove_core::ip::VirtioHeader;
+
+use crate::device::Framed;
+use crate::packet::{self, BLOCK, Ends, Parsed, TCP, UDP};
+
+/// One flow: packets of one sender to one destination, each a piece of one stream of bytes.
+#[derive(Debug)]
+struct Flow {
+    ends: Ends,
+    sender: usize,
+    next_offset: u64,
+    /// Nothing before this may come out any more.
+    delivered: u64,
+    sent: VecDeque<Sent>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    offset: u64,
+    len: usize,
+    /// Payload bytes per segment of a super-packet; its length for an ordinary packet.
+    step: usize,
+}
+
+/// A packet to build.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    pub(crate) len: usize,
+    /// Payload bytes per segment; none for an ordinary packet.
+    pub(crate) segment_size: Option<u16>,
+    /// Whether the device leaves the checksum open.
+    pub(crate) partial: bool,
+}
+
+/// All flows of a world.
+#[derive(Debug, Default)]
+pub(crate) struct Flows {
+    flows: Vec<Flow>,
+    by_ends: BTreeMap<(usize, Ends), usize>,
+    /// Which client has which address.
+    pub(crate) owners: BTreeMap<IpAddr, usize>,
+    /// Addresses in use since the server's last start. It takes what goes to any other for
+    /// somebody else's, and hands it to its machine.
+    pub(crate) known: BTreeSet<IpAddr>,
+    pub(crate) delivered_packets: u64,
+}
+
+/// Distance between the stream's pieces in two successive datagrams of a super-packet.
+fn stride(protocol: u8, step: usize) -> u64 {
+    match protocol {
+        TCP => step as u64,
+        _ => step.next_multiple_of(BLOCK) as u64,
+    }
+}
+
+impl Flows {
+    /// Builds the next packet of the flow from `sender` with these `ends`.
+    pub(crate) fn send(&mut self, sender: usize, ends: Ends, order: Order) -> Framed {
+        let index = *self.by_ends.entry((sender, ends)).or_insert_with(|| {
+            self.flows.push(Flow {
+                ends,
+                sender,
+                next_offset: 0,
+                delivered: 0,
+                sent: VecDeque::new(),
+            });
+            self.flows.len() - 1
+        });
+        let flow = &mut self.flows[index];
+        let step = order.segment_size.map_or(order.len, usize::from);
+        let offset = flow.next_offset;
+        let mut payload = Vec::with_capacity(order.len);
+        while payload.len() < order.len {
+            let len = step.min(order.len - payload.len());
+            let at = offset + (payload.len() / step) as u64 * stride(ends.protocol, step);
+            packet::push_stream(index as u32, at, len, &mut payload);
+        }
+        let segments = order.len.div_ceil(step) as u64;
+        let end = offset + segments * stride(ends.protocol, step);
+        flow.next_offset = end.next_multiple_of(BLOCK as u64);
+        flow.sent.push_back(Sent {
+            offset,
+            len: order.len,
+            step,
+        });
+        let bytes = packet::build(&ends, index as u32, offset, &payload, order.partial);
+        let header = if order.partial {
+            packet::virtio(&ends, order.segment_size.unwrap_or(0))
+        } else {
+            VirtioHeader::default()
+        };
+        (bytes, header)
+    }
+
+    /// How far the flow's receiver has come, and how far its sender.
+    pub(crate) fn progress(&self, sender: usize, ends: Ends) -> (u64, u64) {
+        self.by_ends.get(&(sender, ends)).map_or((0, 0), |index| {
+            let flow = &self.flows[*index];
+            (flow.delivered, flow.next_offset)
+        })
+    }
+
+    /// Judges a packet that came out at `receiver`.
+    pub(crate) fn judge(&mut self, receiver: usize, framed: &Framed) -> Result<(), String> {
+        let (bytes, header) = framed;
+        let partial = header.flags & VirtioHeader::NEEDS_CSUM != 0;
+        let parsed = packet::parse(bytes, partial)?;
+        if matches!(parsed.ends.protocol, 1 | 58) {
+            // An ICMP error of an endpoint: nobody sends ICMP here.
+            return Ok(());
+        }
+        self.delivered_packets += 1;
+        let identified = packet::identify(parsed.payload);
+        let index = parsed.flow.or(identified.map(|(flow, _)| flow));
+        let index = index.unwrap_or(u32::MAX) as usize;
+        let flow = self.flows.get_mut(index).ok_or("a packet nobody sent")?;
+        if flow.ends != parsed.ends {
+            return Err(format!("{:?} of a flow with {:?}", parsed.ends, flow.ends));
+        }
+        let owner = |address| self.owners.get(&address).copied().unwrap_or(0);
+        if owner(parsed.ends.source) != flow.sender {
+            return Err(format!("the source is not the sender's: {:?}", flow.ends));
+        }
+        if owner(parsed.ends.destination) != receiver {
+            // What comes out elsewhere is in no order with the rest of its flow.
+            if receiver == 0 && !self.known.contains(&parsed.ends.destination) {
+                return Ok(());
+            }
+            return Err(format!("came out at {receiver}: {:?}", flow.ends));
+        }
+        let hops = u8::from(flow.sender != 0 && receiver != 0);
+        if parsed.ttl != 64 - hops {
+            return Err(format!("a time to live of {}", parsed.ttl));
+        }
+        let offset = match parsed.ends.protocol {
+            TCP => u64::from(parsed.sequence),
+            _ => identified.ok_or("a payload nobody sent")?.1 * BLOCK as u64,
+        };
+        let step = usize::from(header.gso_size);
+        flow.judge_payload(index as u32, offset, step, &parsed)
+    }
+}
+
+impl Flow {
+    fn judge_payload(
+        &mut self,
+        index: u32,
+        offset: u64,
+        step: usize,
+        parsed: &Parsed<'_>,
+    ) -> Result<(), String> {
+        if offset < self.delivered {
+            let due = self.delivered;
+            return Err(format!(
+                "{offset} again or too late after {due}: {:?}",
+                self.ends
+            ));
+        }
+        while self
+            .sent
+            .front()
+            .is_some_and(|sent| sent.end(self.ends.protocol) <= offset)
+        {
+            self.sent.pop_front();
+        }
+        let sent = *self.sent.front().ok_or("a packet that was never sent")?;
+        let stride = stride(self.ends.protocol, sent.step);
+        let at = offset
+            .checked_sub(sent.offset)
+            .ok_or("an offset between packets")?;
+        if !at.is_multiple_of(stride) {
+            return Err(format!("cut at {at} where every {stride} was due"));
+        }
+        let first = (at / stride) as usize;
+        let rest = sent.len - first * sent.step;
+        let is_whole = first == 0 && parsed.payload.len() == sent.len;
+        let is_segment = parsed.payload.len() == rest.min(sent.step);
+        let fits = if step == 0 {
+            is_segment
+        } else {
+            is_whole && step == sent.step
+        };
+        if !fits {
+            let len = parsed.payload.len();
+            return Err(format!(
+                "{len} bytes, of {sent:?} from {at}, said to be cut at {step}"
+            ));
+        }
+        for (n, piece) in (0..).zip(parsed.payload.chunks(sent.step)) {
+            if !packet::is_stream(index, offset + n * stride, piece) {
+                return Err(format!("altered payload at {offset} of {:?}", self.ends));
+            }
+        }
+        let segments = parsed.payload.len().div_ceil(sent.step) as u64;
+        self.delivered = offset + segments * stride;
+        Ok(())
+    }
+}
+
+impl Sent {
+    fn end(self, protocol: u8) -> u64 {
+        self.offset + self.len.div_ceil(self.step) as u64 * stride(protocol, self.step)
+    }
+}
+
+/// The longest payload for a packet of at most `mtu` bytes with these ends.
+pub(crate) fn room(ends: &Ends, mtu: usize) -> usize {
+    mtu - packet::ip_header_len(ends.source) - packet::transport_header_len(ends.protocol)
+}
+
+/// Segments of one super-packet at most.
+pub(crate) const fn max_segments(protocol: u8) -> usize {
+    match protocol {
+        UDP => 128,
+        _ => 2000,
+    }
+}

@@ -1,0 +1,281 @@
+//! A simulated machine: an endpoint, its TUN device, and what a driver does for them. Readiness
+//! comes at its edges, so that work forgotten once is forgotten for good.
+
+use std::collections::VecDeque;
+
+use lostlove_core::config::{Config, TunSettings};
+use lostlove_core::endpoint::Endpoint;
+use lostlove_core::error::DropReason;
+use lostlove_core::event::{ConnectionId, Event};
+use lostlove_core::time::Instant;
+use lostlove_host::pump::{self, Progress};
+
+use crate::choice::Choice;
+use crate::device::Device;
+use crate::link::{End, Link, Wire};
+
+/// A machine's share of one TCP connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Socket {
+    pub(crate) id: ConnectionId,
+    pub(crate) link: usize,
+    is_readable: bool,
+    is_blocked: bool,
+}
+
+/// How a dial will end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dial {
+    pub(crate) at: Instant,
+    pub(crate) works: bool,
+    pub(crate) is_impostor: bool,
+}
+
+pub(crate) struct Node {
+    pub(crate) number: usize,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) device: Device,
+    pub(crate) sockets: Vec<Socket>,
+    /// Links that wait to be accepted.
+    pub(crate) backlog: VecDeque<usize>,
+    pub(crate) dial: Option<Dial>,
+    pub(crate) asleep_until: Option<Instant>,
+    pub(crate) settings: Option<TunSettings>,
+    /// The link of the session, on a client.
+    pub(crate) session: Option<usize>,
+    /// Starts again once it is shut down.
+    pub(crate) restarts: bool,
+    offload: bool,
+    queue_bound: usize,
+    tun_ready: bool,
+    /// A socket takes bytes again.
+    has_room: bool,
+}
+
+/// The rest of the world, as far as a machine can touch it.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) links: &'a mut [Link],
+    pub(crate) wire: &'a mut Wire,
+    pub(crate) choice: &'a mut Choice,
+    pub(crate) now: Instant,
+}
+
+impl Node {
+    pub(crate) fn new(number: usize, config: Config, seed: [u8; 32], now: Instant) -> Self {
+        // One super-packet always fits, however small the bound.
+        let queue_bound = config.limits.queue_bytes.max(66_000);
+        Self {
+            number,
+            offload: config.tun_offload,
+            endpoint: Endpoint::new(config, seed, now),
+            device: Device::default(),
+            sockets: Vec::new(),
+            backlog: VecDeque::new(),
+            dial: None,
+            asleep_until: None,
+            settings: None,
+            session: None,
+            restarts: false,
+            queue_bound,
+            tun_ready: false,
+            has_room: false,
+        }
+    }
+
+    const fn side(&self) -> usize {
+        if self.number == 0 { 1 } else { 0 }
+    }
+
+    /// When something is due here by itself.
+    pub(crate) fn next_at(&self) -> Option<Instant> {
+        if self.asleep_until.is_some() {
+            return self.asleep_until;
+        }
+        let dial = self.dial.map(|dial| dial.at);
+        [dial, self.endpoint.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Tells the driver what has become ready on the link.
+    pub(crate) fn notify(&mut self, link: usize, readable: bool, writable: bool) {
+        for socket in &mut self.sockets {
+            if socket.link == link {
+                socket.is_readable |= readable;
+                socket.is_blocked &= !writable;
+                self.has_room |= writable;
+            }
+        }
+    }
+
+    pub(crate) const fn notify_device(&mut self) {
+        self.tun_ready = true;
+    }
+
+    pub(crate) fn has_work(&self, now: Instant) -> bool {
+        if self.asleep_until.is_some_and(|until| until > now) {
+            return false;
+        }
+        self.next_at().is_some_and(|at| at <= now)
+            || self.has_room
+            || !self.backlog.is_empty()
+            || (self.tun_ready && self.endpoint.wants_packets())
+            || self.sockets.iter().any(|socket| socket.is_readable)
+    }
+
+    /// One turn of a driver's loop; the events that came of it.
+    pub(crate) fn turn(&mut self, world: &mut Surroundings<'_>) -> Result<Vec<Event>, String> {
+        let now = world.now;
+        self.asleep_until.take_if(|until| *until <= now);
+        self.endpoint.handle_timeout(now);
+        if self.endpoint.poll_timeout().is_some_and(|at| at <= now) {
+            return Err("a timer does not move on".to_owned());
+        }
+        self.accept(world);
+        self.has_room = false;
+        for n in 0..self.sockets.len() {
+            self.flush(self.sockets[n].id, world);
+        }
+        if self.tun_ready {
+            self.read_device(world)?;
+        }
+        for n in 0..self.sockets.len() {
+            self.read_socket(n, world);
+        }
+        let events = self.settle(world);
+        self.check()?;
+        Ok(events)
+    }
+
+    fn accept(&mut self, world: &mut Surroundings<'_>) {
+        while let Some(link) = self.backlog.pop_front() {
+            let remote = world.links[link].remote;
+            match self.endpoint.handle_accepted(remote, world.now) {
+                Ok(id) => self.watch(id, link, world),
+                Err(_) => world.links[link].close(1, world.wire, world.now),
+            }
+        }
+    }
+
+    pub(crate) fn watch(&mut self, id: ConnectionId, link: usize, world: &mut Surroundings<'_>) {
+        world.links[link].ends[self.side()] = End::Node(self.number);
+        self.sockets.push(Socket {
+            id,
+            link,
+            is_readable: true,
+            is_blocked: false,
+        });
+    }
+
+    fn read_socket(&mut self, n: usize, world: &mut Surroundings<'_>) {
+        let Socket { id, link, .. } = self.sockets[n];
+        if self.sockets[n].is_readable {
+            let side = self.side();
+            let socket = world.links[link].socket(side, world.wire, world.choice, world.now);
+            let progress = pump::fill(&mut self.endpoint, id, socket, &self.device, world.now);
+            self.sockets[n].is_readable = progress == Progress::Ready;
+        }
+    }
+
+    fn read_device(&mut self, world: &mut Surroundings<'_>) -> Result<(), String> {
+        let side = self.side();
+        let Self {
+            endpoint,
+            device,
+            sockets,
+            ..
+        } = self;
+        let now = world.now;
+        let mut flush = |endpoint: &mut Endpoint, id| flush(endpoint, id, sockets, side, world);
+        let progress = pump::drain_device(endpoint, device, &mut flush, now)
+            .map_err(|error| error.to_string())?;
+        self.tun_ready = progress == Progress::Ready;
+        Ok(())
+    }
+
+    fn flush(&mut self, id: ConnectionId, world: &mut Surroundings<'_>) {
+        let side = self.side();
+        flush(&mut self.endpoint, id, &mut self.sockets, side, world);
+    }
+
+    fn settle(&mut self, world: &mut Surroundings<'_>) -> Vec<Event> {
+        let mut events = Vec::new();
+        loop {
+            while let Some(id) = self.endpoint.poll_transmit() {
+                self.flush(id, world);
+            }
+            let Some(event) = self.endpoint.poll_event() else {
+                return events;
+            };
+            if let Event::Closed { id, .. } = &event
+                && let Some(n) = self.sockets.iter().position(|socket| socket.id == *id)
+            {
+                let socket = self.sockets.remove(n);
+                world.links[socket.link].close(self.side(), world.wire, world.now);
+                if self.session == Some(socket.link) {
+                    self.session = None;
+                }
+            }
+            events.push(event);
+        }
+    }
+
+    /// What must hold at any time.
+    fn check(&self) -> Result<(), String> {
+        let stats = self.endpoint.stats();
+        let dropped: u64 = stats.dropped.iter().sum();
+        let busy = stats.dropped(DropReason::TunBusy);
+        let entered =
+            stats.tun_packets_in + stats.peer_packets_in + stats.icmp_out + stats.segments_added;
+        let left = stats.peer_packets_out + self.device.offered.get() + dropped - busy
+            + stats.queued_packets;
+        if entered != left {
+            return Err(format!(
+                "{entered} packets entered, {left} are accounted for: {stats:?}"
+            ));
+        }
+        let bound = self.queue_bound as u64 * stats.sessions;
+        if stats.queued_bytes > bound {
+            return Err(format!(
+                "{} bytes queued, {bound} allowed",
+                stats.queued_bytes
+            ));
+        }
+        let open = stats.connections_opened - stats.connections_closed;
+        if open != self.sockets.len() as u64 {
+            return Err(format!(
+                "{open} connections, {} sockets",
+                self.sockets.len()
+            ));
+        }
+        if stats.handshaking + stats.sessions > open {
+            return Err(format!("{open} connections cannot be: {stats:?}"));
+        }
+        let plain = self.device.inbound.borrow();
+        if !self.offload
+            && plain
+                .iter()
+                .any(|(_, header)| header.flags | header.gso_type != 0)
+        {
+            return Err("offload asked of a device that has none".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn flush(
+    endpoint: &mut Endpoint,
+    id: ConnectionId,
+    sockets: &mut [Socket],
+    side: usize,
+    world: &mut Surroundings<'_>,
+) {
+    let Some(socket) = sockets.iter_mut().find(|socket| socket.id == id) else {
+        return;
+    };
+    if !socket.is_blocked {
+        let wire = world.links[socket.link].socket(side, world.wire, world.choice, world.now);
+        socket.is_blocked = pump::flush(endpoint, id, wire, world.now) == Progress::Blocked;
+    }
+}

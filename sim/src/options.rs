@@ -1,0 +1,309 @@
+//! What kind of world a seed makes. Every fault has a weight, and many are zero: a fault that is
+//! rare among all others would never meet the state that it breaks.
+
+use core::net::Ipv4Addr;
+use core::time::Duration;
+
+use ipnet::Ipv4Net;
+use lostlove_core::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
+use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
+
+use crate::choice::Choice;
+
+/// What may happen next in a world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Packets of one flow.
+    Burst,
+    /// Packets of one flow from somebody else's address.
+    Spoof,
+    /// What is no packet, or goes nowhere.
+    Junk,
+    /// A TCP connection is reset, with bytes under way.
+    Reset,
+    /// A TCP connection dies without a word.
+    Death,
+    /// One direction of a TCP connection ends.
+    HalfClose,
+    /// Both directions end in the middle of what is under way.
+    Cut,
+    /// One direction delivers nothing for a while.
+    Stall,
+    /// One direction's window changes.
+    Window,
+    /// A TUN device's queue is full for a while.
+    TunFull,
+    /// A machine sleeps.
+    Suspend,
+    /// A client ends and starts again.
+    RestartClient,
+    /// The server ends and starts again.
+    RestartServer,
+    /// Time passes.
+    Rest,
+    /// Someone unknown connects to the server.
+    Stranger,
+    /// Someone else answers the next dial.
+    Impostor,
+    /// Bytes under way are altered.
+    Tamper,
+}
+
+impl Action {
+    const ALL: [Self; 17] = [
+        Self::Burst,
+        Self::Spoof,
+        Self::Junk,
+        Self::Reset,
+        Self::Death,
+        Self::HalfClose,
+        Self::Cut,
+        Self::Stall,
+        Self::Window,
+        Self::TunFull,
+        Self::Suspend,
+        Self::RestartClient,
+        Self::RestartServer,
+        Self::Rest,
+        Self::Stranger,
+        Self::Impostor,
+        Self::Tamper,
+    ];
+}
+
+/// What a machine's TUN device can do, and its MTU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceOptions {
+    pub(crate) offload: bool,
+    pub(crate) udp_offload: bool,
+    pub(crate) mtu: u16,
+}
+
+/// How the network behaves when nothing in particular is wrong.
+#[derive(Clone, Debug)]
+pub(crate) struct NetworkOptions {
+    pub(crate) latency: Duration,
+    pub(crate) jitter: Duration,
+    /// Bytes that may be under way, or wait for the reader.
+    pub(crate) window: usize,
+    pub(crate) max_read: usize,
+    pub(crate) max_write: usize,
+    /// Per mille of system calls.
+    pub(crate) interrupted: u32,
+    pub(crate) spurious: u32,
+    /// Per mille of dials.
+    pub(crate) dial_refused: u32,
+    pub(crate) dial_hangs: u32,
+}
+
+/// Everything drawn at the start.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// The server's, then the clients'.
+    pub(crate) devices: Vec<DeviceOptions>,
+    pub(crate) suites: Vec<Vec<Suite>>,
+    pub(crate) rotation: Rotation,
+    pub(crate) limits: Limits,
+    pub(crate) has_v6: bool,
+    pub(crate) prefix_len: u8,
+    pub(crate) fixed_addresses: bool,
+    pub(crate) preshared_keys: bool,
+    pub(crate) client_to_client: bool,
+    pub(crate) rate_limit: Option<u64>,
+    pub(crate) network: NetworkOptions,
+    pub(crate) actions: usize,
+    /// The mean time between actions.
+    pub(crate) pace: Duration,
+    pub(crate) weights: Vec<(Action, u32)>,
+}
+
+impl Options {
+    pub(crate) fn draw(choice: &mut Choice) -> Self {
+        let clients = match choice.range(0, 9) {
+            0..=4 => 1,
+            5..=7 => choice.size(2, 3),
+            8 => choice.size(4, 8),
+            _ if choice.chance(100) => choice.size(9, 20),
+            _ => 2,
+        };
+        let prefix_len = if choice.chance(150) { 29 } else { 24 };
+        Self {
+            devices: (0..=clients).map(|_| device(choice)).collect(),
+            suites: (0..=clients).map(|_| suites(choice)).collect(),
+            rotation: Rotation {
+                bytes: choice.pick(&[70_000, 300_000, 5_000_000]),
+                interval: choice.pick(&[60, 600, 600, 600]).seconds(),
+            },
+            limits: limits(choice),
+            has_v6: choice.chance(700),
+            prefix_len,
+            fixed_addresses: prefix_len == 24 && choice.chance(300),
+            preshared_keys: choice.chance(300),
+            client_to_client: choice.chance(600),
+            rate_limit: choice
+                .chance(200)
+                .then(|| choice.pick(&[20_000, 200_000, 5_000_000])),
+            network: network(choice),
+            actions: choice.size(20, 80),
+            pace: Duration::from_millis(choice.pick(&[3, 50, 1000, 10_000, 30_000])),
+            weights: weights(choice),
+        }
+    }
+
+    pub(crate) fn clients(&self) -> usize {
+        self.devices.len() - 1
+    }
+
+    /// Clients that can have an address at one time.
+    pub(crate) fn capacity(&self) -> usize {
+        let hosts = (1_usize << (32 - self.prefix_len)) - 3;
+        self.clients().min(hosts)
+    }
+
+    pub(crate) fn config(&self, node: usize) -> Config {
+        let role = if node == 0 {
+            Role::Server(self.server())
+        } else {
+            Role::Client(Client {
+                secret_key: secret(node),
+                server_key: secret(0).public_key(),
+                preshared_key: self.preshared(node),
+                routes: Vec::new(),
+                reconnect_min: Duration::from_millis(500),
+                reconnect_max: Duration::from_secs(30),
+            })
+        };
+        let device = &self.devices[node];
+        Config {
+            role,
+            suites: self.suites[node].clone(),
+            rotation: self.rotation,
+            limits: self.limits.clone(),
+            mtu: device.mtu,
+            tun_offload: device.offload,
+            tun_udp_offload: device.udp_offload,
+            unix_time_at_zero: Duration::from_secs(1_800_000_000 + 1000 * node as u64),
+        }
+    }
+
+    fn server(&self) -> Server {
+        let peers = (1..=self.clients()).map(|n| Peer {
+            name: format!("client{n}"),
+            public_key: secret(n).public_key(),
+            preshared_key: self.preshared(n),
+            address_v4: self
+                .fixed_addresses
+                .then(|| Ipv4Addr::new(10, 8, 0, 100 + n as u8)),
+            address_v6: None,
+            routes: Vec::new(),
+            rate_limit: None,
+        });
+        let network = Ipv4Net::new(Ipv4Addr::new(10, 8, 0, 1), self.prefix_len);
+        Server {
+            secret_key: secret(0),
+            peers: peers.collect(),
+            address_v4: network.expect("a prefix length below 33"),
+            address_v6: self
+                .has_v6
+                .then(|| "fd00::1/64".parse().expect("a network")),
+            client_to_client: self.client_to_client,
+            probe_sources: Vec::new(),
+            push: Push::default(),
+            rate_limit: self.rate_limit,
+        }
+    }
+
+    fn preshared(&self, node: usize) -> Option<PresharedKey> {
+        self.preshared_keys
+            .then(|| PresharedKey::from_bytes([node as u8 + 101; 32]))
+    }
+}
+
+trait Seconds {
+    fn seconds(self) -> Duration;
+}
+
+impl Seconds for u64 {
+    fn seconds(self) -> Duration {
+        Duration::from_secs(self)
+    }
+}
+
+fn secret(node: usize) -> SecretKey {
+    SecretKey::from_bytes([node as u8 + 1; 32])
+}
+
+fn device(choice: &mut Choice) -> DeviceOptions {
+    let offload = choice.chance(600);
+    DeviceOptions {
+        offload,
+        udp_offload: offload && choice.chance(700),
+        mtu: choice.pick(&[1280, 1400, 1400, 1400, 9000]),
+    }
+}
+
+fn suites(choice: &mut Choice) -> Vec<Suite> {
+    let mut suites = Suite::ALL.to_vec();
+    let first = choice.index(suites.len());
+    suites.swap(0, first);
+    suites
+}
+
+fn limits(choice: &mut Choice) -> Limits {
+    let keepalive_interval = choice.pick(&[5, 10, 25]).seconds();
+    Limits {
+        keepalive_interval,
+        connection_timeout: keepalive_interval * choice.pick(&[3, 6, 12]),
+        queue_bytes: choice.pick(&[4096, 100_000, 1024 * 1024]),
+        queue_age: Duration::from_millis(choice.pick(&[20, 250, 5000])),
+        max_handshakes_per_source: choice.size(2, 16),
+        ..Limits::default()
+    }
+}
+
+fn network(choice: &mut Choice) -> NetworkOptions {
+    let noise = |choice: &mut Choice, high| {
+        if choice.chance(400) {
+            u32::try_from(choice.range(1, high)).unwrap_or(0)
+        } else {
+            0
+        }
+    };
+    NetworkOptions {
+        latency: choice.pick(&[50, 1000, 20_000, 150_000]).micros(),
+        jitter: choice.pick(&[0, 100, 30_000]).micros(),
+        window: choice.pick(&[700, 5000, 70_000, 400_000, 4_000_000]),
+        max_read: choice.pick(&[1, 30, 1460, usize::MAX, usize::MAX]),
+        max_write: choice.pick(&[13, 1460, usize::MAX, usize::MAX]),
+        interrupted: noise(choice, 200),
+        spurious: noise(choice, 200),
+        dial_refused: noise(choice, 500),
+        dial_hangs: noise(choice, 300),
+    }
+}
+
+trait Micros {
+    fn micros(self) -> Duration;
+}
+
+impl Micros for u64 {
+    fn micros(self) -> Duration {
+        Duration::from_micros(self)
+    }
+}
+
+fn weights(choice: &mut Choice) -> Vec<(Action, u32)> {
+    Action::ALL
+        .into_iter()
+        .map(|action| {
+            let weight = match action {
+                Action::Burst => 60,
+                _ if choice.chance(550) => 0,
+                Action::RestartServer | Action::RestartClient => choice.pick(&[1, 3]),
+                _ => choice.pick(&[1, 3, 10]),
+            };
+            (action, weight)
+        })
+        .filter(|(_, weight)| *weight > 0)
+        .collect()
+}

@@ -1,0 +1,417 @@
+//! A world: one server, its clients, what is between them, and the time.
+
+use core::fmt;
+use core::hash::Hash as _;
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::time::Duration;
+use std::collections::VecDeque;
+use std::hash::DefaultHasher;
+
+use lostlove_core::event::{CloseReason, Event};
+use lostlove_core::time::Instant;
+
+use crate::choice::Choice;
+use crate::flow::Flows;
+use crate::link::{End, Link, Wire};
+use crate::node::{Dial, Node, Surroundings};
+use crate::options::Options;
+use crate::tap::Seen;
+
+/// Turns at one instant beyond which nobody believes that it will end.
+const MAX_TURNS: usize = 20_000;
+/// Lines of the story kept.
+const STORY_LEN: usize = 60;
+/// How long a dial takes that is not answered.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What kind of thing went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Something happened that must never happen.
+    Safety,
+    /// Something did not happen that must, once all faults have stopped.
+    Progress,
+    /// The same seed gave two different runs.
+    Determinism,
+    /// The code under test panicked.
+    Panic,
+}
+
+/// What went wrong, and what came before.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The kind.
+    pub kind: Kind,
+    /// What it is.
+    pub what: String,
+    /// The options drawn and the last events.
+    pub story: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:?} failure: {}", self.kind, self.what)?;
+        self.story
+            .iter()
+            .try_for_each(|line| writeln!(f, "  {line}"))
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) options: Options,
+    pub(crate) choice: Choice,
+    pub(crate) now: Instant,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) links: Vec<Link>,
+    /// Links that are not over.
+    pub(crate) live: Vec<usize>,
+    pub(crate) wire: Wire,
+    pub(crate) flows: Flows,
+    pub(crate) impostor_next: bool,
+    pub(crate) has_healed: bool,
+    /// What honest sides have written, for the attacker.
+    pub(crate) recordings: Vec<Vec<u8>>,
+    pub(crate) trace: DefaultHasher,
+    pub(crate) story: VecDeque<String>,
+    pub(crate) is_verbose: bool,
+    next_port: u16,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, is_verbose: bool) -> Self {
+        let mut choice = Choice::new(seed);
+        let options = Options::draw(&mut choice);
+        let now = Instant::from_millis(choice.range(0, 5000));
+        let nodes = (0..options.devices.len())
+            .map(|n| Node::new(n, options.config(n), choice.seed(), now))
+            .collect();
+        Self {
+            wire: Wire {
+                network: options.network.clone(),
+                seen: Seen::default(),
+                complaint: None,
+            },
+            options,
+            choice,
+            now,
+            nodes,
+            links: Vec::new(),
+            live: Vec::new(),
+            flows: Flows::default(),
+            impostor_next: false,
+            has_healed: false,
+            recordings: Vec::new(),
+            trace: DefaultHasher::new(),
+            story: VecDeque::new(),
+            is_verbose,
+            next_port: 1024,
+        }
+    }
+
+    /// A line for whoever has to understand a failure.
+    pub(crate) fn tell(&mut self, line: impl FnOnce() -> String) {
+        let line = format!("{:>14.6} {}", self.now.as_nanos() as f64 / 1e9, line());
+        line.hash(&mut self.trace);
+        if self.is_verbose {
+            eprint_line(&line);
+        }
+        if self.story.len() == STORY_LEN {
+            self.story.pop_front();
+        }
+        self.story.push_back(line);
+    }
+
+    pub(crate) fn failure(&self, kind: Kind, what: impl Into<String>) -> Failure {
+        let drawn = format!("{:?}", self.options);
+        Failure {
+            kind,
+            what: what.into(),
+            story: [drawn]
+                .into_iter()
+                .chain(self.story.iter().cloned())
+                .collect(),
+        }
+    }
+
+    pub(crate) fn unsafe_if(&self, complaint: Option<String>) -> Result<(), Failure> {
+        complaint.map_or(Ok(()), |what| Err(self.failure(Kind::Safety, what)))
+    }
+
+    /// Lets `duration` pass, doing everything that becomes due.
+    pub(crate) fn advance(&mut self, duration: Duration) -> Result<(), Failure> {
+        let end = self.now + duration;
+        loop {
+            self.settle()?;
+            let links = self.live.iter().filter_map(|n| self.links[*n].next_at());
+            let nodes = self.nodes.iter().filter_map(Node::next_at);
+            match links.chain(nodes).min() {
+                Some(at) if at <= end => self.now = self.now.max(at),
+                _ => break,
+            }
+        }
+        self.now = end;
+        self.settle()
+    }
+
+    /// Does all that is due now.
+    fn settle(&mut self) -> Result<(), Failure> {
+        for _ in 0..MAX_TURNS {
+            let mut moved = self.pass();
+            for n in 0..self.nodes.len() {
+                if self.nodes[n].has_work(self.now) {
+                    moved = true;
+                    self.turn(n)?;
+                }
+            }
+            if !moved {
+                return Ok(());
+            }
+        }
+        Err(self.failure(Kind::Safety, "no end of turns at one instant"))
+    }
+
+    /// Lets the network do what is due.
+    fn pass(&mut self) -> bool {
+        let mut moved = false;
+        for n in 0..self.live.len() {
+            let index = self.live[n];
+            let link = &mut self.links[index];
+            let ends = link.ends;
+            for (end, (readable, writable)) in ends.into_iter().zip(link.pass(&self.wire, self.now))
+            {
+                moved |= readable || writable;
+                match end {
+                    End::Node(node) => self.nodes[node].notify(index, readable, writable),
+                    End::Attacker if readable => self.attacker_reads(index),
+                    End::Attacker | End::Backlog | End::Gone => {}
+                }
+            }
+        }
+        moved
+    }
+
+    pub(crate) fn turn(&mut self, n: usize) -> Result<(), Failure> {
+        if self.nodes[n].dial.is_some_and(|dial| dial.at <= self.now) {
+            self.finish_dial(n);
+        }
+        let node = &mut self.nodes[n];
+        let mut surroundings = Surroundings {
+            links: &mut self.links,
+            wire: &mut self.wire,
+            choice: &mut self.choice,
+            now: self.now,
+        };
+        let events = node.turn(&mut surroundings);
+        let events =
+            events.map_err(|what| self.failure(Kind::Safety, format!("node {n}: {what}")))?;
+        let complaint = self.wire.complaint.take();
+        self.unsafe_if(complaint)?;
+        let mut newcomers = Vec::new();
+        for event in &events {
+            self.handle_event(n, event)?;
+            newcomers.extend(self.newcomer(event, &events).filter(|_| n == 0));
+        }
+        let addresses = self.lend(&newcomers);
+        self.judge_packets(n)?;
+        // The server may have handed out a packet before it lent the address, in the same turn.
+        self.flows.known.extend(addresses);
+        let mut links = core::mem::take(&mut self.live);
+        links.retain(|link| {
+            let is_over = self.links[*link].is_over();
+            if is_over {
+                self.record(*link);
+            }
+            !is_over
+        });
+        self.live = links;
+        if self.nodes[n].restarts && self.nodes[n].endpoint.is_shut_down() {
+            self.start_again(n, false);
+        }
+        Ok(())
+    }
+
+    /// The client whose session the server has begun with `event`, unless it was turned away in the
+    /// same breath for want of an address.
+    fn newcomer(&self, event: &Event, all: &[Event]) -> Option<usize> {
+        let Event::Established { id, peer, .. } = event else {
+            return None;
+        };
+        let client: usize = peer.strip_prefix("client")?.parse().ok()?;
+        let reason = all.iter().find_map(|event| match event {
+            Event::Closed { id: of, reason, .. } if of == id => Some(reason),
+            _ => None,
+        });
+        let is_up = match reason {
+            Some(reason) => *reason != CloseReason::PoolEmpty,
+            None => {
+                self.nodes[0]
+                    .endpoint
+                    .peer_stats()
+                    .nth(client - 1)?
+                    .connected
+            }
+        };
+        is_up.then_some(client)
+    }
+
+    /// From now on, their addresses are these clients' own.
+    fn lend(&mut self, clients: &[usize]) -> Vec<IpAddr> {
+        let mut lent = Vec::new();
+        for client in clients {
+            for address in self.nodes[*client].addresses() {
+                self.flows.owners.insert(address, *client);
+                lent.push(address);
+            }
+        }
+        lent
+    }
+
+    fn judge_packets(&mut self, n: usize) -> Result<(), Failure> {
+        let packets = self.nodes[n].device.inbound.take();
+        for framed in packets {
+            framed.0.hash(&mut self.trace);
+            let verdict = self.flows.judge(n, &framed);
+            if let Err(what) = verdict {
+                return Err(self.failure(Kind::Safety, format!("node {n}: {what}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, link: usize) {
+        for pipe in &mut self.links[link].pipes {
+            let recording = core::mem::take(&mut pipe.tap.recording);
+            if !recording.is_empty() && self.recordings.len() < 20 {
+                self.recordings.push(recording);
+            }
+        }
+    }
+
+    fn handle_event(&mut self, n: usize, event: &Event) -> Result<(), Failure> {
+        self.tell(|| format!("node {n}: {event:?}"));
+        match event {
+            Event::Dial { .. } => self.dial(n),
+            Event::Configure(settings) => {
+                self.nodes[n].settings = Some(settings.clone());
+            }
+            Event::Established { remote, .. } if n == 0 => {
+                let is_stranger = remote.ip() != client_address(0, remote.ip());
+                return self.unsafe_if(is_stranger.then(|| "a stranger has a session".to_owned()));
+            }
+            Event::Established { id, .. } => return self.established(n, *id),
+            Event::ProbeEstablished { .. } => {
+                return self.unsafe_if(Some("a probe nobody allowed".to_owned()));
+            }
+            Event::Closed { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn established(
+        &mut self,
+        n: usize,
+        id: lostlove_core::event::ConnectionId,
+    ) -> Result<(), Failure> {
+        // It may have ended in the same turn.
+        let socket = self.nodes[n].sockets.iter().find(|socket| socket.id == id);
+        if let Some(link) = socket.map(|socket| socket.link) {
+            self.nodes[n].session = Some(link);
+            let is_impostor = self.links[link].ends[1] == End::Attacker;
+            return self.unsafe_if(is_impostor.then(|| "an impostor has a session".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn dial(&mut self, n: usize) {
+        let network = &self.wire.network;
+        let hangs = self.choice.chance(network.dial_hangs);
+        let refused = self.choice.chance(network.dial_refused);
+        let wait = if hangs {
+            DIAL_TIMEOUT
+        } else {
+            network.latency * 2
+        };
+        self.nodes[n].dial = Some(Dial {
+            at: self.now + wait.max(Duration::from_micros(10)),
+            works: !hangs && !refused,
+            is_impostor: core::mem::take(&mut self.impostor_next),
+        });
+    }
+
+    fn finish_dial(&mut self, n: usize) {
+        let Some(dial) = self.nodes[n].dial.take() else {
+            return;
+        };
+        let now = self.now;
+        if !dial.works {
+            self.nodes[n].endpoint.handle_dial_failed(now);
+            return;
+        }
+        let server = SocketAddr::from(([203, 0, 113, 1], 8443));
+        let Ok(id) = self.nodes[n].endpoint.handle_connected(server, now) else {
+            self.nodes[n].endpoint.handle_dial_failed(now);
+            return;
+        };
+        let port = self.take_port();
+        let remote = SocketAddr::new(client_address(n, server.ip()), port);
+        let far = if dial.is_impostor {
+            End::Attacker
+        } else {
+            End::Backlog
+        };
+        let link = self.add_link([End::Node(n), far], remote);
+        if !dial.is_impostor {
+            self.nodes[0].backlog.push_back(link);
+        }
+        let mut surroundings = Surroundings {
+            links: &mut self.links,
+            wire: &mut self.wire,
+            choice: &mut self.choice,
+            now,
+        };
+        self.nodes[n].watch(id, link, &mut surroundings);
+    }
+
+    pub(crate) fn take_port(&mut self) -> u16 {
+        self.next_port = self.next_port.wrapping_add(1).max(1024);
+        self.next_port
+    }
+
+    pub(crate) fn add_link(&mut self, ends: [End; 2], remote: SocketAddr) -> usize {
+        let window = self.wire.network.window;
+        self.links.push(Link::new(ends, remote, window));
+        self.live.push(self.links.len() - 1);
+        self.links.len() - 1
+    }
+
+    /// Starts node `n` afresh: nothing is left of what it knew.
+    pub(crate) fn start_again(&mut self, n: usize, is_silent: bool) {
+        let sockets = core::mem::take(&mut self.nodes[n].sockets);
+        let side = usize::from(n == 0);
+        let backlog = core::mem::take(&mut self.nodes[n].backlog);
+        for link in sockets.iter().map(|socket| socket.link).chain(backlog) {
+            self.links[link].abandon(side, is_silent, self.now);
+        }
+        if n == 0 {
+            self.flows.known.clear();
+        }
+        let config = self.options.config(n);
+        let seed = self.choice.seed();
+        self.nodes[n] = Node::new(n, config, seed, self.now);
+        self.tell(|| format!("node {n} starts again"));
+    }
+}
+
+/// Where node `n` dials from; for 0, the address given if it is a client's.
+fn client_address(n: usize, given: IpAddr) -> IpAddr {
+    match given {
+        IpAddr::V4(address) if n == 0 && address.octets()[..3] == [198, 51, 100] => given,
+        _ => IpAddr::V4(Ipv4Addr::new(198, 51, 100, n as u8)),
+    }
+}
+
+fn eprint_line(line: &str) {
+    use std::io::Write as _;
+    // Nothing can be done about a closed stream.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
