@@ -312,7 +312,10 @@ fn send_raw(host: &Host, packet: &[u8], target: IpAddr) {
 fn ipv4_packet(source: Ipv4Addr, socket: &UdpSocket) -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, UDP, 0, 0];
     packet.extend(source.octets());
-    packet.extend([10, 8, 0, 1]);
+    let IpAddr::V4(target) = socket.local_addr().unwrap().ip() else {
+        unreachable!("an IPv4 socket")
+    };
+    packet.extend(target.octets());
     // UDP over IPv4 may go without a checksum.
     packet.extend(udp_header(socket, 0));
     packet
@@ -321,8 +324,8 @@ fn ipv4_packet(source: Ipv4Addr, socket: &UdpSocket) -> Vec<u8> {
 fn ipv6_packet(source: Ipv6Addr, socket: &UdpSocket) -> Vec<u8> {
     let mut packet = vec![0x60, 0, 0, 0, 0, 8, UDP, 64];
     packet.extend(source.octets());
-    let IpAddr::V6(target) = SERVER_V6 else {
-        unreachable!("an IPv6 address")
+    let IpAddr::V6(target) = socket.local_addr().unwrap().ip() else {
+        unreachable!("an IPv6 socket")
     };
     packet.extend(target.octets());
     // RFC 8200, section 8.1: pseudo-header and datagram.

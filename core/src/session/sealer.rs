@@ -126,7 +126,7 @@ impl Sealer {
 #[cfg(test)]
 mod tests {
     use core::time::Duration;
-    use std::collections::HashSet;
+    use std::collections::BTreeSet;
 
     use proptest::prelude::*;
 
@@ -383,7 +383,7 @@ mod tests {
             let mut sessions = 0;
             let mut exchanges: u32 = 0;
             let mut sealers = connect(suite, sessions, now);
-            let mut keystreams = HashSet::new();
+            let mut keystreams = BTreeSet::new();
             for step in steps {
                 match step {
                     Step::Seal { direction, len } => {

@@ -1,4 +1,5 @@
 //! Replays every corpus, and every seed.
+#![expect(clippy::unwrap_used, reason = "a test ends by panicking")]
 
 use std::path::Path;
 use std::{fs, panic};

@@ -1,0 +1,146 @@
+//! Tunnel addresses and who holds them.
+
+use core::net::Ipv4Addr;
+use core::time::Duration;
+
+use super::super::testing::{Net, SERVER, client_config, server_config, udp};
+use crate::event::CloseReason;
+use crate::wire::DisconnectCode;
+
+use super::{SERVER_ADDRESS, server_of};
+
+/// Case 59: the newest session of a key wins, and the old one is told why.
+#[test]
+fn a_second_session_of_a_key_replaces_the_first_and_keeps_the_address() {
+    let mut net = Net::new(server_config(1), vec![client_config(1), client_config(1)]);
+    net.settle();
+    assert_eq!(net.address_v4(0), net.address_v4(1));
+    assert_eq!(net.server.stats().sessions, 1);
+    let told = net
+        .close_reasons(0)
+        .into_iter()
+        .chain(net.close_reasons(1))
+        .any(|reason| {
+            matches!(
+                reason,
+                CloseReason::Peer {
+                    code: DisconnectCode::Superseded,
+                    ..
+                }
+            )
+        });
+    assert!(told, "{:?}", net.events);
+    // The loser waits the longest wait at least: no flapping.
+    net.run(Duration::from_secs(29));
+    assert_eq!(net.server.stats().sessions_established, 2);
+}
+
+/// Case 57: an exhausted pool is a clear refusal, and nobody else notices.
+#[test]
+fn an_empty_pool_refuses_with_its_own_code() {
+    let mut config = server_config(3);
+    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    let mut net = Net::new(config, (1..=3).map(client_config).collect());
+    net.settle();
+    let refused: Vec<_> = (0..3)
+        .flat_map(|client| net.close_reasons(client))
+        .collect();
+    assert_eq!(refused.len(), 2);
+    for reason in refused {
+        assert!(matches!(
+            reason,
+            CloseReason::Peer {
+                code: DisconnectCode::PoolEmpty,
+                ..
+            }
+        ));
+    }
+    assert_eq!(net.server.stats().sessions, 1);
+}
+
+/// Case 57: the address of a session that replaced an older one is not given away.
+#[test]
+fn a_superseding_session_holds_its_address_against_an_exhausted_pool() {
+    let mut config = server_config(2);
+    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    let mut net = Net::new(
+        config,
+        vec![client_config(1), client_config(1), client_config(2)],
+    );
+    net.unreachable_for.insert(2);
+    net.settle();
+    let superseded = if net.close_reasons(0).is_empty() {
+        1
+    } else {
+        0
+    };
+    net.unreachable_for.insert(superseded);
+    net.run(Duration::from_secs(120));
+    net.unreachable_for.remove(&2);
+    net.run(Duration::from_secs(60));
+    let refusals = net.close_reasons(2);
+    assert!(!refusals.is_empty());
+    assert!(refusals.iter().all(|reason| matches!(
+        reason,
+        CloseReason::Peer {
+            code: DisconnectCode::PoolEmpty,
+            ..
+        }
+    )));
+}
+
+/// Case 22: a replayed hello of an absent client does not keep an address from others.
+#[test]
+fn an_unproven_hello_gives_its_address_back() {
+    let mut config = server_config(2);
+    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    let mut recorded = Net::new(config.clone(), vec![client_config(1)]);
+    recorded.settle();
+    let flight = recorded.link(0).up.transcript.clone();
+    let len = 24 + usize::from(u16::from_be_bytes([flight[13], flight[14]]));
+    let hello = &flight[..len];
+    let mut net = Net::new(config, vec![client_config(2)]);
+    net.unreachable_for.insert(0);
+    net.settle();
+    let now = net.now;
+    let id = net
+        .server
+        .handle_accepted(([198, 51, 100, 7], 1).into(), now)
+        .unwrap();
+    net.server.recv_buf(id).unwrap()[..len].copy_from_slice(hello);
+    net.server.handle_received(id, len, &mut |_| true, now);
+    net.run(Duration::from_secs(120));
+    net.unreachable_for.clear();
+    net.run(Duration::from_secs(31));
+    assert_eq!(net.server.stats().sessions, 1);
+    assert_eq!(net.address_v4(0), Ipv4Addr::new(10, 8, 0, 2));
+}
+
+/// Case 57: one of two unproven connections of a client ends, and the other one proves itself.
+#[test]
+fn an_address_is_held_whatever_other_hellos_of_the_client_came_to() {
+    let mut config = server_config(2);
+    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    let mut net = Net::new(
+        config,
+        vec![client_config(1), client_config(1), client_config(2)],
+    );
+    net.unreachable_for.extend([1, 2]);
+    net.settle();
+    // A hello of the same client from elsewhere, which never gets further.
+    let hello = net.link(0).up.transcript.clone();
+    let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
+    let now = net.now;
+    let source = ([198, 51, 100, 7], 1).into();
+    let id = net.server.handle_accepted(source, now).unwrap();
+    net.server.recv_buf(id).unwrap()[..len].copy_from_slice(&hello[..len]);
+    net.server.handle_received(id, len, &mut |_| true, now);
+    net.run(Duration::from_secs(120));
+    net.unreachable_for.remove(&2);
+    net.run(Duration::from_secs(60));
+    let own = net.address_v4(0);
+    net.send_from(SERVER, &udp(SERVER_ADDRESS, own, 1, b"still mine"));
+    net.settle();
+    assert_eq!(net.received[0].len(), 1);
+    assert!(net.received[2].is_empty());
+}

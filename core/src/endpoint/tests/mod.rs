@@ -1,0 +1,50 @@
+//! Conversations between a server and its clients.
+
+mod addresses;
+mod routing;
+mod sessions;
+mod strangers;
+mod traffic;
+
+use core::net::Ipv4Addr;
+
+use super::testing::udp;
+use crate::config::{Role, Server};
+use crate::ip::VirtioHeader;
+
+const SERVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 1);
+
+fn server_of(config: &mut crate::config::Config) -> &mut Server {
+    match &mut config.role {
+        Role::Server(server) => server,
+        Role::Client(_) => panic!("not a server"),
+    }
+}
+
+fn tcp_super_packet(source: Ipv4Addr, destination: Ipv4Addr, len: usize) -> Vec<u8> {
+    let payload: Vec<u8> = (0..len - 40).map(|n| n as u8).collect();
+    let mut packet = udp(source, destination, 0, &[]);
+    packet.truncate(20);
+    packet[2..4].copy_from_slice(&u16::try_from(len).unwrap().to_be_bytes());
+    packet[9] = 6;
+    packet[10..12].fill(0);
+    let sum = !crate::ip::ones_complement_sum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    let mut tcp = [0; 20];
+    tcp[12] = 0x50;
+    tcp[13] = 0x10;
+    packet.extend_from_slice(&tcp);
+    packet.extend_from_slice(&payload);
+    packet
+}
+
+fn super_packet_header(segment: u16) -> VirtioHeader {
+    VirtioHeader {
+        flags: VirtioHeader::NEEDS_CSUM,
+        gso_type: VirtioHeader::GSO_TCPV4,
+        hdr_len: 40,
+        gso_size: segment,
+        csum_start: 20,
+        csum_offset: 16,
+    }
+}

@@ -1,0 +1,208 @@
+//! Who may send what to whom.
+
+use core::net::Ipv4Addr;
+
+use super::super::testing::{Net, SERVER, client_config, secret, server_config, udp};
+use crate::config::Role;
+use crate::error::DropReason;
+
+use super::{SERVER_ADDRESS, server_of, tcp_super_packet};
+
+/// Case 51: a client may send only from its own addresses.
+#[test]
+fn a_foreign_source_is_dropped_and_counted() {
+    let mut net = Net::connected(2);
+    let own = net.address_v4(0);
+    let other = net.address_v4(1);
+    let sources = [
+        other,
+        SERVER_ADDRESS,
+        Ipv4Addr::new(192, 0, 2, 9),
+        Ipv4Addr::UNSPECIFIED,
+        Ipv4Addr::LOCALHOST,
+        Ipv4Addr::new(224, 0, 0, 1),
+        Ipv4Addr::BROADCAST,
+    ];
+    for source in sources {
+        net.send_from(0, &udp(source, SERVER_ADDRESS, 1, b"forged"));
+    }
+    net.send_from(0, &udp(own, SERVER_ADDRESS, 1, b"own"));
+    net.settle();
+    assert_eq!(
+        net.received_by_server,
+        [udp(own, SERVER_ADDRESS, 1, b"own")]
+    );
+    assert_eq!(
+        net.server.stats().dropped(DropReason::ForeignSource),
+        sources.len() as u64
+    );
+}
+
+/// Case 53: clients reach each other only where the configuration says so.
+#[test]
+fn client_to_client_traffic_follows_the_configuration() {
+    for allowed in [false, true] {
+        let mut config = server_config(2);
+        server_of(&mut config).client_to_client = allowed;
+        let mut net = Net::new(config, vec![client_config(1), client_config(2)]);
+        net.settle();
+        let packet = udp(net.address_v4(0), net.address_v4(1), 5, b"hello neighbour");
+        net.send_from(0, &packet);
+        net.settle();
+        assert!(net.received_by_server.is_empty());
+        if allowed {
+            assert_eq!(net.received[1].len(), 1);
+            assert_eq!(net.received[1][0][28..], packet[28..]);
+            assert_eq!(
+                net.received[1][0][8], 63,
+                "a router takes one off the time to live"
+            );
+        } else {
+            assert!(net.received[1].is_empty());
+            assert_eq!(net.server.stats().dropped(DropReason::Isolated), 1);
+            assert_eq!(net.received[0].len(), 1, "the sender is told by ICMP");
+        }
+    }
+}
+
+/// Case 56: a client's packet whose time to live ends at the server is answered by ICMP.
+#[test]
+fn an_expired_packet_between_clients_is_answered() {
+    let mut config = server_config(2);
+    server_of(&mut config).client_to_client = true;
+    let mut net = Net::new(config, vec![client_config(1), client_config(2)]);
+    net.settle();
+    let mut packet = udp(net.address_v4(0), net.address_v4(1), 5, b"far");
+    packet[8] = 1;
+    net.send_from(0, &packet);
+    net.settle();
+    assert!(net.received[1].is_empty());
+    assert_eq!(net.server.stats().dropped(DropReason::TtlExpired), 1);
+    assert_eq!((net.received[0][0][9], net.received[0][0][20]), (1, 11));
+}
+
+/// Case 102: too large for the session's MTU and not to be fragmented.
+#[test]
+fn a_packet_beyond_the_clients_mtu_is_answered_with_packet_too_big() {
+    let mut client = client_config(1);
+    client.mtu = 1300;
+    let mut net = Net::new(server_config(1), vec![client]);
+    net.settle();
+    net.send_from(
+        SERVER,
+        &udp(SERVER_ADDRESS, net.address_v4(0), 5, &[0; 1300]),
+    );
+    net.settle();
+    assert!(net.received[0].is_empty());
+    let reply = &net.received_by_server[0];
+    assert_eq!(
+        (reply[20], reply[21], &reply[26..28]),
+        (3, 4, &1300u16.to_be_bytes()[..])
+    );
+}
+
+/// Case 102: too large, and the sender does not mind fragments.
+#[test]
+fn a_packet_without_dont_fragment_reaches_a_client_with_a_small_mtu_in_pieces() {
+    let mut config = server_config(2);
+    server_of(&mut config).client_to_client = true;
+    let mut small = client_config(1);
+    small.mtu = 1300;
+    let mut net = Net::new(config, vec![small, client_config(2)]);
+    net.settle();
+    for from in [SERVER, 1] {
+        let source = if from == SERVER {
+            SERVER_ADDRESS
+        } else {
+            net.address_v4(1)
+        };
+        let mut packet = udp(source, net.address_v4(0), 5, &[3; 1350]);
+        packet[6] = 0;
+        net.send_from(from, &packet);
+        net.settle();
+        let pieces = core::mem::take(&mut net.received[0]);
+        assert_eq!(pieces.len(), 2);
+        let data: Vec<u8> = pieces
+            .iter()
+            .flat_map(|piece| piece[20..].to_vec())
+            .collect();
+        assert!(data == packet[20..]);
+    }
+}
+
+#[test]
+fn a_syn_towards_a_client_with_a_small_mtu_is_clamped() {
+    let mut client = client_config(1);
+    client.mtu = 1300;
+    let mut net = Net::new(server_config(1), vec![client]);
+    net.settle();
+    let mut syn = tcp_super_packet(SERVER_ADDRESS, net.address_v4(0), 44);
+    (syn[32], syn[33]) = (0x60, 0x02);
+    syn[40..44].copy_from_slice(&[2, 4, 0x05, 0xb4]);
+    net.send_from(SERVER, &syn);
+    net.settle();
+    assert_eq!(net.received[0][0][42..44], 1260u16.to_be_bytes());
+}
+
+#[test]
+fn a_client_with_other_addresses_of_its_own_is_heard_through_its_routes() {
+    let mut config = server_config(1);
+    server_of(&mut config).peers[0].routes = vec!["192.168.7.0/24".parse().unwrap()];
+    let mut client = client_config(1);
+    if let Role::Client(client) = &mut client.role {
+        client.routes = vec!["192.168.7.0/24".parse().unwrap()];
+        assert_eq!(client.secret_key.public_key(), secret(1).public_key());
+    }
+    let mut net = Net::new(config, vec![client]);
+    net.settle();
+    let up = udp(Ipv4Addr::new(192, 168, 7, 9), SERVER_ADDRESS, 1, b"up");
+    let down = udp(SERVER_ADDRESS, Ipv4Addr::new(192, 168, 7, 9), 1, b"down");
+    net.send_from(0, &up);
+    net.send_from(SERVER, &down);
+    net.settle();
+    assert_eq!(
+        (&net.received_by_server[..], &net.received[0][..]),
+        (&[up][..], &[down][..])
+    );
+}
+
+/// Case 102: the sender learns the MTU of the way, not its own.
+#[test]
+fn packet_too_big_between_clients_names_the_receivers_mtu() {
+    let mut config = server_config(2);
+    server_of(&mut config).client_to_client = true;
+    let mut small = client_config(2);
+    small.mtu = 1300;
+    let mut net = Net::new(config, vec![client_config(1), small]);
+    net.settle();
+    let packet = udp(net.address_v4(0), net.address_v4(1), 5, &[0; 1350]);
+    net.send_from(0, &packet);
+    net.settle();
+    assert!(net.received[1].is_empty());
+    assert_eq!(net.received[0][0][26..28], 1300u16.to_be_bytes());
+}
+
+/// Case 63: what one client sends to everybody reaches nobody.
+#[test]
+fn multicast_and_broadcast_are_not_multiplied() {
+    let mut config = server_config(3);
+    server_of(&mut config).client_to_client = true;
+    let mut net = Net::new(config, (1..=3).map(client_config).collect());
+    net.settle();
+    let destinations = [
+        Ipv4Addr::new(224, 0, 0, 251),
+        Ipv4Addr::new(239, 255, 255, 250),
+        Ipv4Addr::BROADCAST,
+    ];
+    for destination in destinations {
+        let packet = udp(net.address_v4(0), destination, 5353, b"anyone?");
+        net.send_from(0, &packet);
+        net.send_from(SERVER, &udp(SERVER_ADDRESS, destination, 5353, b"anyone?"));
+    }
+    net.settle();
+    assert!(net.received.iter().all(Vec::is_empty));
+    assert!(net.received_by_server.is_empty());
+    let server = net.server.stats().dropped(DropReason::NotUnicast);
+    let client = net.clients[0].stats().dropped(DropReason::NotUnicast);
+    assert_eq!((server, client), (3, 3));
+}

@@ -1,0 +1,266 @@
+//! Sessions from dialling to their end.
+
+use core::time::Duration;
+
+use super::super::testing::{Net, SERVER, client_config, server_config, udp};
+use crate::error::{HandshakeError, ProtocolError, Refusal};
+use crate::event::{CloseReason, Event};
+use crate::wire::{DisconnectCode, Flags, HEADER_LEN, Header, PacketType};
+
+use super::SERVER_ADDRESS;
+
+/// Case 58 and 71: the old connection is half alive when its client comes back.
+#[test]
+fn a_client_that_vanished_reconnects_to_the_same_address() {
+    let mut net = Net::connected(1);
+    let address = net.address_v4(0);
+    net.cut(0);
+    net.run(Duration::from_secs(330));
+    assert_eq!(net.address_v4(0), address);
+    assert_eq!(
+        (net.server.stats().sessions, net.clients[0].stats().sessions),
+        (1, 1)
+    );
+    assert_eq!(net.close_reasons(0)[0], CloseReason::Timeout);
+    let packet = udp(address, SERVER_ADDRESS, 1, b"back");
+    net.send_from(0, &packet);
+    net.settle();
+    assert_eq!(net.received_by_server, [packet]);
+}
+
+#[test]
+fn an_idle_session_stays_up_on_keepalives_and_measures_the_round_trip() {
+    let mut net = Net::connected(1);
+    net.run(Duration::from_secs(3600));
+    assert_eq!(net.server.stats().sessions_established, 1);
+    assert!(net.clients[0].peer_stats().next().unwrap().rtt.is_some());
+    let sealed = net.clients[0].stats().sealed_out;
+    assert!(sealed < 1000, "an idle hour cost {sealed} packets");
+}
+
+/// Cases 42 and 45: rotation by bytes and by time, and the fresh exchange, lose nothing.
+#[test]
+fn rotations_and_exchanges_lose_nothing() {
+    let mut server = server_config(1);
+    server.rotation.bytes = 70_000;
+    server.rotation.interval = Duration::from_millis(50);
+    let mut net = Net::new(server, vec![client_config(1)]);
+    net.settle();
+    let address = net.address_v4(0);
+    let packets: Vec<_> = (0..200u8)
+        .map(|n| udp(address, SERVER_ADDRESS, 9, &[n; 1200]))
+        .collect();
+    for packet in &packets {
+        net.send_from(0, packet);
+        net.send_from(SERVER, &udp(SERVER_ADDRESS, address, 1, &packet[28..]));
+        net.run(Duration::from_millis(17));
+    }
+    assert!(net.received_by_server == packets);
+    assert_eq!(net.received[0].len(), packets.len());
+    for stats in [net.clients[0].stats(), net.server.stats()] {
+        assert!(stats.rotations > 20, "{stats:?}");
+        assert!((2..=4).contains(&stats.exchanges), "{stats:?}");
+        assert_eq!(stats.protocol_errors, 0);
+    }
+}
+
+#[test]
+fn an_altered_byte_ends_the_session_and_the_client_comes_back() {
+    let mut net = Net::connected(1);
+    let now = net.now;
+    let id = net.link(0).server_id;
+    let garbage = Header {
+        packet_type: PacketType::Data,
+        stream: 1,
+        sequence: 2,
+        payload_len: 40,
+        timestamp_ms: 0,
+        flags: Flags::SEALED,
+    };
+    let mut bytes = garbage.encode(&[]).to_vec();
+    bytes.extend([0; 40]);
+    net.server.recv_buf(id).unwrap()[..bytes.len()].copy_from_slice(&bytes);
+    net.server
+        .handle_received(id, bytes.len(), &mut |_| true, now);
+    net.settle();
+    assert_eq!(
+        net.close_reasons(SERVER),
+        [CloseReason::Protocol(ProtocolError::Crypto)]
+    );
+    assert!(matches!(
+        net.close_reasons(0)[0],
+        CloseReason::Peer {
+            code: DisconnectCode::Crypto,
+            ..
+        }
+    ));
+    net.run(Duration::from_secs(1));
+    assert_eq!(net.server.stats().sessions, 1);
+}
+
+#[test]
+fn sessions_beyond_the_limit_are_refused_with_their_own_code() {
+    let mut config = server_config(3);
+    config.limits.max_connections = 2;
+    let mut net = Net::new(config, (1..=3).map(client_config).collect());
+    net.settle();
+    let refused: Vec<_> = (0..3)
+        .flat_map(|client| net.close_reasons(client))
+        .collect();
+    assert!(matches!(
+        refused[..],
+        [CloseReason::Peer {
+            code: DisconnectCode::TooManySessions,
+            ..
+        }]
+    ));
+    assert_eq!(net.server.stats().sessions, 2);
+}
+
+/// Case 109: a shutdown flushes, says so, and ends in bounded time.
+#[test]
+fn a_shutdown_flushes_and_tells_the_clients() {
+    let mut net = Net::connected(2);
+    let down = udp(SERVER_ADDRESS, net.address_v4(0), 5, b"last words");
+    net.send_from(SERVER, &down);
+    let now = net.now;
+    net.server.shut_down(now);
+    net.settle();
+    assert_eq!(net.received[0], [down]);
+    assert!(net.server.is_shut_down());
+    for client in 0..2 {
+        assert!(matches!(
+            net.close_reasons(client)[0],
+            CloseReason::Peer {
+                code: DisconnectCode::ShuttingDown,
+                ..
+            }
+        ));
+    }
+    let refused = net
+        .server
+        .handle_accepted(([198, 51, 100, 7], 1).into(), net.now);
+    assert_eq!(refused, Err(Refusal::ShuttingDown));
+}
+
+#[test]
+fn a_shutdown_ends_even_when_a_client_does_not_read() {
+    let mut net = Net::connected(1);
+    net.link(0).down.stalled_at = Some(0);
+    net.send_from(
+        SERVER,
+        &udp(SERVER_ADDRESS, net.address_v4(0), 5, b"never read"),
+    );
+    let now = net.now;
+    net.server.shut_down(now);
+    net.run(Duration::from_secs(4));
+    assert!(net.server.is_shut_down());
+    assert_eq!(net.server.stats().queued_bytes, 0);
+}
+
+/// Reconnection waits grow, carry jitter, and stay within their bounds.
+/// Between two connections there is nothing to wait for, and no attempt follows.
+#[test]
+fn a_client_that_waits_to_dial_shuts_down_at_once() {
+    let mut net = Net::connected(1);
+    net.unreachable_for.insert(0);
+    net.cut(0);
+    let (now, id) = (net.now, net.link(0).client_id);
+    net.clients[0].handle_disconnected(id, false, now);
+    assert!(net.clients[0].poll_timeout().is_some());
+    net.clients[0].shut_down(now);
+    assert_eq!(net.clients[0].poll_timeout(), None);
+    net.settle();
+    assert!(net.clients[0].is_shut_down());
+    assert!(!matches!(net.events.last(), Some((0, Event::Dial { .. }))));
+}
+
+#[test]
+fn failed_dials_back_off_up_to_the_limit() {
+    let mut net = Net::new(server_config(1), vec![client_config(1)]);
+    net.unreachable_for.insert(0);
+    net.run(Duration::from_secs(600));
+    let dials = net
+        .events
+        .iter()
+        .filter(|(_, e)| matches!(e, Event::Dial { .. }))
+        .count();
+    assert!((25..120).contains(&dials), "{dials} dials in ten minutes");
+    net.unreachable_for.clear();
+    net.run(Duration::from_secs(31));
+    assert_eq!(net.server.stats().sessions, 1);
+}
+
+#[test]
+fn a_client_that_gets_no_answer_is_told_what_to_check() {
+    let mut net = Net::new(server_config(0), vec![client_config(1)]);
+    net.run(Duration::from_secs(11));
+    assert_eq!(
+        net.close_reasons(0)[0],
+        CloseReason::Handshake(HandshakeError::NoAnswer)
+    );
+}
+
+/// Case 44: what a stall holds back arrives at once, and is no flood.
+#[test]
+fn a_stall_longer_than_the_rotation_interval_ends_nothing() {
+    let mut server = server_config(1);
+    server.rotation.interval = Duration::from_secs(1);
+    let mut net = Net::new(server, vec![client_config(1)]);
+    net.run(Duration::from_millis(900));
+    for _ in 0..5 {
+        net.link(0).up.stalled_at = Some(1 << 20);
+        for _ in 0..70 {
+            let packet = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"held back");
+            net.send_from(0, &packet);
+            net.run(Duration::from_millis(100));
+        }
+        net.link(0).up.stalled_at = None;
+        net.run(Duration::from_millis(1100));
+    }
+    assert_eq!(net.server.stats().protocol_errors, 0);
+    assert_eq!(net.server.stats().sessions_established, 1);
+    assert_eq!(net.received_by_server.len(), 350);
+}
+
+#[test]
+fn an_exchange_more_often_than_agreed_ends_the_session() {
+    let mut server = server_config(1);
+    server.rotation.interval = Duration::from_secs(600);
+    let mut client = client_config(1);
+    client.rotation.interval = Duration::from_secs(600);
+    let mut net = Net::new(server, vec![client]);
+    net.settle();
+    for _ in 0..3 {
+        net.clients[0].exchange_now();
+        net.settle();
+    }
+    assert_eq!(
+        net.close_reasons(SERVER),
+        [CloseReason::Protocol(ProtocolError::Exchange)]
+    );
+}
+
+/// Bytes put into a packet's payload: everything after them would be taken for its end.
+#[test]
+fn a_session_does_not_live_on_bytes_that_make_no_packet() {
+    let mut net = Net::connected(1);
+    let id = net.link(0).server_id;
+    let now = net.now;
+    let header = Header {
+        packet_type: PacketType::Data,
+        stream: 1,
+        sequence: 1,
+        payload_len: u16::MAX,
+        timestamp_ms: 0,
+        flags: Flags::SEALED,
+    };
+    let buf = net.server.recv_buf(id).unwrap();
+    buf[..HEADER_LEN].copy_from_slice(&header.encode(&[]));
+    net.server
+        .handle_received(id, HEADER_LEN, &mut |_| true, now);
+    net.run(Duration::from_secs(1190));
+    assert_eq!(net.close_reasons(SERVER), []);
+    net.run(Duration::from_secs(20));
+    assert_eq!(net.close_reasons(SERVER), [CloseReason::Timeout]);
+}

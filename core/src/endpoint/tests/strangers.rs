@@ -1,0 +1,315 @@
+//! Those who have not proved their key.
+
+use core::time::Duration;
+
+use super::super::Endpoint;
+use super::super::testing::{Net, SERVER, client_config, secret, server_config, udp};
+use crate::config::Role;
+use crate::crypto::PresharedKey;
+use crate::error::{HandshakeError, Refusal};
+use crate::event::{CloseReason, Event};
+use crate::wire::{Flags, Header, PacketType};
+
+use super::{SERVER_ADDRESS, server_of};
+
+/// Case 22: a recorded ClientHello buys nothing.
+#[test]
+fn a_replayed_hello_neither_makes_a_session_nor_disturbs_the_real_one() {
+    let mut net = Net::connected(1);
+    let hello_len = 24
+        + usize::from(u16::from_be_bytes(
+            net.link(0).up.transcript[13..15].try_into().unwrap(),
+        ));
+    let hello = net.link(0).up.transcript[..hello_len].to_vec();
+    let flight = net.link(0).up.transcript.clone();
+    for replay in [hello, flight] {
+        let now = net.now;
+        let id = net
+            .server
+            .handle_accepted("198.51.100.7:1".parse().unwrap(), now)
+            .unwrap();
+        net.server.recv_buf(id).unwrap()[..replay.len()].copy_from_slice(&replay);
+        net.server
+            .handle_received(id, replay.len(), &mut |_| true, now);
+        net.settle();
+    }
+    assert_eq!(net.server.stats().sessions_established, 1);
+    let packet = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"still here");
+    net.send_from(0, &packet);
+    net.settle();
+    assert_eq!(net.received_by_server, [packet]);
+    net.run(Duration::from_secs(11));
+    assert_eq!(net.server.stats().handshaking, 0);
+    assert_eq!(net.server.stats().sessions, 1);
+}
+
+fn server_answer_to(bytes: &[u8]) -> (Vec<u8>, Endpoint, Vec<CloseReason>) {
+    let mut net = Net::new(server_config(1), Vec::new());
+    let now = net.now;
+    let id = net
+        .server
+        .handle_accepted("198.51.100.7:1".parse().unwrap(), now)
+        .unwrap();
+    for byte in bytes {
+        net.server.recv_buf(id).unwrap()[0] = *byte;
+        net.server.handle_received(id, 1, &mut |_| true, now);
+    }
+    let mut answer = Vec::new();
+    while let Some(id) = net.server.poll_transmit() {
+        while net.server.prepare(id, now) {
+            let bytes: Vec<u8> = net.server.outgoing(id).flatten().copied().collect();
+            net.server.handle_sent(id, bytes.len());
+            answer.extend(bytes);
+        }
+    }
+    net.run(Duration::from_millis(9_900));
+    assert!(
+        net.close_reasons(SERVER).is_empty(),
+        "closed before the deadline"
+    );
+    net.run(Duration::from_millis(200));
+    let reasons = net.close_reasons(SERVER);
+    (answer, net.server, reasons)
+}
+
+/// Cases 20 and 78: whatever a stranger sends, he sees the same.
+#[test]
+fn every_stranger_meets_the_same_silence_until_the_deadline() {
+    let hello_of = |client| {
+        let mut net = Net::new(server_config(0), vec![client]);
+        net.settle();
+        net.link(0).up.transcript.clone()
+    };
+    let unknown = hello_of(client_config(9));
+    let mut mistaken = client_config(1);
+    if let Role::Client(client) = &mut mistaken.role {
+        client.server_key = secret(77).public_key();
+    }
+    let mistaken = hello_of(mistaken);
+    let cases: [(&[u8], HandshakeError); 7] = [
+        (b"", HandshakeError::Timeout),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", HandshakeError::NotLlp),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", HandshakeError::NotLlp),
+        (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            HandshakeError::NotLlp,
+        ),
+        (&[0; 5000], HandshakeError::NotLlp),
+        (&unknown, HandshakeError::UnknownPeer),
+        (&mistaken, HandshakeError::Authentication),
+    ];
+    for (bytes, error) in cases {
+        let (answer, server, reasons) = server_answer_to(bytes);
+        assert!(answer.is_empty());
+        assert_eq!(reasons, [CloseReason::Handshake(error)]);
+        let failed = server.stats().handshakes_failed;
+        assert_eq!((failed[error.index()], failed.iter().sum()), (1, 1));
+    }
+}
+
+#[test]
+fn an_unknown_client_and_a_wrong_preshared_key_get_no_session() {
+    let mut unknown = Net::new(server_config(1), vec![client_config(2)]);
+    unknown.settle();
+    assert_eq!(
+        unknown.server.stats().handshakes_failed[HandshakeError::UnknownPeer.index()],
+        1
+    );
+    let mut config = server_config(1);
+    server_of(&mut config).peers[0].preshared_key = Some(PresharedKey::from_bytes([1; 32]));
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.settle();
+    assert_eq!(
+        (net.server.stats().sessions, net.clients[0].stats().sessions),
+        (0, 0)
+    );
+    assert!(matches!(net.close_reasons(0)[0], CloseReason::Handshake(_)));
+}
+
+/// Cases 64 and 90, in small: strangers fill their share, and hanging up buys no more of it.
+#[test]
+fn unauthenticated_connections_are_bounded_per_source() {
+    let mut net = Net::new(server_config(1), Vec::new());
+    let now = net.now;
+    for port in 0..16 {
+        let id = net
+            .server
+            .handle_accepted(([198, 51, 100, 7], port).into(), now);
+        if port % 2 == 0 {
+            net.server.handle_disconnected(id.unwrap(), true, now);
+        }
+    }
+    let again = net
+        .server
+        .handle_accepted(([198, 51, 100, 7], 99).into(), now);
+    assert_eq!(again, Err(Refusal::TooManyFromSource));
+    let other = net
+        .server
+        .handle_accepted(([198, 51, 100, 8], 99).into(), now);
+    assert!(other.is_ok());
+    net.run(Duration::from_secs(11));
+    assert_eq!(net.server.stats().handshaking, 0);
+    let later = net
+        .server
+        .handle_accepted(([198, 51, 100, 7], 99).into(), net.now);
+    assert!(later.is_ok());
+}
+
+/// Case 90: strangers who hold all the room make way, the largest crowd first.
+#[test]
+fn a_flood_of_strangers_does_not_keep_a_client_out() {
+    let mut config = server_config(1);
+    config.limits.max_handshakes = 20;
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.unreachable_for.insert(0);
+    let now = net.now;
+    for host in 0..10 {
+        for port in 0..4 {
+            let source = ([198, 51, 100, host], port).into();
+            net.server.handle_accepted(source, now).unwrap();
+        }
+    }
+    assert_eq!(net.server.stats().handshaking, 20);
+    net.run(Duration::from_millis(1));
+    net.unreachable_for.clear();
+    net.run(Duration::from_secs(2));
+    assert_eq!(net.server.stats().sessions, 1);
+    assert!(net.server.stats().handshaking < 20);
+}
+
+#[test]
+fn probes_are_few_and_do_not_last() {
+    let mut net = Net::new(server_config(1), Vec::new());
+    let now = net.now;
+    let json = format!(
+        "{{\"ClientHello\":{{\"client_random\":{:?},\"protocol_version\":1}}}}",
+        [7; 32]
+    );
+    let header = Header {
+        packet_type: PacketType::HandshakeInit,
+        stream: 0,
+        sequence: 0,
+        payload_len: 0,
+        timestamp_ms: 1,
+        flags: Flags::NONE,
+    };
+    let mut hello = header.encode(json.as_bytes()).to_vec();
+    hello.extend_from_slice(json.as_bytes());
+    for port in 0..20 {
+        let id = net
+            .server
+            .handle_accepted(([127, 0, 0, 1], port).into(), now);
+        let Ok(id) = id else { continue };
+        net.server.recv_buf(id).unwrap()[..hello.len()].copy_from_slice(&hello);
+        net.server
+            .handle_received(id, hello.len(), &mut |_| true, now);
+    }
+    assert_eq!(net.server.stats().probes, 16);
+    net.run(Duration::from_secs(301));
+    assert_eq!(net.close_reasons(SERVER).len(), 20);
+}
+
+/// An LLP 1.0 peer can keep alive and disconnect, and nothing else.
+#[test]
+fn a_probe_from_loopback_is_answered_and_from_elsewhere_is_not() {
+    let json = br#"{"ClientHello": {"client_random": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32], "protocol_version": 1}}"#;
+    let header = |packet_type, sequence| Header {
+        packet_type,
+        stream: 0,
+        sequence,
+        payload_len: 0,
+        timestamp_ms: 1,
+        flags: Flags::NONE,
+    };
+    let mut hello = header(PacketType::HandshakeInit, 0).encode(json).to_vec();
+    hello.extend_from_slice(json);
+    hello.extend(header(PacketType::KeepAlive, 1).encode(&[]));
+    for (source, answered) in [
+        ("127.0.0.1:1", true),
+        ("[::1]:1", false),
+        ("10.8.0.2:1", false),
+    ] {
+        let mut net = Net::new(server_config(1), Vec::new());
+        let now = net.now;
+        let id = net
+            .server
+            .handle_accepted(source.parse().unwrap(), now)
+            .unwrap();
+        for byte in &hello {
+            net.server.recv_buf(id).unwrap()[0] = *byte;
+            net.server
+                .handle_received(id, 1, &mut |_| panic!("a probe's packet"), now);
+        }
+        net.server.poll_transmit();
+        let ready = net.server.prepare(id, now);
+        let answer: Vec<u8> = net.server.outgoing(id).flatten().copied().collect();
+        assert_eq!(
+            (ready, answer.is_empty()),
+            (answered, !answered),
+            "{source}"
+        );
+        if answered {
+            let text = String::from_utf8_lossy(&answer);
+            assert!(text.contains("ServerHello") && text.contains("session_id"));
+            assert_eq!(answer[answer.len() - 24 + 2], PacketType::KeepAlive as u8);
+            net.server.handle_sent(id, answer.len());
+            let bye = header(PacketType::Disconnect, 2).encode(&[]);
+            net.server.recv_buf(id).unwrap()[..24].copy_from_slice(&bye);
+            net.server.handle_received(id, 24, &mut |_| true, now);
+            net.settle();
+            assert!(matches!(
+                net.close_reasons(SERVER)[..],
+                [CloseReason::Peer { .. }]
+            ));
+        }
+    }
+}
+
+#[test]
+fn nobody_unproven_gets_memory_for_a_long_record() {
+    let mut net = Net::connected(1);
+    let hello = net.link(0).up.transcript.clone();
+    let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
+    let long = Header {
+        packet_type: PacketType::Data,
+        stream: 1,
+        sequence: 0,
+        payload_len: 65_000,
+        timestamp_ms: 0,
+        flags: Flags::SEALED,
+    };
+    let mut bytes = hello[..len].to_vec();
+    bytes.extend(long.encode(&[]));
+    bytes.extend([0; 8000]);
+    let now = net.now;
+    let id = net
+        .server
+        .handle_accepted(([198, 51, 100, 7], 1).into(), now)
+        .unwrap();
+    net.server.recv_buf(id).unwrap()[..bytes.len()].copy_from_slice(&bytes);
+    net.server
+        .handle_received(id, bytes.len(), &mut |_| true, now);
+    let failed = net.server.stats().handshakes_failed[HandshakeError::TooLong.index()];
+    assert_eq!(failed, 1);
+}
+
+/// A stranger's name is not his to choose: a hello is no proof.
+#[test]
+fn an_unproven_connection_is_nobodys() {
+    let mut net = Net::connected(1);
+    let hello = net.link(0).up.transcript.clone();
+    let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
+    let now = net.now;
+    let source = ([198, 51, 100, 7], 1).into();
+    let id = net.server.handle_accepted(source, now).unwrap();
+    net.server.recv_buf(id).unwrap()[..len].copy_from_slice(&hello[..len]);
+    net.server.handle_received(id, len, &mut |_| true, now);
+    net.server.handle_disconnected(id, true, now);
+    net.settle();
+    let closed = net.events.iter().rev().find_map(|(_, event)| match event {
+        Event::Closed { peer, reason, .. } => Some((peer.clone(), reason.clone())),
+        _ => None,
+    });
+    let reason = CloseReason::Handshake(HandshakeError::Abandoned);
+    assert_eq!(closed, Some((None, reason)));
+}
