@@ -154,7 +154,9 @@ impl World {
         let can_cut = device.offload
             && (ends.protocol == TCP || (ends.protocol == UDP && device.udp_offload));
         // Mostly what fits everywhere, at times what fits only this device, or not even that.
+        let may_fragment = ends.source.is_ipv4() && self.choice.chance(200);
         let mtu = match self.choice.range(0, 19) {
+            2..=9 if may_fragment => usize::from(device.mtu),
             0 => usize::from(device.mtu) + 1,
             1 => usize::from(device.mtu),
             _ => 1280,
@@ -179,6 +181,7 @@ impl World {
                 return Order {
                     len,
                     segment_size: Some(step as u16),
+                    may_fragment,
                     partial: true,
                 };
             }
@@ -187,6 +190,7 @@ impl World {
         Order {
             len: self.choice.size(30, if small { 120 } else { room }),
             segment_size: None,
+            may_fragment,
             partial: device.offload && ends.protocol != RAW && self.choice.chance(700),
         }
     }
@@ -227,6 +231,7 @@ impl World {
             let order = Order {
                 len: 64,
                 segment_size: None,
+                may_fragment: false,
                 partial: false,
             };
             // Nothing of it may come out, unless the sender is lent the address meanwhile.

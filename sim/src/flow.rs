@@ -7,6 +7,7 @@ use lostlove_core::ip::VirtioHeader;
 
 use crate::device::Framed;
 use crate::packet::{self, BLOCK, Ends, Parsed, TCP, UDP};
+use crate::reassembly::{Progress, Reassembly};
 
 /// One flow: packets of one sender to one destination, each a piece of one stream of bytes.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(crate) struct Order {
     pub(crate) len: usize,
     /// Payload bytes per segment; none for an ordinary packet.
     pub(crate) segment_size: Option<u16>,
+    /// Whether it may be cut into fragments.
+    pub(crate) may_fragment: bool,
     /// Whether the device leaves the checksum open.
     pub(crate) partial: bool,
 }
@@ -48,6 +51,9 @@ pub(crate) struct Flows {
     /// somebody else's, and hands it to its machine.
     pub(crate) known: BTreeSet<IpAddr>,
     pub(crate) delivered_packets: u64,
+    /// Of these, packets that came in fragments.
+    pub(crate) delivered_fragmented: u64,
+    reassembly: Reassembly,
     /// Whether clients may reach each other.
     pub(crate) client_to_client: bool,
 }
@@ -97,7 +103,10 @@ impl Flows {
             len: order.len,
             step,
         });
-        let bytes = packet::build(&ends, index as u32, offset, &payload, order.partial);
+        let mut bytes = packet::build(&ends, index as u32, offset, &payload, order.partial);
+        if order.may_fragment {
+            packet::allow_fragments(&mut bytes, (offset / BLOCK as u64) as u16);
+        }
         let header = if order.partial {
             packet::virtio(&ends, order.segment_size.unwrap_or(0))
         } else {
@@ -117,6 +126,17 @@ impl Flows {
     /// Judges a packet that came out at `receiver`.
     pub(crate) fn judge(&mut self, receiver: usize, framed: &Framed) -> Result<(), String> {
         let (bytes, header) = framed;
+        let whole;
+        let bytes = match self.reassembly.add(receiver, bytes) {
+            Progress::Whole => bytes,
+            Progress::Partial => return packet::check_fragment(bytes),
+            Progress::Complete(packet) => {
+                packet::check_fragment(bytes)?;
+                self.delivered_fragmented += 1;
+                whole = packet;
+                &whole
+            }
+        };
         let partial = header.flags & VirtioHeader::NEEDS_CSUM != 0;
         let parsed = packet::parse(bytes, partial)?;
         if matches!(parsed.ends.protocol, 1 | 58) {

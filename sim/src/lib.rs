@@ -16,6 +16,7 @@ mod node;
 mod options;
 mod packet;
 mod pipe;
+mod reassembly;
 mod run;
 mod tap;
 mod world;

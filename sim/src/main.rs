@@ -66,7 +66,8 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> io::Result<Option<Kind>> {
     let mut out = io::stdout().lock();
     let began = Instant::now();
-    let (mut simulated, mut packets, mut connections) = (Duration::ZERO, 0, 0);
+    let mut simulated = Duration::ZERO;
+    let (mut packets, mut fragmented, mut connections) = (0, 0, 0);
     let mut failed = None;
     let mut done = 0;
     for seed in arguments.seed..arguments.seed.saturating_add(arguments.seeds) {
@@ -76,6 +77,7 @@ fn run(arguments: &Arguments) -> io::Result<Option<Kind>> {
             Ok(outcome) => {
                 simulated += outcome.simulated;
                 packets += outcome.packets;
+                fragmented += outcome.fragmented;
                 connections += outcome.connections;
             }
             Err(failure) => {
@@ -93,8 +95,8 @@ fn run(arguments: &Arguments) -> io::Result<Option<Kind>> {
     writeln!(
         out,
         "{done} seeds, each run twice, in {real:.1} s: {:.1} seeds/s, {:.0} simulated hours per \
-         real minute, {:.0} times real time; {packets} packets through tunnels, {connections} \
-         connections",
+         real minute, {:.0} times real time; {packets} packets through tunnels, \
+         {fragmented} of them in fragments, {connections} connections",
         done as f64 / real,
         hours * 60.0 / real,
         hours * 3600.0 / real,

@@ -248,8 +248,11 @@ impl Node {
         }
         let dropped: u64 = stats.dropped.iter().sum();
         let busy = stats.dropped(DropReason::TunBusy);
-        let entered =
-            stats.tun_packets_in + stats.peer_packets_in + stats.icmp_out + stats.segments_added;
+        let entered = stats.tun_packets_in
+            + stats.peer_packets_in
+            + stats.icmp_out
+            + stats.segments_added
+            + stats.fragments;
         let left = stats.peer_packets_out + self.device.offered.get() + dropped - busy
             + stats.queued_packets;
         if entered != left {

@@ -60,6 +60,23 @@ pub(crate) fn identify(payload: &[u8]) -> Option<(u32, u64)> {
     Some((u32::from_be_bytes(*flow), u64::from_be_bytes(*block)))
 }
 
+/// Of a header without options.
+pub(crate) const IPV4_HEADER_LEN: usize = 20;
+
+/// Allows routers to cut an IPv4 packet into fragments, to be known by `identification`.
+pub(crate) fn allow_fragments(packet: &mut [u8], identification: u16) {
+    packet[4..6].copy_from_slice(&identification.to_be_bytes());
+    packet[6] = 0;
+    seal_ipv4_header(packet);
+}
+
+/// Computes the checksum of the header without options that `packet` begins with.
+pub(crate) fn seal_ipv4_header(packet: &mut [u8]) {
+    packet[10..12].fill(0);
+    let check = !sum(&packet[..IPV4_HEADER_LEN], 0);
+    packet[10..12].copy_from_slice(&check.to_be_bytes());
+}
+
 pub(crate) const fn ip_header_len(source: IpAddr) -> usize {
     if source.is_ipv4() { 20 } else { 40 }
 }
@@ -141,8 +158,7 @@ fn ip_header(ends: &Ends, len: usize) -> Vec<u8> {
             header.extend([0, 0, 0x40, 0, 64, ends.protocol, 0, 0]);
             header.extend(source.octets());
             header.extend(destination.octets());
-            let check = !sum(&header, 0);
-            header[10..12].copy_from_slice(&check.to_be_bytes());
+            seal_ipv4_header(&mut header);
             header
         }
         (source, destination) => {
@@ -191,6 +207,15 @@ fn sum(bytes: &[u8], start: u16) -> u16 {
         total = (total & 0xffff) + (total >> 16);
     }
     total as u16
+}
+
+/// Checks the IPv4 header of a fragment; the rest waits until all are there.
+pub(crate) fn check_fragment(packet: &[u8]) -> Result<(), String> {
+    let len = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+    if len != packet.len() || sum(&packet[..IPV4_HEADER_LEN], 0) != 0xffff {
+        return Err("a bad fragment came out".to_owned());
+    }
+    Ok(())
 }
 
 /// What came out of a tunnel.

@@ -21,6 +21,8 @@ pub struct Outcome {
     pub simulated: Duration,
     /// Packets that came out of tunnels.
     pub packets: u64,
+    /// Of these, packets that came in fragments.
+    pub fragmented: u64,
     /// TCP connections made.
     pub connections: u64,
 }
@@ -82,6 +84,7 @@ impl World {
             trace: self.trace.finish(),
             simulated: self.now.since(began),
             packets: self.flows.delivered_packets,
+            fragmented: self.flows.delivered_fragmented,
             connections: self.links.len() as u64,
         })
     }
@@ -146,6 +149,7 @@ impl World {
         let order = Order {
             len: 64,
             segment_size: None,
+            may_fragment: false,
             partial: false,
         };
         let up: Vec<usize> = (1..self.nodes.len())
