@@ -18,6 +18,8 @@ struct Flow {
     /// Nothing before this may come out any more.
     delivered: u64,
     sent: VecDeque<Sent>,
+    /// What came out of order, as it may.
+    strays: BTreeSet<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +85,7 @@ impl Flows {
                 next_offset: 0,
                 delivered: 0,
                 sent: VecDeque::new(),
+                strays: BTreeSet::new(),
             });
             self.flows.len() - 1
         });
@@ -127,12 +130,14 @@ impl Flows {
     pub(crate) fn judge(&mut self, receiver: usize, framed: &Framed) -> Result<(), String> {
         let (bytes, header) = framed;
         let whole;
+        let mut was_cut = false;
         let bytes = match self.reassembly.add(receiver, bytes) {
             Progress::Whole => bytes,
             Progress::Partial => return packet::check_fragment(bytes),
             Progress::Complete(packet) => {
                 packet::check_fragment(bytes)?;
                 self.delivered_fragmented += 1;
+                was_cut = true;
                 whole = packet;
                 &whole
             }
@@ -173,12 +178,26 @@ impl Flows {
             TCP => u64::from(parsed.sequence),
             _ => identified.ok_or("a payload nobody sent")?.1 * BLOCK as u64,
         };
+        if was_cut && hops > 0 {
+            // A router cannot tell which flow fragments are of, so they keep no order with it.
+            return flow.judge_stray(index as u32, offset, &parsed);
+        }
         let step = usize::from(header.gso_size);
         flow.judge_payload(index as u32, offset, step, &parsed)
     }
 }
 
 impl Flow {
+    fn judge_stray(&mut self, index: u32, at: u64, parsed: &Parsed<'_>) -> Result<(), String> {
+        if at >= self.next_offset || !packet::is_stream(index, at, parsed.payload) {
+            return Err(format!("altered fragments at {at} of {:?}", self.ends));
+        }
+        if !self.strays.insert(at) {
+            return Err(format!("{at} again, in fragments: {:?}", self.ends));
+        }
+        Ok(())
+    }
+
     fn judge_payload(
         &mut self,
         index: u32,
