@@ -12,7 +12,7 @@ use lostlove_core::time::Instant;
 use lostlove_host::pump::{self, Progress};
 
 use crate::choice::Choice;
-use crate::device::Device;
+use crate::device::{Device, Framed};
 use crate::link::{End, Link, Wire};
 
 /// A machine's share of one TCP connection.
@@ -120,7 +120,9 @@ impl Node {
         }
     }
 
-    pub(crate) const fn notify_device(&mut self) {
+    /// The machine sends a packet into its tunnel.
+    pub(crate) fn take_in(&mut self, framed: Framed) {
+        self.device.outbound.borrow_mut().push_back(framed);
         self.tun_ready = true;
     }
 

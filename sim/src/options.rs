@@ -150,6 +150,11 @@ impl Options {
         }
     }
 
+    /// Whether `action` can happen at all.
+    pub(crate) fn may(&self, action: Action) -> bool {
+        self.weights.iter().any(|(of, _)| *of == action)
+    }
+
     pub(crate) fn clients(&self) -> usize {
         self.devices.len() - 1
     }
