@@ -3,9 +3,10 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::num::NonZero;
-use std::ops::{ControlFlow, Range};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crate::run::{Outcome, check_seed};
@@ -23,30 +24,44 @@ pub fn running_seed() -> Option<u64> {
     RUNNING.get()
 }
 
-/// Checks `seeds` on `jobs` threads with [`check_seed`]. `judge` gets the verdicts in the order of
-/// the seeds, however long each takes, until it breaks.
+/// Checks `seeds` on `jobs` threads with [`check_seed`]. `judge` gets each seed's verdict in the
+/// order of the seeds, however long each takes, until it breaks.
 pub fn check_seeds(
-    seeds: Range<u64>,
+    seeds: impl Iterator<Item = u64> + Send,
     jobs: NonZero<usize>,
     is_verbose: bool,
     mut judge: impl FnMut(u64, Verdict) -> ControlFlow<()>,
 ) {
-    let next = AtomicU64::new(seeds.start);
+    let queue = Mutex::new(seeds.enumerate().fuse());
+    let is_over = AtomicBool::new(false);
     let (sender, verdicts) = mpsc::channel();
+    let work = |sender: Sender<_>| {
+        while !is_over.load(Ordering::Relaxed)
+            && let Some((place, seed)) = next_of(&queue)
+        {
+            RUNNING.set(Some(seed));
+            if sender
+                .send((place, seed, check_seed(seed, is_verbose)))
+                .is_err()
+            {
+                return;
+            }
+        }
+    };
     thread::scope(|scope| {
         for _ in 0..jobs.get() {
-            let (next, sender) = (&next, sender.clone());
-            scope.spawn(move || work(next, seeds.end, is_verbose, &sender));
+            let sender = sender.clone();
+            scope.spawn(|| work(sender));
         }
         // The last thread's end closes the channel.
         drop(sender);
         let mut early = BTreeMap::new();
-        let mut due = seeds.start;
-        for (seed, verdict) in verdicts {
-            early.insert(seed, verdict);
-            while let Some(verdict) = early.remove(&due) {
-                if judge(due, verdict).is_break() {
-                    next.store(seeds.end, Ordering::Relaxed);
+        let mut due = 0;
+        for (place, seed, verdict) in verdicts {
+            early.insert(place, (seed, verdict));
+            while let Some((seed, verdict)) = early.remove(&due) {
+                if judge(seed, verdict).is_break() {
+                    is_over.store(true, Ordering::Relaxed);
                     return;
                 }
                 due += 1;
@@ -55,14 +70,8 @@ pub fn check_seeds(
     });
 }
 
-fn work(next: &AtomicU64, end: u64, is_verbose: bool, verdicts: &Sender<(u64, Verdict)>) {
-    let take = |seed| (seed < end).then_some(seed + 1);
-    while let Ok(seed) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-        RUNNING.set(Some(seed));
-        if verdicts.send((seed, check_seed(seed, is_verbose))).is_err() {
-            return;
-        }
-    }
+fn next_of<T: Iterator>(queue: &Mutex<T>) -> Option<T::Item> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).next()
 }
 
 #[cfg(test)]
@@ -72,7 +81,8 @@ mod tests {
     #[test]
     fn verdicts_come_in_order_and_stop_when_told() {
         let mut judged = Vec::new();
-        check_seeds(0..4, NonZero::new(3).unwrap(), false, |seed, verdict| {
+        let jobs = NonZero::new(3).unwrap();
+        check_seeds([7, 5, 2, 9].into_iter(), jobs, false, |seed, verdict| {
             assert!(verdict.is_ok());
             judged.push(seed);
             if seed == 2 {
@@ -81,6 +91,6 @@ mod tests {
                 ControlFlow::Continue(())
             }
         });
-        assert_eq!(judged, [0, 1, 2]);
+        assert_eq!(judged, [7, 5, 2]);
     }
 }

@@ -51,6 +51,7 @@ pub(crate) struct Node {
     pub(crate) restarts: bool,
     offload: bool,
     queue_bound: usize,
+    max_handshakes: u64,
     tun_ready: bool,
     /// How long a rate limit may hold packets back.
     longest_pause: Duration,
@@ -68,6 +69,7 @@ impl Node {
     pub(crate) fn new(number: usize, config: Config, seed: [u8; 32], now: Instant) -> Self {
         // One super-packet always fits, however small the bound.
         let queue_bound = config.limits.queue_bytes.max(66_000);
+        let max_handshakes = config.limits.max_handshakes as u64;
         let rate = match &config.role {
             Role::Server(server) => server.rate_limit,
             Role::Client(_) => None,
@@ -89,6 +91,7 @@ impl Node {
             session: None,
             restarts: false,
             queue_bound,
+            max_handshakes,
             tun_ready: false,
             longest_pause,
         }
@@ -275,6 +278,10 @@ impl Node {
                 "{open} connections, {} sockets",
                 self.sockets.len()
             ));
+        }
+        if stats.handshaking > self.max_handshakes {
+            let handshaking = stats.handshaking;
+            return Err(format!("{handshaking} handshakes at once"));
         }
         if stats.handshaking + stats.sessions > open {
             return Err(format!("{open} connections cannot be: {stats:?}"));
