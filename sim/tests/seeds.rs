@@ -6,8 +6,8 @@ use std::thread;
 
 use lostlove_sim::check_seeds;
 
-/// Debug builds are some twenty times slower; the gate runs many seeds in a release build.
-const SEEDS: u64 = if cfg!(debug_assertions) { 8 } else { 100 };
+/// Debug builds are much slower; the gate runs many seeds in a release build.
+const SEEDS: u64 = if cfg!(debug_assertions) { 24 } else { 100 };
 
 fn must_hold(seeds: impl Iterator<Item = u64> + Send) {
     let jobs = thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
