@@ -46,6 +46,7 @@ use crate::signal::{Signal, Signals};
 use crate::tun::Tun;
 use acceptance::Acceptance;
 use connections::Connections;
+use start::Announcement;
 
 /// Connections accepted before others get their turn.
 const ACCEPT_BUDGET: usize = 64;
@@ -121,6 +122,8 @@ pub struct Daemon {
     network: Option<Network>,
     socket_options: SocketOptions,
     connections: Connections,
+    /// What to say, once, when the driver has begun.
+    announcement: Option<Announcement>,
     must_stop_now: bool,
     /// Why the daemon ends on its own account.
     failure: Option<NetError>,
@@ -151,6 +154,7 @@ impl Daemon {
             network: parts.network,
             socket_options: parts.socket_options,
             connections: Connections::default(),
+            announcement: None,
             must_stop_now: false,
             failure: None,
         }
@@ -253,6 +257,10 @@ impl Daemon {
     /// If the network cannot be set up as the server asks, the daemon takes its leave of the
     /// server and ends.
     pub fn settle(&mut self, now: Instant) {
+        if let Some(announcement) = self.announcement.take() {
+            announcement.tell();
+            self.metrics.set_ready(self.role == Role::Server);
+        }
         loop {
             while let Some(id) = self.endpoint.poll_transmit() {
                 self.connections.flush(&mut self.endpoint, id, now);

@@ -1,6 +1,7 @@
 //! From the command line to a running daemon, and its end.
 
 use std::io;
+use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -275,9 +276,13 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         }
     };
     let metrics = Metrics::start(monitoring.metrics, role)?;
-    announce(&host, &tun, metrics.address());
-    metrics.set_ready(role == Role::Server);
-    Ok(Daemon::new(DaemonParts {
+    let announcement = Announcement {
+        host,
+        tun: tun.name().to_owned(),
+        offload: tun.offload(),
+        metrics: metrics.address(),
+    };
+    let mut daemon = Daemon::new(DaemonParts {
         config: endpoint,
         seed: seed()?,
         tun,
@@ -287,34 +292,35 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         metrics,
         network: Some(network),
         socket_options: SocketOptions::new(&socket, mark),
-    }))
+    });
+    daemon.announcement = Some(announcement);
+    Ok(daemon)
 }
 
-/// The one line of a quiet start.
-fn announce(host: &Host, tun: &Tun, metrics: Option<std::net::SocketAddr>) {
-    let metrics = metrics.map(tracing::field::display);
-    match host {
-        Host::Server(host) => {
-            tell_of_one_loop(host.worker_threads);
-            let listen = tracing::field::debug(&host.listen);
-            info!(
-                listen,
-                tun = tun.name(),
-                offload = tun.offload(),
-                metrics,
-                "listening"
-            );
-        }
-        Host::Client(host) => {
-            let server: Vec<_> = host.server.iter().map(ToString::to_string).collect();
-            let server = server.join(", ");
-            info!(
-                server,
-                tun = tun.name(),
-                offload = tun.offload(),
-                metrics,
-                "started"
-            );
+/// The one line of a quiet start. It is told when the driver has made its first round: who waits
+/// for it finds a daemon that serves.
+pub(super) struct Announcement {
+    host: Host,
+    tun: String,
+    offload: bool,
+    metrics: Option<SocketAddr>,
+}
+
+impl Announcement {
+    pub(super) fn tell(&self) {
+        let metrics = self.metrics.map(tracing::field::display);
+        let (tun, offload) = (&self.tun, self.offload);
+        match &self.host {
+            Host::Server(host) => {
+                tell_of_one_loop(host.worker_threads);
+                let listen = tracing::field::debug(&host.listen);
+                info!(listen, tun, offload, metrics, "listening");
+            }
+            Host::Client(host) => {
+                let server: Vec<_> = host.server.iter().map(ToString::to_string).collect();
+                let server = server.join(", ");
+                info!(server, tun, offload, metrics, "started");
+            }
         }
     }
 }
