@@ -48,7 +48,9 @@ class End:
             yield process
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
 
     def ip(self, arguments):
         """Runs `ip` on this namespace's network."""

@@ -30,15 +30,28 @@ class Rig:
         return CpuMeter(tunnel, self.ends, self.helpers)
 
     def tcp(self, key, *options):
+        self._tcp(key, options)
+
+    def tcp_and_ping(self, key, *options):
+        def pings():
+            time.sleep(1)  # until the streams have found their speed
+            return ping(self.client, max(self.seconds - 1, 0.5), LOADED_INTERVAL)
+
+        pings = self._tcp(key, options, pings)
+        self.found.update({f"{key}_{which}": pings[which] for which in ("p50", "p99", "lost")})
+
+    def _tcp(self, key, options, meanwhile=None):
         meter = self.meter()
-        received = iperf3(self.server, self.client, self.seconds, *options)["sum_received"]
+        end, other = iperf3(*self.ends, self.seconds, *options, meanwhile=meanwhile)
         spent = meter.spent()
+        received = end["sum_received"]
         self.found[f"{key}_mbps"] = received["bits_per_second"] / 1e6
         if gib := received["bytes"] / GIB:
             if any(self.tunnel.values()):
                 self.found[f"{key}_tunnel_cpu"] = spent["tunnel"] / gib
             self.found[f"{key}_machine_cpu"] = spent["machine"] / gib
         self._elsewhere(key, spent)
+        return other
 
     def idle(self):
         meter = self.meter()
@@ -47,7 +60,7 @@ class Rig:
 
     def loaded(self):
         meter = self.meter()
-        with one_stream(self.server, self.client):
+        with one_stream(*self.ends):
             time.sleep(1)  # until the stream has found its speed
             pings = ping(self.client, self.seconds, LOADED_INTERVAL)
         self.found.update({f"loaded_{key}": pings[key] for key in ("p50", "p99", "lost")})
@@ -56,7 +69,7 @@ class Rig:
     def small(self):
         meter = self.meter()
         options = ("-u", "-l", SMALL, "-b", 0)
-        total = iperf3(self.server, self.client, self.seconds, *options)["sum"]
+        total = iperf3(*self.ends, self.seconds, *options)[0]["sum"]
         received = total["packets"] - total["lost_packets"]
         self.found["small_kpps"] = received / total["seconds"] / 1e3
         self.found["small_lost"] = total["lost_percent"]
@@ -72,7 +85,7 @@ class Rig:
         self.found[f"{key}_elsewhere"] = share
 
 
-TESTS = {
+FAST = {
     "up": lambda rig: rig.tcp("up"),
     "down": lambda rig: rig.tcp("down", "-R"),
     "eight": lambda rig: rig.tcp("eight", "-P", 8),
@@ -81,6 +94,14 @@ TESTS = {
     "small": Rig.small,
     "memory": Rig.memory,
 }
+LINK = {
+    "idle": Rig.idle,
+    "up": lambda rig: rig.tcp_and_ping("up"),
+    "down": lambda rig: rig.tcp_and_ping("down", "-R"),
+    "eight": lambda rig: rig.tcp_and_ping("eight", "-P", 8),
+}
+TESTS = {"fast": FAST, "link": LINK}
+PAUSE = 0.5  # seconds between tests, for the queues to drain
 
 
 def measure(name, wire, options):
@@ -91,9 +112,10 @@ def measure(name, wire, options):
         rig = Rig(ends, options.seconds, wire.pids)
         rig.found["start_s"] = started
         errors = {}
-        for test in options.tests:
+        for test, function in options.tests.items():
             try:
-                TESTS[test](rig)
+                function(rig)
             except (Failure, OSError, KeyError) as error:
                 errors[test] = str(error) or type(error).__name__
+            time.sleep(PAUSE)
         return {**rig.found, "errors": errors}

@@ -7,15 +7,16 @@ from .peer import BASELINE
 
 DISTURBED = 0.1  # share of the machine's CPU that went elsewhere
 
-# metric: (heading, digits behind the point)
-COLUMNS = {
+# metric: (heading, digits behind the point); those that were not measured are left out
+FAST = {
     "up_mbps": ("up Mbit/s", 0),
     "down_mbps": ("down Mbit/s", 0),
-    "eight_mbps": ("8 streams Mbit/s", 0),
+    "eight_mbps": ("8 streams up Mbit/s", 0),
     "up_tunnel_cpu": ("up, tunnel CPU s/GiB", 2),
     "down_tunnel_cpu": ("down, tunnel CPU s/GiB", 2),
     "up_machine_cpu": ("up, machine CPU s/GiB", 2),
-    "idle_extra_ms": ("idle ping above the wire's ms", 3),
+    "idle_ms": ("idle ping ms", 3),
+    "idle_extra_ms": ("above the wire's ms", 3),
     "loaded_p50": ("loaded ping p50 ms", 2),
     "loaded_p99": ("p99 ms", 2),
     "small_kpps": ("64 B UDP kpackets/s", 1),
@@ -24,6 +25,23 @@ COLUMNS = {
     "client_rss_mib": ("client MiB", 1),
     "start_s": ("first ping s", 2),
 }
+LINK = {
+    "idle_ms": ("idle ping ms", 1),
+    "up_mbps": ("up Mbit/s", 1),
+    "up_p50": ("ping p50 ms", 0),
+    "up_p99": ("p99 ms", 0),
+    "up_lost": ("lost %", 1),
+    "down_mbps": ("down Mbit/s", 1),
+    "down_p50": ("ping p50 ms", 0),
+    "down_p99": ("p99 ms", 0),
+    "down_lost": ("lost %", 1),
+    "eight_mbps": ("8 streams up Mbit/s", 1),
+    "eight_p50": ("ping p50 ms", 0),
+    "eight_p99": ("p99 ms", 0),
+    "eight_lost": ("lost %", 1),
+    "start_s": ("first ping s", 2),
+}
+COLUMNS = {"fast": FAST, "link": LINK}
 
 
 def summary(rounds):
@@ -60,9 +78,10 @@ def markdown(result):
     """The result for people: what was done, the tables, and what to know about them."""
     lines = [f"- {what}: {text}" for what, text in result["about"].items()]
     lines += [f"- {peer}: {version}" for peer, version in result["versions"].items()]
+    columns = COLUMNS[result["kind"]]
     for section in result["sections"]:
-        peers = summary(section["rounds"])
-        lines += ["", f"Wire: {section['wire'].description}", "", *_table(peers, COLUMNS)]
+        table = _table(summary(section["rounds"]), columns)
+        lines += ["", f"Wire: {section['wire'].description}", "", *table]
     lines += ["", *(f"- {remark}" for remark in _remarks(result))]
     return "\n".join(lines) + "\n"
 
@@ -87,8 +106,8 @@ def _cell(value, digits):
 
 def _remarks(result):
     yield "median (lowest–highest) of the rounds"
-    yield (f"\\*: in a round, more than {DISTURBED:.0%} of the machine's CPU went to other programs "
-           "or to the hypervisor")
+    yield (f"\\*: in a round, more than {DISTURBED:.0%} of the machine's CPU went to other "
+           "programs or to the hypervisor")
     for peer, reason in result["skipped"].items():
         yield f"{peer}: skipped, {reason}"
     for section in result["sections"]:

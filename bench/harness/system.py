@@ -22,6 +22,7 @@ PACKAGES = {
     "taskset": "util-linux",
     "tc": "iproute2",
     "tincd": "tinc",
+    "unshare": "util-linux",
     "wg": "wireguard-tools",
     "wireguard-go": "wireguard-go",
 }
@@ -73,7 +74,9 @@ def missing(programs):
 def how_to_install(programs):
     """One command that installs the programs, as far as Debian has them; else an empty text."""
     packages = sorted({PACKAGES[program] for program in programs if program in PACKAGES})
-    return packages and f"sudo apt-get install -y --no-install-recommends {' '.join(packages)}" or ""
+    if not packages:
+        return ""
+    return f"sudo apt-get install -y --no-install-recommends {' '.join(packages)}"
 
 
 def facts():

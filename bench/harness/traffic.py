@@ -3,10 +3,13 @@
 import contextlib
 import json
 import re
+import signal
 import statistics
 import subprocess
 
 from .system import Failure
+
+LATE = 3  # seconds after which a ping that has not come back is lost
 
 
 @contextlib.contextmanager
@@ -22,18 +25,23 @@ def iperf3_server(end):
         yield
 
 
-def iperf3(server, client, seconds, *options):
-    """The `end` section of the report of one test from the client."""
+def iperf3(server, client, seconds, *options, meanwhile=None):
+    """The `end` section of the report of one test from the client, and what `meanwhile` returned,
+    which is called during the test."""
     command = ("iperf3", "-J", "-c", client.tun_remote, "-t", seconds, *options)
-    with iperf3_server(server):
-        done = client.run(*command, timeout=seconds + 30, check=False)
+    with iperf3_server(server), client.background(*command, stdout=subprocess.PIPE) as test:
+        other = meanwhile() if meanwhile else None
+        try:
+            output, _ = test.communicate(timeout=seconds + 30)
+        except subprocess.TimeoutExpired:
+            raise Failure("iperf3 does not end") from None
     try:
-        report = json.loads(done.stdout)
+        report = json.loads(output)
     except ValueError:
-        raise Failure(f"iperf3: {done.stderr.strip() or 'no report'}") from None
+        raise Failure("iperf3: no report") from None
     if "error" in report:
         raise Failure(f"iperf3: {report['error']}")
-    return report["end"]
+    return report["end"], other
 
 
 @contextlib.contextmanager
@@ -47,14 +55,19 @@ def one_stream(server, client):
 def ping(client, seconds, interval):
     """{"avg", "p50", "p99": milliseconds, "lost": per cent} of pings for some seconds."""
     count = max(round(seconds / interval), 1)
-    command = ("ping", "-n", "-i", interval, "-c", count, "-W", 2, client.tun_remote)
-    # Under load each may be late, and the last one decides the end.
-    output = client.run(*command, timeout=4 * seconds + 30, check=False).stdout
+    command = ("ping", "-n", "-i", interval, "-c", count, client.tun_remote)
+    with client.background(*command, stdout=subprocess.PIPE) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds + LATE)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # It still says what it sent.
+            output, _ = process.communicate()
     times = sorted(float(time) for time in re.findall(r"time=([\d.]+) ms", output))
-    if not times:
+    sent = re.search(r"(\d+) packets transmitted", output)
+    if not times or not sent:
         raise Failure("no ping came back")
     return {"avg": statistics.mean(times), "p50": percentile(times, 50),
-            "p99": percentile(times, 99), "lost": 100 * (count - len(times)) / count}
+            "p99": percentile(times, 99), "lost": 100 * (1 - len(times) / int(sent[1]))}
 
 
 def percentile(ascending, per_cent):

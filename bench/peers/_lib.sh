@@ -11,7 +11,8 @@ need() {
 
 # The version of a Debian package.
 package_version() {
-    dpkg-query --show --showformat '${Package} ${Version}' "$1" 2>/dev/null || echo "$1, not from a package"
+    dpkg-query --show --showformat '${Package} ${Version}' "$1" 2>/dev/null ||
+        echo "$1, not from a package"
 }
 
 # Waits until the daemon has made $DEV.
