@@ -252,6 +252,23 @@ mod tests {
         assert!(sealer.rotations() >= 33, "{}", sealer.rotations());
     }
 
+    /// Case 46: a rotation every 10 ms, for a minute.
+    #[test]
+    fn six_thousand_rotations_in_a_row_are_followed() {
+        let interval = Duration::from_millis(10);
+        let rotation = Rotation {
+            interval,
+            ..ETERNAL
+        };
+        let (mut sealer, mut opener) = pair(Suite::Hse, rotation);
+        for index in 0..=6000 {
+            let now = START + index * interval;
+            let record = seal(&mut sealer, b"x", now);
+            assert!(open(&mut opener, &record, now).is_ok(), "{index}");
+        }
+        assert_eq!(sealer.rotations(), 6000);
+    }
+
     /// Case 40: on an ordered stream there is no overlap.
     #[test]
     fn the_previous_key_is_refused_after_a_rotation() {

@@ -266,6 +266,28 @@ fn every_replaced_byte_of_a_server_hello_is_noticed() {
     assert!(initiator.finish(&answer).is_ok());
 }
 
+/// Case 26: with a client's secret key one can be that client, but not the server towards it.
+#[test]
+fn a_thief_of_the_clients_key_cannot_pose_as_the_server() {
+    let mut peers = Peers::new(1);
+    let (mut initiator, hello) = peers.start();
+    let (_, answer) = peers.answer(&hello);
+    // He reads nothing with it, so he answers what he could make up: a hello to himself.
+    let stolen = peers.client.secret_key.clone();
+    let error = read_client_hello(&hello, &stolen).err();
+    assert_eq!(error, Some(HandshakeError::Authentication));
+    let mut thief = Peers::new(2);
+    thief.client.server_key = stolen.public_key();
+    thief.server = stolen;
+    let (_, own_hello) = thief.start();
+    let (_, forged) = thief.answer(&own_hello);
+    assert_eq!(
+        initiator.finish(&forged).err(),
+        Some(HandshakeError::Authentication)
+    );
+    assert!(initiator.finish(&answer).is_ok());
+}
+
 /// Case 28: neither the client's key nor anything that only it would say is in the clear.
 #[test]
 fn the_client_cannot_be_told_from_its_hello() {
