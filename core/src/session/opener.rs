@@ -213,6 +213,7 @@ mod tests {
         }
     }
 
+    /// Case 6.
     #[test]
     fn unsealed_and_short_packets_are_refused() {
         let (mut sealer, mut opener) = pair(Suite::Hse, ETERNAL);
@@ -371,6 +372,7 @@ mod tests {
         }
     }
 
+    /// Case 38.
     #[test]
     fn a_peer_that_exceeds_the_records_of_a_key_is_refused() {
         let (mut sealer, mut opener) = pair(Suite::Hse, ETERNAL);
@@ -457,7 +459,8 @@ mod tests {
         );
     }
 
-    /// A thief of the traffic secret follows every rotation, and loses the trail at the exchange.
+    /// Case 27: a thief of the traffic secret follows every rotation, and loses the trail at the
+    /// exchange.
     #[test]
     fn a_fresh_exchange_heals_a_stolen_key() {
         let (mut sealer, mut thief) = pair(Suite::Hse, ROTATION);
@@ -471,7 +474,7 @@ mod tests {
     }
 
     proptest! {
-        /// Cases 9 and 39: any flipped bit of header, ciphertext or tag is refused, and the
+        /// Cases 8, 9 and 39: any flipped bit of header, ciphertext or tag is refused, and the
         /// record opens afterwards as if nothing had happened.
         #[test]
         fn any_flipped_bit_is_refused_without_a_trace(

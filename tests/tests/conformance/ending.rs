@@ -22,6 +22,7 @@ fn a_client_comes_back_after_either_side_is_half_closed() {
     }
 }
 
+/// Case 69.
 #[test]
 fn a_client_comes_back_after_a_reset_within_a_packet() {
     for direction in [Direction::Up, Direction::Down] {
@@ -43,6 +44,7 @@ fn a_client_comes_back_after_a_reset_within_a_packet() {
     }
 }
 
+/// Case 89.
 #[test]
 fn a_client_comes_back_to_a_server_that_was_restarted() {
     let setup = Setup::default();

@@ -47,7 +47,7 @@ fn a_recording_stays_closed_when_all_configured_keys_leak() {
     }
 }
 
-/// Case 23: a server's own words are nothing to it, in a new connection or in the same one.
+/// Cases 11 and 23: a server's own words are nothing to it, in a new connection or in the same one.
 #[test]
 fn a_reflected_stream_is_refused() {
     let mut net = Net::connected(1);

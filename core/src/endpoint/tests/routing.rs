@@ -138,6 +138,7 @@ fn a_packet_without_dont_fragment_reaches_a_client_with_a_small_mtu_in_pieces() 
     }
 }
 
+/// Case 102.
 #[test]
 fn a_syn_towards_a_client_with_a_small_mtu_is_clamped() {
     let mut client = client_config(1);

@@ -10,7 +10,7 @@ use crate::wire::{DisconnectCode, Flags, HEADER_LEN, Header, PacketType};
 
 use super::SERVER_ADDRESS;
 
-/// Cases 58 and 71: the old connection is half alive when its client comes back.
+/// Cases 50, 58 and 71: the old connection is half alive when its client comes back.
 #[test]
 fn a_client_that_vanished_reconnects_to_the_same_address() {
     let mut net = Net::connected(1);
@@ -145,6 +145,7 @@ fn a_shutdown_flushes_and_tells_the_clients() {
     assert_eq!(refused, Err(Refusal::ShuttingDown));
 }
 
+/// Case 109.
 #[test]
 fn a_shutdown_ends_even_when_a_client_does_not_read() {
     let mut net = Net::connected(1);
@@ -327,7 +328,7 @@ fn stall(net: &mut Net, is_up: bool, rests: bool) {
     pipe.stalled_at = rests.then_some(1 << 20);
 }
 
-/// Case 50: whoever slept for hours does not go on with the old keys.
+/// Cases 50 and 106: whoever slept for hours does not go on with the old keys.
 #[test]
 fn after_hours_of_sleep_there_is_a_new_session() {
     let mut net = Net::connected(1);

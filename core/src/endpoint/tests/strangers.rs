@@ -72,7 +72,7 @@ fn server_answer_to(bytes: &[u8]) -> (Vec<u8>, Endpoint, Vec<CloseReason>) {
     (answer, net.server, reasons)
 }
 
-/// Cases 20, 65, 78 and 79: whatever a stranger sends, he sees the same.
+/// Cases 20, 30, 65, 78 and 79: whatever a stranger sends, he sees the same.
 #[test]
 fn every_stranger_meets_the_same_silence_until_the_deadline() {
     let hello_of = |client| {
@@ -319,7 +319,7 @@ fn an_unproven_connection_is_nobodys() {
     assert_eq!(closed, Some((None, reason)));
 }
 
-/// Cases 30 and 64: wherever a handshake stalls, and however slowly it goes on, it ends at the
+/// Cases 30, 64 and 65: wherever a handshake stalls, and however slowly it goes on, it ends at the
 /// deadline and no sooner.
 #[test]
 fn a_handshake_that_stalls_ends_at_its_deadline() {

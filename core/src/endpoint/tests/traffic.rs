@@ -96,7 +96,7 @@ fn a_super_packet_of_the_greatest_size_is_split_over_records_and_segmented_at_th
     assert!(payload == packet[40..]);
 }
 
-/// Case 66: a peer that does not read costs bounded memory and its own packets.
+/// Cases 66 and 93: a peer that does not read costs bounded memory and its own packets.
 #[test]
 fn a_stalled_client_costs_its_own_packets_only() {
     let mut net = Net::connected(2);

@@ -160,7 +160,7 @@ fn forged_answers_do_not_destroy_the_pending_handshake() {
     assert!(initiator.finish(&answer).is_ok());
 }
 
-/// Case 25: everything that the server reads from the clear part of a `ClientHello`.
+/// Cases 4 and 25: everything that the server reads from the clear part of a `ClientHello`.
 #[test]
 fn an_altered_client_hello_is_refused() {
     let mut peers = Peers::new(1);
