@@ -236,6 +236,7 @@ mod tests {
         }
     }
 
+    /// Case 76.
     #[test]
     fn small_packets_pass_bulk_of_other_flows_only() {
         let mut rig = Rig::new(1 << 20);
@@ -246,6 +247,7 @@ mod tests {
         assert_eq!(rig.drain(), [20, 10, 11, 12]);
     }
 
+    /// Case 67.
     #[test]
     fn a_full_queue_drops_its_oldest_bulk_and_counts_it() {
         let mut rig = Rig::new(3 * 2048);
@@ -265,6 +267,7 @@ mod tests {
         assert_eq!(rig.drain(), [1]);
     }
 
+    /// Case 67.
     #[test]
     fn old_packets_are_dropped_before_new_ones_are_sent() {
         let mut rig = Rig::new(1 << 20);

@@ -71,6 +71,7 @@ impl TokenBucket {
 mod tests {
     use super::*;
 
+    /// Case 96.
     #[test]
     fn a_second_lets_the_rate_through_whatever_the_step() {
         for step_nanos in [1_000, 333_333, 10_000_000] {
@@ -99,6 +100,7 @@ mod tests {
         assert!(bucket.is_open(opens));
     }
 
+    /// Case 96.
     #[test]
     fn bursts_are_bounded_after_a_long_rest() {
         let mut bucket = TokenBucket::new(1000, 100, Instant::ZERO);

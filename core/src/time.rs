@@ -63,6 +63,7 @@ impl Sub<Duration> for Instant {
 mod tests {
     use super::*;
 
+    /// Case 106.
     #[test]
     fn arithmetic_saturates_at_both_ends() {
         assert_eq!(Instant::ZERO - Duration::from_secs(1), Instant::ZERO);

@@ -8,9 +8,11 @@
 
 mod tasks;
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Instant as SystemInstant;
@@ -20,7 +22,7 @@ use lostlove_core::event::ConnectionId;
 use lostlove_core::time::Instant;
 use lostlove_host::daemon::{Change, Daemon, Source};
 use smol::LocalExecutor;
-use smol::future::{or, poll_fn, yield_now};
+use smol::future::{FutureExt as _, or, poll_fn, yield_now};
 
 use tasks::{Socket, Tasks};
 
@@ -29,6 +31,10 @@ use tasks::{Socket, Tasks};
 /// # Errors
 ///
 /// The event queue or the TUN device failed.
+///
+/// # Panics
+///
+/// When one of its tasks does.
 pub fn run(daemon: Daemon) -> io::Result<Daemon> {
     let mut sources = Vec::new();
     for (source, fd) in daemon.sources() {
@@ -39,7 +45,8 @@ pub fn run(daemon: Daemon) -> io::Result<Daemon> {
     // Dropped before what its tasks borrow.
     let executor = LocalExecutor::new();
     for (source, fd) in &sources {
-        executor.spawn(driver.serve(*source, fd)).detach();
+        let task = driver.guard(driver.serve(*source, fd));
+        executor.spawn(task).detach();
     }
     async_io::block_on(driver.conduct(&executor));
     drop(executor);
@@ -53,6 +60,8 @@ struct Driver {
     /// Set when a task has used up its turn: time to look at the kernel.
     is_turn_over: Cell<bool>,
     failure: RefCell<Option<io::Error>>,
+    /// What a task panicked with.
+    panic: RefCell<Option<Box<dyn Any + Send>>>,
 }
 
 impl Driver {
@@ -62,10 +71,14 @@ impl Driver {
             held: RefCell::default(),
             is_turn_over: Cell::new(false),
             failure: RefCell::default(),
+            panic: RefCell::default(),
         }
     }
 
     fn finish(self) -> io::Result<Daemon> {
+        if let Some(panic) = self.panic.take() {
+            resume_unwind(panic);
+        }
         match self.failure.into_inner() {
             Some(error) => Err(error),
             None => Ok(self.daemon.into_inner()),
@@ -100,6 +113,14 @@ impl Driver {
         }
     }
 
+    /// Runs a task. The executor keeps a panic for whoever awaits the task, and nobody does: the
+    /// daemon would go on, deaf to one of its sources or connections. So [`run`] panics instead.
+    async fn guard(&self, task: impl Future<Output = ()>) {
+        if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+            self.panic.borrow_mut().get_or_insert(panic);
+        }
+    }
+
     /// Runs one task, and says that no deadline has come.
     async fn tick(&self, executor: &LocalExecutor<'_>) -> bool {
         executor.tick().await;
@@ -112,13 +133,15 @@ impl Driver {
                 Change::Opened { id, socket } => match Async::new_nonblocking(socket) {
                     Ok(socket) => {
                         let socket = Rc::new(socket);
-                        let reader = executor.spawn(self.read(id, Rc::clone(&socket)));
+                        let reader = executor.spawn(self.guard(self.read(id, Rc::clone(&socket))));
                         tasks.add(id, socket, reader);
                     }
                     Err(error) => self.give_up(id, &error),
                 },
                 Change::Blocked(id) => {
-                    tasks.set_writer(id, |socket| executor.spawn(self.resume(id, socket)));
+                    tasks.set_writer(id, |socket| {
+                        executor.spawn(self.guard(self.resume(id, socket)))
+                    });
                 }
                 Change::Closed(id) => tasks.remove(id),
             }
@@ -212,7 +235,9 @@ impl Driver {
     }
 
     fn is_done(&self) -> bool {
-        self.failure.borrow().is_some() || self.daemon.borrow().is_done()
+        self.failure.borrow().is_some()
+            || self.panic.borrow().is_some()
+            || self.daemon.borrow().is_done()
     }
 
     fn system_instant(&self, at: Instant) -> SystemInstant {

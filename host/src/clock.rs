@@ -56,6 +56,7 @@ fn unix_time(now: SystemTime) -> Duration {
 mod tests {
     use super::*;
 
+    /// Case 106.
     #[test]
     fn starts_at_zero_and_never_goes_back() {
         let clock = Clock::new();

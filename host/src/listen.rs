@@ -228,6 +228,7 @@ mod tests {
         assert!(error.to_string().contains("CAP_NET_BIND_SERVICE"));
     }
 
+    /// Case 74.
     #[test]
     fn an_accepted_connection_gets_every_option() {
         let (mut stream, _client) = connection();
@@ -245,6 +246,7 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
+    /// Case 77.
     #[test]
     fn an_unknown_congestion_control_is_one_warning() {
         let (stream, _client) = connection();
@@ -259,6 +261,7 @@ mod tests {
         assert_eq!(text.matches("no-such-algorithm").count(), 1, "{text}");
     }
 
+    /// Case 77.
     #[test]
     fn a_known_congestion_control_is_used() {
         let (stream, _client) = connection();

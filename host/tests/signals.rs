@@ -9,7 +9,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::raise;
 
-/// The only one that raises signals in this process, as they reach every instance in it.
+/// Cases 109 and 111. The only one that raises signals in this process, as they reach every
+/// instance in it.
 #[test]
 fn a_first_signal_is_graceful_and_a_second_is_not() {
     let signals = Signals::new().unwrap();

@@ -115,6 +115,7 @@ fn allocations_are_noticed() {
     assert_eq!(ALLOCATIONS.get() - before, 1);
 }
 
+/// Case 98.
 #[test]
 fn small_packets_allocate_nothing() {
     for suite in Suite::ALL {

@@ -36,6 +36,7 @@ const IDLE_WAKEUPS: u64 = 10;
 /// Time on a processor that all threads together may have meanwhile: a loop that spins has all.
 const BUSY: Duration = Duration::from_millis(50);
 
+/// Case 94.
 #[test]
 fn an_idle_second_costs_few_wake_ups() {
     let _alone = alone();
@@ -98,6 +99,7 @@ fn waiting_for_a_full_socket_keeps_nobody_awake() {
     }
 }
 
+/// Case 98.
 #[test]
 fn every_descriptor_is_closed_at_the_end() {
     let _alone = alone();
@@ -172,7 +174,7 @@ impl Drop for NoDescriptors {
     }
 }
 
-/// The same seed and the same packets, one at a time, make the same counters.
+/// Case 18: the same seed and the same packets, one at a time, make the same counters.
 #[test]
 fn both_drivers_count_the_same() {
     let _alone = alone();

@@ -25,6 +25,7 @@ fn the_demo_works_as_root_and_leaves_nothing_behind() {
     assert_eq!(run_files(), before);
 }
 
+/// Case 105.
 #[test]
 fn the_demo_works_without_root() {
     // Where nobody may read the build directory, copies are needed.

@@ -36,7 +36,7 @@ fn a_transfer_survives_a_killed_and_restarted_server() {
     );
 }
 
-/// Case 71: the wire is cut and joined again.
+/// Cases 71 and 75: the wire is cut and joined again.
 #[test]
 fn a_transfer_survives_an_interrupted_wire() {
     let Some(lab) = Lab::new(1) else { return };
@@ -140,6 +140,7 @@ fn a_client_under_load_stops_promptly_and_restores_the_system() {
     assert_eq!(lab.server.metric("lostlove_sessions"), Some(0.0));
 }
 
+/// Case 115.
 #[test]
 fn what_a_killed_server_left_is_cleaned_up_by_the_next() {
     let Some(lab) = Lab::new(0) else { return };

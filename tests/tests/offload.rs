@@ -33,21 +33,25 @@ fn everything_arrives(server: bool, client: bool) {
     }
 }
 
+/// Case 103.
 #[test]
 fn offload_at_both_ends() {
     everything_arrives(true, true);
 }
 
+/// Case 103.
 #[test]
 fn offload_at_the_server_only() {
     everything_arrives(true, false);
 }
 
+/// Case 103.
 #[test]
 fn offload_at_the_client_only() {
     everything_arrives(false, true);
 }
 
+/// Case 103.
 #[test]
 fn no_offload() {
     everything_arrives(false, false);

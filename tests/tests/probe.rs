@@ -85,7 +85,7 @@ fn scanners_get_the_same_silence_whatever_they_send() {
     }
 }
 
-/// Case 64 in small: idle connections from one address do not keep a client out.
+/// Cases 64 and 65 in small: idle connections from one address do not keep a client out.
 #[test]
 fn connections_that_say_nothing_do_not_keep_clients_out() {
     let Some(lab) = Lab::new(2) else { return };

@@ -118,7 +118,7 @@ fn forged_ipv6_sources_are_dropped_and_counted() {
     assert_eq!(first_sender(&socket), IpAddr::V6(own));
 }
 
-/// The kernel itself sends from an address that the client was not given.
+/// Case 51: the kernel itself sends from an address that the client was not given.
 #[test]
 fn an_address_added_to_the_clients_device_is_of_no_use() {
     let Some(lab) = Lab::new(1) else { return };

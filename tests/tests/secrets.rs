@@ -149,7 +149,7 @@ fn a_leak_in_any_form_would_be_found() {
     assert_eq!(leaks(&text, &forbidden)[0], "server ephemeral");
 }
 
-/// A session's whole life: handshake, traffic, rotations, exchanges, the end.
+/// Case 33: a session's whole life: handshake, traffic, rotations, exchanges, the end.
 #[test]
 fn no_secret_is_logged() {
     let secrets = secrets();
@@ -194,6 +194,7 @@ fn debug_forms(value: &impl Debug) -> String {
     format!("{value:?}{value:#?}{value:x?}")
 }
 
+/// Case 33.
 #[test]
 fn no_secret_is_in_the_debug_output_of_a_configuration() {
     let secrets = secrets();
@@ -206,7 +207,7 @@ fn no_secret_is_in_the_debug_output_of_a_configuration() {
     }
 }
 
-/// As read from files, and in what is said about files that are wrong.
+/// Case 33: as read from files, and in what is said about files that are wrong.
 #[test]
 fn no_secret_is_in_settings_or_their_problems() {
     let secrets = secrets();

@@ -135,7 +135,8 @@ fn a_packet_beyond_the_other_ends_mtu_is_answered_with_that_mtu() {
     assert!(transfer.intact);
 }
 
-/// Case 45: keys are replaced every 50 ms and hundreds of times under load, and nothing is lost.
+/// Cases 45 and 46: keys are replaced every 50 ms and hundreds of times under load, and nothing is
+/// lost.
 #[test]
 fn rotation_under_load_loses_nothing() {
     let Some(lab) = Lab::new(1) else { return };

@@ -322,6 +322,7 @@ mod tests {
         }
     }
 
+    /// Case 10.
     #[test]
     fn what_is_too_short_for_a_tag_does_not_open() {
         for suite in Suite::ALL {

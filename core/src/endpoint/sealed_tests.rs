@@ -9,69 +9,359 @@ use super::Endpoint;
 use super::testing::{client_config, server_config, udp};
 use crate::config::{Role, Rotation};
 use crate::crypto::{Direction, Suite};
-use crate::event::ConnectionId;
+use crate::error::{FrameError, ProtocolError};
+use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientOffer, Initiator};
 use crate::ip::Offload;
 use crate::session::Sealer;
 use crate::time::Instant;
-use crate::wire::{Flags, HEADER_LEN, Header, PacketType, encode_entry_header};
+use crate::wire::{
+    CHECKED_LEN, DisconnectCode, Flags, HEADER_LEN, Header, PacketType, encode_entry_header,
+};
+
+const NOW: Instant = Instant::from_millis(1000);
+/// Beyond the tunnel: what reaches the server for it goes to the TUN device.
+const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+
+/// The client, after the handshake. The server reads everything as soon as it is sent.
+struct Rogue {
+    server: Endpoint,
+    id: ConnectionId,
+    sealer: Sealer,
+    address: Ipv4Addr,
+    /// Packets that came out of the server's TUN device.
+    delivered: usize,
+}
+
+impl Rogue {
+    /// Has shaken hands; nothing sealed was sent yet.
+    fn unproven() -> Self {
+        let mut rng = ChaCha20Rng::from_seed([7; 32]);
+        let mut server = Endpoint::new(server_config(1), [99; 32], NOW);
+        let remote = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 5000));
+        let id = server.handle_accepted(remote, NOW).unwrap();
+        let Role::Client(client) = client_config(1).role else {
+            panic!("a client's configuration");
+        };
+        let offer = ClientOffer {
+            suites: Suite::ALL.to_vec(),
+            rotation: Rotation::default(),
+            mtu: 1400,
+            address_v4: None,
+            address_v6: None,
+        };
+        let (mut initiator, json) = Initiator::start(&client, &offer, &mut rng).unwrap();
+        feed(&mut server, id, &plain(PacketType::HandshakeInit, &json));
+        assert!(server.prepare(id, NOW));
+        let answer: Vec<u8> = server.outgoing(id).flatten().copied().collect();
+        server.handle_sent(id, answer.len());
+        let outcome = initiator.finish(&answer[HEADER_LEN..]).unwrap();
+        let secret = outcome.master.traffic(Direction::ClientToServer);
+        Self {
+            server,
+            id,
+            sealer: Sealer::new(secret, outcome.suite, outcome.grant.rotation, NOW),
+            address: outcome.grant.address_v4.unwrap().addr(),
+            delivered: 0,
+        }
+    }
+
+    /// Has a session.
+    fn new() -> Self {
+        let mut rogue = Self::unproven();
+        rogue.send(PacketType::KeepAlive, 0, Flags::NONE, &[]);
+        assert_eq!(rogue.server.stats().sessions, 1);
+        rogue
+    }
+
+    fn seal(
+        &mut self,
+        packet_type: PacketType,
+        stream: u16,
+        flags: Flags,
+        plaintext: &[u8],
+    ) -> Vec<u8> {
+        let mut record = [&[0; HEADER_LEN], plaintext].concat();
+        record.resize(record.len() + self.sealer.tag_len(), 0);
+        self.sealer
+            .seal(packet_type, stream, flags, 1, &mut record, NOW)
+            .unwrap();
+        record
+    }
+
+    fn send(&mut self, packet_type: PacketType, stream: u16, flags: Flags, plaintext: &[u8]) {
+        let record = self.seal(packet_type, stream, flags, plaintext);
+        self.send_bytes(&record);
+    }
+
+    fn send_bytes(&mut self, bytes: &[u8]) {
+        self.delivered += feed(&mut self.server, self.id, bytes);
+    }
+
+    /// The payload of a Data packet with one IP packet, cut to `len` bytes.
+    fn entry(&self, len: usize) -> Vec<u8> {
+        let packet = udp(self.address, FAR, 9, &[0; 100]);
+        let header = encode_entry_header(packet.len() as u16, Offload::NONE);
+        let mut entry = [header.as_slice(), &packet].concat();
+        entry.truncate(len);
+        entry
+    }
+
+    /// Whether a packet still gets through.
+    fn is_heard(&mut self) -> bool {
+        let (before, entry) = (self.delivered, self.entry(usize::MAX));
+        self.send(PacketType::Data, 1, Flags::NONE, &entry);
+        self.delivered > before
+    }
+
+    /// Why the server has closed the connection, once it is flushed.
+    fn close_reason(&mut self) -> Option<CloseReason> {
+        while self.server.prepare(self.id, NOW) {
+            let len = self.server.outgoing(self.id).flatten().count();
+            self.server.handle_sent(self.id, len);
+        }
+        std::iter::from_fn(|| self.server.poll_event()).find_map(|event| match event {
+            Event::Closed { reason, .. } => Some(reason),
+            _ => None,
+        })
+    }
+}
+
+/// An unsealed packet on stream 0.
+fn plain(packet_type: PacketType, payload: &[u8]) -> Vec<u8> {
+    let header = Header {
+        packet_type,
+        stream: 0,
+        sequence: 0,
+        payload_len: payload.len() as u16,
+        timestamp_ms: 1,
+        flags: Flags::NONE,
+    };
+    [header.encode(payload).as_slice(), payload].concat()
+}
+
+/// Lets the endpoint read `bytes` in pieces; returns how many packets its TUN device got.
+fn feed(endpoint: &mut Endpoint, id: ConnectionId, bytes: &[u8]) -> usize {
+    let mut delivered = 0;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let Some(buf) = endpoint.recv_buf(id) else {
+            break;
+        };
+        assert!(!buf.is_empty(), "it would look like the end of the stream");
+        let len = buf.len().min(100).min(rest.len());
+        buf[..len].copy_from_slice(&rest[..len]);
+        rest = &rest[len..];
+        let mut sink = |_: super::TunPacket<'_>| {
+            delivered += 1;
+            true
+        };
+        endpoint.handle_received(id, len, &mut sink, NOW);
+    }
+    delivered
+}
 
 /// A client's first sealed packet, its proof, may be of any kind, and as long as a hello.
 #[test]
 fn a_first_record_of_data_in_pieces_is_read() {
-    let mut rng = ChaCha20Rng::from_seed([7; 32]);
-    let now = Instant::from_millis(1000);
-    let mut server = Endpoint::new(server_config(1), [99; 32], now);
-    let remote = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 5000));
-    let id = server.handle_accepted(remote, now).unwrap();
-    let Role::Client(client) = client_config(1).role else {
-        panic!("a client's configuration");
-    };
-    let offer = ClientOffer {
-        suites: Suite::ALL.to_vec(),
-        rotation: Rotation::default(),
-        mtu: 1400,
-        address_v4: None,
-        address_v6: None,
-    };
-    let (mut initiator, json) = Initiator::start(&client, &offer, &mut rng).unwrap();
-    let header = Header {
-        packet_type: PacketType::HandshakeInit,
-        stream: 0,
-        sequence: 0,
-        payload_len: json.len() as u16,
-        timestamp_ms: 1,
-        flags: Flags::NONE,
-    };
-    let hello = [header.encode(&json).as_slice(), &json].concat();
-    feed(&mut server, id, &hello, usize::MAX, now);
-    assert!(server.prepare(id, now));
-    let answer: Vec<u8> = server.outgoing(id).flatten().copied().collect();
-    let outcome = initiator.finish(&answer[HEADER_LEN..]).unwrap();
-    let secret = outcome.master.traffic(Direction::ClientToServer);
-    let mut sealer = Sealer::new(secret, outcome.suite, outcome.grant.rotation, now);
-    let address = outcome.grant.address_v4.unwrap().addr();
-    let packet = udp(address, Ipv4Addr::new(198, 51, 100, 1), 9, &[0; 1200]);
-    let entry = encode_entry_header(packet.len() as u16, Offload::NONE);
-    let mut record = [&[0; HEADER_LEN], entry.as_slice(), &packet].concat();
-    record.resize(record.len() + sealer.tag_len(), 0);
-    sealer
-        .seal(PacketType::Data, 1, Flags::NONE, 1, &mut record, now)
-        .unwrap();
-    feed(&mut server, id, &record, 100, now);
-    assert_eq!(server.stats().sessions, 1);
-    assert_eq!(server.stats().peer_packets_in, 1);
+    let mut rogue = Rogue::unproven();
+    assert!(rogue.is_heard());
+    assert_eq!(rogue.server.stats().sessions, 1);
 }
 
-/// Lets the endpoint read `bytes`, at most `segment` at a time.
-fn feed(endpoint: &mut Endpoint, id: ConnectionId, bytes: &[u8], segment: usize, now: Instant) {
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let buf = endpoint.recv_buf(id).unwrap();
-        assert!(!buf.is_empty(), "it would look like the end of the stream");
-        let len = buf.len().min(segment).min(rest.len());
-        buf[..len].copy_from_slice(&rest[..len]);
-        rest = &rest[len..];
-        endpoint.handle_received(id, len, &mut |_| true, now);
+/// Cases 4, 6, 10, 11 and 12: each is authentic and breaks one rule, and the session ends.
+#[test]
+fn an_authentic_packet_that_breaks_a_rule_ends_the_session() {
+    use PacketType::{Ack, Data, Disconnect, HandshakeInit, HandshakeResponse, KeepAlive};
+    let none = Flags::NONE;
+    let bad_control = ProtocolError::Frame(FrameError::BadControl);
+    let bad_entry = ProtocolError::Frame(FrameError::BadEntry);
+    let cases: [(PacketType, u16, Flags, &[u8], ProtocolError); 15] = [
+        (Data, 0, none, b"\0\x01\0\0x", ProtocolError::StreamLimit),
+        (Data, 257, none, b"\0\x01\0\0x", ProtocolError::StreamLimit),
+        (
+            Data,
+            65_535,
+            none,
+            b"\0\x01\0\0x",
+            ProtocolError::StreamLimit,
+        ),
+        (Data, 1, none, b"", bad_entry),
+        (Data, 1, none, b"\0\x02\0\0x", bad_entry),
+        (Data, 1, none, b"\0\x01\0\0xy", bad_entry),
+        (KeepAlive, 0, none, b"x", bad_control),
+        (KeepAlive, 1, none, b"", ProtocolError::Unexpected),
+        (Ack, 0, none, &[0; 13], bad_control),
+        (Ack, 0, none, &[0; 15], bad_control),
+        (Ack, 1, none, &[0; 14], ProtocolError::Unexpected),
+        (Disconnect, 1, none, b"", ProtocolError::Unexpected),
+        (HandshakeInit, 0, none, b"", ProtocolError::Exchange),
+        (HandshakeInit, 0, none, &[0; 1216], ProtocolError::Exchange),
+        (
+            HandshakeResponse,
+            0,
+            none,
+            &[0; 1120],
+            ProtocolError::Unexpected,
+        ),
+    ];
+    for (packet_type, stream, flags, plaintext, error) in cases {
+        let mut rogue = Rogue::new();
+        rogue.send(packet_type, stream, flags, plaintext);
+        let case = (packet_type, stream, plaintext.len());
+        assert!(!rogue.is_heard(), "{case:?}");
+        let reason = rogue.close_reason();
+        assert_eq!(reason, Some(CloseReason::Protocol(error)), "{case:?}");
+        let stats = rogue.server.stats();
+        assert_eq!((stats.sessions, stats.protocol_errors), (0, 1), "{case:?}");
+    }
+}
+
+/// Cases 3, 4, 10 and 11: what is not sealed has no place in a session.
+#[test]
+fn unsealed_bytes_end_a_session() {
+    let hello = plain(PacketType::HandshakeInit, b"{}");
+    let data = plain(PacketType::Data, b"\0\x01\0\0x");
+    let bye = plain(PacketType::Disconnect, b"\0");
+    let wrong = |error| CloseReason::Protocol(ProtocolError::Frame(error));
+    for (bytes, error) in [
+        (&hello[..], FrameError::WrongProtection),
+        (&data, FrameError::WrongProtection),
+        (&bye, FrameError::WrongProtection),
+        (b"LL\x07", FrameError::UnknownType(7)),
+        (b"LL\x00", FrameError::UnknownType(0)),
+        (b"\0", FrameError::BadMagic(0x004C)),
+        (b"GET /", FrameError::BadMagic(0x4745)),
+    ] {
+        let mut rogue = Rogue::new();
+        rogue.send_bytes(bytes);
+        // The first byte of the next packet makes two of a lone one.
+        assert!(!rogue.is_heard());
+        assert_eq!(rogue.close_reason(), Some(wrong(error)), "{bytes:02x?}");
+    }
+}
+
+/// Case 11: what means nothing does nothing.
+#[test]
+fn an_ack_of_nothing_and_a_later_stream_are_harmless() {
+    let mut rogue = Rogue::new();
+    for sequence in [0, 1, 77, u64::MAX] {
+        let ack = crate::wire::Ack {
+            sequence,
+            timestamp_ms: (1 << 48) - 1,
+        };
+        rogue.send(PacketType::Ack, 0, Flags::NONE, &ack.encode());
+    }
+    rogue.send(PacketType::Data, 200, Flags::RST, &[]);
+    rogue.send(PacketType::Data, 200, Flags::FIN, &[]);
+    assert!(rogue.is_heard());
+    assert_eq!(rogue.close_reason(), None);
+}
+
+/// Case 11: the first Disconnect is the last word.
+#[test]
+fn nothing_counts_after_a_disconnect() {
+    let mut rogue = Rogue::new();
+    for code in [8, 0] {
+        rogue.send(PacketType::Disconnect, 0, Flags::NONE, &[code]);
+    }
+    assert!(!rogue.is_heard());
+    let reason = rogue.close_reason();
+    let Some(CloseReason::Peer { code, .. }) = reason else {
+        panic!("{reason:?}");
+    };
+    assert_eq!(code, DisconnectCode::ShuttingDown);
+    assert_eq!(rogue.server.stats().protocol_errors, 0);
+}
+
+/// Case 11: before the proof, an authentic packet out of place is met with a stranger's silence.
+#[test]
+fn nobody_unproven_is_answered() {
+    for bytes in [
+        plain(PacketType::HandshakeInit, b"{}"),
+        plain(PacketType::HandshakeResponse, b"{}"),
+        plain(PacketType::KeepAlive, b""),
+        b"GET /".to_vec(),
+    ] {
+        let mut rogue = Rogue::unproven();
+        rogue.send_bytes(&bytes);
+        assert!(!rogue.server.prepare(rogue.id, NOW));
+        assert!(!rogue.is_heard(), "it is too late for the proof");
+        assert_eq!(rogue.server.stats().sessions, 0);
+    }
+}
+
+/// Case 12: every stream may be used, and few may have an unfinished packet at one time.
+#[test]
+fn unfinished_packets_are_bounded() {
+    let mut rogue = Rogue::new();
+    let (whole, start) = (rogue.entry(usize::MAX), rogue.entry(50));
+    for stream in 1..=256 {
+        rogue.send(PacketType::Data, stream, Flags::NONE, &whole);
+    }
+    assert_eq!(rogue.delivered, 256);
+    for stream in 1..=4 {
+        rogue.send(PacketType::Data, stream, Flags::MORE, &start);
+    }
+    rogue.send(PacketType::Data, 4, Flags::RST, &[]);
+    rogue.send(PacketType::Data, 200, Flags::MORE, &start);
+    rogue.send(PacketType::Data, 200, Flags::NONE, &whole[50..]);
+    rogue.send(PacketType::Data, 5, Flags::MORE, &start);
+    assert_eq!(rogue.delivered, 257);
+    assert_eq!(rogue.close_reason(), None);
+    rogue.send(PacketType::Data, 6, Flags::MORE, &start);
+    let too_many = CloseReason::Protocol(ProtocolError::StreamLimit);
+    assert_eq!(rogue.close_reason(), Some(too_many));
+}
+
+/// Case 66: who asks and does not read the answers gets no memory for them.
+#[test]
+fn a_client_that_asks_and_does_not_read_is_closed() {
+    let mut rogue = Rogue::new();
+    // One KeepAlive of the server's own and the answer to the proof are waiting already.
+    for _ in 0..62 {
+        rogue.send(PacketType::KeepAlive, 0, Flags::NONE, &[]);
+    }
+    assert_eq!(rogue.server.stats().protocol_errors, 0);
+    rogue.send(PacketType::KeepAlive, 0, Flags::NONE, &[]);
+    assert_eq!(rogue.server.stats().protocol_errors, 1);
+    let too_many = CloseReason::Protocol(ProtocolError::StreamLimit);
+    assert_eq!(rogue.close_reason(), Some(too_many));
+}
+
+/// Case 9: of header, ciphertext and tag, whatever bit is flipped, also when the header's
+/// checksum is made to fit. Nothing comes out, and the session ends.
+#[test]
+fn a_flipped_bit_anywhere_ends_the_session() {
+    let len = {
+        let mut rogue = Rogue::new();
+        let entry = rogue.entry(usize::MAX);
+        rogue.seal(PacketType::Data, 1, Flags::NONE, &entry).len()
+    };
+    // Every bit of the header; of the rest, some.
+    let header = 0..8 * CHECKED_LEN;
+    let rest = (HEADER_LEN..len).step_by(5).map(|at| 8 * at + at % 8);
+    for bit in header.chain(rest) {
+        let mut rogue = Rogue::new();
+        let entry = rogue.entry(usize::MAX);
+        let mut record = rogue.seal(PacketType::Data, 1, Flags::NONE, &entry);
+        record[bit / 8] ^= 1 << (bit % 8);
+        mend_checksum(&mut record);
+        rogue.send_bytes(&record);
+        if rogue.server.stats().protocol_errors == 0 {
+            // A greater length waits for as many bytes, whatever they are.
+            rogue.send_bytes(&[0; 65_600]);
+        }
+        let stats = rogue.server.stats();
+        assert_eq!(rogue.delivered, 0, "bit {bit}");
+        assert_eq!((stats.sessions, stats.protocol_errors), (0, 1), "bit {bit}");
+    }
+}
+
+/// The checksum of a sealed packet takes no key: an attacker mends it.
+fn mend_checksum(record: &mut [u8]) {
+    let (head, payload) = record.split_first_chunk_mut::<HEADER_LEN>().unwrap();
+    if let Ok(header) = Header::decode(head) {
+        *head = header.encode(payload);
     }
 }

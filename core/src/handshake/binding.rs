@@ -75,6 +75,7 @@ mod tests {
         }
     }
 
+    /// Case 25.
     #[test]
     fn every_visible_value_changes_the_psk() {
         let base = || {

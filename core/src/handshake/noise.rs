@@ -159,7 +159,7 @@ pub(super) mod tests {
         message
     }
 
-    /// Published test vector of the Noise test suite "cacophony" for this protocol name.
+    /// Case 19: published test vector of the Noise test suite "cacophony" for this protocol name.
     #[test]
     fn the_published_vector_is_reproduced() {
         let prologue = unhex("4a6f686e2047616c74");

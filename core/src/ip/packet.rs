@@ -281,7 +281,7 @@ mod tests {
         }
     }
 
-    /// Case 14: truncated packets, from nothing to one byte short, and trailing bytes.
+    /// Cases 6 and 14: truncated packets, from nothing to one byte short, and trailing bytes.
     #[test]
     fn truncated_and_padded_packets_are_refused() {
         for ends in [V4, V6] {
@@ -421,6 +421,7 @@ mod tests {
         }
     }
 
+    /// Case 56.
     #[test]
     fn decrementing_keeps_the_checksum_right_until_the_end() {
         let mut packet = Packet::udp(V4).build();
@@ -439,6 +440,7 @@ mod tests {
         assert_eq!(packet, before);
     }
 
+    /// Case 56.
     #[test]
     fn hop_limits_are_decremented() {
         let mut packet = Packet::udp(V6).build();

@@ -213,6 +213,7 @@ mod tests {
         }
     }
 
+    /// Case 6.
     #[test]
     fn unsealed_and_short_packets_are_refused() {
         let (mut sealer, mut opener) = pair(Suite::Hse, ETERNAL);
@@ -250,6 +251,23 @@ mod tests {
             assert_eq!(open(&mut opener, &record, now).unwrap(), [7; 300]);
         }
         assert!(sealer.rotations() >= 33, "{}", sealer.rotations());
+    }
+
+    /// Case 46: a rotation every 10 ms, for a minute.
+    #[test]
+    fn six_thousand_rotations_in_a_row_are_followed() {
+        let interval = Duration::from_millis(10);
+        let rotation = Rotation {
+            interval,
+            ..ETERNAL
+        };
+        let (mut sealer, mut opener) = pair(Suite::Hse, rotation);
+        for index in 0..=6000 {
+            let now = START + index * interval;
+            let record = seal(&mut sealer, b"x", now);
+            assert!(open(&mut opener, &record, now).is_ok(), "{index}");
+        }
+        assert_eq!(sealer.rotations(), 6000);
     }
 
     /// Case 40: on an ordered stream there is no overlap.
@@ -354,6 +372,7 @@ mod tests {
         }
     }
 
+    /// Case 38.
     #[test]
     fn a_peer_that_exceeds_the_records_of_a_key_is_refused() {
         let (mut sealer, mut opener) = pair(Suite::Hse, ETERNAL);
@@ -440,7 +459,8 @@ mod tests {
         );
     }
 
-    /// A thief of the traffic secret follows every rotation, and loses the trail at the exchange.
+    /// Case 27: a thief of the traffic secret follows every rotation, and loses the trail at the
+    /// exchange.
     #[test]
     fn a_fresh_exchange_heals_a_stolen_key() {
         let (mut sealer, mut thief) = pair(Suite::Hse, ROTATION);
@@ -454,7 +474,7 @@ mod tests {
     }
 
     proptest! {
-        /// Cases 9 and 39: any flipped bit of header, ciphertext or tag is refused, and the
+        /// Cases 8, 9 and 39: any flipped bit of header, ciphertext or tag is refused, and the
         /// record opens afterwards as if nothing had happened.
         #[test]
         fn any_flipped_bit_is_refused_without_a_trace(

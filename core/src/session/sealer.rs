@@ -281,7 +281,7 @@ mod tests {
         assert!(!phase(&seal(&mut sealer, 884, half + SECOND)));
     }
 
-    /// Case 42: by packets, whatever the configuration says.
+    /// Cases 38 and 42: by packets, whatever the configuration says.
     #[test]
     fn the_key_rotates_when_its_records_are_used_up() {
         let (mut sealer, _) = pair(Suite::Hse, ETERNAL);
@@ -405,7 +405,7 @@ mod tests {
         }
     }
 
-    /// The property above can fail: one key and one number give one keystream.
+    /// Case 35: the property above can fail: one key and one number give one keystream.
     #[test]
     fn one_key_and_nonce_give_one_keystream() {
         let records = [0, 1].map(|_| {

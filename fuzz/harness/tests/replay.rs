@@ -1,4 +1,4 @@
-//! Replays every corpus, and every seed.
+//! Cases 11 and 17: replays every corpus, and every seed.
 #![expect(clippy::unwrap_used, reason = "a test ends by panicking")]
 
 use std::path::Path;

@@ -66,8 +66,14 @@ impl From<&KeytoolError> for Exit {
 ///
 /// When it has none to give. There is no substitute: the caller ends.
 pub fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, KeytoolError> {
+    random_from(getrandom::fill)
+}
+
+fn random_from<const N: usize>(
+    fill: impl FnOnce(&mut [u8]) -> Result<(), getrandom::Error>,
+) -> Result<Zeroizing<[u8; N]>, KeytoolError> {
     let mut bytes = Zeroizing::new([0; N]);
-    getrandom::fill(bytes.as_mut_slice())
+    fill(bytes.as_mut_slice())
         .map_err(|error| KeytoolError::io("draw random bytes")(error.into()))?;
     Ok(bytes)
 }
@@ -79,6 +85,18 @@ mod tests {
     #[test]
     fn random_bytes_differ() {
         assert_ne!(*random::<32>().unwrap(), *random::<32>().unwrap());
+    }
+
+    /// Case 32: also when it gave some bytes before it failed.
+    #[test]
+    fn without_randomness_there_is_no_key() {
+        let failing = |bytes: &mut [u8]| {
+            bytes[..16].fill(7);
+            Err(getrandom::Error::UNEXPECTED)
+        };
+        let error = random_from::<32>(failing).unwrap_err();
+        assert!(error.to_string().contains("draw random bytes"), "{error}");
+        assert_eq!(Exit::from(&error), Exit::Failure);
     }
 
     #[test]

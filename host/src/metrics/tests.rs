@@ -107,6 +107,7 @@ fn a_stuck_scraper_blocks_nobody() {
     assert!(start.elapsed() < http::TIMEOUT / 2, "{:?}", start.elapsed());
 }
 
+/// Case 97.
 #[test]
 fn connections_beyond_the_limit_are_closed_and_places_come_free() {
     let metrics = metrics();

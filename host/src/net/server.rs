@@ -196,6 +196,7 @@ mod tests {
         });
     }
 
+    /// Case 115.
     #[test]
     fn dropping_the_guard_restores_too() {
         namespace::run(|ns| {
@@ -375,6 +376,7 @@ mod tests {
         });
     }
 
+    /// Case 105.
     #[test]
     fn parameters_that_fit_already_need_no_writing() {
         namespace::run(|ns| {

@@ -296,8 +296,15 @@ impl Node {
     /// Waits for the daemon to end, and returns its counters.
     #[track_caller]
     pub fn join(self) -> Stats {
+        self.outcome().unwrap()
+    }
+
+    /// Waits for the daemon to end, well or not.
+    #[track_caller]
+    #[expect(clippy::missing_errors_doc, reason = "it is the daemon's error")]
+    pub fn outcome(self) -> io::Result<Stats> {
         await_true("end of the daemon", || self.thread.is_finished());
-        self.thread.join().unwrap().unwrap()
+        self.thread.join().unwrap()
     }
 
     /// Stops the daemon, and returns its counters.

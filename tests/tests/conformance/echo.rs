@@ -24,6 +24,7 @@ fn packets_of_every_size_arrive_unchanged() {
     }
 }
 
+/// Case 1.
 #[test]
 fn packets_arrive_byte_by_byte() {
     let (pair, _relay) = Pair::relayed(&Setup::default(), 1);
@@ -36,6 +37,7 @@ fn packets_arrive_byte_by_byte() {
     pair.stop();
 }
 
+/// Case 73.
 #[test]
 fn packets_arrive_however_the_stream_is_cut() {
     let mut rng = rng();
@@ -50,7 +52,7 @@ fn packets_arrive_however_the_stream_is_cut() {
     pair.stop();
 }
 
-/// The relay's buffers are the smallest as well.
+/// Case 73: the relay's buffers are the smallest as well.
 #[test]
 fn packets_arrive_through_the_smallest_socket_buffers() {
     let setup = Setup {

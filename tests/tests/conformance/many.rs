@@ -6,6 +6,7 @@ use super::{ANY, CLIENT, SERVER, echo};
 
 const CLIENTS: u8 = 100;
 
+/// Case 88.
 #[test]
 fn a_hundred_clients_are_served() {
     let setup = Setup {

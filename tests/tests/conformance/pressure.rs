@@ -47,7 +47,8 @@ fn fill(pair: &Pair, rng: &mut impl Rng) -> Vec<Vec<u8>> {
     }
 }
 
-/// A server drops the oldest packets of a client that does not read, and of no other.
+/// Cases 66 and 95: a server drops the oldest packets of a client that does not read, and of no
+/// other.
 #[test]
 fn a_client_that_does_not_read_costs_its_own_packets_only() {
     let setup = Setup {
@@ -95,7 +96,7 @@ fn a_client_that_does_not_read_costs_its_own_packets_only() {
     quick.stop();
 }
 
-/// A receiver that takes a few bytes at a time.
+/// Case 67: a receiver that takes a few bytes at a time.
 #[test]
 fn a_slow_reader_gets_every_packet_in_time() {
     let (pair, relay) = Pair::relayed(&Setup::default(), ANY_CHUNK);

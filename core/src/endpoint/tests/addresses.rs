@@ -9,7 +9,8 @@ use crate::wire::DisconnectCode;
 
 use super::{SERVER_ADDRESS, server_of};
 
-/// Case 59: the newest session of a key wins, and the old one is told why.
+/// Cases 31, 59 and 91: of two handshakes at once the last to be proved wins, and the old session
+/// is told why.
 #[test]
 fn a_second_session_of_a_key_replaces_the_first_and_keeps_the_address() {
     let mut net = Net::new(server_config(1), vec![client_config(1), client_config(1)]);

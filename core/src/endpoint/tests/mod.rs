@@ -1,6 +1,7 @@
 //! Conversations between a server and its clients.
 
 mod addresses;
+mod recordings;
 mod routing;
 mod sessions;
 mod strangers;

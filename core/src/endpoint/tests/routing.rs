@@ -62,6 +62,14 @@ fn client_to_client_traffic_follows_the_configuration() {
             assert_eq!(net.server.stats().dropped(DropReason::Isolated), 1);
             assert_eq!(net.received[0].len(), 1, "the sender is told by ICMP");
         }
+        let before = net.server.stats().dropped(DropReason::Isolated);
+        let own = net.address_v4(0);
+        let hairpin = udp(own, own, 5, b"hello me");
+        net.send_from(0, &hairpin);
+        net.settle();
+        assert!(!net.received[0].contains(&hairpin));
+        let after = net.server.stats().dropped(DropReason::Isolated);
+        assert_eq!(after, before + 1);
     }
 }
 
@@ -130,6 +138,7 @@ fn a_packet_without_dont_fragment_reaches_a_client_with_a_small_mtu_in_pieces() 
     }
 }
 
+/// Case 102.
 #[test]
 fn a_syn_towards_a_client_with_a_small_mtu_is_clamped() {
     let mut client = client_config(1);

@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use super::super::Endpoint;
 use super::super::testing::{Net, SERVER, client_config, server_config, udp};
 use crate::error::{HandshakeError, ProtocolError, Refusal};
 use crate::event::{CloseReason, Event};
@@ -9,7 +10,7 @@ use crate::wire::{DisconnectCode, Flags, HEADER_LEN, Header, PacketType};
 
 use super::SERVER_ADDRESS;
 
-/// Case 58 and 71: the old connection is half alive when its client comes back.
+/// Cases 50, 58 and 71: the old connection is half alive when its client comes back.
 #[test]
 fn a_client_that_vanished_reconnects_to_the_same_address() {
     let mut net = Net::connected(1);
@@ -64,6 +65,7 @@ fn rotations_and_exchanges_lose_nothing() {
     }
 }
 
+/// Case 70: what is put into the stream costs a reconnection, and is not accepted.
 #[test]
 fn an_altered_byte_ends_the_session_and_the_client_comes_back() {
     let mut net = Net::connected(1);
@@ -143,6 +145,7 @@ fn a_shutdown_flushes_and_tells_the_clients() {
     assert_eq!(refused, Err(Refusal::ShuttingDown));
 }
 
+/// Case 109.
 #[test]
 fn a_shutdown_ends_even_when_a_client_does_not_read() {
     let mut net = Net::connected(1);
@@ -158,7 +161,6 @@ fn a_shutdown_ends_even_when_a_client_does_not_read() {
     assert_eq!(net.server.stats().queued_bytes, 0);
 }
 
-/// Reconnection waits grow, carry jitter, and stay within their bounds.
 /// Between two connections there is nothing to wait for, and no attempt follows.
 #[test]
 fn a_client_that_waits_to_dial_shuts_down_at_once() {
@@ -175,6 +177,7 @@ fn a_client_that_waits_to_dial_shuts_down_at_once() {
     assert!(!matches!(net.events.last(), Some((0, Event::Dial { .. }))));
 }
 
+/// Case 89: waits grow, carry jitter, and stay within their bounds.
 #[test]
 fn failed_dials_back_off_up_to_the_limit() {
     let mut net = Net::new(server_config(1), vec![client_config(1)]);
@@ -241,7 +244,7 @@ fn an_exchange_more_often_than_agreed_ends_the_session() {
     );
 }
 
-/// Bytes put into a packet's payload: everything after them would be taken for its end.
+/// Case 5: bytes put into a packet's payload: everything after them would be taken for its end.
 #[test]
 fn a_session_does_not_live_on_bytes_that_make_no_packet() {
     let mut net = Net::connected(1);
@@ -263,4 +266,135 @@ fn a_session_does_not_live_on_bytes_that_make_no_packet() {
     assert_eq!(net.close_reasons(SERVER), []);
     net.run(Duration::from_secs(20));
     assert_eq!(net.close_reasons(SERVER), [CloseReason::Timeout]);
+}
+
+/// Case 49: while an exchange is on its way, in either direction, the server ends.
+#[test]
+fn a_shutdown_amid_an_exchange_is_clean() {
+    for stalls_up in [true, false] {
+        let mut net = Net::connected(1);
+        stall(&mut net, stalls_up, true);
+        net.clients[0].exchange_now();
+        net.settle();
+        let now = net.now;
+        net.server.shut_down(now);
+        net.settle();
+        stall(&mut net, stalls_up, false);
+        net.run(Duration::from_millis(100));
+        let reason = &net.close_reasons(0)[0];
+        let is_told = matches!(
+            reason,
+            CloseReason::Peer {
+                code: DisconnectCode::ShuttingDown,
+                ..
+            }
+        );
+        assert!(is_told, "{reason:?}");
+        assert!(net.server.is_shut_down());
+        assert_eq!(net.server.stats().protocol_errors, 0);
+        assert_eq!(net.clients[0].stats().protocol_errors, 0);
+    }
+}
+
+/// Case 49: or the client is thrown out by a newer session of its key.
+#[test]
+fn a_session_is_superseded_amid_an_exchange() {
+    for stalls_up in [true, false] {
+        let mut net = Net::new(server_config(1), vec![client_config(1), client_config(1)]);
+        net.unreachable_for.insert(1);
+        net.settle();
+        stall(&mut net, stalls_up, true);
+        net.clients[0].exchange_now();
+        net.settle();
+        net.unreachable_for.clear();
+        net.run(Duration::from_millis(600));
+        stall(&mut net, stalls_up, false);
+        net.settle();
+        assert_eq!(net.close_reasons(SERVER), [CloseReason::Superseded]);
+        for endpoint in net.clients.iter().chain([&net.server]) {
+            assert_eq!(endpoint.stats().protocol_errors, 0);
+        }
+        let packet = udp(net.address_v4(1), SERVER_ADDRESS, 1, b"the newer one");
+        net.send_from(1, &packet);
+        net.settle();
+        assert_eq!(net.received_by_server, [packet]);
+    }
+}
+
+/// Whether the reader of one direction of the first client's link rests.
+fn stall(net: &mut Net, is_up: bool, rests: bool) {
+    let link = net.link(0);
+    let pipe = if is_up { &mut link.up } else { &mut link.down };
+    pipe.stalled_at = rests.then_some(1 << 20);
+}
+
+/// Cases 50 and 106: whoever slept for hours does not go on with the old keys.
+#[test]
+fn after_hours_of_sleep_there_is_a_new_session() {
+    let mut net = Net::connected(1);
+    let sealed = net.clients[0].stats().sealed_out;
+    net.now = net.now + Duration::from_secs(3 * 3600);
+    // It wakes: the application is the first to speak.
+    let packet = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"good morning");
+    let now = net.now;
+    net.clients[0].handle_timeout(now);
+    net.send_from(0, &packet);
+    net.settle();
+    assert_eq!(net.close_reasons(0), [CloseReason::Timeout]);
+    let farewell = net.clients[0].stats().sealed_out - sealed;
+    assert_eq!((farewell, net.received_by_server.len()), (1, 0));
+    net.run(Duration::from_secs(1));
+    net.send_from(0, &packet);
+    net.settle();
+    assert_eq!(net.received_by_server, [packet]);
+    assert_eq!(net.server.stats().sessions_established, 2);
+    assert_eq!(net.server.stats().protocol_errors, 0);
+}
+
+/// Case 106: nothing depends on what time of day it is, or was.
+#[test]
+fn clocks_may_be_ages_apart() {
+    let times = [
+        Duration::ZERO,
+        Duration::from_secs(4_000_000_000),
+        Duration::MAX,
+    ];
+    for server_time in times {
+        for client_time in times {
+            let (mut server, mut client) = (server_config(1), client_config(1));
+            server.unix_time_at_zero = server_time;
+            client.unix_time_at_zero = client_time;
+            let mut net = Net::new(server, vec![client]);
+            net.run(Duration::from_secs(1300));
+            let packet = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"what time is it?");
+            net.send_from(0, &packet);
+            net.settle();
+            assert_eq!(net.received_by_server, [packet]);
+            assert_eq!(net.server.stats().sessions_established, 1);
+            assert_eq!(net.server.stats().exchanges, 2);
+        }
+    }
+}
+
+/// Case 89: the clients of a restarted server come back soon, and not all at once.
+#[test]
+fn clients_of_a_restarted_server_come_back_spread() {
+    const CLIENTS: u8 = 60;
+    let mut net = Net::connected(CLIENTS);
+    assert_eq!(net.server.stats().sessions, u64::from(CLIENTS));
+    net.server = Endpoint::new(server_config(CLIENTS), [98; 32], net.now);
+    let ends: Vec<_> = net.links.drain(..).collect();
+    for end in ends {
+        let now = net.now;
+        net.clients[end.client].handle_disconnected(end.client_id, false, now);
+    }
+    let mut before = 0;
+    for _ in 0..10 {
+        net.run(Duration::from_millis(50));
+        let sessions = net.server.stats().sessions;
+        assert!(sessions - before < 20, "{} at once", sessions - before);
+        before = sessions;
+    }
+    net.run(Duration::from_millis(50));
+    assert_eq!(net.server.stats().sessions, u64::from(CLIENTS));
 }

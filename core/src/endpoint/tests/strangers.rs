@@ -72,7 +72,7 @@ fn server_answer_to(bytes: &[u8]) -> (Vec<u8>, Endpoint, Vec<CloseReason>) {
     (answer, net.server, reasons)
 }
 
-/// Cases 20 and 78: whatever a stranger sends, he sees the same.
+/// Cases 20, 30, 65, 78 and 79: whatever a stranger sends, he sees the same.
 #[test]
 fn every_stranger_meets_the_same_silence_until_the_deadline() {
     let hello_of = |client| {
@@ -86,10 +86,14 @@ fn every_stranger_meets_the_same_silence_until_the_deadline() {
         client.server_key = secret(77).public_key();
     }
     let mistaken = hello_of(mistaken);
-    let cases: [(&[u8], HandshakeError); 7] = [
+    let cases: [(&[u8], HandshakeError); 8] = [
         (b"", HandshakeError::Timeout),
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", HandshakeError::NotLlp),
         (b"SSH-2.0-OpenSSH_9.2\r\n", HandshakeError::NotLlp),
+        (
+            b"PROXY TCP4 127.0.0.1 127.0.0.1 5000 8443\r\n",
+            HandshakeError::NotLlp,
+        ),
         (
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
             HandshakeError::NotLlp,
@@ -265,6 +269,7 @@ fn a_probe_from_loopback_is_answered_and_from_elsewhere_is_not() {
     }
 }
 
+/// Case 5: a length that is only claimed takes no memory.
 #[test]
 fn nobody_unproven_gets_memory_for_a_long_record() {
     let mut net = Net::connected(1);
@@ -312,4 +317,132 @@ fn an_unproven_connection_is_nobodys() {
     });
     let reason = CloseReason::Handshake(HandshakeError::Abandoned);
     assert_eq!(closed, Some((None, reason)));
+}
+
+/// Cases 30, 64 and 65: wherever a handshake stalls, and however slowly it goes on, it ends at the
+/// deadline and no sooner.
+#[test]
+fn a_handshake_that_stalls_ends_at_its_deadline() {
+    let mut net = Net::connected(1);
+    let flight = net.link(0).up.transcript.clone();
+    let hello = 24 + usize::from(u16::from_be_bytes([flight[13], flight[14]]));
+    for sent in [1, 2, 23, 24, 25, hello - 1, hello, hello + 1, hello + 24] {
+        let (answer, server, reasons) = server_answer_to(&flight[..sent]);
+        assert_eq!(answer.is_empty(), sent < hello, "{sent} bytes");
+        let reason = CloseReason::Handshake(HandshakeError::Timeout);
+        assert_eq!(reasons, [reason], "{sent} bytes");
+        assert_eq!(server.stats().handshaking, 0);
+    }
+
+    let mut net = Net::new(server_config(1), Vec::new());
+    let source = ([198, 51, 100, 7], 1).into();
+    let id = net.server.handle_accepted(source, net.now).unwrap();
+    for byte in &flight[..9] {
+        net.run(Duration::from_millis(1100));
+        assert!(net.close_reasons(SERVER).is_empty());
+        net.server.recv_buf(id).unwrap()[0] = *byte;
+        net.server.handle_received(id, 1, &mut |_| true, net.now);
+    }
+    net.run(Duration::from_millis(100));
+    let timeout = CloseReason::Handshake(HandshakeError::Timeout);
+    assert_eq!(net.close_reasons(SERVER), [timeout]);
+}
+
+/// Case 30: so does a client whose server stalls.
+#[test]
+fn a_client_gives_a_silent_server_until_the_deadline() {
+    let mut net = Net::connected(1);
+    let answer = net.link(0).down.transcript.clone();
+    let hello = 24 + usize::from(u16::from_be_bytes([answer[13], answer[14]]));
+    for sent in [0, 1, 24, hello - 1] {
+        let now = net.now;
+        let mut client = Endpoint::new(client_config(1), [100; 32], now);
+        let server = ([203, 0, 113, 1], 8443).into();
+        let id = client.handle_connected(server, now).unwrap();
+        client.recv_buf(id).unwrap()[..sent].copy_from_slice(&answer[..sent]);
+        client.handle_received(id, sent, &mut |_| true, now);
+        let closed = |client: &mut Endpoint, at| {
+            client.handle_timeout(at);
+            let mut events = std::iter::from_fn(|| client.poll_event());
+            events.find_map(|event| match event {
+                Event::Closed { reason, .. } => Some(reason),
+                _ => None,
+            })
+        };
+        let deadline = now + Duration::from_secs(10);
+        assert_eq!(
+            closed(&mut client, deadline - Duration::from_nanos(1)),
+            None
+        );
+        let no_answer = CloseReason::Handshake(HandshakeError::NoAnswer);
+        assert_eq!(
+            closed(&mut client, deadline),
+            Some(no_answer),
+            "{sent} bytes"
+        );
+    }
+}
+
+/// Case 90: one host owns an IPv6 /64, and an IPv4 address is the same in either spelling.
+#[test]
+fn a_source_is_an_ipv4_address_or_an_ipv6_64() {
+    let mut net = Net::new(server_config(1), Vec::new());
+    let now = net.now;
+    let mut accept = |address: String| net.server.handle_accepted(address.parse().unwrap(), now);
+    let full = Err(Refusal::TooManyFromSource);
+    for host in 0..16 {
+        assert!(accept(format!("[2001:db8:0:7::{host:x}]:1")).is_ok());
+        assert!(accept(format!("198.51.100.7:{}", 1000 + host)).is_ok());
+    }
+    assert_eq!(accept("[2001:db8:0:7:ffff::1]:1".into()), full);
+    assert_eq!(accept("[::ffff:198.51.100.7]:1".into()), full);
+    assert!(accept("[2001:db8:0:8::1]:1".into()).is_ok());
+    assert!(accept("[::ffff:198.51.100.8]:1".into()).is_ok());
+}
+
+/// Cases 22, 90 and 91: hellos cost a bounded share of a processor, from whomever they are, and
+/// sessions do not notice.
+#[test]
+fn hellos_beyond_the_rate_are_not_read() {
+    let mut config = server_config(1);
+    config.limits.max_handshakes = 10_000;
+    config.limits.max_handshakes_per_source = 10_000;
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.settle();
+    let hello = plain_hello(b"{}");
+    let flood = |net: &mut Net, hellos: u64| {
+        let count =
+            |net: &Net, error: HandshakeError| net.server.stats().handshakes_failed[error.index()];
+        let before = count(net, HandshakeError::Busy);
+        for _ in 0..hellos {
+            let source = ([198, 51, 100, 7], 1).into();
+            let id = net.server.handle_accepted(source, net.now).unwrap();
+            net.server.recv_buf(id).unwrap()[..hello.len()].copy_from_slice(&hello);
+            let now = net.now;
+            net.server
+                .handle_received(id, hello.len(), &mut |_| true, now);
+        }
+        count(net, HandshakeError::Busy) - before
+    };
+    // The client's own hello was the first of 1500.
+    assert_eq!(flood(&mut net, 1499), 0);
+    assert_eq!(flood(&mut net, 100), 100);
+    net.run(Duration::from_secs(1));
+    assert_eq!(flood(&mut net, 1100), 100);
+    let packet = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"still here");
+    net.send_from(0, &packet);
+    net.settle();
+    assert_eq!(net.received_by_server, [packet]);
+}
+
+fn plain_hello(json: &[u8]) -> Vec<u8> {
+    let header = Header {
+        packet_type: PacketType::HandshakeInit,
+        stream: 0,
+        sequence: 0,
+        payload_len: u16::try_from(json.len()).unwrap(),
+        timestamp_ms: 1,
+        flags: Flags::NONE,
+    };
+    [header.encode(json).as_slice(), json].concat()
 }

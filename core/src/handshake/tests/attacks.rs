@@ -160,7 +160,7 @@ fn forged_answers_do_not_destroy_the_pending_handshake() {
     assert!(initiator.finish(&answer).is_ok());
 }
 
-/// Case 25: everything that the server reads from the clear part of a `ClientHello`.
+/// Cases 4 and 25: everything that the server reads from the clear part of a `ClientHello`.
 #[test]
 fn an_altered_client_hello_is_refused() {
     let mut peers = Peers::new(1);
@@ -263,6 +263,28 @@ fn every_replaced_byte_of_a_server_hello_is_noticed() {
         }
         assert!(initiator.finish(&altered).is_err(), "byte {at}");
     }
+    assert!(initiator.finish(&answer).is_ok());
+}
+
+/// Case 26: with a client's secret key one can be that client, but not the server towards it.
+#[test]
+fn a_thief_of_the_clients_key_cannot_pose_as_the_server() {
+    let mut peers = Peers::new(1);
+    let (mut initiator, hello) = peers.start();
+    let (_, answer) = peers.answer(&hello);
+    // He reads nothing with it, so he answers what he could make up: a hello to himself.
+    let stolen = peers.client.secret_key.clone();
+    let error = read_client_hello(&hello, &stolen).err();
+    assert_eq!(error, Some(HandshakeError::Authentication));
+    let mut thief = Peers::new(2);
+    thief.client.server_key = stolen.public_key();
+    thief.server = stolen;
+    let (_, own_hello) = thief.start();
+    let (_, forged) = thief.answer(&own_hello);
+    assert_eq!(
+        initiator.finish(&forged).err(),
+        Some(HandshakeError::Authentication)
+    );
     assert!(initiator.finish(&answer).is_ok());
 }
 
