@@ -287,8 +287,9 @@ impl Write for Socket<'_> {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
-        let limit = if total > 5000 {
-            self.network.max_write.max(1000)
+        // So are tiny writes.
+        let limit = if total > 1500 {
+            self.network.max_write.max(700)
         } else {
             self.network.max_write
         };
