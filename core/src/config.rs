@@ -169,7 +169,7 @@ impl Default for Limits {
             keepalive_interval: Duration::from_secs(10),
             connection_timeout: Duration::from_secs(300),
             max_streams: 256,
-            queue_bytes: 1024 * 1024,
+            queue_bytes: 2 * 1024 * 1024,
             queue_age: Duration::from_millis(250),
             drain_timeout: Duration::from_secs(2),
         }

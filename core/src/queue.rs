@@ -69,11 +69,6 @@ impl SendQueue {
         }
     }
 
-    /// Bytes of memory behind the waiting packets.
-    pub(crate) const fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.fast.is_empty() && self.bulk.is_empty()
     }
@@ -255,9 +250,9 @@ mod tests {
             rig.push(1400, 1, tag, 0);
         }
         assert_eq!(rig.stats.dropped(DropReason::QueueFull), 2);
-        assert_eq!(rig.queue.bytes(), 3 * 2048);
+        assert_eq!(rig.queue.bytes, 3 * 2048);
         assert_eq!(rig.drain(), [2, 3, 4]);
-        assert_eq!((rig.queue.bytes(), rig.stats.queued_bytes), (0, 0));
+        assert_eq!((rig.queue.bytes, rig.stats.queued_bytes), (0, 0));
     }
 
     #[test]

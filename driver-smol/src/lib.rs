@@ -104,6 +104,8 @@ impl Driver {
             if is_due {
                 alarm = None;
                 self.turn(|_, _| ());
+                // A deadline that is always past would never let the kernel be asked.
+                self.is_turn_over.set(true);
             }
             self.follow_changes(&mut tasks, executor);
             // Left alone, the executor would run 200 tasks between two looks.

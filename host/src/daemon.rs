@@ -14,6 +14,7 @@
 //! [`Daemon::now`]. None of them blocks, and each does a bounded amount of work.
 
 mod acceptance;
+mod congestion;
 mod connections;
 mod network;
 mod slots;
@@ -152,8 +153,8 @@ impl Daemon {
             signals: parts.signals,
             metrics: parts.metrics,
             network: parts.network,
+            connections: Connections::new(parts.socket_options.congestion_control.is_none()),
             socket_options: parts.socket_options,
-            connections: Connections::default(),
             announcement: None,
             must_stop_now: false,
             failure: None,
@@ -192,20 +193,22 @@ impl Daemon {
         .chain(listeners.map(|(n, socket)| (Source::Listener(n), socket.as_fd())))
     }
 
-    /// Whether a source is to be served when it is ready. This changes: the TUN device has to
-    /// wait while a client's connection is backed up, and a listener while there is no descriptor
-    /// for a connection.
+    /// Whether a source is to be served when it is ready. This changes: a listener has to wait
+    /// while there is no descriptor for a connection.
     pub fn wants(&self, source: Source) -> bool {
         match source {
-            Source::Tun => self.endpoint.wants_packets(),
             Source::Listener(_) => !self.acceptance.is_paused(),
-            Source::Signals | Source::Dialer | Source::Metrics => true,
+            Source::Tun | Source::Signals | Source::Dialer | Source::Metrics => true,
         }
     }
 
     /// When [`Daemon::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let due = [self.endpoint.poll_timeout(), self.acceptance.poll_timeout()];
+        let due = [
+            self.endpoint.poll_timeout(),
+            self.acceptance.poll_timeout(),
+            self.connections.poll_timeout(),
+        ];
         due.into_iter().flatten().min()
     }
 
@@ -253,6 +256,7 @@ impl Daemon {
     }
 
     /// Writes what is to be written and does what the endpoint asks for, until it asks no more.
+    /// A connection that has very much to write goes on in the next round, which is due at once.
     ///
     /// If the network cannot be set up as the server asks, the daemon takes its leave of the
     /// server and ends.
@@ -261,6 +265,7 @@ impl Daemon {
             announcement.tell();
             self.metrics.set_ready(self.role == Role::Server);
         }
+        self.connections.resume(&mut self.endpoint, now);
         loop {
             while let Some(id) = self.endpoint.poll_transmit() {
                 self.connections.flush(&mut self.endpoint, id, now);
@@ -283,10 +288,8 @@ impl Daemon {
     }
 
     fn handle_packets(&mut self, now: Instant) -> io::Result<bool> {
-        let connections = &mut self.connections;
-        let mut flush = |endpoint: &mut Endpoint, id| connections.flush(endpoint, id, now);
-        let progress = pump::drain_device(&mut self.endpoint, &self.tun, &mut flush, now)?;
-        Ok(progress != Progress::Blocked)
+        let progress = pump::drain_device(&mut self.endpoint, &self.tun, now)?;
+        Ok(progress == Progress::Ready)
     }
 
     fn handle_signals(&mut self, now: Instant) {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::sync::Once;
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Options of a connection's socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketOptions {
-    /// Congestion control algorithm; none for the system's.
+    /// Congestion control algorithm; none to begin with the system's and change it on a path that
+    /// loses packets without congestion.
     pub congestion_control: Option<String>,
     /// Bytes not yet sent that the kernel may hold (`TCP_NOTSENT_LOWAT`): what is in there can
     /// neither be overtaken nor dropped.
@@ -110,6 +112,62 @@ fn set_congestion_control(socket: &Socket, name: &str) {
     }
 }
 
+/// What the kernel knows of a connection's path (`TCP_INFO`, Linux 4.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PathInfo {
+    /// Segments with data that were sent; wraps around.
+    pub(crate) sent: u32,
+    /// Segments that were sent again; wraps around.
+    pub(crate) resent: u32,
+    /// The smoothed round-trip time.
+    pub(crate) round_trip: Duration,
+    /// The shortest round trip of the last minutes.
+    pub(crate) shortest_round_trip: Duration,
+}
+
+impl PathInfo {
+    /// Bytes of `struct tcp_info` up to and with the last member used here.
+    const LEN: usize = 160;
+
+    /// Asks the kernel.
+    #[expect(unsafe_code, reason = "no safe crate asks for TCP_INFO")]
+    pub(crate) fn of(socket: &TcpStream) -> io::Result<Self> {
+        let mut info = [0; Self::LEN];
+        let mut len = libc::socklen_t::try_from(info.len()).unwrap_or(0);
+        // SAFETY: the kernel writes at most `len` bytes to `info`, which is that long.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                info.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if usize::try_from(len).unwrap_or(0) < info.len() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(Self::parse(&info))
+    }
+
+    /// Offsets of linux/tcp.h: rtt 68, total_retrans 100, min_rtt 148, data_segs_out 156.
+    fn parse(info: &[u8; Self::LEN]) -> Self {
+        let at = |offset: usize| {
+            let bytes = info.get(offset..offset + 4).and_then(|b| b.try_into().ok());
+            bytes.map_or(0, u32::from_ne_bytes)
+        };
+        Self {
+            sent: at(156),
+            resent: at(100),
+            round_trip: Duration::from_micros(at(68).into()),
+            shortest_round_trip: Duration::from_micros(at(148).into()),
+        }
+    }
+}
+
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
@@ -156,7 +214,7 @@ fn explain(address: SocketAddr, error: &io::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
+    use std::io::{Read as _, Write as _};
 
     use super::*;
     use crate::log::tests::capture;
@@ -272,6 +330,19 @@ mod tests {
         configure(&stream, &options).unwrap();
         let name = SockRef::from(&stream).tcp_congestion().unwrap();
         assert!(name.starts_with(b"reno"), "{name:?}");
+    }
+
+    #[test]
+    fn the_kernel_tells_of_a_connections_path() {
+        let (mut stream, mut client) = connection();
+        let before = PathInfo::of(&stream).unwrap();
+        stream.write_all(&[7; 1000]).unwrap();
+        client.read_exact(&mut [0; 1000]).unwrap();
+        let after = PathInfo::of(&stream).unwrap();
+        assert_eq!((before.sent, after.sent), (0, 1));
+        assert_eq!(after.resent, 0);
+        assert!(after.shortest_round_trip <= after.round_trip.max(before.round_trip));
+        assert!(after.round_trip < Duration::from_secs(10), "{after:?}");
     }
 
     #[test]

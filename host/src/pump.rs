@@ -17,7 +17,8 @@ use crate::tun::Tun;
 /// Bytes that one source may move before the others get their turn: some 50 microseconds of a
 /// fast core's work per 64 KiB.
 const BUDGET_BYTES: usize = 256 * 1024;
-/// Packets that the TUN device may deliver before the sockets get their turn.
+/// Packets that the TUN device may deliver before the sockets get their turn: more than its queue
+/// holds with offload, as an urgent packet may be the last one.
 const BUDGET_PACKETS: usize = 128;
 
 /// What a source or sink has left to do.
@@ -25,8 +26,10 @@ const BUDGET_PACKETS: usize = 128;
 pub enum Progress {
     /// It would block: wait for its next readiness.
     Blocked,
-    /// The budget is used up, or there is nothing more to write: it may be called again at once.
+    /// The budget is used up: it may be called again at once.
     Ready,
+    /// There is nothing more to write.
+    Done,
     /// The connection is gone.
     Closed,
 }
@@ -123,7 +126,11 @@ pub fn flush(
     mut socket: impl Write,
     now: Instant,
 ) -> Progress {
+    let mut budget = BUDGET_BYTES;
     while endpoint.prepare(id, now) {
+        if budget == 0 {
+            return Progress::Ready;
+        }
         let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
         let mut count = 0;
         for (piece, bytes) in pieces.iter_mut().zip(endpoint.outgoing(id)) {
@@ -132,9 +139,15 @@ pub fn flush(
         }
         match socket.write_vectored(&pieces[..count]) {
             Ok(0) => return Progress::Blocked,
-            Ok(len) => endpoint.handle_sent(id, len),
+            Ok(len) => {
+                endpoint.handle_sent(id, len);
+                budget = budget.saturating_sub(len);
+            }
             Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => return Progress::Blocked,
+                io::ErrorKind::WouldBlock => {
+                    endpoint.handle_blocked(id);
+                    return Progress::Blocked;
+                }
                 io::ErrorKind::Interrupted => {}
                 // The peer has closed. What it said before, a Disconnect for instance, can still
                 // be read, and the end of the connection is found there.
@@ -149,7 +162,7 @@ pub fn flush(
             },
         }
     }
-    Progress::Ready
+    Progress::Done
 }
 
 /// Reads and forgets what a socket has received, before it is closed: closing a socket with unread
@@ -165,8 +178,7 @@ pub fn discard(mut socket: impl Read) {
     }
 }
 
-/// Reads packets from the TUN device and routes them. `flush` is called for a connection that
-/// has enough to fill a write; the rest waits for the caller's turn over
+/// Reads packets from the TUN device and queues them, for the caller's turn over
 /// [`Endpoint::poll_transmit`].
 ///
 /// # Errors
@@ -175,20 +187,12 @@ pub fn discard(mut socket: impl Read) {
 pub fn drain_device(
     endpoint: &mut Endpoint,
     device: &impl PacketDevice,
-    flush: &mut dyn FnMut(&mut Endpoint, ConnectionId),
     now: Instant,
 ) -> io::Result<Progress> {
-    let mut bytes = 0;
     for _ in 0..BUDGET_PACKETS {
-        if bytes >= BUDGET_BYTES || !endpoint.wants_packets() {
-            return Ok(Progress::Ready);
-        }
         match device.recv(endpoint.tun_buf()) {
             Ok((len, header)) => {
-                bytes += len;
-                if let Some(id) = endpoint.handle_tun(len, &header, now) {
-                    flush(endpoint, id);
-                }
+                endpoint.handle_tun(len, &header, now);
                 if let Some(reply) = endpoint.take_reply() {
                     let packet = TunPacket {
                         bytes: reply.as_bytes(),

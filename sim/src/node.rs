@@ -135,7 +135,7 @@ impl Node {
         }
         self.next_at().is_some_and(|at| at <= now)
             || !self.backlog.is_empty()
-            || (self.tun_ready && self.endpoint.wants_packets())
+            || self.tun_ready
             || self.sockets.iter().any(|s| s.is_readable || s.is_unblocked)
     }
 
@@ -198,16 +198,7 @@ impl Node {
     }
 
     fn read_device(&mut self, world: &mut Surroundings<'_>) -> Result<(), String> {
-        let side = self.side();
-        let Self {
-            endpoint,
-            device,
-            sockets,
-            ..
-        } = self;
-        let now = world.now;
-        let mut flush = |endpoint: &mut Endpoint, id| flush(endpoint, id, sockets, side, world);
-        let progress = pump::drain_device(endpoint, device, &mut flush, now)
+        let progress = pump::drain_device(&mut self.endpoint, &self.device, world.now)
             .map_err(|error| error.to_string())?;
         self.tun_ready = progress == Progress::Ready;
         Ok(())
@@ -215,7 +206,15 @@ impl Node {
 
     fn flush(&mut self, id: ConnectionId, world: &mut Surroundings<'_>) {
         let side = self.side();
-        flush(&mut self.endpoint, id, &mut self.sockets, side, world);
+        let Some(socket) = self.sockets.iter_mut().find(|socket| socket.id == id) else {
+            return;
+        };
+        if !socket.is_blocked {
+            let wire = world.links[socket.link].socket(side, world.wire, world.choice, world.now);
+            let progress = pump::flush(&mut self.endpoint, id, wire, world.now);
+            socket.is_blocked = progress == Progress::Blocked;
+            socket.is_unblocked |= progress == Progress::Ready;
+        }
     }
 
     fn settle(&mut self, world: &mut Surroundings<'_>) -> Vec<Event> {
@@ -295,21 +294,5 @@ impl Node {
             return Err("offload asked of a device that has none".to_owned());
         }
         Ok(())
-    }
-}
-
-fn flush(
-    endpoint: &mut Endpoint,
-    id: ConnectionId,
-    sockets: &mut [Socket],
-    side: usize,
-    world: &mut Surroundings<'_>,
-) {
-    let Some(socket) = sockets.iter_mut().find(|socket| socket.id == id) else {
-        return;
-    };
-    if !socket.is_blocked {
-        let wire = world.links[socket.link].socket(side, world.wire, world.choice, world.now);
-        socket.is_blocked = pump::flush(endpoint, id, wire, world.now) == Progress::Blocked;
     }
 }

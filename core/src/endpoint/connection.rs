@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use uuid::Uuid;
 
+use super::transmit::MAX_TARGET;
 use crate::buffer::{Buffer, Class, Pool};
 use crate::config::Limits;
 use crate::crypto::{FreshSecret, Suite};
@@ -124,6 +125,8 @@ pub(super) struct Connection {
     /// Control packets that wait to be sealed; they go before any data.
     pub(super) control: VecDeque<Control>,
     pub(super) queue: SendQueue,
+    /// Sealed bytes to have ready for the socket at once.
+    pub(super) target: usize,
     /// Set while the connection stands in the endpoint's transmit list.
     pub(super) in_transmit_list: bool,
     /// A Disconnect follows when the queue has drained.
@@ -156,6 +159,7 @@ impl Connection {
             outbox: VecDeque::new(),
             control: VecDeque::new(),
             queue: SendQueue::new(limits.queue_bytes, limits.queue_age),
+            target: MAX_TARGET,
             in_transmit_list: false,
             disconnect_after_drain: None,
             last_received: now,

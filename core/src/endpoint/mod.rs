@@ -268,19 +268,6 @@ impl Endpoint {
         &mut self.tun_buffer.bytes_mut()[HEADROOM..HEADROOM + MAX_PACKET_LEN]
     }
 
-    /// Whether the driver should read from the TUN device now. A client stops while its
-    /// connection is backed up, so that the kernel's own queue, which can push back on local
-    /// senders, holds the rest.
-    pub fn wants_packets(&self) -> bool {
-        match &self.role {
-            RoleState::Client(_) => self.peers[0].connection.is_none_or(|id| {
-                let queued = self.connections.get(id).map_or(0, |c| c.queue.bytes());
-                queued < self.config.limits.queue_bytes / 2
-            }),
-            RoleState::Server(_) => true,
-        }
-    }
-
     /// Counters.
     pub const fn stats(&self) -> &Stats {
         &self.stats

@@ -15,9 +15,11 @@ use crate::wire::{
     encode_entry_header,
 };
 
-/// Sealed bytes to offer a socket at once: fewer cost more system calls, more add delay for what
-/// is queued later.
-const TARGET: usize = 64 * 1024;
+/// Sealed bytes to offer a socket at once. Fewer cost more system calls; more delay what is queued
+/// later and is more urgent, if the socket is slow. So one that was full is offered little, and
+/// twice as much each time it takes all.
+pub(super) const MAX_TARGET: usize = 64 * 1024;
+const MIN_TARGET: usize = 8 * 1024;
 /// Pieces offered to one vectored write.
 pub const MAX_PIECES: usize = 16;
 /// Stream of bulk packets.
@@ -84,6 +86,14 @@ impl Endpoint {
             if let Some(buffer) = connection.outbox.pop_front() {
                 self.pool.put(buffer);
             }
+        }
+        connection.target = (2 * connection.target).min(MAX_TARGET);
+    }
+
+    /// The socket would take nothing.
+    pub fn handle_blocked(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.target = MIN_TARGET;
         }
     }
 
@@ -163,7 +173,7 @@ impl Endpoint {
         };
         connection.queue.expire(now, context.pool, context.stats);
         let mut ready: usize = connection.outbox.iter().map(Buffer::len).sum();
-        while ready < TARGET && connection.outbox.len() < MAX_PIECES {
+        while ready < connection.target && connection.outbox.len() < MAX_PIECES {
             let Some((lane, len)) = connection.queue.next() else {
                 break;
             };

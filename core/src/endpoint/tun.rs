@@ -11,9 +11,6 @@ use crate::ip::{self, IcmpPacket, IpInfo, Offload, Unreachable, VirtioHeader};
 use crate::queue::Queued;
 use crate::time::Instant;
 
-/// Queued bytes at which the driver should flush without waiting for more packets.
-const FLUSH_AT: usize = 64 * 1024;
-
 /// What is to become of a packet from the TUN device.
 enum Routed {
     /// It goes to this connection as it is.
@@ -24,25 +21,16 @@ enum Routed {
 
 impl Endpoint {
     /// A packet of `len` bytes was read into [`Endpoint::tun_buf`]; `header` is what the device
-    /// put in front of it, all zero without offload. Names the connection that should be flushed
-    /// before more is read, if that is so.
-    pub fn handle_tun(
-        &mut self,
-        len: usize,
-        header: &VirtioHeader,
-        now: Instant,
-    ) -> Option<ConnectionId> {
+    /// put in front of it, all zero without offload.
+    pub fn handle_tun(&mut self, len: usize, header: &VirtioHeader, now: Instant) {
         self.tun_buffer.start = HEADROOM;
         self.tun_buffer.end = (HEADROOM + len).min(self.tun_buffer.capacity());
         self.stats.tun_packets_in += 1;
         self.stats.tun_bytes_in += len as u64;
         match self.route_tun_packet(header, now) {
             Ok(Routed::Whole(id, queued)) => self.enqueue(id, queued),
-            Ok(Routed::Fragments) => None,
-            Err(reason) => {
-                self.stats.drop_packet(reason);
-                None
-            }
+            Ok(Routed::Fragments) => {}
+            Err(reason) => self.stats.drop_packet(reason),
         }
     }
 
@@ -165,19 +153,16 @@ impl Endpoint {
         queued
     }
 
-    /// Queues a packet; the connection's id if it should be flushed now.
-    pub(super) fn enqueue(&mut self, id: ConnectionId, queued: Queued) -> Option<ConnectionId> {
+    pub(super) fn enqueue(&mut self, id: ConnectionId, queued: Queued) {
         let Some(connection) = self.connections.get_mut(id) else {
             self.pool.put(queued.buffer);
             self.stats.drop_packet(DropReason::NotConnected);
-            return None;
+            return;
         };
         connection
             .queue
             .push(queued, &mut self.pool, &mut self.stats);
-        let full = connection.queue.bytes() >= FLUSH_AT;
         self.wants_transmit(id);
-        full.then_some(id)
     }
 
     fn reply_unreachable(&mut self, info: &IpInfo, why: Unreachable, now: Instant) {

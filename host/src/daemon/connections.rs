@@ -1,6 +1,7 @@
 //! The connections' sockets, and whether they take bytes.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 
@@ -8,28 +9,47 @@ use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::ConnectionId;
 use lostlove_core::time::Instant;
 
+use super::congestion::Congestion;
 use super::{Change, Slots};
 use crate::pump::{self, PacketDevice, Progress};
 
 /// All sockets.
-#[derive(Default)]
 pub(super) struct Connections {
     open: Slots<Connection>,
     changes: VecDeque<Change>,
+    /// Connections that have more to write and sockets that take it.
+    unfinished: Vec<ConnectionId>,
+    /// Whether the operator leaves the congestion control to the daemon.
+    chooses_congestion_control: bool,
 }
 
 struct Connection {
     socket: Arc<TcpStream>,
     is_blocked: bool,
+    congestion: Congestion,
 }
 
 impl Connections {
+    pub(super) fn new(chooses_congestion_control: bool) -> Self {
+        Self {
+            open: Slots::default(),
+            changes: VecDeque::new(),
+            unfinished: Vec::new(),
+            chooses_congestion_control,
+        }
+    }
+
     /// Takes over a new connection's socket, which takes bytes until it says otherwise.
     pub(super) fn add(&mut self, id: ConnectionId, socket: TcpStream) {
         let socket = Arc::new(socket);
         let connection = Connection {
             socket: Arc::clone(&socket),
             is_blocked: false,
+            congestion: if self.chooses_congestion_control {
+                Congestion::default()
+            } else {
+                Congestion::fixed()
+            },
         };
         // The slot is free in the endpoint, but its last tenant's end may be yet to be told.
         if let Some((last, _)) = self.open.insert(id, connection) {
@@ -73,9 +93,26 @@ impl Connections {
         if connection.is_blocked {
             return;
         }
-        if pump::flush(endpoint, id, &*connection.socket, now) == Progress::Blocked {
-            connection.is_blocked = true;
-            self.changes.push_back(Change::Blocked(id));
+        connection.congestion.look(&connection.socket, now);
+        match pump::flush(endpoint, id, &*connection.socket, now) {
+            Progress::Blocked => {
+                connection.is_blocked = true;
+                self.changes.push_back(Change::Blocked(id));
+            }
+            Progress::Ready => self.unfinished.push(id),
+            Progress::Done | Progress::Closed => {}
+        }
+    }
+
+    /// At once, if a connection has more to write.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        (!self.unfinished.is_empty()).then_some(Instant::ZERO)
+    }
+
+    /// Goes on where a budget had stopped [`Self::flush`].
+    pub(super) fn resume(&mut self, endpoint: &mut Endpoint, now: Instant) {
+        for id in mem::take(&mut self.unfinished) {
+            self.flush(endpoint, id, now);
         }
     }
 

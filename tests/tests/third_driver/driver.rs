@@ -57,13 +57,7 @@ impl Driver {
             }
         }
         if !device.is_empty() {
-            let connection = &mut self.connection;
-            let mut flush = |endpoint: &mut Endpoint, id| {
-                if let Some(connection) = connection.as_mut().filter(|open| open.id == id) {
-                    connection.flush(endpoint, now);
-                }
-            };
-            pump::drain_device(&mut self.endpoint, &self.device, &mut flush, now)?;
+            pump::drain_device(&mut self.endpoint, &self.device, now)?;
         }
         self.settle(now)
     }
@@ -74,12 +68,7 @@ impl Driver {
         let now = self.clock.now();
         let timeout = self.endpoint.poll_timeout().map(|at| at.since(now));
         let timeout = timeout.and_then(|wait| Timespec::try_from(wait).ok());
-        let wanted = if self.endpoint.wants_packets() {
-            PollFlags::IN
-        } else {
-            PollFlags::empty()
-        };
-        let mut fds = vec![PollFd::new(&self.device, wanted)];
+        let mut fds = vec![PollFd::new(&self.device, PollFlags::IN)];
         if let Some(connection) = &self.connection {
             let mut flags = PollFlags::IN;
             flags.set(PollFlags::OUT, connection.is_blocked);
@@ -139,9 +128,12 @@ impl Driver {
 
 impl Connection {
     fn flush(&mut self, endpoint: &mut Endpoint, now: Instant) {
-        if !self.is_blocked {
-            let progress = pump::flush(endpoint, self.id, &self.socket, now);
-            self.is_blocked = progress == Progress::Blocked;
+        while !self.is_blocked {
+            match pump::flush(endpoint, self.id, &self.socket, now) {
+                Progress::Ready => {}
+                Progress::Blocked => self.is_blocked = true,
+                Progress::Done | Progress::Closed => return,
+            }
         }
     }
 }

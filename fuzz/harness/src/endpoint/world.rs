@@ -319,7 +319,6 @@ impl World {
         if let Some(reply) = endpoint.take_reply() {
             assert!(ip::parse(reply.as_bytes()).is_ok());
         }
-        let _ = endpoint.wants_packets();
     }
 
     /// A late wake-up for a connection that is gone.
