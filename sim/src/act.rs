@@ -86,6 +86,41 @@ impl World {
         Ok(())
     }
 
+    /// Where there is an attacker, a session's last packet before all faults stop may be a large
+    /// one that is altered under way: nothing but keepalives will follow it.
+    pub(crate) fn last_word(&mut self) -> Result<(), Failure> {
+        let client = self.choice.size(1, self.options.clients());
+        let (Some(link), Some(own)) =
+            (self.nodes[client].session, self.nodes[client].address(true))
+        else {
+            return Ok(());
+        };
+        if !self.options.may(Action::Tamper) || !self.choice.chance(500) {
+            return Ok(());
+        }
+        let (sender, [source, destination]) = self
+            .choice
+            .pick(&[(0, [FAR_V4, own]), (client, [own, FAR_V4])]);
+        let ends = Ends {
+            source,
+            destination,
+            protocol: TCP,
+        };
+        let can_cut = self.options.devices[sender].offload;
+        let order = Order {
+            len: if can_cut { 60_000 } else { 1200 },
+            segment_size: can_cut.then_some(1200),
+            may_fragment: false,
+            partial: can_cut,
+        };
+        let tamper = self
+            .choice
+            .pick(&[Tamper::Flip, Tamper::Inject, Tamper::Remove]);
+        self.links[link].pipes[usize::from(sender == 0)].tamper = Some(tamper);
+        self.send(sender, ends, order);
+        self.advance(Duration::from_millis(1))
+    }
+
     /// Something happens to a connection.
     fn disturb(&mut self, action: Action) {
         let (choice, now) = (&mut self.choice, self.now);
@@ -201,10 +236,14 @@ impl World {
         let most = self.choice.pick(&[1, 3, 40]);
         for _ in 0..self.choice.size(1, most) {
             let order = self.order(n, &ends);
-            let framed = self.flows.send(n, ends, order);
-            self.nodes[n].device.outbound.borrow_mut().push_back(framed);
+            self.send(n, ends, order);
         }
-        self.nodes[n].notify_device();
+    }
+
+    /// The machine at node `n` sends the next packet of a flow into its tunnel.
+    pub(crate) fn send(&mut self, n: usize, ends: Ends, order: Order) {
+        let framed = self.flows.send(n, ends, order);
+        self.nodes[n].take_in(framed);
     }
 
     fn spoof(&mut self) {
@@ -235,9 +274,7 @@ impl World {
                 partial: false,
             };
             // Nothing of it may come out, unless the sender is lent the address meanwhile.
-            let framed = self.flows.send(n, ends, order);
-            self.nodes[n].device.outbound.borrow_mut().push_back(framed);
-            self.nodes[n].notify_device();
+            self.send(n, ends, order);
         }
     }
 
@@ -278,12 +315,7 @@ impl World {
         } else {
             VirtioHeader::default()
         };
-        self.nodes[n]
-            .device
-            .outbound
-            .borrow_mut()
-            .push_back((bytes, header));
-        self.nodes[n].notify_device();
+        self.nodes[n].take_in((bytes, header));
     }
 
     fn stranger(&mut self) {
@@ -296,7 +328,7 @@ impl World {
         );
         let (wire, choice) = (&self.wire.network, &mut self.choice);
         if !words.is_empty() {
-            self.links[link].pipes[0].send(&words, wire, choice, self.now);
+            self.links[link].pipes[0].send(words, wire, choice, self.now);
         }
         if choice.chance(300) {
             self.links[link].pipes[0].end(Ending::Fin, wire.latency, self.now);
@@ -313,7 +345,7 @@ impl World {
             let network = &self.wire.network;
             let pipe = &mut self.links[index].pipes[side];
             if !words.is_empty() && !pipe.is_broken {
-                pipe.send(&words, network, &mut self.choice, self.now);
+                pipe.send(words, network, &mut self.choice, self.now);
             }
         }
     }

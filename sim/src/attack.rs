@@ -26,9 +26,9 @@ impl Tamper {
         Self::Truncate,
     ];
 
-    /// The altered bytes.
-    pub(crate) fn apply(self, bytes: &[u8], recording: &[u8], choice: &mut Choice) -> Vec<u8> {
-        let mut altered = bytes.to_vec();
+    /// The altered bytes, `bytes` not being empty.
+    pub(crate) fn apply(self, bytes: Vec<u8>, recording: &[u8], choice: &mut Choice) -> Vec<u8> {
+        let mut altered = bytes.clone();
         let at = choice.index(bytes.len());
         match self {
             Self::Flip => altered[at] ^= 1 << choice.index(8),
@@ -44,13 +44,13 @@ impl Tamper {
             Self::Replay => {
                 // At the end of what was written, where a packet often ends as well.
                 let old = if recording.is_empty() {
-                    bytes
+                    &bytes
                 } else {
                     recording
                 };
                 altered.extend_from_slice(&old[choice.index(old.len())..]);
                 if choice.chance(500) {
-                    altered.extend_from_slice(bytes);
+                    altered.extend_from_slice(&bytes);
                 }
             }
             Self::Truncate => altered.truncate(at),

@@ -11,6 +11,7 @@ mod attack;
 mod choice;
 mod device;
 mod flow;
+mod jobs;
 mod link;
 mod node;
 mod options;
@@ -21,5 +22,6 @@ mod run;
 mod tap;
 mod world;
 
+pub use jobs::{Verdict, check_seeds, running_seed};
 pub use run::{Outcome, check_seed, run_seed};
 pub use world::{Failure, Kind};

@@ -12,7 +12,7 @@ use lostlove_core::time::Instant;
 use lostlove_host::pump::{self, Progress};
 
 use crate::choice::Choice;
-use crate::device::Device;
+use crate::device::{Device, Framed};
 use crate::link::{End, Link, Wire};
 
 /// A machine's share of one TCP connection.
@@ -51,6 +51,7 @@ pub(crate) struct Node {
     pub(crate) restarts: bool,
     offload: bool,
     queue_bound: usize,
+    max_handshakes: u64,
     tun_ready: bool,
     /// How long a rate limit may hold packets back.
     longest_pause: Duration,
@@ -68,6 +69,7 @@ impl Node {
     pub(crate) fn new(number: usize, config: Config, seed: [u8; 32], now: Instant) -> Self {
         // One super-packet always fits, however small the bound.
         let queue_bound = config.limits.queue_bytes.max(66_000);
+        let max_handshakes = config.limits.max_handshakes as u64;
         let rate = match &config.role {
             Role::Server(server) => server.rate_limit,
             Role::Client(_) => None,
@@ -89,6 +91,7 @@ impl Node {
             session: None,
             restarts: false,
             queue_bound,
+            max_handshakes,
             tun_ready: false,
             longest_pause,
         }
@@ -120,7 +123,9 @@ impl Node {
         }
     }
 
-    pub(crate) const fn notify_device(&mut self) {
+    /// The machine sends a packet into its tunnel.
+    pub(crate) fn take_in(&mut self, framed: Framed) {
+        self.device.outbound.borrow_mut().push_back(framed);
         self.tun_ready = true;
     }
 
@@ -273,6 +278,10 @@ impl Node {
                 "{open} connections, {} sockets",
                 self.sockets.len()
             ));
+        }
+        if stats.handshaking > self.max_handshakes {
+            let handshaking = stats.handshaking;
+            return Err(format!("{handshaking} handshakes at once"));
         }
         if stats.handshaking + stats.sessions > open {
             return Err(format!("{open} connections cannot be: {stats:?}"));

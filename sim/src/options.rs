@@ -150,6 +150,11 @@ impl Options {
         }
     }
 
+    /// Whether `action` can happen at all.
+    pub(crate) fn may(&self, action: Action) -> bool {
+        self.weights.iter().any(|(of, _)| *of == action)
+    }
+
     pub(crate) fn clients(&self) -> usize {
         self.devices.len() - 1
     }
@@ -182,7 +187,7 @@ impl Options {
             mtu: device.mtu,
             tun_offload: device.offload,
             tun_udp_offload: device.udp_offload,
-            unix_time_at_zero: Duration::from_secs(1_800_000_000 + 1000 * node as u64),
+            unix_time_at_zero: Duration::ZERO,
         }
     }
 
@@ -256,6 +261,7 @@ fn limits(choice: &mut Choice) -> Limits {
         connection_timeout: keepalive_interval * choice.pick(&[3, 6, 12]),
         queue_bytes: choice.pick(&[4096, 100_000, 1024 * 1024]),
         queue_age: Duration::from_millis(choice.pick(&[20, 250, 5000])),
+        max_handshakes: choice.pick(&[3, 20, 256]),
         max_handshakes_per_source: choice.size(2, 16),
         ..Limits::default()
     }
@@ -274,7 +280,7 @@ fn network(choice: &mut Choice) -> NetworkOptions {
         jitter: choice.pick(&[0, 100, 30_000]).micros(),
         window: choice.pick(&[700, 5000, 70_000, 400_000, 4_000_000]),
         max_read: choice.pick(&[1, 30, 1460, usize::MAX, usize::MAX]),
-        max_write: choice.pick(&[13, 1460, usize::MAX, usize::MAX]),
+        max_write: choice.pick(&[1, 13, 1460, usize::MAX, usize::MAX]),
         interrupted: noise(choice, 200),
         spurious: noise(choice, 200),
         dial_refused: noise(choice, 500),

@@ -62,24 +62,27 @@ impl Pipe {
     /// Sends `bytes` on their way, in segments.
     pub(crate) fn send(
         &mut self,
-        bytes: &[u8],
+        mut bytes: Vec<u8>,
         network: &NetworkOptions,
         choice: &mut Choice,
         now: Instant,
     ) {
-        let altered = self.tamper.take().map(|tamper| {
+        let tamper = self.tamper.take();
+        if let Some(tamper) = tamper {
             self.tampered_at = Some(now);
-            (tamper.apply(bytes, &self.tap.recording, choice), tamper)
-        });
-        let rest = altered.as_ref().map_or(bytes, |(altered, _)| altered);
+            bytes = tamper.apply(bytes, &self.tap.recording, choice);
+        }
         let pieces = if choice.chance(200) { 3 } else { 1 };
-        for piece in rest.chunks(rest.len().div_ceil(pieces).max(1)) {
+        let most = bytes.len().div_ceil(pieces);
+        while !bytes.is_empty() {
+            let rest = bytes.split_off(bytes.len().min(most));
             let at = now + network.latency + jitter(network, choice);
             self.last_arrival = self.last_arrival.max(at).max(self.stalled_until);
-            self.held += piece.len();
-            self.flight.push_back((self.last_arrival, piece.to_vec()));
+            self.held += bytes.len();
+            self.flight.push_back((self.last_arrival, bytes));
+            bytes = rest;
         }
-        if let Some((_, Tamper::Truncate)) = altered {
+        if matches!(tamper, Some(Tamper::Truncate)) {
             self.end(Ending::Fin, Duration::ZERO, now);
         }
     }
@@ -188,16 +191,21 @@ impl Pipe {
         self.wake_writer(now);
     }
 
-    fn take(&mut self, buf: &mut [u8], latency: Duration, now: Instant) {
-        let len = buf.len();
-        for (to, from) in buf.iter_mut().zip(self.waiting.drain(..len)) {
-            *to = from;
+    /// Fills `buf` with what waits, or as much of it as there is.
+    fn take(&mut self, mut buf: &mut [u8], latency: Duration, now: Instant) -> io::Result<usize> {
+        let mut taken = 0;
+        // What waits lies in two parts at most.
+        for _ in 0..2 {
+            let len = self.waiting.read(buf)?;
+            taken += len;
+            buf = &mut buf[len..];
         }
-        self.held -= buf.len();
+        self.held -= taken;
         if self.is_blocked && self.room() >= self.window.div_ceil(4) {
             self.is_blocked = false;
             self.room_at = Some(now + latency);
         }
+        Ok(taken)
     }
 }
 
@@ -252,8 +260,7 @@ impl Read for Socket<'_> {
             self.network.max_read
         };
         let len = most.min(limit);
-        pipe.take(&mut buf[..len], self.network.latency, self.now);
-        Ok(len)
+        pipe.take(&mut buf[..len], self.network.latency, self.now)
     }
 }
 
@@ -280,8 +287,9 @@ impl Write for Socket<'_> {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let total: usize = pieces.iter().map(|piece| piece.len()).sum();
-        let limit = if total > 5000 {
-            self.network.max_write.max(1000)
+        // So are tiny writes.
+        let limit = if total > 1500 {
+            self.network.max_write.max(700)
         } else {
             self.network.max_write
         };
@@ -293,9 +301,10 @@ impl Write for Socket<'_> {
         if let Err(complaint) = self.outgoing.tap.observe(&bytes, self.seen) {
             *self.complaint = Some(complaint);
         }
+        let len = bytes.len();
         self.outgoing
-            .send(&bytes, self.network, self.choice, self.now);
-        Ok(bytes.len())
+            .send(bytes, self.network, self.choice, self.now);
+        Ok(len)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -73,6 +73,7 @@ impl World {
             self.advance(pause)?;
             self.act()?;
         }
+        self.last_word()?;
         self.heal();
         self.demand_sessions()?;
         self.demand_probes()?;
@@ -181,13 +182,7 @@ impl World {
                 destination,
                 protocol: UDP,
             };
-            let framed = self.flows.send(*n, ends, order);
-            self.nodes[*n]
-                .device
-                .outbound
-                .borrow_mut()
-                .push_back(framed);
-            self.nodes[*n].notify_device();
+            self.send(*n, ends, order);
             self.advance(Duration::from_millis(100))?;
             let (delivered, sent) = self.flows.progress(*n, ends);
             if delivered < sent {

@@ -5,6 +5,8 @@ use core::hash::Hash as _;
 use std::collections::HashSet;
 use std::hash::DefaultHasher;
 
+use memchr::memmem;
+
 use crate::packet::MARKER;
 
 const HEADER_LEN: usize = 24;
@@ -32,7 +34,6 @@ pub(crate) struct Tap {
     pending: Vec<u8>,
     had_hello: bool,
     next_sequence: u64,
-    pub(crate) sealed: u64,
     pub(crate) recording: Vec<u8>,
 }
 
@@ -43,17 +44,26 @@ impl Tap {
         let room = RECORDING_LEN.saturating_sub(self.recording.len());
         self.recording
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
-        self.pending.extend_from_slice(bytes);
         let mut pending = core::mem::take(&mut self.pending);
-        let mut rest = pending.as_slice();
+        if pending.is_empty() {
+            pending.extend_from_slice(self.judge_all(bytes, seen)?);
+        } else {
+            pending.extend_from_slice(bytes);
+            let rest = self.judge_all(&pending, seen)?.len();
+            pending.drain(..pending.len() - rest);
+        }
+        self.pending = pending;
+        Ok(())
+    }
+
+    /// Judges all whole packets in `bytes`, and gives back the rest.
+    fn judge_all<'a>(&mut self, bytes: &'a [u8], seen: &mut Seen) -> Result<&'a [u8], String> {
+        let mut rest = bytes;
         while let Some((header, payload)) = split_packet(rest)? {
             rest = &rest[HEADER_LEN + payload.len()..];
             self.judge(header, payload, seen)?;
         }
-        let judged = pending.len() - rest.len();
-        pending.drain(..judged);
-        self.pending = pending;
-        Ok(())
+        Ok(rest)
     }
 
     fn judge(
@@ -64,7 +74,7 @@ impl Tap {
     ) -> Result<(), String> {
         let kind = header[2];
         let sequence = u64::from_be_bytes(header[5..13].try_into().unwrap_or_default());
-        if memory_contains(payload, &MARKER) {
+        if memmem::find(payload, &MARKER).is_some() {
             return Err(format!("plaintext on the wire, packet {sequence}"));
         }
         if header[21] & SEALED == 0 {
@@ -83,7 +93,6 @@ impl Tap {
             return Err(format!("sequence {sequence} written where {due} was due"));
         }
         self.next_sequence += 1;
-        self.sealed += 1;
         let tag = payload
             .last_chunk()
             .ok_or("a sealed packet without a tag")?;
@@ -110,17 +119,6 @@ fn split_packet(bytes: &[u8]) -> Result<Split<'_>, String> {
     }
     let len = usize::from(u16::from_be_bytes([header[13], header[14]]));
     Ok(rest.get(..len).map(|payload| (header, payload)))
-}
-
-fn memory_contains(bytes: &[u8], word: &[u8; 8]) -> bool {
-    let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|byte| *byte == word[0]) {
-        if rest[at..].starts_with(word) {
-            return true;
-        }
-        rest = &rest[at + 1..];
-    }
-    false
 }
 
 #[cfg(test)]

@@ -76,6 +76,15 @@ pub(crate) struct World {
     pub(crate) story: VecDeque<String>,
     pub(crate) is_verbose: bool,
     next_port: u16,
+    /// Of nodes before they started again.
+    past_packets: PeerPackets,
+}
+
+/// What nodes have sent to each other, and received from each other.
+#[derive(Clone, Copy, Debug, Default)]
+struct PeerPackets {
+    sent: u64,
+    received: u64,
 }
 
 impl World {
@@ -84,7 +93,7 @@ impl World {
         let options = Options::draw(&mut choice);
         let now = Instant::from_millis(choice.range(0, 5000));
         let nodes = (0..options.devices.len())
-            .map(|n| Node::new(n, options.config(n), choice.seed(), now))
+            .map(|n| start(n, &options, &mut choice, now))
             .collect();
         Self {
             wire: Wire {
@@ -106,6 +115,7 @@ impl World {
             story: VecDeque::new(),
             is_verbose,
             next_port: 1024,
+            past_packets: PeerPackets::default(),
         }
     }
 
@@ -220,6 +230,7 @@ impl World {
             }
         }
         self.judge_packets(n)?;
+        self.judge_balance()?;
         // The server may have handed out a packet before it lent the address, in the same turn.
         self.flows.known.extend(addresses);
         let mut links = core::mem::take(&mut self.live);
@@ -278,6 +289,17 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// What is received was sent; the rest is under way, or was lost with a connection.
+    fn judge_balance(&self) -> Result<(), Failure> {
+        let mut all = self.past_packets;
+        for node in &self.nodes {
+            let stats = node.endpoint.stats();
+            all.sent += stats.peer_packets_out;
+            all.received += stats.peer_packets_in;
+        }
+        self.unsafe_if((all.received > all.sent).then(|| format!("{all:?}")))
     }
 
     fn record(&mut self, link: usize) {
@@ -401,11 +423,19 @@ impl World {
         if n == 0 {
             self.flows.known.clear();
         }
-        let config = self.options.config(n);
-        let seed = self.choice.seed();
-        self.nodes[n] = Node::new(n, config, seed, self.now);
+        let old = self.nodes[n].endpoint.stats();
+        self.past_packets.sent += old.peer_packets_out;
+        self.past_packets.received += old.peer_packets_in;
+        self.nodes[n] = start(n, &self.options, &mut self.choice, self.now);
         self.tell(|| format!("node {n} starts again"));
     }
+}
+
+/// A machine that starts, with whatever time its own clock believes it to be.
+fn start(n: usize, options: &Options, choice: &mut Choice, now: Instant) -> Node {
+    let mut config = options.config(n);
+    config.unix_time_at_zero = choice.seconds(0, 4_000_000_000);
+    Node::new(n, config, choice.seed(), now)
 }
 
 /// Where node `n` dials from; for 0, the address given if it is a client's.

@@ -1,0 +1,76 @@
+"""Test programs inside the namespaces: iperf3 and ping."""
+
+import contextlib
+import json
+import re
+import signal
+import statistics
+import subprocess
+
+from .system import Failure
+
+LATE = 3  # seconds after which a ping that has not come back is lost
+
+
+@contextlib.contextmanager
+def iperf3_server(end):
+    """An iperf3 server for one test, listening."""
+    command = ("iperf3", "-s", "-1", "-B", end.tun_local, "--forceflush")
+    with end.background(*command, stdout=subprocess.PIPE) as server:
+        for line in server.stdout:
+            if "listening" in line:
+                break
+        else:
+            raise Failure("the iperf3 server ended")
+        yield
+
+
+def iperf3(server, client, seconds, *options, meanwhile=None):
+    """The `end` section of the report of one test from the client, and what `meanwhile` returned,
+    which is called during the test."""
+    command = ("iperf3", "-J", "-c", client.tun_remote, "-t", seconds, *options)
+    with iperf3_server(server), client.background(*command, stdout=subprocess.PIPE) as test:
+        other = meanwhile() if meanwhile else None
+        try:
+            output, _ = test.communicate(timeout=seconds + 30)
+        except subprocess.TimeoutExpired:
+            raise Failure("iperf3 does not end") from None
+    try:
+        report = json.loads(output)
+    except ValueError:
+        raise Failure("iperf3: no report") from None
+    if "error" in report:
+        raise Failure(f"iperf3: {report['error']}")
+    return report["end"], other
+
+
+@contextlib.contextmanager
+def one_stream(server, client):
+    """One TCP stream from the client, at full speed, for as long as the block."""
+    command = ("iperf3", "-c", client.tun_remote, "-t", 3600)
+    with iperf3_server(server), client.background(*command, stdout=subprocess.DEVNULL):
+        yield
+
+
+def ping(client, seconds, interval):
+    """{"avg", "p50", "p99": milliseconds, "lost": per cent} of pings for some seconds."""
+    count = max(round(seconds / interval), 1)
+    command = ("ping", "-n", "-i", interval, "-c", count, client.tun_remote)
+    with client.background(*command, stdout=subprocess.PIPE) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds + LATE)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # It still says what it sent.
+            output, _ = process.communicate()
+    times = sorted(float(time) for time in re.findall(r"time=([\d.]+) ms", output))
+    sent = re.search(r"(\d+) packets transmitted", output)
+    if not times or not sent:
+        raise Failure("no ping came back")
+    return {"avg": statistics.mean(times), "p50": percentile(times, 50),
+            "p99": percentile(times, 99), "lost": 100 * (1 - len(times) / int(sent[1]))}
+
+
+def percentile(ascending, per_cent):
+    """The smallest value that so many per cent of the values do not exceed."""
+    rank = -(-len(ascending) * per_cent // 100)
+    return ascending[max(rank, 1) - 1]
