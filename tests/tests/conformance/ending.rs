@@ -1,12 +1,8 @@
 //! Connections and daemons that end.
 
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use lostlove_host::daemon::Daemon;
 use lostlove_tests::rig::{Direction, Setup, address, packet, rng};
 
-use super::{ANY, ANY_CHUNK, CLIENT, Pair, SERVER};
+use super::{ANY, ANY_CHUNK, Pair, SERVER};
 
 #[test]
 fn a_client_comes_back_after_either_side_is_half_closed() {
@@ -110,43 +106,4 @@ fn a_second_signal_does_not_wait_for_a_stuck_peer() {
     let stats = pair.client.join();
     assert_eq!(stats.sessions, 1, "the session was not waited for");
     pair.server.stop();
-}
-
-/// Case 115: a fault in what serves one connection ends the daemon, in place of a daemon that
-/// lives on in parts.
-#[test]
-fn a_panic_ends_the_daemon() {
-    fn run(daemon: Daemon) -> io::Result<Daemon> {
-        let subscriber = tracing_subscriber::fmt()
-            .with_writer(|| PanicsAtSession)
-            .finish();
-        let serve = || tracing::subscriber::with_default(subscriber, || SERVER(daemon));
-        catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|_| Err(io::Error::other(FAULT)))
-    }
-    let setup = Setup::default();
-    let (server, address) = setup.server(run, ANY);
-    let client = setup.client(CLIENT, 0, address);
-
-    assert_eq!(server.outcome().unwrap_err().to_string(), FAULT);
-
-    client.stop();
-}
-
-const FAULT: &str = "a fault in the log, for a test";
-
-/// A log that takes everything until a session begins.
-struct PanicsAtSession;
-
-impl io::Write for PanicsAtSession {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        assert!(
-            !String::from_utf8_lossy(line).contains("session established"),
-            "{FAULT}"
-        );
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
