@@ -242,10 +242,10 @@ impl Node {
     /// What must hold at any time.
     fn check(&self, now: Instant) -> Result<(), String> {
         let stats = self.endpoint.stats();
-        let is_blocked = self.sockets.iter().any(|socket| socket.is_blocked);
+        let goes_on = |socket: &Socket| socket.is_blocked || socket.is_unblocked;
         let soon = now + self.longest_pause;
         if stats.queued_packets > 0
-            && !is_blocked
+            && !self.sockets.iter().any(goes_on)
             && self.endpoint.poll_timeout().is_none_or(|at| at > soon)
         {
             return Err("packets wait, and nobody waits for anything".to_owned());

@@ -1,6 +1,6 @@
 //! A daemon on a thread of its own.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
@@ -215,19 +215,6 @@ impl Node {
     #[track_caller]
     pub fn send(&self, packet: &[u8]) {
         self.tun.send(packet, &[0; VNET_HEADER_LEN]).unwrap();
-    }
-
-    /// Gives a packet to the TUN device; says whether it took it within `patience`.
-    #[track_caller]
-    pub fn try_send(&self, packet: &[u8], patience: Duration) -> bool {
-        let socket = SockRef::from(&self.tun);
-        socket.set_write_timeout(Some(patience)).unwrap();
-        let result = self.tun.send(packet, &[0; VNET_HEADER_LEN]);
-        socket.set_write_timeout(Some(DEADLINE)).unwrap();
-        match result {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
-            result => result.map(|()| true).unwrap(),
-        }
     }
 
     /// Waits for a packet from the TUN device.
