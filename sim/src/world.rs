@@ -223,9 +223,7 @@ impl World {
             if n == 0
                 && let Some((client, lent)) = self.newcomer(event, &events)
             {
-                self.flows
-                    .owners
-                    .extend(lent.iter().map(|of| (*of, client)));
+                self.flows.lend(client, &lent);
                 addresses.extend(lent);
             }
         }
