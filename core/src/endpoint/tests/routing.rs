@@ -1,6 +1,7 @@
 //! Who may send what to whom.
 
 use core::net::Ipv4Addr;
+use core::time::Duration;
 
 use super::super::testing::{Net, SERVER, client_config, secret, server_config, udp};
 use crate::config::Role;
@@ -164,6 +165,47 @@ fn a_client_with_other_addresses_of_its_own_is_heard_through_its_routes() {
         (&net.received_by_server[..], &net.received[0][..]),
         (&[up][..], &[down][..])
     );
+}
+
+/// What the server sends for addresses that are none of the client's goes nowhere.
+#[test]
+fn a_client_takes_only_packets_for_itself_and_its_networks() {
+    let mut config = server_config(1);
+    server_of(&mut config).peers[0].routes = vec!["192.168.7.0/24".parse().unwrap()];
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.settle();
+    let own = udp(SERVER_ADDRESS, net.address_v4(0), 1, b"own");
+    net.send_from(SERVER, &own);
+    net.send_from(
+        SERVER,
+        &udp(SERVER_ADDRESS, Ipv4Addr::new(192, 168, 7, 9), 1, b"foreign"),
+    );
+    net.settle();
+    assert_eq!(net.received[0], [own]);
+    assert_eq!(net.clients[0].stats().dropped(DropReason::NoRoute), 1);
+}
+
+/// Who sends what cannot be delivered does not make the server send as much.
+#[test]
+fn icmp_errors_are_sent_at_a_bounded_rate() {
+    let burst = 50;
+    let mut net = Net::connected(2);
+    for _ in 0..2 * burst {
+        net.send_from(
+            0,
+            &udp(net.address_v4(0), net.address_v4(1), 5, b"isolated"),
+        );
+    }
+    net.settle();
+    assert_eq!(net.received[0].len(), burst);
+    net.run(Duration::from_millis(10));
+    for _ in 0..burst {
+        net.send_from(
+            SERVER,
+            &udp(SERVER_ADDRESS, Ipv4Addr::new(10, 8, 0, 200), 5, b"nobody"),
+        );
+    }
+    assert_eq!(net.received_by_server.len(), 10);
 }
 
 /// Case 102: the sender learns the MTU of the way, not its own.

@@ -177,6 +177,36 @@ fn a_flood_of_strangers_does_not_keep_a_client_out() {
     assert!(net.server.stats().handshaking < 20);
 }
 
+/// Case 90: a flood from everywhere costs a bounded share of a core.
+#[test]
+fn a_flood_of_hellos_is_read_at_a_bounded_rate() {
+    let mut net = Net::new(server_config(1), Vec::new());
+    let header = Header {
+        packet_type: PacketType::HandshakeInit,
+        stream: 0,
+        sequence: 0,
+        payload_len: 2,
+        timestamp_ms: 1,
+        flags: Flags::NONE,
+    };
+    let hello = [header.encode(b"{}").as_slice(), b"{}"].concat();
+    let flood = |net: &mut Net, network, hosts| {
+        for host in 0..hosts {
+            let [.., high, low] = u32::to_be_bytes(host);
+            let source = ([100, network, high, low], 1).into();
+            let id = net.server.handle_accepted(source, net.now).unwrap();
+            net.server.recv_buf(id).unwrap()[..hello.len()].copy_from_slice(&hello);
+            net.server
+                .handle_received(id, hello.len(), &mut |_| true, net.now);
+        }
+        let failed = net.server.stats().handshakes_failed;
+        [HandshakeError::Malformed, HandshakeError::Busy].map(|error| failed[error.index()])
+    };
+    assert_eq!(flood(&mut net, 1, 1600), [1500, 100]);
+    net.run(Duration::from_millis(100));
+    assert_eq!(flood(&mut net, 2, 200), [1600, 200]);
+}
+
 #[test]
 fn probes_are_few_and_do_not_last() {
     let mut net = Net::new(server_config(1), Vec::new());
