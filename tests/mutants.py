@@ -84,6 +84,7 @@ def git(*arguments):
 
 def check_tests(crate, tests):
     """Without the mutants, each test must exist and pass, or its failing would mean nothing."""
+    print(f"{crate}: builds, and runs the tests without a mutant", flush=True)
     status, output = cargo_test(crate, ["--exact", *sorted(tests)], BUILD_SECONDS)
     missing = [test for test in sorted(tests) if f"test {test} ... ok\n" not in output]
     if status != 0 or missing:
