@@ -97,6 +97,37 @@ fn a_packet_beyond_the_sessions_mtu_is_dropped() {
     assert_eq!(client.end(), None);
 }
 
+/// Case 63: whatever a client's own software lets through.
+#[test]
+fn a_packet_to_nobody_in_particular_is_dropped() {
+    let mut client = Client::new(1400);
+    let destinations = [
+        Ipv4Addr::new(224, 0, 0, 251),
+        Ipv4Addr::BROADCAST,
+        Ipv4Addr::LOCALHOST,
+        Ipv4Addr::new(169, 254, 169, 254),
+    ];
+    for destination in destinations {
+        let packet = udp(client.address, destination, 9, b"anyone?");
+        client.send(PacketType::Data, 1, Flags::NONE, &entry(&packet));
+    }
+    assert!(client.received.is_empty());
+    assert_eq!(client.server.stats().dropped(DropReason::NotUnicast), 4);
+}
+
+#[test]
+fn what_the_device_does_not_take_is_counted() {
+    let mut client = Client::new(1400);
+    let packet = client.packet(100);
+    let record = client.seal(PacketType::Data, 1, Flags::NONE, &entry(&packet));
+    let (id, len) = (client.id, record.len());
+    client.server.recv_buf(id).unwrap()[..len].copy_from_slice(&record);
+    client.server.handle_received(id, len, &mut |_| false, NOW);
+    let stats = client.server.stats();
+    assert_eq!(stats.dropped(DropReason::TunBusy), 1);
+    assert_eq!(stats.tun_packets_out, 0);
+}
+
 /// Case 66: a peer that asks and never reads the answers.
 #[test]
 fn unread_answers_are_bounded() {

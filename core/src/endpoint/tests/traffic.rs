@@ -94,6 +94,40 @@ fn a_super_packet_of_the_greatest_size_is_split_over_records_and_segmented_at_th
     assert!(payload == packet[40..]);
 }
 
+/// A device with offload takes the packet as it came, and cuts it up itself.
+#[test]
+fn a_super_packet_crosses_whole_to_a_device_with_offload() {
+    let mut server = server_config(1);
+    server.tun_offload = true;
+    let mut net = Net::new(server, vec![client_config(1)]);
+    net.settle();
+    let packet = tcp_super_packet(net.address_v4(0), SERVER_ADDRESS, 40_000);
+    net.send_super_packet(0, &packet, &super_packet_header(1360));
+    net.settle();
+    assert_eq!(net.received_by_server, [packet]);
+}
+
+/// The kernel pushes back on local programs while the tunnel is backed up.
+#[test]
+fn a_client_stops_reading_its_device_while_its_queue_is_half_full() {
+    let mut net = Net::connected(1);
+    net.link(0).up.stalled_at = Some(0);
+    assert!(net.clients[0].wants_packets() && net.server.wants_packets());
+    let packet = udp(net.address_v4(0), SERVER_ADDRESS, 5, &[0; 1200]);
+    let mut sent = 0;
+    while net.clients[0].wants_packets() {
+        net.send_from(0, &packet);
+        sent += 1;
+        assert!(sent < 1000, "never enough");
+    }
+    // Of 1 MiB, in buffers of 2 KiB.
+    assert_eq!(sent, 256);
+    net.link(0).up.stalled_at = None;
+    net.settle();
+    assert!(net.clients[0].wants_packets());
+    assert_eq!(net.received_by_server.len(), sent);
+}
+
 /// Case 66: a peer that does not read costs bounded memory and its own packets.
 #[test]
 fn a_stalled_client_costs_its_own_packets_only() {
