@@ -281,6 +281,21 @@ impl DropReason {
 mod tests {
     use super::*;
 
+    /// They tell reasons apart in metrics.
+    #[test]
+    fn labels_are_distinct_words() {
+        let drops = DropReason::ALL.map(DropReason::as_str).to_vec();
+        let errors = HandshakeError::ALL.map(HandshakeError::as_str).to_vec();
+        let refusals = Refusal::ALL.map(Refusal::as_str).to_vec();
+        for labels in [drops, errors, refusals] {
+            for (index, label) in labels.iter().enumerate() {
+                let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+                assert!(!label.is_empty() && label.chars().all(is_plain), "{label}");
+                assert!(!labels[..index].contains(label), "{label}");
+            }
+        }
+    }
+
     #[test]
     fn indices_are_positions_in_all() {
         for (index, reason) in DropReason::ALL.into_iter().enumerate() {

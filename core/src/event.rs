@@ -126,3 +126,24 @@ impl fmt::Display for CloseReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_words_are_shown_if_there_are_any() {
+        for (reason, expected) in [
+            ("", "peer: shutting down"),
+            ("until noon", "peer: shutting down: until noon"),
+        ] {
+            let reason = CloseReason::Peer {
+                code: DisconnectCode::ShuttingDown,
+                reason: reason.to_owned(),
+            };
+            assert_eq!(reason.to_string(), expected);
+        }
+        let reason = CloseReason::Handshake(HandshakeError::NoAnswer);
+        assert!(reason.to_string().starts_with("handshake failed: "));
+    }
+}

@@ -256,6 +256,16 @@ mod tests {
     }
 
     #[test]
+    fn small_packets_are_bounded_as_well() {
+        let mut rig = Rig::new(3 * 2048);
+        for tag in 0..5 {
+            rig.push(60, u32::from(tag), tag, 0);
+        }
+        assert_eq!(rig.stats.dropped(DropReason::QueueFull), 2);
+        assert_eq!(rig.drain(), [2, 3, 4]);
+    }
+
+    #[test]
     fn one_packet_always_fits() {
         let mut rig = Rig::new(1);
         rig.push(60_000, 1, 1, 0);

@@ -1,5 +1,6 @@
 //! What people read: place, key, what was expected, and the nearest valid name.
 
+use crate::Nat;
 use crate::testing::{Folder, key, minimal_client, server_of};
 
 /// Wrong server files and all that is said about them.
@@ -72,6 +73,28 @@ const SERVER: &[(&str, &str)] = &[
         "[server]\nbind_address = '10.8.0.1'\n",
         "server.toml:2:16: server.bind_address: expected an address outside the tunnel \
          (10.8.0.0/24), found 10.8.0.1",
+    ),
+    (
+        "[server]\nbind_address = '224.0.0.1'\n",
+        "server.toml:2:16: server.bind_address: expected a unicast address, found \"224.0.0.1\"",
+    ),
+    (
+        "[server]\nport = true\n",
+        "server.toml:2:8: server.port: expected 1 to 65535, found true",
+    ),
+    (
+        "[network]\ntun_address = '127.0.0.1/24'\n",
+        "server.toml:2:15: network.tun_address: expected a unicast address, found \
+         \"127.0.0.1/24\"",
+    ),
+    (
+        "[network]\ntun_address_v6 = 'fe80::1/64'\n",
+        "server.toml:2:18: network.tun_address_v6: expected a unicast address, found \
+         \"fe80::1/64\"",
+    ),
+    (
+        "[security]\nprivate_key_file = ''\n",
+        "server.toml:2:20: security.private_key_file: expected a file name",
     ),
     (
         "[network]\nenable_ipv6 = 1\n",
@@ -222,6 +245,11 @@ fn each_problem_of_a_clients_file_has_its_exact_text() {
         "client.toml:2:16: client.server: expected a server such as \"vpn.example.org:8443\", \
          found \"b:0\""
     );
+    let servers = minimal_client().replace("'localhost'", "[]");
+    assert_eq!(
+        folder.client_errors(&servers),
+        "client.toml:2:10: client.server: expected at least one server"
+    );
     let own = minimal_client().replace(
         &key(200).public_key().to_string(),
         &key(1).public_key().to_string(),
@@ -294,9 +322,31 @@ fn a_file_with_the_keys_of_llp_1_0_alone_loads() {
 }
 
 #[test]
+fn nat_takes_the_name_of_an_interface() {
+    let folder = Folder::new();
+    let nat = |value| {
+        let settings = folder.server(&format!("[network]\nnat = {value}\n"));
+        settings.unwrap().host.nat
+    };
+    let of = |interface: Option<&str>| {
+        let interface = interface.map(str::to_owned);
+        Some(Nat { interface })
+    };
+    assert_eq!(nat("'eth0'"), of(Some("eth0")));
+    assert_eq!(nat("true"), of(None));
+    assert_eq!(nat("false"), None);
+}
+
+#[test]
 fn without_a_key_the_way_to_one_is_shown() {
     let folder = Folder::new();
+    assert!(folder.server("").is_ok());
+    assert!(!crate::lacks_only_its_key(&folder.server_path()));
     std::fs::remove_file(folder.path("server.key")).unwrap();
+    folder.write("server.toml", "[network]\nmtu = 1\n");
+    assert!(!crate::lacks_only_its_key(&folder.server_path()));
+    folder.write("server.toml", "");
+    assert!(crate::lacks_only_its_key(&folder.server_path()));
     assert_eq!(
         folder.server_errors(""),
         "server.toml: security.private_key_file: no key: expected server.key; create it with \
@@ -347,6 +397,8 @@ fn key_files_that_hold_no_key_are_refused() {
              bytes) in server.key"
         );
     }
+    std::fs::write(folder.path("server.key"), [0xff; 44]).unwrap();
+    assert!(folder.server_errors("").ends_with(" in server.key"));
     folder.write("server.key", &"A".repeat(5000));
     let errors = folder.server_errors("");
     assert!(

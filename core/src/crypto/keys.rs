@@ -184,6 +184,9 @@ impl FromStr for PresharedKey {
 
 #[cfg(test)]
 mod tests {
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::{Rng as _, SeedableRng as _};
+
     use super::*;
 
     #[test]
@@ -211,6 +214,21 @@ mod tests {
             assert!(PublicKey(point).is_low_order(), "{point:?}");
             assert_eq!(encode(&point).parse::<PublicKey>(), Err(KeyError::LowOrder));
         }
+    }
+
+    /// The generator decides all of a key, and nothing else does.
+    #[test]
+    fn generated_keys_are_what_the_generator_gives() {
+        let rng = || ChaCha20Rng::from_seed([5; 32]);
+        let mut expected = [0; 32];
+        rng().fill_bytes(&mut expected);
+        assert_eq!(SecretKey::generate(&mut rng()).as_bytes(), &expected);
+        assert_eq!(PresharedKey::generate(&mut rng()).as_bytes(), &expected);
+        let mut one = rng();
+        let first = SecretKey::generate(&mut one);
+        assert_ne!(first.as_bytes(), SecretKey::generate(&mut one).as_bytes());
+        let read: SecretKey = first.to_base64().parse().unwrap();
+        assert_eq!(read.as_bytes(), first.as_bytes());
     }
 
     #[test]

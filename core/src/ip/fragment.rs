@@ -91,7 +91,7 @@ fn drop_options(mut options: &mut [u8]) {
             (OPTION_NOP, _) => 1,
             (_, Some(len)) if usize::from(*len) >= 2 => usize::from(*len),
             // Not to be made sense of: nothing of it goes on.
-            _ => options.len(),
+            _ => return options.fill(OPTION_NOP),
         };
         let len = len.min(options.len());
         let (option, after) = options.split_at_mut(len);
@@ -186,6 +186,39 @@ mod tests {
         for piece in &pieces[1..] {
             assert_eq!(piece[20..28], [1, 1, 1, 1, 148, 4, 0, 0]);
         }
+    }
+
+    #[test]
+    fn options_without_sense_do_not_go_along() {
+        for (options, expected) in [
+            ([148, 4, 0, 0, 7, 0, 5, 5], [148, 4, 0, 0, 1, 1, 1, 1]),
+            ([148, 4, 0, 0, 148, 1, 5, 5], [148, 4, 0, 0, 1, 1, 1, 1]),
+            ([1, 1, 1, 1, 1, 1, 1, 148], [1; 8]),
+            ([7, 4, 4, 0, 0, 148, 4, 0], [1, 1, 1, 1, 0, 148, 4, 0]),
+        ] {
+            let pieces = cut(&udp(&[1; 200], &options), 128).unwrap();
+            assert_eq!(pieces[0][20..28], options);
+            assert_eq!(pieces[1][20..28], expected);
+        }
+    }
+
+    /// Case 103: nobody can complete a checksum that covers other fragments.
+    #[test]
+    fn a_partial_checksum_is_completed_before_the_packet_is_cut() {
+        let packet = testing::Packet::udp(testing::V4).payload(&[9; 3000]);
+        let whole = packet.build();
+        let mut partial = packet.partial().build();
+        let info = parse(&partial).unwrap();
+        let offload = Offload {
+            partial_checksum: true,
+            segment_size: 0,
+        };
+        let mut pieces = Vec::new();
+        let result = fragment(&mut partial, &info, offload, 1400, &mut |piece| {
+            pieces.push(piece.to_vec());
+        });
+        assert_eq!(result, Ok(()));
+        assert_eq!(reassemble(&pieces), whole[20..]);
     }
 
     #[test]

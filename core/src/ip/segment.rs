@@ -324,6 +324,27 @@ mod tests {
         }
     }
 
+    /// Case 103: a device without offload gets no packet that somebody else has to finish.
+    #[test]
+    fn a_partial_checksum_is_completed() {
+        let offload = Offload {
+            partial_checksum: true,
+            segment_size: 0,
+        };
+        for packet in [
+            Packet::tcp(V4),
+            Packet::tcp(V6),
+            Packet::udp(V4),
+            Packet::udp(V6),
+        ] {
+            let packet = packet.payload(&[1; 99]);
+            let whole = packet.build();
+            assert_eq!(finished(packet.partial().build(), offload), Ok(vec![whole]));
+        }
+        let unknown = Packet::other(V4, protocol::ICMP).payload(&[8; 64]).build();
+        assert_eq!(finished(unknown, offload), Err(DropReason::Malformed));
+    }
+
     /// The identity of segments behind extension headers, which are repeated on each.
     #[test]
     fn extension_headers_are_repeated() {

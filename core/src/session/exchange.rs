@@ -224,11 +224,14 @@ mod tests {
         let (same_init, same_response, same_fresh) = run(1, 2);
         assert_eq!((&init, &response), (&same_init, &same_response));
         assert!(agree(&fresh, &same_fresh));
+        // Both halves: an ephemeral key that stays the same is none.
         let (other_init, _, other_fresh) = run(3, 2);
-        assert_ne!(init, other_init);
+        assert_ne!(init[..DH_LEN], other_init[..DH_LEN]);
+        assert_ne!(init[DH_LEN..], other_init[DH_LEN..]);
         assert!(!agree(&fresh, &other_fresh));
         let (_, other_response, other_fresh) = run(1, 3);
-        assert_ne!(response, other_response);
+        assert_ne!(response[..DH_LEN], other_response[..DH_LEN]);
+        assert_ne!(response[DH_LEN..], other_response[DH_LEN..]);
         assert!(!agree(&fresh, &other_fresh));
     }
 
@@ -247,6 +250,25 @@ mod tests {
             let (response, server) = respond(&init, &mut rng(2)).unwrap();
             assert!(!agree(&client.finish(&response).unwrap(), &server), "{at}");
         }
+    }
+
+    /// Whoever breaks one of the two key agreements still lacks the other; and neither message
+    /// can be exchanged for another that gives the same shared secrets.
+    #[test]
+    fn the_secret_takes_both_key_agreements_and_both_messages() {
+        let (own, other) = (ephemeral(&mut rng(1)), ephemeral(&mut rng(2)));
+        let theirs = PublicKey::from(&ephemeral(&mut rng(3)));
+        let (_, public) = DecapsulationKey::generate(&mut rng(4));
+        let kem = |seed| kem::encapsulate(&public, &mut rng(seed)).unwrap().1;
+        let secret = |dh, seed, init, response| {
+            let fresh = combine(dh, theirs.as_bytes(), &kem(seed), init, response).unwrap();
+            *fresh.as_bytes()
+        };
+        let base = secret(&own, 5, b"init", b"response");
+        assert_ne!(base, secret(&other, 5, b"init", b"response"));
+        assert_ne!(base, secret(&own, 6, b"init", b"response"));
+        assert_ne!(base, secret(&own, 5, b"INIT", b"response"));
+        assert_ne!(base, secret(&own, 5, b"init", b"RESPONSE"));
     }
 
     #[test]

@@ -460,7 +460,7 @@ mod tests {
     }
 
     /// Case 27: a thief of the traffic secret follows every rotation, and loses the trail at the
-    /// exchange.
+    /// exchange, even if he knows that there was one.
     #[test]
     fn a_fresh_exchange_heals_a_stolen_key() {
         let (mut sealer, mut thief) = pair(Suite::Hse, ROTATION);
@@ -470,6 +470,8 @@ mod tests {
         }
         sealer.mix(&fresh(b"fresh"), START);
         let record = seal(&mut sealer, b"", START);
+        assert_eq!(open(&mut thief, &record, START), Err(ProtocolError::Crypto));
+        thief.mix(&fresh(b"guessed"), START);
         assert_eq!(open(&mut thief, &record, START), Err(ProtocolError::Crypto));
     }
 

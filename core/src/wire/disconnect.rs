@@ -95,6 +95,8 @@ impl fmt::Display for DisconnectCode {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -102,5 +104,14 @@ mod tests {
         for byte in 0..=u8::MAX {
             assert_eq!(DisconnectCode::from_byte(byte).to_byte(), byte);
         }
+    }
+
+    #[test]
+    fn every_code_has_words_of_its_own() {
+        let words: BTreeSet<_> = (0..=u8::MAX)
+            .map(|byte| DisconnectCode::from_byte(byte).to_string())
+            .collect();
+        assert_eq!(words.len(), 256);
+        assert!(words.contains("code 12") && !words.contains("code 11"));
     }
 }

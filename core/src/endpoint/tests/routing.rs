@@ -1,10 +1,13 @@
 //! Who may send what to whom.
 
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::time::Duration;
 
 use super::super::testing::{Net, SERVER, client_config, secret, server_config, udp};
 use crate::config::Role;
 use crate::error::DropReason;
+use crate::event::Event;
+use crate::ip::testing::Packet;
 
 use super::{SERVER_ADDRESS, server_of, tcp_super_packet};
 
@@ -173,6 +176,85 @@ fn a_client_with_other_addresses_of_its_own_is_heard_through_its_routes() {
         (&net.received_by_server[..], &net.received[0][..]),
         (&[up][..], &[down][..])
     );
+}
+
+/// What the server sends for addresses that are none of the client's goes nowhere.
+#[test]
+fn a_client_takes_only_packets_for_itself_and_its_networks() {
+    let mut config = server_config(1);
+    server_of(&mut config).peers[0].routes = vec!["192.168.7.0/24".parse().unwrap()];
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.settle();
+    let own = udp(SERVER_ADDRESS, net.address_v4(0), 1, b"own");
+    net.send_from(SERVER, &own);
+    net.send_from(
+        SERVER,
+        &udp(SERVER_ADDRESS, Ipv4Addr::new(192, 168, 7, 9), 1, b"foreign"),
+    );
+    net.settle();
+    assert_eq!(net.received[0], [own]);
+    assert_eq!(net.clients[0].stats().dropped(DropReason::NoRoute), 1);
+}
+
+/// Whoever sends to a client that is away learns so, another client as well as the server's host.
+#[test]
+fn a_packet_for_an_absent_client_is_answered_with_host_unreachable() {
+    let away = Ipv4Addr::new(10, 8, 0, 77);
+    let mut config = server_config(2);
+    server_of(&mut config).client_to_client = true;
+    server_of(&mut config).peers[1].address_v4 = Some(away);
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.settle();
+    net.send_from(SERVER, &udp(SERVER_ADDRESS, away, 5, b"anyone?"));
+    net.send_from(0, &udp(net.address_v4(0), away, 5, b"anyone?"));
+    net.settle();
+    for received in [&net.received_by_server, &net.received[0]] {
+        let answer = &received[0];
+        assert_eq!((answer[9], answer[20], answer[21]), (1, 3, 1));
+    }
+    assert_eq!(net.server.stats().dropped(DropReason::NotConnected), 2);
+}
+
+/// Case 53: the same for IPv6, from the server's address in the tunnel.
+#[test]
+fn an_isolated_client_is_told_by_icmpv6() {
+    let mut net = Net::connected(2);
+    let addresses = net.events.iter().filter_map(|(_, event)| match event {
+        Event::Configure(settings) => settings.address_v6.map(|network| network.addr().into()),
+        _ => None,
+    });
+    let [from, to] = addresses.collect::<Vec<IpAddr>>()[..] else {
+        panic!("two clients have two addresses");
+    };
+    net.send_from(0, &Packet::udp((from, to)).payload(b"hello").build());
+    net.settle();
+    let answer = net.received.iter().flatten().next().unwrap();
+    let server: Ipv6Addr = "fd00::1".parse().unwrap();
+    assert_eq!((answer[6], answer[40], answer[41]), (58, 1, 1));
+    assert_eq!(answer[8..24], server.octets());
+}
+
+/// Who sends what cannot be delivered does not make the server send as much.
+#[test]
+fn icmp_errors_are_sent_at_a_bounded_rate() {
+    let burst = 50;
+    let mut net = Net::connected(2);
+    for _ in 0..2 * burst {
+        net.send_from(
+            0,
+            &udp(net.address_v4(0), net.address_v4(1), 5, b"isolated"),
+        );
+    }
+    net.settle();
+    assert_eq!(net.received[0].len(), burst);
+    net.run(Duration::from_millis(10));
+    for _ in 0..burst {
+        net.send_from(
+            SERVER,
+            &udp(SERVER_ADDRESS, Ipv4Addr::new(10, 8, 0, 200), 5, b"nobody"),
+        );
+    }
+    assert_eq!(net.received_by_server.len(), 10);
 }
 
 /// Case 102: the sender learns the MTU of the way, not its own.

@@ -161,6 +161,69 @@ fn a_shutdown_ends_even_when_a_client_does_not_read() {
     assert_eq!(net.server.stats().queued_bytes, 0);
 }
 
+/// Case 109: nor when packets wait behind what it does not read.
+#[test]
+fn a_shutdown_does_not_wait_for_a_full_queue() {
+    let mut config = server_config(1);
+    config.limits.queue_age = Duration::from_secs(60);
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.settle();
+    net.link(0).down.stalled_at = Some(0);
+    for _ in 0..300 {
+        let packet = udp(SERVER_ADDRESS, net.address_v4(0), 5, &[0; 1000]);
+        net.send_from(SERVER, &packet);
+    }
+    let now = net.now;
+    net.server.shut_down(now);
+    net.run(Duration::from_millis(1900));
+    assert!(!net.server.is_shut_down(), "there was time to drain");
+    net.run(Duration::from_millis(1200));
+    assert!(net.server.is_shut_down());
+    assert_eq!(net.server.stats().queued_bytes, 0);
+}
+
+/// A shutdown ends what has not become a session at once.
+#[test]
+fn a_shutdown_does_not_wait_for_strangers() {
+    let mut net = Net::new(server_config(1), Vec::new());
+    let source = ([198, 51, 100, 7], 1).into();
+    net.server.handle_accepted(source, net.now).unwrap();
+    let now = net.now;
+    net.server.shut_down(now);
+    net.settle();
+    assert_eq!(net.close_reasons(SERVER), [CloseReason::ShuttingDown]);
+    assert!(net.server.is_shut_down());
+}
+
+/// What the operator reads in the log when the other end goes without a word.
+#[test]
+fn a_connection_that_just_ends_says_how() {
+    for (clean, reason) in [
+        (true, CloseReason::EndOfStream),
+        (false, CloseReason::Socket),
+    ] {
+        let mut net = Net::connected(1);
+        let (now, id) = (net.now, net.link(0).server_id);
+        net.server.handle_disconnected(id, clean, now);
+        // Twice is once.
+        net.server.handle_disconnected(id, clean, now);
+        net.settle();
+        assert_eq!(net.close_reasons(SERVER), [reason]);
+    }
+}
+
+/// A client has one connection; a socket that it no longer wants is the driver's to close.
+#[test]
+fn a_second_connection_of_a_client_is_not_wanted() {
+    let mut net = Net::connected(1);
+    let (now, server) = (net.now, ([203, 0, 113, 1], 8443).into());
+    let unexpected = Err(HandshakeError::Unexpected);
+    assert_eq!(net.clients[0].handle_connected(server, now), unexpected);
+    assert_eq!(net.server.handle_connected(server, now), unexpected);
+    let refused = net.clients[0].handle_accepted(server, now);
+    assert_eq!(refused, Err(Refusal::ShuttingDown));
+}
+
 /// Between two connections there is nothing to wait for, and no attempt follows.
 #[test]
 fn a_client_that_waits_to_dial_shuts_down_at_once() {

@@ -5,7 +5,7 @@ use core::time::Duration;
 use super::super::Endpoint;
 use super::super::testing::{Net, SERVER, client_config, secret, server_config, udp};
 use crate::config::Role;
-use crate::crypto::PresharedKey;
+use crate::crypto::{PresharedKey, Suite};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, Event};
 use crate::wire::{Flags, Header, PacketType};
@@ -86,7 +86,21 @@ fn every_stranger_meets_the_same_silence_until_the_deadline() {
         client.server_key = secret(77).public_key();
     }
     let mistaken = hello_of(mistaken);
-    let cases: [(&[u8], HandshakeError); 8] = [
+    let packet = |packet_type, payload: &[u8]| {
+        let header = Header {
+            packet_type,
+            stream: 0,
+            sequence: 0,
+            payload_len: payload.len() as u16,
+            timestamp_ms: 1,
+            flags: Flags::NONE,
+        };
+        [header.encode(payload).as_slice(), payload].concat()
+    };
+    let long = packet(PacketType::HandshakeInit, &[b' '; 4097]);
+    let keep_alive = packet(PacketType::KeepAlive, b"");
+    let own_answer = packet(PacketType::HandshakeResponse, b"{}");
+    let cases: [(&[u8], HandshakeError); 12] = [
         (b"", HandshakeError::Timeout),
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", HandshakeError::NotLlp),
         (b"SSH-2.0-OpenSSH_9.2\r\n", HandshakeError::NotLlp),
@@ -99,6 +113,10 @@ fn every_stranger_meets_the_same_silence_until_the_deadline() {
             HandshakeError::NotLlp,
         ),
         (&[0; 5000], HandshakeError::NotLlp),
+        (b"LL\x09", HandshakeError::Malformed),
+        (&long, HandshakeError::TooLong),
+        (&keep_alive, HandshakeError::Unexpected),
+        (&own_answer, HandshakeError::Unexpected),
         (&unknown, HandshakeError::UnknownPeer),
         (&mistaken, HandshakeError::Authentication),
     ];
@@ -128,6 +146,37 @@ fn an_unknown_client_and_a_wrong_preshared_key_get_no_session() {
         (0, 0)
     );
     assert!(matches!(net.close_reasons(0)[0], CloseReason::Handshake(_)));
+}
+
+#[test]
+fn without_a_common_suite_there_is_no_session() {
+    let mut server = server_config(1);
+    server.suites = vec![Suite::ChaCha20Poly1305];
+    let mut client = client_config(1);
+    client.suites = vec![Suite::Aes256Gcm];
+    let mut net = Net::new(server, vec![client]);
+    net.settle();
+    let failed = net.server.stats().handshakes_failed;
+    assert_eq!(failed[HandshakeError::NoCommonSuite.index()], 1);
+    assert_eq!(net.server.stats().sessions_established, 0);
+}
+
+/// Who has sent a good hello is not turned out for a newcomer.
+#[test]
+fn a_client_about_to_prove_itself_keeps_its_room() {
+    let mut config = server_config(1);
+    config.limits.max_handshakes = 1;
+    let mut net = Net::new(config.clone(), vec![client_config(1)]);
+    net.settle();
+    let hello = net.link(0).up.transcript.clone();
+    let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
+    let mut server = Endpoint::new(config, [99; 32], net.now);
+    let source = ([198, 51, 100, 7], 1).into();
+    let id = server.handle_accepted(source, net.now).unwrap();
+    server.recv_buf(id).unwrap()[..len].copy_from_slice(&hello[..len]);
+    server.handle_received(id, len, &mut |_| true, net.now);
+    let newcomer = server.handle_accepted(([198, 51, 100, 8], 1).into(), net.now);
+    assert_eq!(newcomer, Err(Refusal::TooManyHandshakes));
 }
 
 /// Cases 64 and 90, in small: strangers fill their share, and hanging up buys no more of it.
@@ -181,6 +230,36 @@ fn a_flood_of_strangers_does_not_keep_a_client_out() {
     assert!(net.server.stats().handshaking < 20);
 }
 
+/// Case 90: a flood from everywhere costs a bounded share of a core.
+#[test]
+fn a_flood_of_hellos_is_read_at_a_bounded_rate() {
+    let mut net = Net::new(server_config(1), Vec::new());
+    let header = Header {
+        packet_type: PacketType::HandshakeInit,
+        stream: 0,
+        sequence: 0,
+        payload_len: 2,
+        timestamp_ms: 1,
+        flags: Flags::NONE,
+    };
+    let hello = [header.encode(b"{}").as_slice(), b"{}"].concat();
+    let flood = |net: &mut Net, network, hosts| {
+        for host in 0..hosts {
+            let [.., high, low] = u32::to_be_bytes(host);
+            let source = ([100, network, high, low], 1).into();
+            let id = net.server.handle_accepted(source, net.now).unwrap();
+            net.server.recv_buf(id).unwrap()[..hello.len()].copy_from_slice(&hello);
+            net.server
+                .handle_received(id, hello.len(), &mut |_| true, net.now);
+        }
+        let failed = net.server.stats().handshakes_failed;
+        [HandshakeError::Malformed, HandshakeError::Busy].map(|error| failed[error.index()])
+    };
+    assert_eq!(flood(&mut net, 1, 1600), [1500, 100]);
+    net.run(Duration::from_millis(100));
+    assert_eq!(flood(&mut net, 2, 200), [1600, 200]);
+}
+
 #[test]
 fn probes_are_few_and_do_not_last() {
     let mut net = Net::new(server_config(1), Vec::new());
@@ -213,7 +292,7 @@ fn probes_are_few_and_do_not_last() {
     assert_eq!(net.close_reasons(SERVER).len(), 20);
 }
 
-/// An LLP 1.0 peer can keep alive and disconnect, and nothing else.
+/// An LLP 1.0 peer can keep alive and disconnect.
 #[test]
 fn a_probe_from_loopback_is_answered_and_from_elsewhere_is_not() {
     let json = br#"{"ClientHello": {"client_random": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32], "protocol_version": 1}}"#;
@@ -266,6 +345,51 @@ fn a_probe_from_loopback_is_answered_and_from_elsewhere_is_not() {
                 [CloseReason::Peer { .. }]
             ));
         }
+    }
+}
+
+/// And nothing else.
+#[test]
+fn a_probe_that_says_more_is_cut_off() {
+    let json = format!(
+        "{{\"ClientHello\":{{\"client_random\":{:?},\"protocol_version\":1}}}}",
+        [7; 32]
+    );
+    for packet_type in [
+        PacketType::Data,
+        PacketType::Ack,
+        PacketType::HandshakeInit,
+        PacketType::HandshakeResponse,
+    ] {
+        let mut net = Net::new(server_config(1), Vec::new());
+        let now = net.now;
+        let header = Header {
+            packet_type: PacketType::HandshakeInit,
+            stream: 0,
+            sequence: 0,
+            payload_len: 0,
+            timestamp_ms: 1,
+            flags: Flags::NONE,
+        };
+        let mut bytes = header.encode(json.as_bytes()).to_vec();
+        bytes.extend_from_slice(json.as_bytes());
+        let more = Header {
+            packet_type,
+            ..header
+        };
+        bytes.extend(more.encode(&[]));
+        let id = net
+            .server
+            .handle_accepted(([127, 0, 0, 1], 1).into(), now)
+            .unwrap();
+        net.server.recv_buf(id).unwrap()[..bytes.len()].copy_from_slice(&bytes);
+        net.server
+            .handle_received(id, bytes.len(), &mut |_| panic!("a probe's packet"), now);
+        net.run(Duration::from_secs(1));
+        assert!(
+            matches!(net.close_reasons(SERVER)[..], [CloseReason::Handshake(_)]),
+            "{packet_type:?}"
+        );
     }
 }
 

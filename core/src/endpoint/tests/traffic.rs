@@ -97,6 +97,19 @@ fn a_super_packet_of_the_greatest_size_is_split_over_records_and_segmented_at_th
     assert!(payload == packet[40..]);
 }
 
+/// A device with offload takes the packet as it came, and cuts it up itself.
+#[test]
+fn a_super_packet_crosses_whole_to_a_device_with_offload() {
+    let mut server = server_config(1);
+    server.tun_offload = true;
+    let mut net = Net::new(server, vec![client_config(1)]);
+    net.settle();
+    let packet = tcp_super_packet(net.address_v4(0), SERVER_ADDRESS, 40_000);
+    net.send_super_packet(0, &packet, &super_packet_header(1360));
+    net.settle();
+    assert_eq!(net.received_by_server, [packet]);
+}
+
 /// Cases 66 and 93: a peer that does not read costs bounded memory and its own packets.
 #[test]
 fn a_stalled_client_costs_its_own_packets_only() {
