@@ -50,8 +50,6 @@ use crate::time::Instant;
 use crate::wire::{DisconnectCode, Partial};
 
 #[cfg(test)]
-mod sealed_bounds_tests;
-#[cfg(test)]
 mod sealed_tests;
 #[cfg(test)]
 mod testing;

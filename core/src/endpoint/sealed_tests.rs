@@ -9,7 +9,7 @@ use super::Endpoint;
 use super::testing::{client_config, server_config, udp};
 use crate::config::{Role, Rotation};
 use crate::crypto::{Direction, Suite};
-use crate::error::{FrameError, ProtocolError};
+use crate::error::{DropReason, FrameError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientOffer, Initiator};
 use crate::ip::Offload;
@@ -100,11 +100,13 @@ impl Rogue {
 
     /// The payload of a Data packet with one IP packet, cut to `len` bytes.
     fn entry(&self, len: usize) -> Vec<u8> {
-        let packet = udp(self.address, FAR, 9, &[0; 100]);
-        let header = encode_entry_header(packet.len() as u16, Offload::NONE);
-        let mut entry = [header.as_slice(), &packet].concat();
+        let mut entry = entry(&udp(self.address, FAR, 9, &[0; 100]));
         entry.truncate(len);
         entry
+    }
+
+    fn send_packet(&mut self, packet: &[u8]) {
+        self.send(PacketType::Data, 1, Flags::NONE, &entry(packet));
     }
 
     /// Whether a packet still gets through.
@@ -159,6 +161,11 @@ fn feed(endpoint: &mut Endpoint, id: ConnectionId, bytes: &[u8]) -> usize {
         endpoint.handle_received(id, len, &mut sink, NOW);
     }
     delivered
+}
+
+fn entry(packet: &[u8]) -> Vec<u8> {
+    let header = encode_entry_header(packet.len() as u16, Offload::NONE);
+    [header.as_slice(), packet].concat()
 }
 
 /// A client's first sealed packet, its proof, may be of any kind, and as long as a hello.
@@ -312,6 +319,62 @@ fn unfinished_packets_are_bounded() {
     rogue.send(PacketType::Data, 6, Flags::MORE, &start);
     let too_many = CloseReason::Protocol(ProtocolError::StreamLimit);
     assert_eq!(rogue.close_reason(), Some(too_many));
+}
+
+#[test]
+fn packets_continue_on_their_own_stream() {
+    let mut rogue = Rogue::new();
+    let entry = rogue.entry(usize::MAX);
+    for (stream, at) in [(1, 30), (2, 50)] {
+        rogue.send(PacketType::Data, stream, Flags::MORE, &entry[..at]);
+    }
+    assert_eq!(rogue.delivered, 0);
+    for (stream, at) in [(1, 30), (2, 50)] {
+        rogue.send(PacketType::Data, stream, Flags::NONE, &entry[at..]);
+    }
+    assert_eq!((rogue.delivered, rogue.close_reason()), (2, None));
+}
+
+#[test]
+fn a_packet_beyond_the_sessions_mtu_is_dropped() {
+    let mut rogue = Rogue::new();
+    for (len, delivered) in [(1400, 1), (1401, 1)] {
+        let packet = udp(rogue.address, FAR, 9, &vec![0; len - 28]);
+        rogue.send_packet(&packet);
+        assert_eq!(rogue.delivered, delivered, "{len}");
+    }
+    assert_eq!(rogue.server.stats().dropped(DropReason::TooBig), 1);
+    assert_eq!(rogue.close_reason(), None);
+}
+
+/// Case 63: whatever a client's own software lets through.
+#[test]
+fn a_packet_to_nobody_in_particular_is_dropped() {
+    let mut rogue = Rogue::new();
+    let destinations = [
+        Ipv4Addr::new(224, 0, 0, 251),
+        Ipv4Addr::BROADCAST,
+        Ipv4Addr::LOCALHOST,
+        Ipv4Addr::new(169, 254, 169, 254),
+    ];
+    for destination in destinations {
+        rogue.send_packet(&udp(rogue.address, destination, 9, b"anyone?"));
+    }
+    assert_eq!(rogue.delivered, 0);
+    assert_eq!(rogue.server.stats().dropped(DropReason::NotUnicast), 4);
+}
+
+#[test]
+fn what_the_device_does_not_take_is_counted() {
+    let mut rogue = Rogue::new();
+    let entry = rogue.entry(usize::MAX);
+    let record = rogue.seal(PacketType::Data, 1, Flags::NONE, &entry);
+    let (id, len) = (rogue.id, record.len());
+    rogue.server.recv_buf(id).unwrap()[..len].copy_from_slice(&record);
+    rogue.server.handle_received(id, len, &mut |_| false, NOW);
+    let stats = rogue.server.stats();
+    assert_eq!(stats.dropped(DropReason::TunBusy), 1);
+    assert_eq!(stats.tun_packets_out, 0);
 }
 
 /// Case 66: who asks and does not read the answers gets no memory for them.

@@ -124,6 +124,7 @@ mod tests {
         }
     }
 
+    /// Case 77.
     #[test]
     fn loss_without_a_queue_is_noticed_after_two_samples() {
         let mut congestion = Congestion::default();
@@ -132,6 +133,7 @@ mod tests {
         assert!(congestion.is_lossy(path(2000, 10, 21)));
     }
 
+    /// Case 77.
     #[test]
     fn loss_from_a_full_queue_is_left_to_the_systems_algorithm() {
         let mut congestion = Congestion::default();
