@@ -212,6 +212,23 @@ fn a_connection_that_just_ends_says_how() {
     }
 }
 
+#[test]
+fn a_client_that_is_shut_down_says_so_and_stays_away() {
+    let mut net = Net::connected(1);
+    let now = net.now;
+    net.clients[0].shut_down(now);
+    net.settle();
+    assert!(net.clients[0].is_shut_down());
+    assert_eq!(net.clients[0].poll_timeout(), None);
+    assert!(matches!(
+        net.close_reasons(SERVER)[..],
+        [CloseReason::Peer {
+            code: DisconnectCode::ShuttingDown,
+            ..
+        }]
+    ));
+}
+
 /// A client has one connection; a socket that it no longer wants is the driver's to close.
 #[test]
 fn a_second_connection_of_a_client_is_not_wanted() {

@@ -8,6 +8,7 @@ use crate::config::Role;
 use crate::crypto::{PresharedKey, Suite};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, Event};
+use crate::time::Instant;
 use crate::wire::{Flags, Header, PacketType};
 
 use super::{SERVER_ADDRESS, server_of};
@@ -148,6 +149,39 @@ fn an_unknown_client_and_a_wrong_preshared_key_get_no_session() {
     assert!(matches!(net.close_reasons(0)[0], CloseReason::Handshake(_)));
 }
 
+/// Hanging up first changes nothing of what a stranger is counted as.
+#[test]
+fn a_stranger_who_hangs_up_is_counted_once() {
+    let mut net = Net::new(server_config(1), Vec::new());
+    let now = net.now;
+    let source = ([198, 51, 100, 7], 1).into();
+    let id = net.server.handle_accepted(source, now).unwrap();
+    net.server.recv_buf(id).unwrap()[..3].copy_from_slice(b"GET");
+    net.server.handle_received(id, 3, &mut |_| true, now);
+    net.server.handle_disconnected(id, true, now);
+    net.settle();
+    let reason = CloseReason::Handshake(HandshakeError::NotLlp);
+    assert_eq!(net.close_reasons(SERVER), [reason]);
+    let failed = net.server.stats().handshakes_failed;
+    assert_eq!(failed.iter().sum::<u64>(), 1);
+}
+
+/// What a client sees of a server that ends the connection instead of answering.
+#[test]
+fn a_server_that_hangs_up_gave_no_answer() {
+    let mut client = Endpoint::new(client_config(1), [1; 32], Instant::ZERO);
+    let server = ([203, 0, 113, 1], 8443).into();
+    let id = client.handle_connected(server, Instant::ZERO).unwrap();
+    client.handle_disconnected(id, true, Instant::ZERO);
+    let closed = core::iter::from_fn(|| client.poll_event()).find_map(|event| match event {
+        Event::Closed { reason, .. } => Some(reason),
+        _ => None,
+    });
+    let reason = CloseReason::Handshake(HandshakeError::NoAnswer);
+    assert_eq!(closed, Some(reason));
+    assert!(client.poll_timeout().is_some(), "it tries again");
+}
+
 #[test]
 fn without_a_common_suite_there_is_no_session() {
     let mut server = server_config(1);
@@ -206,6 +240,29 @@ fn unauthenticated_connections_are_bounded_per_source() {
         .server
         .handle_accepted(([198, 51, 100, 7], 99).into(), net.now);
     assert!(later.is_ok());
+}
+
+/// Case 90: what is remembered of those who hung up is bounded, and the oldest are forgotten.
+#[test]
+fn the_books_on_strangers_are_bounded() {
+    let mut net = Net::new(server_config(1), Vec::new());
+    let now = net.now;
+    let mut come_and_go = |source| {
+        let id = net.server.handle_accepted(source, now)?;
+        net.server.handle_disconnected(id, true, now);
+        Ok(())
+    };
+    let first = ([198, 51, 100, 7], 1).into();
+    for _ in 0..16 {
+        assert_eq!(come_and_go(first), Ok(()));
+    }
+    for host in 0..4080u32 {
+        let [.., high, low] = host.to_be_bytes();
+        assert_eq!(come_and_go(([100, 64, high, low], 1).into()), Ok(()));
+    }
+    assert_eq!(come_and_go(first), Err(Refusal::TooManyFromSource));
+    assert_eq!(come_and_go(([100, 65, 0, 0], 1).into()), Ok(()));
+    assert_eq!(come_and_go(first), Ok(()));
 }
 
 /// Case 90: strangers who hold all the room make way, the largest crowd first.
