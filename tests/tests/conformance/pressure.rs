@@ -5,7 +5,6 @@ use std::time::Duration;
 use lostlove_core::config::Limits;
 use lostlove_core::error::DropReason;
 use lostlove_tests::rig::{Direction, Node, Relay, Setup, address, packet, rng};
-use rand_core::Rng;
 
 use super::{ANY, ANY_CHUNK, CLIENT, Pair, SERVER, echo};
 
