@@ -4,7 +4,7 @@ use core::net::Ipv4Addr;
 use core::time::Duration;
 
 use super::super::testing::{Net, SERVER, client_config, server_config, udp};
-use crate::event::CloseReason;
+use crate::event::{CloseReason, Event};
 use crate::wire::DisconnectCode;
 
 use super::{SERVER_ADDRESS, server_of};
@@ -34,6 +34,20 @@ fn a_second_session_of_a_key_replaces_the_first_and_keeps_the_address() {
     // The loser waits the longest wait at least: no flapping.
     net.run(Duration::from_secs(29));
     assert_eq!(net.server.stats().sessions_established, 2);
+}
+
+#[test]
+fn a_server_without_ipv6_gives_ipv4_alone() {
+    let mut config = server_config(1);
+    server_of(&mut config).address_v6 = None;
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.settle();
+    let given = net.events.iter().find_map(|(_, event)| match event {
+        Event::Configure(settings) => Some((settings.address_v4, settings.address_v6)),
+        _ => None,
+    });
+    assert_eq!(given, Some((Some("10.8.0.2/24".parse().unwrap()), None)));
+    assert_eq!(net.server.stats().sessions, 1);
 }
 
 /// Case 57: an exhausted pool is a clear refusal, and nobody else notices.

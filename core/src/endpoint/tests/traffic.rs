@@ -132,6 +132,28 @@ fn a_stalled_client_costs_its_own_packets_only() {
     assert_eq!(last[28..32], 2999u32.to_be_bytes(), "the newest survive");
 }
 
+/// What is sealed can no longer be dropped, so a socket that was full gets little until it has
+/// shown that it takes more.
+#[test]
+fn little_is_sealed_for_a_socket_that_was_full() {
+    let mut net = Net::connected(1);
+    let packet = udp(net.address_v4(0), SERVER_ADDRESS, 5, &[0; 1200]);
+    for _ in 0..200 {
+        net.send_from(0, &packet);
+    }
+    let (now, id) = (net.now, net.link(0).client_id);
+    let client = &mut net.clients[0];
+    client.handle_blocked(id);
+    let sealed = [0; 4].map(|_| {
+        client.prepare(id, now);
+        let len = client.outgoing(id).map(<[u8]>::len).sum();
+        client.handle_sent(id, len);
+        len
+    });
+    assert!(sealed[0] < 20_000, "{sealed:?}");
+    assert!(sealed.is_sorted() && sealed[3] >= 64 * 1024, "{sealed:?}");
+}
+
 /// Case 96: 10 Mbit/s within 5 %, and what waits for its turn does not wait for long.
 #[test]
 fn a_rate_limit_is_kept_both_ways_without_a_long_queue() {
