@@ -1,9 +1,10 @@
-# WireGuard in user space, as the distribution has it. Versions before 2023 know no segmentation
+# WireGuard in user space, the first one in PATH. Versions before 2023 know no segmentation
 # offload.
 
 version() {
     need wireguard-go wg
-    package_version wireguard-go
+    # The program's own word: it need not be the package's.
+    wireguard-go --version | head -n 1
 }
 
 setup() {
