@@ -1,6 +1,7 @@
 //! A server and a client that has the right keys, and manners of its own.
 
 use core::net::{Ipv4Addr, SocketAddr};
+use core::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
@@ -36,32 +37,13 @@ struct Rogue {
 impl Rogue {
     /// Has shaken hands; nothing sealed was sent yet.
     fn unproven() -> Self {
-        let mut rng = ChaCha20Rng::from_seed([7; 32]);
         let mut server = Endpoint::new(server_config(1), [99; 32], NOW);
-        let remote = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 5000));
-        let id = server.handle_accepted(remote, NOW).unwrap();
-        let Role::Client(client) = client_config(1).role else {
-            panic!("a client's configuration");
-        };
-        let offer = ClientOffer {
-            suites: Suite::ALL.to_vec(),
-            rotation: Rotation::default(),
-            mtu: 1400,
-            address_v4: None,
-            address_v6: None,
-        };
-        let (mut initiator, json) = Initiator::start(&client, &offer, &mut rng).unwrap();
-        feed(&mut server, id, &plain(PacketType::HandshakeInit, &json));
-        assert!(server.prepare(id, NOW));
-        let answer: Vec<u8> = server.outgoing(id).flatten().copied().collect();
-        server.handle_sent(id, answer.len());
-        let outcome = initiator.finish(&answer[HEADER_LEN..]).unwrap();
-        let secret = outcome.master.traffic(Direction::ClientToServer);
+        let (id, sealer, address) = shake_hands(&mut server, 7, NOW);
         Self {
             server,
             id,
-            sealer: Sealer::new(secret, outcome.suite, outcome.grant.rotation, NOW),
-            address: outcome.grant.address_v4.unwrap().addr(),
+            sealer,
+            address,
             delivered: 0,
         }
     }
@@ -95,7 +77,7 @@ impl Rogue {
     }
 
     fn send_bytes(&mut self, bytes: &[u8]) {
-        self.delivered += feed(&mut self.server, self.id, bytes);
+        self.delivered += feed(&mut self.server, self.id, bytes, NOW);
     }
 
     /// The payload of a Data packet with one IP packet, cut to `len` bytes.
@@ -143,7 +125,7 @@ fn plain(packet_type: PacketType, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Lets the endpoint read `bytes` in pieces; returns how many packets its TUN device got.
-fn feed(endpoint: &mut Endpoint, id: ConnectionId, bytes: &[u8]) -> usize {
+fn feed(endpoint: &mut Endpoint, id: ConnectionId, bytes: &[u8], now: Instant) -> usize {
     let mut delivered = 0;
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -158,9 +140,35 @@ fn feed(endpoint: &mut Endpoint, id: ConnectionId, bytes: &[u8]) -> usize {
             delivered += 1;
             true
         };
-        endpoint.handle_received(id, len, &mut sink, NOW);
+        endpoint.handle_received(id, len, &mut sink, now);
     }
     delivered
+}
+
+/// The client's handshake on a new connection, but for its proof.
+fn shake_hands(server: &mut Endpoint, seed: u8, now: Instant) -> (ConnectionId, Sealer, Ipv4Addr) {
+    let mut rng = ChaCha20Rng::from_seed([seed; 32]);
+    let remote = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 5000));
+    let id = server.handle_accepted(remote, now).unwrap();
+    let Role::Client(client) = client_config(1).role else {
+        panic!("a client's configuration");
+    };
+    let offer = ClientOffer {
+        suites: Suite::ALL.to_vec(),
+        rotation: Rotation::default(),
+        mtu: 1400,
+        address_v4: None,
+        address_v6: None,
+    };
+    let (mut initiator, json) = Initiator::start(&client, &offer, &mut rng).unwrap();
+    feed(server, id, &plain(PacketType::HandshakeInit, &json), now);
+    assert!(server.prepare(id, now));
+    let answer: Vec<u8> = server.outgoing(id).flatten().copied().collect();
+    server.handle_sent(id, answer.len());
+    let outcome = initiator.finish(&answer[HEADER_LEN..]).unwrap();
+    let secret = outcome.master.traffic(Direction::ClientToServer);
+    let sealer = Sealer::new(secret, outcome.suite, outcome.grant.rotation, now);
+    (id, sealer, outcome.grant.address_v4.unwrap().addr())
 }
 
 fn entry(packet: &[u8]) -> Vec<u8> {
@@ -319,6 +327,25 @@ fn unfinished_packets_are_bounded() {
     rogue.send(PacketType::Data, 6, Flags::MORE, &start);
     let too_many = CloseReason::Protocol(ProtocolError::StreamLimit);
     assert_eq!(rogue.close_reason(), Some(too_many));
+}
+
+/// Case 31: a proof that comes late, on a connection that its client has given up, does not end the
+/// session that the client began since.
+#[test]
+fn a_late_proof_does_not_end_a_newer_session() {
+    let mut rogue = Rogue::unproven();
+    let mut late = rogue.seal(PacketType::KeepAlive, 0, Flags::NONE, &[]);
+    let given_up = rogue.id;
+    let (id, sealer, address) = shake_hands(&mut rogue.server, 8, NOW + Duration::from_millis(1));
+    (rogue.id, rogue.sealer, rogue.address) = (id, sealer, address);
+    assert!(rogue.is_heard());
+
+    late.extend_from_slice(b"more");
+    feed(&mut rogue.server, given_up, &late, NOW);
+
+    assert!(rogue.is_heard());
+    assert_eq!(rogue.server.stats().sessions, 1);
+    assert_eq!(rogue.server.stats().protocol_errors, 0);
 }
 
 #[test]

@@ -251,6 +251,10 @@ impl Endpoint {
     /// A client has proved its key: its session takes effect, in place of an older one.
     pub(super) fn establish_on_server(&mut self, connection: &mut Connection, now: Instant) {
         let Some(peer) = connection.peer else { return };
+        if self.is_outdated(connection, peer) {
+            self.begin_closing(connection, None, CloseReason::Superseded, now);
+            return;
+        }
         // In this order, or the old session's end would give the address back.
         let previous = self.peers[peer.index()].connection.replace(connection.id);
         if let Some(previous) = previous {
@@ -269,6 +273,17 @@ impl Endpoint {
             let ending = (DisconnectCode::PoolEmpty, CloseReason::PoolEmpty);
             self.begin_closing(connection, Some(ending.0), ending.1, now);
         }
+    }
+
+    /// Whether the peer's session began with a later hello. A proof may be late on a connection that
+    /// its client gave up long ago, and must not end the one that the client has now.
+    fn is_outdated(&self, connection: &Connection, peer: PeerId) -> bool {
+        let State::AwaitProof(waiting) = &connection.state else {
+            return false;
+        };
+        let current = self.peers[peer.index()].connection;
+        let current = current.and_then(|id| self.connections.get(id)?.session());
+        current.is_some_and(|session| session.began_at > waiting.began_at)
     }
 
     /// Takes the granted addresses for good. Since the hello they may have gone to another, but
