@@ -1,8 +1,9 @@
 //! Sealing and opening packets, in place and without allocating.
 
 use core::fmt;
+use core::hint::black_box;
 
-use aws_lc_rs::aead::{
+use ring::aead::{
     AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
 };
 use zeroize::Zeroizing;
@@ -16,20 +17,20 @@ use crate::error::ProtocolError;
 /// one key must never see a sequence number twice. [`Suite::Hse`] uses the same nonce in both of
 /// its layers, under independent keys.
 ///
-/// The IV is erased on drop, and so are the expanded keys: AWS-LC overwrites what it frees.
+/// The IV and the expanded keys are erased on drop.
 pub struct PacketKey {
     cipher: Cipher,
     iv: Zeroizing<[u8; NONCE_LEN]>,
 }
 
 enum Cipher {
-    Hse {
-        inner: LessSafeKey,
-        outer: LessSafeKey,
-    },
-    Aes256Gcm(LessSafeKey),
-    ChaCha20Poly1305(LessSafeKey),
+    Hse { inner: Layer, outer: Layer },
+    Aes256Gcm(Layer),
+    ChaCha20Poly1305(Layer),
 }
+
+/// An expanded key, which stays where it is until it is erased on drop.
+struct Layer(Box<LessSafeKey>);
 
 impl PacketKey {
     /// Expands the keys that `suite` needs; the other one is ignored.
@@ -41,11 +42,13 @@ impl PacketKey {
     ) -> Self {
         let cipher = match suite {
             Suite::Hse => Cipher::Hse {
-                inner: layer(&CHACHA20_POLY1305, chacha),
-                outer: layer(&AES_256_GCM, aes),
+                inner: Layer::new(&CHACHA20_POLY1305, chacha),
+                outer: Layer::new(&AES_256_GCM, aes),
             },
-            Suite::Aes256Gcm => Cipher::Aes256Gcm(layer(&AES_256_GCM, aes)),
-            Suite::ChaCha20Poly1305 => Cipher::ChaCha20Poly1305(layer(&CHACHA20_POLY1305, chacha)),
+            Suite::Aes256Gcm => Cipher::Aes256Gcm(Layer::new(&AES_256_GCM, aes)),
+            Suite::ChaCha20Poly1305 => {
+                Cipher::ChaCha20Poly1305(Layer::new(&CHACHA20_POLY1305, chacha))
+            }
         };
         Self { cipher, iv }
     }
@@ -79,12 +82,12 @@ impl PacketKey {
     pub fn open(&self, sequence: u64, aad: &[u8], buf: &mut [u8]) -> Result<usize, ProtocolError> {
         match &self.cipher {
             Cipher::Hse { inner, outer } => {
-                let len = self.open_layer(outer, sequence, aad, buf)?;
+                let len = outer.open(self.nonce(sequence), aad, buf)?;
                 let opened = buf.get_mut(..len).ok_or(ProtocolError::Crypto)?;
-                self.open_layer(inner, sequence, aad, opened)
+                inner.open(self.nonce(sequence), aad, opened)
             }
             Cipher::Aes256Gcm(key) | Cipher::ChaCha20Poly1305(key) => {
-                self.open_layer(key, sequence, aad, buf)
+                key.open(self.nonce(sequence), aad, buf)
             }
         }
     }
@@ -92,42 +95,14 @@ impl PacketKey {
     fn try_seal(&self, sequence: u64, aad: &[u8], buf: &mut [u8]) -> Option<()> {
         match &self.cipher {
             Cipher::Hse { inner, outer } => {
-                let inner_end = buf.len().checked_sub(outer.algorithm().tag_len())?;
-                self.seal_layer(inner, sequence, aad, buf.get_mut(..inner_end)?)?;
-                self.seal_layer(outer, sequence, aad, buf)
+                let inner_end = buf.len().checked_sub(outer.tag_len())?;
+                inner.seal(self.nonce(sequence), aad, buf.get_mut(..inner_end)?)?;
+                outer.seal(self.nonce(sequence), aad, buf)
             }
             Cipher::Aes256Gcm(key) | Cipher::ChaCha20Poly1305(key) => {
-                self.seal_layer(key, sequence, aad, buf)
+                key.seal(self.nonce(sequence), aad, buf)
             }
         }
-    }
-
-    fn seal_layer(
-        &self,
-        key: &LessSafeKey,
-        sequence: u64,
-        aad: &[u8],
-        buf: &mut [u8],
-    ) -> Option<()> {
-        let len = buf.len().checked_sub(key.algorithm().tag_len())?;
-        let (text, room) = buf.split_at_mut_checked(len)?;
-        let tag = key
-            .seal_in_place_separate_tag(self.nonce(sequence), Aad::from(aad), text)
-            .ok()?;
-        room.copy_from_slice(tag.as_ref());
-        Some(())
-    }
-
-    fn open_layer(
-        &self,
-        key: &LessSafeKey,
-        sequence: u64,
-        aad: &[u8],
-        buf: &mut [u8],
-    ) -> Result<usize, ProtocolError> {
-        key.open_in_place(self.nonce(sequence), Aad::from(aad), buf)
-            .map(|plaintext| plaintext.len())
-            .map_err(|_| ProtocolError::Crypto)
     }
 
     fn nonce(&self, sequence: u64) -> Nonce {
@@ -139,18 +114,58 @@ impl PacketKey {
     }
 }
 
+impl Layer {
+    /// # Panics
+    ///
+    /// Never: the key's length fits both algorithms.
+    fn new(algorithm: &'static Algorithm, key: &[u8; 32]) -> Self {
+        Self(Box::new(expand(algorithm, key)))
+    }
+
+    fn tag_len(&self) -> usize {
+        self.0.algorithm().tag_len()
+    }
+
+    /// Seals `buf`, a plaintext and room for the tag. None if `buf` is too short or too long.
+    fn seal(&self, nonce: Nonce, aad: &[u8], buf: &mut [u8]) -> Option<()> {
+        let len = buf.len().checked_sub(self.tag_len())?;
+        let (text, room) = buf.split_at_mut_checked(len)?;
+        let tag = self
+            .0
+            .seal_in_place_separate_tag(nonce, Aad::from(aad), text);
+        room.copy_from_slice(tag.ok()?.as_ref());
+        Some(())
+    }
+
+    fn open(&self, nonce: Nonce, aad: &[u8], buf: &mut [u8]) -> Result<usize, ProtocolError> {
+        let opened = self.0.open_in_place(nonce, Aad::from(aad), buf);
+        opened
+            .map(|plaintext| plaintext.len())
+            .map_err(|_| ProtocolError::Crypto)
+    }
+
+    /// Puts a key that is no secret over the key, where it lies.
+    fn erase(&mut self) {
+        *self.0 = expand(self.0.algorithm(), &[0; 32]);
+        // Else the write to what is about to be freed could be left out.
+        black_box(&mut self.0);
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        self.erase();
+    }
+}
+
 impl fmt::Debug for PacketKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PacketKey({}, ..)", self.suite())
     }
 }
 
-/// # Panics
-///
-/// When memory runs out; the key's length fits both algorithms.
-fn layer(algorithm: &'static Algorithm, key: &[u8; 32]) -> LessSafeKey {
-    let key = UnboundKey::new(algorithm, key).expect("memory for an expanded key");
-    LessSafeKey::new(key)
+fn expand(algorithm: &'static Algorithm, key: &[u8; 32]) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(algorithm, key).expect("a key of 32 bytes"))
 }
 
 #[cfg(test)]
@@ -309,6 +324,24 @@ mod tests {
         assert!(opened(&guessed, 0, b"", &record).is_err());
         let forged = sealed(&guessed, 0, b"", b"plaintext");
         assert_eq!(opened(&hse, 0, b"", &forged), Err(ProtocolError::Crypto));
+    }
+
+    /// Case 33.
+    #[test]
+    fn an_erased_key_is_no_secret() {
+        for algorithm in [&AES_256_GCM, &CHACHA20_POLY1305] {
+            let sealed_by = |layer: &Layer| {
+                let mut buf = [0; 40];
+                let nonce = Nonce::assume_unique_for_key(IV);
+                layer.seal(nonce, b"", &mut buf).unwrap();
+                buf
+            };
+            let mut layer = Layer::new(algorithm, &AES);
+            let blank = Layer::new(algorithm, &[0; 32]);
+            assert_ne!(sealed_by(&layer), sealed_by(&blank));
+            layer.erase();
+            assert_eq!(sealed_by(&layer), sealed_by(&blank));
+        }
     }
 
     #[test]
