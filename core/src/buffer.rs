@@ -48,12 +48,13 @@ impl Class {
         }
     }
 
-    /// How many unused buffers are kept, about 1 MiB of each class.
+    /// How many unused buffers are kept: about 1 MiB of each class, but of super-packets as many
+    /// as a queue of the default length holds, and what is on its way out.
     const fn kept(self) -> usize {
         match self {
             Self::Small => 512,
             Self::Medium => 64,
-            Self::Large => 16,
+            Self::Large => 36,
             Self::Receive => 8,
         }
     }
