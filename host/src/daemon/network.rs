@@ -9,16 +9,12 @@ use crate::net::{
     ClientNet, ClientRoutes, ClientSetup, Masquerade, NetError, Paths, ServerNet, ServerSetup,
 };
 
-/// Packets, or super-packets with offload, that wait in the kernel for the daemon to read. Small
-/// with offload: 500 super-packets would be 32 MB of delay, and 45 is a datagram of 64 KiB in
-/// fragments.
-const QUEUE_OFFLOAD: u32 = 64;
-const QUEUE_PLAIN: u32 = 500;
-
-/// How long the device's queue is to be.
-pub(super) const fn queue_len(offload: bool) -> u32 {
-    if offload { QUEUE_OFFLOAD } else { QUEUE_PLAIN }
-}
+/// Packets that wait in the kernel for the daemon to read; the kernel's own default.
+///
+/// It is read dry at each turn, so it adds no delay, and must hold what comes in between: a burst of
+/// acknowledgements, behind a segment of the connection that was lost, makes the kernel send
+/// hundreds of packets before the daemon can read one.
+const QUEUE_LEN: u32 = 500;
 
 /// Everything changed on the system; undone on drop.
 pub struct Network(Kind);
@@ -34,12 +30,11 @@ struct ClientNetwork {
     net: ClientNet,
     routes: Routes,
     dns: Dns,
-    txqueuelen: u32,
 }
 
 impl Network {
     /// Prepares a server's system.
-    pub(super) fn server(host: &ServerHost, tun: &str, txqueuelen: u32) -> Result<Self, NetError> {
+    pub(super) fn server(host: &ServerHost, tun: &str) -> Result<Self, NetError> {
         let masquerade = host.nat.as_ref().map(|nat| Masquerade {
             interface: nat.interface.clone(),
             sources: host.tun.addresses.iter().map(IpNet::trunc).collect(),
@@ -47,7 +42,7 @@ impl Network {
         let setup = ServerSetup {
             tun,
             mtu: host.tun.mtu,
-            txqueuelen,
+            txqueuelen: QUEUE_LEN,
             addresses: &host.tun.addresses,
             routes: &host.peer_routes,
             forwarding: host.forwarding,
@@ -57,12 +52,11 @@ impl Network {
     }
 
     /// Takes charge of a client's system; the server's word changes it later.
-    pub(super) fn client(host: &ClientHost, tun: &str, txqueuelen: u32) -> Result<Self, NetError> {
+    pub(super) fn client(host: &ClientHost, tun: &str) -> Result<Self, NetError> {
         Ok(Self(Kind::Client(Box::new(ClientNetwork {
             net: ClientNet::new(tun, &Paths::default())?,
             routes: host.routes.clone(),
             dns: host.dns.clone(),
-            txqueuelen,
         }))))
     }
 
@@ -108,7 +102,7 @@ impl ClientNetwork {
         };
         self.net.apply(&ClientSetup {
             mtu: settings.mtu,
-            txqueuelen: self.txqueuelen,
+            txqueuelen: QUEUE_LEN,
             addresses: &addresses,
             routes,
             dns,

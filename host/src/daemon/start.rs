@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use zeroize::Zeroize as _;
 
 use super::acceptance::raise_descriptor_limit;
-use super::network::{Network, queue_len};
+use super::network::Network;
 use super::{Daemon, DaemonParts, Run};
 use crate::cli::{self, DaemonArgs, Exit, Role};
 use crate::dial::Dialer;
@@ -259,17 +259,16 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         name: &tun.name,
         offload: tun.offload,
     })?;
-    let txqueuelen = queue_len(tun.offload());
     let (network, listeners, dialer, mark) = match &host {
         Host::Server(host) => {
             let limits = &endpoint.limits;
             raise_descriptor_limit(limits.max_connections.saturating_add(limits.max_handshakes));
             let listeners = listen(&host.listen)?;
-            let network = Network::server(host, tun.name(), txqueuelen)?;
+            let network = Network::server(host, tun.name())?;
             (network, listeners, None, None)
         }
         Host::Client(host) => {
-            let network = Network::client(host, tun.name(), txqueuelen)?;
+            let network = Network::client(host, tun.name())?;
             let options = SocketOptions::new(&socket, Some(FWMARK));
             let dialer = Dialer::new(host.server.clone(), options)?;
             (network, Vec::new(), Some(dialer), Some(FWMARK))
