@@ -60,14 +60,16 @@ def ping(client, seconds, interval):
         try:
             output, _ = process.communicate(timeout=seconds + LATE)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # It still says what it sent.
+            process.send_signal(signal.SIGINT)
             output, _ = process.communicate()
-    times = sorted(float(time) for time in re.findall(r"time=([\d.]+) ms", output))
-    sent = re.search(r"(\d+) packets transmitted", output)
-    if not times or not sent:
+    replies = re.findall(r"icmp_seq=(\d+) .*time=([\d.]+) ms", output)
+    if not replies:
         raise Failure("no ping came back")
+    times = sorted(float(time) for _, time in replies)
+    # What was sent after the last one that came back may still be under way.
+    sent = max(int(sequence) for sequence, _ in replies)
     return {"avg": statistics.mean(times), "p50": percentile(times, 50),
-            "p99": percentile(times, 99), "lost": 100 * (1 - len(times) / int(sent[1]))}
+            "p99": percentile(times, 99), "lost": 100 * (1 - len(times) / sent)}
 
 
 def percentile(ascending, per_cent):
