@@ -17,8 +17,8 @@ use crate::tun::Tun;
 /// Bytes that one source may move before the others get their turn: some 50 microseconds of a
 /// fast core's work per 64 KiB.
 const BUDGET_BYTES: usize = 256 * 1024;
-/// Packets that the TUN device may deliver before the sockets get their turn: more than its queue
-/// holds with offload, as an urgent packet may be the last one.
+/// Packets that the TUN device may deliver before the sockets get their turn: more than local
+/// connections leave in its queue, as an urgent packet may be the last one.
 const BUDGET_PACKETS: usize = 128;
 
 /// What a source or sink has left to do.

@@ -4,11 +4,13 @@
 //!  client0 --- wire --- server
 //! ```
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
 
 use lostlove_tests::lab::{SERVER_V4, SERVER_V6, client_v4, client_v6};
 use lostlove_tests::traffic::{Stream, tcp, udp_echo};
 use lostlove_tests::{Lab, Settings};
+use rustix::process::Signal;
 
 const MEGABYTE: u64 = 1_000_000;
 
@@ -170,4 +172,35 @@ fn rotation_under_load_loses_nothing() {
         server.metric("lostlove_sessions_established_total"),
         Some(1.0)
     );
+}
+
+/// A burst of acknowledgements, behind a lost segment of the connection, sets as many packets free
+/// before the daemon can read one.
+#[test]
+fn a_burst_that_comes_while_the_daemon_is_busy_is_not_lost() {
+    const BURST: u8 = 150;
+    let Some(lab) = Lab::new(1) else { return };
+    let tunnel = lab.start();
+    let bind = |address| move || UdpSocket::bind((address, 0));
+    let receiver = lab.server.netns.run(bind(SERVER_V4)).unwrap().unwrap();
+    let sender = lab.clients[0].netns.run(bind(client_v4(0)));
+    let sender = sender.unwrap().unwrap();
+    sender.connect(receiver.local_addr().unwrap()).unwrap();
+
+    tunnel.clients[0].signal(Signal::STOP);
+    for n in 0..BURST {
+        sender.send(&[n; 100]).unwrap();
+    }
+    tunnel.clients[0].signal(Signal::CONT);
+
+    let patience = Some(Duration::from_secs(5));
+    receiver.set_read_timeout(patience).unwrap();
+    for n in 0..BURST {
+        let mut buffer = [0; 200];
+        let len = receiver.recv(&mut buffer);
+        assert_eq!(
+            buffer[..len.unwrap_or_else(|e| panic!("{n}: {e}"))],
+            [n; 100]
+        );
+    }
 }

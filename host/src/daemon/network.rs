@@ -11,9 +11,9 @@ use crate::net::{
 
 /// Packets that wait in the kernel for the daemon to read; the kernel's own default.
 ///
-/// It is read dry at each turn, so it adds no delay, and must hold what comes in between: a burst of
-/// acknowledgements, behind a segment of the connection that was lost, makes the kernel send
-/// hundreds of packets before the daemon can read one.
+/// They are read much faster than they are sealed, so a long queue adds hardly any delay. It must hold
+/// what comes between two turns: a burst of acknowledgements, behind a segment of the connection
+/// that was lost, makes the kernel send hundreds of packets before the daemon can read one.
 const QUEUE_LEN: u32 = 500;
 
 /// Everything changed on the system; undone on drop.
