@@ -153,7 +153,7 @@ impl Daemon {
             signals: parts.signals,
             metrics: parts.metrics,
             network: parts.network,
-            connections: Connections::new(parts.socket_options.congestion_control.is_none()),
+            connections: Connections::new(parts.socket_options.clone()),
             socket_options: parts.socket_options,
             announcement: None,
             must_stop_now: false,

@@ -112,7 +112,7 @@ fn set_congestion_control(socket: &Socket, name: &str) {
     }
 }
 
-/// What the kernel knows of a connection's path (`TCP_INFO`, Linux 4.6).
+/// What the kernel knows of a connection's path (`TCP_INFO`, Linux 4.9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PathInfo {
     /// Segments with data that were sent; wraps around.
@@ -123,11 +123,13 @@ pub(crate) struct PathInfo {
     pub(crate) round_trip: Duration,
     /// The shortest round trip of the last minutes.
     pub(crate) shortest_round_trip: Duration,
+    /// The rate at which data arrived lately while there was enough to send, in bytes per second.
+    pub(crate) delivery_rate: u64,
 }
 
 impl PathInfo {
     /// Bytes of `struct tcp_info` up to and with the last member used here.
-    const LEN: usize = 160;
+    const LEN: usize = 168;
 
     /// Asks the kernel.
     #[expect(unsafe_code, reason = "no safe crate asks for TCP_INFO")]
@@ -153,17 +155,20 @@ impl PathInfo {
         Ok(Self::parse(&info))
     }
 
-    /// Offsets of linux/tcp.h: rtt 68, total_retrans 100, min_rtt 148, data_segs_out 156.
+    /// Offsets of linux/tcp.h: rtt 68, total_retrans 100, min_rtt 148, data_segs_out 156,
+    /// delivery_rate 160, which is the only one of eight bytes.
     fn parse(info: &[u8; Self::LEN]) -> Self {
         let at = |offset: usize| {
             let bytes = info.get(offset..offset + 4).and_then(|b| b.try_into().ok());
             bytes.map_or(0, u32::from_ne_bytes)
         };
+        let rate = info.last_chunk().copied().map_or(0, u64::from_ne_bytes);
         Self {
             sent: at(156),
             resent: at(100),
             round_trip: Duration::from_micros(at(68).into()),
             shortest_round_trip: Duration::from_micros(at(148).into()),
+            delivery_rate: rate,
         }
     }
 }

@@ -1,10 +1,17 @@
-//! Which congestion control a connection gets when the operator names none.
+//! Which congestion control a connection gets when the operator names none, and what BBR needs.
 //!
-//! The system's, at first. An algorithm that takes every loss for congestion, as Linux's default
-//! does, is left with a fraction of a link that loses packets for other reasons (radio, policers):
-//! such a connection is given BBR, where the kernel has it. See RFC 9438 for the former, and
-//! draft-ietf-ccwg-bbr for the latter.
+//! A connection has the system's, at first. An algorithm that takes every loss for congestion, as
+//! Linux's default does, is left with a fraction of a link that loses packets for other reasons
+//! (radio, policers): such a connection is given BBR, where the kernel has it. See RFC 9438 for the
+//! former, and draft-ietf-ccwg-bbr for the latter.
+//!
+//! BBR must never find its socket without unsent bytes while there is something to send: it would
+//! take the connection for limited by the application, and never learn that it has filled the
+//! path (draft-ietf-ccwg-bbr, `BBRCheckFullBWReached`). It then keeps sending at 2.9 times the
+//! path's rate, into a full queue. A connection with BBR therefore may hold more unsent bytes than
+//! another one, whoever chose it.
 
+use std::io;
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -12,7 +19,7 @@ use lostlove_core::time::Instant;
 use socket2::SockRef;
 use tracing::{debug, info};
 
-use crate::listen::PathInfo;
+use crate::listen::{PathInfo, SocketOptions};
 
 /// What lossy paths get.
 const FOR_LOSS: &str = "bbr";
@@ -27,39 +34,76 @@ const BAD_SAMPLES: u8 = 2;
 /// A round trip that is longer than the shortest one by less than this has met no queue worth
 /// speaking of.
 const SLACK: Duration = Duration::from_millis(2);
+/// How long the unsent bytes of a connection with BBR last. The kernel asks for more when half are
+/// left, sends what is due in a millisecond at once, and the daemon may be busy for another one.
+const BBR_UNSENT: Duration = Duration::from_millis(5);
+/// The most unsent bytes that BBR is given: a daemon whose connections are faster than half a
+/// gigabit per second is limited by its CPU, and they would only delay urgent packets.
+const MAX_BBR_LOWAT: u32 = 256 * 1024;
 
 /// Looks after one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Congestion {
-    is_decided: bool,
+    algorithm: Algorithm,
+    /// The least that the connection's `TCP_NOTSENT_LOWAT` may be, in bytes.
+    min_lowat: u32,
     next_look: Option<Instant>,
     last: Option<PathInfo>,
     bad_samples: u8,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Algorithm {
+    /// The system's, until the path turns out to be lossy.
+    Replaceable,
+    /// One that stays, and about which nothing is to be done.
+    Fixed,
+    /// BBR, which stays.
+    Bbr,
+}
+
 impl Congestion {
-    /// One whose algorithm stays what it is.
-    pub(super) fn fixed() -> Self {
+    /// For a connection that has been given these options.
+    pub(super) fn new(socket: &TcpStream, options: &SocketOptions) -> Self {
+        let name = SockRef::from(socket).tcp_congestion().unwrap_or_default();
+        let algorithm = if name.starts_with(FOR_LOSS.as_bytes()) {
+            Algorithm::Bbr
+        } else if options.congestion_control.is_none() {
+            Algorithm::Replaceable
+        } else {
+            Algorithm::Fixed
+        };
         Self {
-            is_decided: true,
-            ..Self::default()
+            algorithm,
+            min_lowat: options.notsent_lowat,
+            next_look: None,
+            last: None,
+            bad_samples: 0,
         }
     }
 
     /// To be called as the connection sends.
     pub(super) fn look(&mut self, socket: &TcpStream, now: Instant) {
-        if self.is_decided || self.next_look.is_some_and(|at| now < at) {
+        if self.algorithm == Algorithm::Fixed || self.next_look.is_some_and(|at| now < at) {
             return;
         }
         self.next_look = Some(now + INTERVAL);
-        match PathInfo::of(socket) {
-            Ok(path) if self.is_lossy(path) => self.change(socket, path),
-            Ok(_) => {}
-            Err(error) => {
-                debug!(%error, "cannot look at a connection's path");
-                self.is_decided = true;
-            }
+        if let Err(error) = self.adapt(socket) {
+            debug!(%error, "cannot look after a connection's congestion control");
+            self.algorithm = Algorithm::Fixed;
         }
+    }
+
+    fn adapt(&mut self, socket: &TcpStream) -> io::Result<()> {
+        let path = PathInfo::of(socket)?;
+        if self.algorithm == Algorithm::Replaceable && self.is_lossy(path) {
+            self.algorithm = replace(socket, path);
+        }
+        if self.algorithm == Algorithm::Bbr {
+            let lowat = bbr_lowat(path.delivery_rate).max(self.min_lowat);
+            SockRef::from(socket).set_tcp_notsent_lowat(lowat)?;
+        }
+        Ok(())
     }
 
     /// Whether losses without congestion are now certain enough.
@@ -78,27 +122,40 @@ impl Congestion {
         self.last = Some(path);
         self.bad_samples >= BAD_SAMPLES
     }
+}
 
-    fn change(&mut self, socket: &TcpStream, path: PathInfo) {
-        self.is_decided = true;
-        let remote = socket.peer_addr().ok().map(tracing::field::display);
-        let round_trip_ms = path.round_trip.as_millis();
-        match SockRef::from(socket).set_tcp_congestion(FOR_LOSS.as_bytes()) {
-            Ok(()) => info!(
+/// Gives a lossy connection another algorithm, and says so.
+fn replace(socket: &TcpStream, path: PathInfo) -> Algorithm {
+    let remote = socket.peer_addr().ok().map(tracing::field::display);
+    let round_trip_ms = path.round_trip.as_millis();
+    match SockRef::from(socket).set_tcp_congestion(FOR_LOSS.as_bytes()) {
+        Ok(()) => {
+            info!(
                 remote,
                 round_trip_ms,
                 congestion_control = FOR_LOSS,
                 "packets are lost without congestion; changed the congestion control"
-            ),
-            Err(error) => info!(
+            );
+            Algorithm::Bbr
+        }
+        Err(error) => {
+            info!(
                 remote,
                 round_trip_ms,
                 %error,
                 "packets are lost without congestion; BBR would help (modprobe tcp_bbr, or see \
                  net.ipv4.tcp_allowed_congestion_control)"
-            ),
+            );
+            Algorithm::Fixed
         }
     }
+}
+
+/// What `TCP_NOTSENT_LOWAT` should be for BBR, in bytes, on a path that takes `rate` bytes per
+/// second.
+fn bbr_lowat(rate: u64) -> u32 {
+    let unsent = u128::from(rate) * BBR_UNSENT.as_micros() / 1_000_000;
+    u32::try_from(unsent).map_or(MAX_BBR_LOWAT, |unsent| unsent.min(MAX_BBR_LOWAT))
 }
 
 impl PathInfo {
@@ -110,10 +167,13 @@ impl PathInfo {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
     use super::*;
     use crate::log::tests::capture;
+
+    const LOWAT: u32 = 4096;
 
     const fn path(sent: u32, resent: u32, round_trip_ms: u64) -> PathInfo {
         PathInfo {
@@ -121,13 +181,95 @@ mod tests {
             resent,
             round_trip: Duration::from_millis(round_trip_ms),
             shortest_round_trip: Duration::from_millis(20),
+            delivery_rate: 0,
         }
+    }
+
+    fn connection() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener.accept().unwrap().0, client)
+    }
+
+    fn congestion(algorithm: Algorithm) -> Congestion {
+        Congestion {
+            algorithm,
+            min_lowat: LOWAT,
+            next_look: None,
+            last: None,
+            bad_samples: 0,
+        }
+    }
+
+    fn new(socket: &TcpStream, congestion_control: Option<&str>) -> Congestion {
+        let options = SocketOptions {
+            congestion_control: congestion_control.map(str::to_owned),
+            notsent_lowat: LOWAT,
+            mark: None,
+        };
+        Congestion::new(socket, &options)
+    }
+
+    #[test]
+    fn what_the_operator_named_stays() {
+        let (socket, _peer) = connection();
+        SockRef::from(&socket).set_tcp_congestion(b"reno").unwrap();
+        let of = |name| new(&socket, name).algorithm;
+        assert_eq!(of(Some("reno")), Algorithm::Fixed);
+        assert_eq!(of(None), Algorithm::Replaceable);
+    }
+
+    #[test]
+    fn bbr_is_recognised_whoever_chose_it() {
+        let (socket, _peer) = connection();
+        if SockRef::from(&socket).set_tcp_congestion(b"bbr").is_err() {
+            eprintln!("not tested: this kernel offers no BBR");
+            return;
+        }
+        for name in [None, Some("bbr")] {
+            assert_eq!(new(&socket, name).algorithm, Algorithm::Bbr);
+        }
+    }
+
+    #[test]
+    fn the_faster_the_path_the_more_bbr_may_hold() {
+        assert_eq!(bbr_lowat(0), 0);
+        assert_eq!(bbr_lowat(12_500_000), 62_500);
+        assert_eq!(bbr_lowat(1_250_000_000), MAX_BBR_LOWAT);
+        assert_eq!(bbr_lowat(u64::MAX), MAX_BBR_LOWAT);
+    }
+
+    #[test]
+    fn only_a_connection_with_bbr_may_hold_more() {
+        let (mut socket, mut peer) = connection();
+        for _ in 0..100 {
+            socket.write_all(&[7; 32_768]).unwrap();
+            peer.read_exact(&mut [0; 32_768]).unwrap();
+        }
+        let lowat_with = |algorithm| {
+            SockRef::from(&socket).set_tcp_notsent_lowat(LOWAT).unwrap();
+            congestion(algorithm).look(&socket, Instant::ZERO);
+            SockRef::from(&socket).tcp_notsent_lowat().unwrap()
+        };
+        assert_eq!(lowat_with(Algorithm::Replaceable), LOWAT);
+        assert_eq!(lowat_with(Algorithm::Fixed), LOWAT);
+        let rate = PathInfo::of(&socket).unwrap().delivery_rate;
+        assert!(rate > 1_000_000, "{rate} bytes per second");
+        assert_eq!(lowat_with(Algorithm::Bbr), bbr_lowat(rate));
+    }
+
+    #[test]
+    fn on_a_slow_path_bbr_keeps_what_is_configured() {
+        let (socket, _peer) = connection();
+        congestion(Algorithm::Bbr).look(&socket, Instant::ZERO);
+        let lowat = SockRef::from(&socket).tcp_notsent_lowat().unwrap();
+        assert_eq!(lowat, LOWAT);
     }
 
     /// Case 77.
     #[test]
     fn loss_without_a_queue_is_noticed_after_two_samples() {
-        let mut congestion = Congestion::default();
+        let mut congestion = congestion(Algorithm::Replaceable);
         assert!(!congestion.is_lossy(path(0, 0, 20)));
         assert!(!congestion.is_lossy(path(1000, 5, 21)));
         assert!(congestion.is_lossy(path(2000, 10, 21)));
@@ -136,7 +278,7 @@ mod tests {
     /// Case 77.
     #[test]
     fn loss_from_a_full_queue_is_left_to_the_systems_algorithm() {
-        let mut congestion = Congestion::default();
+        let mut congestion = congestion(Algorithm::Replaceable);
         for n in 0..20 {
             assert!(!congestion.is_lossy(path(n * 1000, n * 10, 40)));
         }
@@ -144,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_clean_sample_starts_the_count_again() {
-        let mut congestion = Congestion::default();
+        let mut congestion = congestion(Algorithm::Replaceable);
         for (sent, resent) in [(0, 0), (1000, 5), (2000, 5), (3000, 10)] {
             assert!(!congestion.is_lossy(path(sent, resent, 20)));
         }
@@ -152,7 +294,7 @@ mod tests {
 
     #[test]
     fn few_segments_are_no_sample() {
-        let mut congestion = Congestion::default();
+        let mut congestion = congestion(Algorithm::Replaceable);
         for n in 0..5 {
             assert!(!congestion.is_lossy(path(n * 50, n, 20)));
         }
@@ -160,7 +302,7 @@ mod tests {
 
     #[test]
     fn counters_may_wrap() {
-        let mut congestion = Congestion::default();
+        let mut congestion = congestion(Algorithm::Replaceable);
         assert!(!congestion.is_lossy(path(u32::MAX - 99, u32::MAX, 20)));
         assert!(!congestion.is_lossy(path(900, 4, 20)));
         assert!(congestion.is_lossy(path(1900, 9, 20)));
@@ -168,13 +310,17 @@ mod tests {
 
     #[test]
     fn a_decision_is_told_once_and_stays() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let mut congestion = Congestion::default();
-        let log = capture(|| congestion.change(&socket, path(2000, 10, 20)));
+        let (socket, _peer) = connection();
+        let mut algorithm = Algorithm::Replaceable;
+        let log = capture(|| algorithm = replace(&socket, path(2000, 10, 20)));
         assert_eq!(log.matches("lost without congestion").count(), 1, "{log}");
-        assert!(congestion.is_decided);
         let offered = SockRef::from(&socket).set_tcp_congestion(b"bbr").is_ok();
         assert_eq!(log.contains("changed"), offered, "{log}");
+        let expected = if offered {
+            Algorithm::Bbr
+        } else {
+            Algorithm::Fixed
+        };
+        assert_eq!(algorithm, expected);
     }
 }

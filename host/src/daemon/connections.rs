@@ -11,6 +11,7 @@ use lostlove_core::time::Instant;
 
 use super::congestion::Congestion;
 use super::{Change, Slots};
+use crate::listen::SocketOptions;
 use crate::pump::{self, PacketDevice, Progress};
 
 /// All sockets.
@@ -19,8 +20,7 @@ pub(super) struct Connections {
     changes: VecDeque<Change>,
     /// Connections that have more to write and sockets that take it.
     unfinished: Vec<ConnectionId>,
-    /// Whether the operator leaves the congestion control to the daemon.
-    chooses_congestion_control: bool,
+    options: SocketOptions,
 }
 
 struct Connection {
@@ -30,12 +30,13 @@ struct Connection {
 }
 
 impl Connections {
-    pub(super) fn new(chooses_congestion_control: bool) -> Self {
+    /// None yet; all that come have been given `options`.
+    pub(super) fn new(options: SocketOptions) -> Self {
         Self {
             open: Slots::default(),
             changes: VecDeque::new(),
             unfinished: Vec::new(),
-            chooses_congestion_control,
+            options,
         }
     }
 
@@ -45,11 +46,7 @@ impl Connections {
         let connection = Connection {
             socket: Arc::clone(&socket),
             is_blocked: false,
-            congestion: if self.chooses_congestion_control {
-                Congestion::default()
-            } else {
-                Congestion::fixed()
-            },
+            congestion: Congestion::new(&socket, &self.options),
         };
         // The slot is free in the endpoint, but its last tenant's end may be yet to be told.
         if let Some((last, _)) = self.open.insert(id, connection) {
