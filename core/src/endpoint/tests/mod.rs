@@ -1,6 +1,8 @@
 //! Conversations between a server and its clients.
 
 mod addresses;
+mod floods;
+mod probes;
 mod recordings;
 mod routing;
 mod sessions;
