@@ -2,9 +2,9 @@
 
 use divan::Bencher;
 use divan::counter::BytesCount;
-use lostlove_tests::memory::{Pair, Secrets, configs, packet};
 
-use crate::{Case, ENDLESS};
+use crate::Case;
+use crate::steps::Tunnel;
 
 /// Packets longer than the MTU are super-packets.
 const LENS: [usize; 3] = [64, 1400, 64_000];
@@ -13,19 +13,8 @@ const LENS: [usize; 3] = [64, 1400, 64_000];
 /// copy in place of a socket; frame, open, check.
 #[divan::bench(args = Case::all(LENS))]
 fn carry(bencher: Bencher<'_, '_>, case: Case) {
-    let secrets = Secrets::default();
-    let mut pair = Pair::new(configs(&secrets, case.suite, ENDLESS), &secrets);
-    let len = u16::try_from(case.len).expect("the length of a packet");
-    let segment_size = if case.len > 1400 { 1360 } else { 0 };
-    let (packet, header) = packet(false, len, segment_size);
-    let mut delivered = 0_u64;
-    let mut sent = 0_u64;
-    bencher.counter(BytesCount::new(case.len)).bench_local(|| {
-        sent += 1;
-        pair.send(false, &packet, &header, &mut |_| {
-            delivered += 1;
-            true
-        });
-    });
-    assert_eq!(delivered, sent);
+    let mut tunnel = Tunnel::new(case.suite, case.len);
+    bencher
+        .counter(BytesCount::new(case.len))
+        .bench_local(|| tunnel.carry());
 }

@@ -2,22 +2,16 @@
 //! no input and output.
 
 use std::fmt;
-use std::time::Duration;
 
-use lostlove_core::config::Rotation;
 use lostlove_core::crypto::Suite;
 
 mod endpoint;
 mod ip;
 mod route;
 mod session;
+#[path = "../steps.rs"]
+mod steps;
 mod wire;
-
-/// No key is replaced because of its use or age.
-const ENDLESS: Rotation = Rotation {
-    bytes: u64::MAX,
-    interval: Duration::from_secs(1_000_000_000),
-};
 
 fn main() {
     divan::main();

@@ -7,7 +7,8 @@ use lostlove_core::session::{Opener, Sealer};
 use lostlove_core::time::Instant;
 use lostlove_core::wire::{Flags, HEADER_LEN, Header, MAX_PLAINTEXT_LEN, PacketType};
 
-use crate::{Case, ENDLESS};
+use crate::Case;
+use crate::steps::ENDLESS;
 
 /// A small packet, an ordinary one, and as much as a record holds.
 const LENS: [usize; 3] = [64, 1400, MAX_PLAINTEXT_LEN];
