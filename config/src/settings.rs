@@ -199,7 +199,8 @@ pub struct SocketOptions {
     /// Name of the congestion control algorithm; none for the system's default.
     pub congestion_control: Option<String>,
     /// `TCP_NOTSENT_LOWAT` in bytes: how much unsent data the kernel may hold. What waits beyond
-    /// that waits in the daemon, where it can still be dropped or overtaken.
+    /// that waits in the daemon, where it can still be dropped or overtaken. It is the least that a
+    /// connection with BBR has.
     pub notsent_lowat: u32,
 }
 
