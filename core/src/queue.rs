@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use crate::buffer::{Buffer, Pool};
 use crate::error::DropReason;
-use crate::ip::Offload;
+use crate::ip::{self, Offload};
 use crate::stats::Stats;
 use crate::time::Instant;
 
@@ -19,6 +19,9 @@ const SMALL_PACKET_LEN: usize = 256;
 /// Flows are told apart by this many buckets. Two flows in one bucket merely keep their order, but
 /// then a ping waits behind bulk: one in sixty beside eight streams. They take 2 KiB.
 const FLOW_BUCKETS: usize = 512;
+/// Packets among which the last one of a new packet's flow is looked for. A burst of
+/// acknowledgements of many flows is longer, but then each flow has few of them in it.
+const LOOK_BACK: usize = 16;
 /// Small packets may wait this long at least.
 const FAST_AGE: Duration = Duration::from_secs(2);
 
@@ -75,14 +78,23 @@ impl SendQueue {
         self.fast.is_empty() && self.bulk.is_empty()
     }
 
-    /// Queues `packet`, dropping from the head what no longer fits.
+    /// Queues `packet`, dropping from the head what no longer fits. A TCP acknowledgement takes the
+    /// place of one that it supersedes.
     pub(crate) fn push(&mut self, packet: Queued, pool: &mut Pool, stats: &mut Stats) {
         self.bytes += packet.buffer.capacity();
         stats.queued_bytes += packet.buffer.capacity() as u64;
         stats.queued_packets += 1;
         let small = packet.buffer.len() <= SMALL_PACKET_LEN;
         if small && self.bulk_flows[packet.bucket()] == 0 {
-            self.fast.push_back(packet);
+            match self.superseded_by(&packet) {
+                Some(old) => {
+                    let old = core::mem::replace(old, packet);
+                    self.forget(&old, stats);
+                    pool.put(old.buffer);
+                    stats.superseded_acks += 1;
+                }
+                None => self.fast.push_back(packet),
+            }
         } else {
             self.bulk_flows[packet.bucket()] += 1;
             self.bulk.push_back(packet);
@@ -96,6 +108,15 @@ impl SendQueue {
             };
             self.discard(lane, DropReason::QueueFull, pool, stats);
         }
+    }
+
+    /// The last packet of the same flow that waits, if it is an acknowledgement that `packet`
+    /// makes needless.
+    fn superseded_by(&mut self, packet: &Queued) -> Option<&mut Queued> {
+        let mut latest = self.fast.iter_mut().rev().take(LOOK_BACK);
+        latest
+            .find(|waiting| waiting.flow == packet.flow)
+            .filter(|last| ip::is_superseded(last.buffer.used(), packet.buffer.used()))
     }
 
     fn discard(&mut self, lane: Lane, reason: DropReason, pool: &mut Pool, stats: &mut Stats) {
@@ -113,10 +134,15 @@ impl SendQueue {
         if lane == Lane::Bulk {
             self.bulk_flows[packet.bucket()] -= 1;
         }
+        self.forget(&packet, stats);
+        Some(packet)
+    }
+
+    /// Takes a packet that has left off the account.
+    fn forget(&mut self, packet: &Queued, stats: &mut Stats) {
         self.bytes -= packet.buffer.capacity();
         stats.queued_bytes -= packet.buffer.capacity() as u64;
         stats.queued_packets -= 1;
-        Some(packet)
     }
 
     fn front(&self, lane: Lane) -> Option<&Queued> {
@@ -190,11 +216,12 @@ impl SendQueue {
 mod tests {
     use super::*;
     use crate::buffer::{Class, HEADROOM};
+    use crate::ip::testing::{Packet, V4};
 
-    fn packet(pool: &mut Pool, len: usize, flow: u32, tag: u8, at: u64) -> Queued {
-        let mut buffer = pool.take(Class::for_packet(len));
-        (buffer.start, buffer.end) = (HEADROOM, HEADROOM + len);
-        buffer.used_mut()[0] = tag;
+    fn packet(pool: &mut Pool, bytes: &[u8], flow: u32, at: u64) -> Queued {
+        let mut buffer = pool.take(Class::for_packet(bytes.len()));
+        (buffer.start, buffer.end) = (HEADROOM, HEADROOM + bytes.len());
+        buffer.used_mut().copy_from_slice(bytes);
         Queued {
             buffer,
             offload: Offload::NONE,
@@ -219,17 +246,27 @@ mod tests {
         }
 
         fn push(&mut self, len: usize, flow: u32, tag: u8, at: u64) {
-            let queued = packet(&mut self.pool, len, flow, tag, at);
+            let mut bytes = vec![0; len];
+            bytes[0] = tag;
+            self.push_packet(&bytes, flow, at);
+        }
+
+        fn push_packet(&mut self, bytes: &[u8], flow: u32, at: u64) {
+            let queued = packet(&mut self.pool, bytes, flow, at);
             self.queue.push(queued, &mut self.pool, &mut self.stats);
         }
 
         fn drain(&mut self) -> Vec<u8> {
-            let mut tags = Vec::new();
+            self.drain_packets().iter().map(|bytes| bytes[0]).collect()
+        }
+
+        fn drain_packets(&mut self) -> Vec<Vec<u8>> {
+            let mut packets = Vec::new();
             while let Some((lane, _)) = self.queue.next() {
                 let queued = self.queue.pop(lane, &mut self.stats).unwrap();
-                tags.push(queued.buffer.used()[0]);
+                packets.push(queued.buffer.used().to_vec());
             }
-            tags
+            packets
         }
     }
 
@@ -242,6 +279,63 @@ mod tests {
         rig.push(60, 1, 12, 0);
         rig.push(60, 2, 20, 0);
         assert_eq!(rig.drain(), [20, 10, 11, 12]);
+    }
+
+    /// The acknowledgement of `superpackets` times 64 KiB.
+    fn ack(port: u16, superpackets: u32) -> Packet {
+        Packet::tcp(V4)
+            .ports(port, 443)
+            .acknowledge(superpackets << 16)
+    }
+
+    #[test]
+    fn an_acknowledgement_takes_the_place_of_the_one_it_supersedes() {
+        let mut rig = Rig::new(1 << 20);
+        let (first, last) = (ack(1, 1).build(), ack(1, 3).build());
+        let other = ack(2, 2).build();
+        rig.push_packet(&first, 1, 0);
+        rig.push_packet(&other, 2, 0);
+        rig.push_packet(&ack(1, 2).build(), 1, 5);
+        rig.push_packet(&last, 1, 9);
+        assert_eq!(
+            (rig.stats.superseded_acks, rig.stats.queued_packets),
+            (2, 2)
+        );
+        assert_eq!(rig.drain_packets(), [last, other]);
+        assert_eq!((rig.queue.bytes, rig.stats.queued_bytes), (0, 0));
+    }
+
+    /// It counts as queued when it was, not when the one before it was.
+    #[test]
+    fn an_acknowledgement_does_not_inherit_an_age() {
+        let mut rig = Rig::new(1 << 20);
+        let last = ack(1, 2).build();
+        rig.push_packet(&ack(1, 1).build(), 1, 0);
+        rig.push_packet(&last, 1, 1000);
+        let Rig { queue, pool, stats } = &mut rig;
+        queue.expire(Instant::from_millis(2001), pool, stats);
+        assert_eq!(rig.drain_packets(), [last]);
+    }
+
+    #[test]
+    fn an_acknowledgement_does_not_pass_data_of_its_flow() {
+        let mut rig = Rig::new(1 << 20);
+        let packets = [ack(1, 1), ack(1, 1).payload(b"data"), ack(1, 2)].map(|p| p.build());
+        for packet in &packets {
+            rig.push_packet(packet, 1, 0);
+        }
+        assert_eq!(rig.drain_packets(), packets);
+    }
+
+    /// Flows whose numbers are the same by chance.
+    #[test]
+    fn acknowledgements_of_two_flows_are_told_apart() {
+        let mut rig = Rig::new(1 << 20);
+        let packets = [ack(1, 1), ack(2, 2)].map(|p| p.build());
+        for packet in &packets {
+            rig.push_packet(packet, 1, 0);
+        }
+        assert_eq!(rig.drain_packets(), packets);
     }
 
     /// Case 67.

@@ -50,6 +50,9 @@ pub struct Stats {
     pub peer_packets_in: u64,
     /// IP packets more than before, made by fragmenting.
     pub fragments: u64,
+    /// TCP acknowledgements left out because a later one, queued before they were sent, says all
+    /// that they said.
+    pub superseded_acks: u64,
     /// ICMP errors this endpoint wrote.
     pub icmp_out: u64,
     /// Packets dropped, by [`DropReason::index`].

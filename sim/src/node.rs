@@ -258,6 +258,7 @@ impl Node {
             + stats.segments_added
             + stats.fragments;
         let left = stats.peer_packets_out + self.device.offered.get() + dropped - busy
+            + stats.superseded_acks
             + stats.queued_packets;
         if entered != left {
             return Err(format!(

@@ -4,6 +4,7 @@
 //! [`IpInfo`] beside the packet answer [`DropReason::Malformed`](crate::error::DropReason) when
 //! the two do not belong together.
 
+mod ack;
 mod address;
 mod bytes;
 mod checksum;
@@ -20,6 +21,7 @@ mod virtio;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use ack::is_superseded;
 pub use address::{is_unicast_destination, is_unicast_source};
 pub use checksum::{complete_checksum, ones_complement_sum, pseudo_header_sum};
 pub use flow::flow_hash;
@@ -76,6 +78,7 @@ mod tests {
         let _ = unreachable(packet, info, Unreachable::NoRoute, from);
         let _ = time_exceeded(packet, info, from);
         mss_clamp(&mut copy(), info, offload, 600);
+        assert!(!is_superseded(packet, packet));
         let largest = max_segment_len(packet, info, offload);
         let finished = finish(&mut copy(), info, offload, &mut |one| {
             assert!(one.len() <= largest);

@@ -2,12 +2,12 @@
 
 use super::bytes::{read_u8, read_u16, write_u16};
 use super::packet::{IPV4_MIN_HEADER, IPV6_HEADER};
-use super::transport::{TCP_FLAGS, TCP_MIN_HEADER, TCP_SYN, Transport, TransportHeader};
+use super::transport::{
+    END_OF_OPTIONS, NO_OPERATION, TCP_FLAGS, TCP_MIN_HEADER, TCP_SYN, Transport, TransportHeader,
+};
 use super::{IpInfo, Offload, Version, checksum};
 
-/// Option kinds (RFC 9293, section 3.1).
-const END_OF_OPTIONS: u8 = 0;
-const NO_OPERATION: u8 = 1;
+/// Option kind (RFC 9293, section 3.1).
 const MAXIMUM_SEGMENT_SIZE: u8 = 2;
 
 /// Lowers the MSS option of a TCP SYN so that full segments fit `mtu`, and says whether it did.

@@ -28,6 +28,7 @@ pub(crate) struct Packet {
     protocol: u8,
     ports: (u16, u16),
     seq: u32,
+    acknowledged: u32,
     flags: u8,
     options: Vec<u8>,
     payload: Vec<u8>,
@@ -55,6 +56,7 @@ impl Packet {
             protocol,
             ports: (1000, 2000),
             seq: 0xffff_ff00,
+            acknowledged: 0x0102_0304,
             flags: 0x10,
             options: Vec::new(),
             payload: Vec::new(),
@@ -72,6 +74,11 @@ impl Packet {
 
     pub(crate) fn seq(mut self, seq: u32) -> Self {
         self.seq = seq;
+        self
+    }
+
+    pub(crate) fn acknowledge(mut self, acknowledged: u32) -> Self {
+        self.acknowledged = acknowledged;
         self
     }
 
@@ -177,14 +184,8 @@ impl Packet {
                 bytes.extend(self.ports.0.to_be_bytes());
                 bytes.extend(self.ports.1.to_be_bytes());
                 bytes.extend(self.seq.to_be_bytes());
-                bytes.extend([
-                    1,
-                    2,
-                    3,
-                    4,
-                    (5 + self.options.len() as u8 / 4) << 4,
-                    self.flags,
-                ]);
+                bytes.extend(self.acknowledged.to_be_bytes());
+                bytes.extend([(5 + self.options.len() as u8 / 4) << 4, self.flags]);
                 bytes.extend([0x20, 0, 0, 0, 0, 0]);
                 bytes.extend(&self.options);
                 16

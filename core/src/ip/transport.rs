@@ -15,14 +15,20 @@ pub const MAX_TCP_SEGMENTS: usize = 2048;
 pub(super) const TCP_MIN_HEADER: usize = 20;
 pub(super) const UDP_HEADER: usize = 8;
 
-/// Offset of the flags in a TCP header (RFC 9293, section 3.1).
+/// Offsets in a TCP header of the acknowledgement number and of the flags (RFC 9293, section 3.1).
+pub(super) const TCP_ACKNOWLEDGED: usize = 8;
 pub(super) const TCP_FLAGS: usize = 13;
 pub(super) const TCP_FIN: u8 = 0x01;
 pub(super) const TCP_SYN: u8 = 0x02;
 pub(super) const TCP_RST: u8 = 0x04;
 pub(super) const TCP_PSH: u8 = 0x08;
+pub(super) const TCP_ACK: u8 = 0x10;
 pub(super) const TCP_URG: u8 = 0x20;
 pub(super) const TCP_CWR: u8 = 0x80;
+
+/// Kinds of TCP options that are a single byte (RFC 9293, section 3.1).
+pub(super) const END_OF_OPTIONS: u8 = 0;
+pub(super) const NO_OPERATION: u8 = 1;
 
 /// A protocol whose checksum covers a pseudo-header and whose packets can be segmented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

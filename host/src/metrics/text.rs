@@ -163,6 +163,11 @@ const FAMILIES: &[Family] = &[
         |stats| stats.peer_packets_out,
     ),
     counter(
+        "lostlove_superseded_acks_total",
+        "TCP acknowledgements left out because a later one was queued before they were sent.",
+        |stats| stats.superseded_acks,
+    ),
+    counter(
         "lostlove_icmp_errors_sent_total",
         "ICMP errors written.",
         |stats| stats.icmp_out,

@@ -8,6 +8,7 @@ use crate::config::Limits;
 use crate::crypto::Suite;
 use crate::error::DropReason;
 use crate::event::Event;
+use crate::ip::testing::Packet;
 use crate::time::Instant;
 
 use super::{SERVER_ADDRESS, server_of, super_packet_header, tcp_super_packet};
@@ -75,6 +76,27 @@ fn many_small_packets_share_records_and_keep_their_order() {
     net.settle();
     assert_eq!(net.received_by_server, packets);
     assert!(net.clients[0].stats().sealed_out - sealed_before < 10);
+}
+
+/// Each says what the ones before it said; a ping among them is not held up.
+#[test]
+fn of_a_burst_of_acknowledgements_the_last_one_is_sent() {
+    let mut net = Net::connected(1);
+    let (client, ping) = (
+        net.address_v4(0),
+        udp(net.address_v4(0), SERVER_ADDRESS, 7, b"ping"),
+    );
+    let ends = (client.into(), SERVER_ADDRESS.into());
+    let ack = |count: u32| Packet::tcp(ends).acknowledge(count << 16).build();
+    for count in 1..=50 {
+        net.send_from(0, &ack(count));
+        if count == 25 {
+            net.send_from(0, &ping);
+        }
+    }
+    net.settle();
+    assert_eq!(net.received_by_server, [ack(50), ping]);
+    assert_eq!(net.clients[0].stats().superseded_acks, 49);
 }
 
 #[test]
