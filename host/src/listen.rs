@@ -119,6 +119,8 @@ pub(crate) struct PathInfo {
     pub(crate) sent: u32,
     /// Segments that were sent again; wraps around.
     pub(crate) resent: u32,
+    /// Segments with data that arrived; wraps around.
+    pub(crate) received: u32,
     /// The smoothed round-trip time.
     pub(crate) round_trip: Duration,
     /// The shortest round trip of the last minutes.
@@ -155,8 +157,8 @@ impl PathInfo {
         Ok(Self::parse(&info))
     }
 
-    /// Offsets of linux/tcp.h: rtt 68, total_retrans 100, min_rtt 148, data_segs_out 156,
-    /// delivery_rate 160, which is the only one of eight bytes.
+    /// Offsets of linux/tcp.h: rtt 68, total_retrans 100, min_rtt 148, data_segs_in 152,
+    /// data_segs_out 156, delivery_rate 160, which is the only one of eight bytes.
     fn parse(info: &[u8; Self::LEN]) -> Self {
         let at = |offset: usize| {
             let bytes = info.get(offset..offset + 4).and_then(|b| b.try_into().ok());
@@ -166,6 +168,7 @@ impl PathInfo {
         Self {
             sent: at(156),
             resent: at(100),
+            received: at(152),
             round_trip: Duration::from_micros(at(68).into()),
             shortest_round_trip: Duration::from_micros(at(148).into()),
             delivery_rate: rate,
@@ -345,7 +348,8 @@ mod tests {
         client.read_exact(&mut [0; 1000]).unwrap();
         let after = PathInfo::of(&stream).unwrap();
         assert_eq!((before.sent, after.sent), (0, 1));
-        assert_eq!(after.resent, 0);
+        assert_eq!((after.resent, after.received), (0, 0));
+        assert_eq!(PathInfo::of(&client).unwrap().received, 1);
         assert!(after.shortest_round_trip <= after.round_trip.max(before.round_trip));
         assert!(after.round_trip < Duration::from_secs(10), "{after:?}");
     }

@@ -23,10 +23,15 @@ use crate::listen::{PathInfo, SocketOptions};
 
 /// Linux's name of BBR, which lossy paths get; those of its later versions begin with it.
 const BBR: &str = "bbr";
-/// At most one look at the path in this time.
-const INTERVAL: Duration = Duration::from_millis(250);
+/// At most one look at the path in this time. What is transferred inside the tunnel ends its slow
+/// start early on a connection that loss holds back, and takes many seconds to recover from that:
+/// the decision must come within the first round trips.
+const INTERVAL: Duration = Duration::from_millis(100);
 /// Segments that make a sample: fewer say little about a loss of some per mille.
 const SAMPLE: u32 = 300;
+/// Round trips that a sample lasts at least. What the end of one slow start loses is sent again in
+/// fewer, so it spoils one sample and not two.
+const SAMPLE_ROUND_TRIPS: u32 = 4;
 /// A sample with at least one lost segment among this many is a bad one.
 const LOSS: u32 = 400;
 /// Bad samples in a row that decide: one alone may be the end of a slow start.
@@ -34,6 +39,9 @@ const BAD_SAMPLES: u8 = 2;
 /// A round trip that is longer than the shortest one by less than this has met no queue worth
 /// speaking of.
 const SLACK: Duration = Duration::from_millis(2);
+/// A connection that receives more than this many times the segments that it sends is the quiet
+/// direction of a transfer: its round trips tell of the other direction's queue, not of its own.
+const QUIET: u32 = 4;
 /// How long the unsent bytes of a connection with BBR last. The kernel asks for more when half are
 /// left, sends what is due in a millisecond at once, and the daemon may be busy for another one.
 const BBR_UNSENT: Duration = Duration::from_millis(5);
@@ -48,7 +56,8 @@ pub(super) struct Congestion {
     /// The least that the connection's `TCP_NOTSENT_LOWAT` may be, in bytes.
     min_lowat: u32,
     next_look: Option<Instant>,
-    last: Option<PathInfo>,
+    /// Where the present sample began.
+    last: Option<(Instant, PathInfo)>,
     bad_samples: u8,
 }
 
@@ -88,15 +97,15 @@ impl Congestion {
             return;
         }
         self.next_look = Some(now + INTERVAL);
-        if let Err(error) = self.adapt(socket) {
+        if let Err(error) = self.adapt(socket, now) {
             debug!(%error, "cannot look after a connection's congestion control");
             self.algorithm = Algorithm::Fixed;
         }
     }
 
-    fn adapt(&mut self, socket: &TcpStream) -> io::Result<()> {
+    fn adapt(&mut self, socket: &TcpStream, now: Instant) -> io::Result<()> {
         let path = PathInfo::of(socket)?;
-        if self.algorithm == Algorithm::Replaceable && self.is_lossy(path) {
+        if self.algorithm == Algorithm::Replaceable && self.is_lossy(path, now) {
             self.algorithm = replace(socket, path);
         }
         if self.algorithm == Algorithm::Bbr {
@@ -107,19 +116,20 @@ impl Congestion {
     }
 
     /// Whether losses without congestion are now certain enough.
-    fn is_lossy(&mut self, path: PathInfo) -> bool {
-        let Some(last) = self.last else {
-            self.last = Some(path);
+    fn is_lossy(&mut self, path: PathInfo, now: Instant) -> bool {
+        let Some((began, last)) = self.last else {
+            self.last = Some((now, path));
             return false;
         };
         let sent = path.sent.wrapping_sub(last.sent);
-        if sent < SAMPLE {
+        if sent < SAMPLE || now.since(began) < path.round_trip * SAMPLE_ROUND_TRIPS {
             return false;
         }
         let lost = path.resent.wrapping_sub(last.resent);
-        let is_bad = lost > 0 && lost >= sent / LOSS && !path.is_queueing();
+        let is_quiet = path.received.wrapping_sub(last.received) / QUIET > sent;
+        let is_bad = lost > 0 && lost >= sent / LOSS && (is_quiet || !path.is_queueing());
         self.bad_samples = if is_bad { self.bad_samples + 1 } else { 0 };
-        self.last = Some(path);
+        self.last = Some((now, path));
         self.bad_samples >= BAD_SAMPLES
     }
 }
@@ -179,6 +189,7 @@ mod tests {
         PathInfo {
             sent,
             resent,
+            received: 0,
             round_trip: Duration::from_millis(round_trip_ms),
             shortest_round_trip: Duration::from_millis(20),
             delivery_rate: 0,
@@ -264,46 +275,79 @@ mod tests {
         assert_eq!(lowat, LOWAT);
     }
 
+    /// Whether one of these samples, a second apart, decides for BBR.
+    fn decides(samples: impl IntoIterator<Item = PathInfo>) -> Vec<bool> {
+        let mut congestion = congestion(Algorithm::Replaceable);
+        let seconds = (0..).map(|n| Instant::from_millis(n * 1000));
+        let samples = samples.into_iter().zip(seconds);
+        samples
+            .map(|(path, now)| congestion.is_lossy(path, now))
+            .collect()
+    }
+
     /// Case 77.
     #[test]
     fn loss_without_a_queue_is_noticed_after_two_samples() {
-        let mut congestion = congestion(Algorithm::Replaceable);
-        assert!(!congestion.is_lossy(path(0, 0, 20)));
-        assert!(!congestion.is_lossy(path(1000, 5, 21)));
-        assert!(congestion.is_lossy(path(2000, 10, 21)));
+        let samples = [path(0, 0, 20), path(1000, 5, 21), path(2000, 10, 21)];
+        assert_eq!(decides(samples), [false, false, true]);
     }
 
     /// Case 77.
     #[test]
     fn loss_from_a_full_queue_is_left_to_the_systems_algorithm() {
+        assert_eq!(
+            decides((0..20).map(|n| path(n * 1000, n * 10, 40))),
+            [false; 20]
+        );
+    }
+
+    /// Acknowledgements meet no queue where the data they are for does.
+    #[test]
+    fn the_queue_of_the_other_direction_says_nothing() {
+        let with_received = |n: u32, ratio| PathInfo {
+            received: n * ratio * 1000,
+            ..path(n * 1000, n * 10, 40)
+        };
+        assert_eq!(
+            decides((0..3).map(|n| with_received(n, 5))),
+            [false, false, true]
+        );
+        assert_eq!(decides((0..3).map(|n| with_received(n, 4))), [false; 3]);
+    }
+
+    /// As after the end of a slow start, whose losses are sent again over some round trips.
+    #[test]
+    fn a_sample_lasts_four_round_trips() {
         let mut congestion = congestion(Algorithm::Replaceable);
-        for n in 0..20 {
-            assert!(!congestion.is_lossy(path(n * 1000, n * 10, 40)));
-        }
+        let mut at =
+            |n: u32, ms| congestion.is_lossy(path(n * 1000, n * 10, 20), Instant::from_millis(ms));
+        assert!(!at(0, 0));
+        assert!(!at(1, 79));
+        assert!(!at(2, 80));
+        assert!(!at(3, 159));
+        assert!(at(4, 160));
     }
 
     #[test]
     fn a_clean_sample_starts_the_count_again() {
-        let mut congestion = congestion(Algorithm::Replaceable);
-        for (sent, resent) in [(0, 0), (1000, 5), (2000, 5), (3000, 10)] {
-            assert!(!congestion.is_lossy(path(sent, resent, 20)));
-        }
+        let samples = [(0, 0), (1000, 5), (2000, 5), (3000, 10)];
+        let samples = samples.map(|(sent, resent)| path(sent, resent, 20));
+        assert_eq!(decides(samples), [false; 4]);
     }
 
     #[test]
     fn few_segments_are_no_sample() {
-        let mut congestion = congestion(Algorithm::Replaceable);
-        for n in 0..5 {
-            assert!(!congestion.is_lossy(path(n * 50, n, 20)));
-        }
+        assert_eq!(decides((0..5).map(|n| path(n * 50, n, 20))), [false; 5]);
     }
 
     #[test]
     fn counters_may_wrap() {
-        let mut congestion = congestion(Algorithm::Replaceable);
-        assert!(!congestion.is_lossy(path(u32::MAX - 99, u32::MAX, 20)));
-        assert!(!congestion.is_lossy(path(900, 4, 20)));
-        assert!(congestion.is_lossy(path(1900, 9, 20)));
+        let samples = [
+            path(u32::MAX - 99, u32::MAX, 20),
+            path(900, 4, 20),
+            path(1900, 9, 20),
+        ];
+        assert_eq!(decides(samples), [false, false, true]);
     }
 
     #[test]
