@@ -162,11 +162,19 @@ mod tests {
             all.extend(marks.map(|mark| packet.clone().flags(TCP_ACK | mark)));
             all
         };
-        let pairs = speaking(ack(WAITING))
-            .into_iter()
-            .zip(speaking(later(1 << 16)));
-        for (old, new) in pairs {
-            assert!(!is_superseded(&old.build(), &new.build()), "{new:?}");
+        let (old, new) = (ack(WAITING), later(1 << 16));
+        assert!(is_superseded(&old.build(), &new.build()));
+        for (louder_old, louder_new) in speaking(old.clone()).iter().zip(speaking(new.clone())) {
+            for (old, new) in [
+                (louder_old, &louder_new),
+                (louder_old, &new),
+                (&old, &louder_new),
+            ] {
+                assert!(
+                    !is_superseded(&old.build(), &new.build()),
+                    "{old:?} {new:?}"
+                );
+            }
         }
     }
 
