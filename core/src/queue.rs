@@ -78,23 +78,21 @@ impl SendQueue {
         self.fast.is_empty() && self.bulk.is_empty()
     }
 
-    /// Queues `packet`, dropping from the head what no longer fits. A TCP acknowledgement takes the
-    /// place of one that it supersedes.
+    /// Queues `packet`, dropping from the head what no longer fits, and the TCP acknowledgement that
+    /// it supersedes.
     pub(crate) fn push(&mut self, packet: Queued, pool: &mut Pool, stats: &mut Stats) {
         self.bytes += packet.buffer.capacity();
         stats.queued_bytes += packet.buffer.capacity() as u64;
         stats.queued_packets += 1;
         let small = packet.buffer.len() <= SMALL_PACKET_LEN;
         if small && self.bulk_flows[packet.bucket()] == 0 {
-            match self.superseded_by(&packet) {
-                Some(old) => {
-                    let old = core::mem::replace(old, packet);
-                    self.forget(&old, stats);
-                    pool.put(old.buffer);
-                    stats.superseded_acks += 1;
-                }
-                None => self.fast.push_back(packet),
+            if let Some(old) = self.take_superseded(&packet) {
+                self.forget(&old, stats);
+                pool.put(old.buffer);
+                stats.superseded_acks += 1;
             }
+            // At the end, not in the old one's place: the head of a lane is its oldest packet.
+            self.fast.push_back(packet);
         } else {
             self.bulk_flows[packet.bucket()] += 1;
             self.bulk.push_back(packet);
@@ -110,13 +108,15 @@ impl SendQueue {
         }
     }
 
-    /// The last packet of the same flow that waits, if it is an acknowledgement that `packet`
-    /// makes needless.
-    fn superseded_by(&mut self, packet: &Queued) -> Option<&mut Queued> {
-        let mut latest = self.fast.iter_mut().rev().take(LOOK_BACK);
-        latest
-            .find(|waiting| waiting.flow == packet.flow)
-            .filter(|last| ip::is_superseded(last.buffer.used(), packet.buffer.used()))
+    /// Takes out the last packet of the same flow that waits, if it is an acknowledgement that
+    /// `packet` makes needless.
+    fn take_superseded(&mut self, packet: &Queued) -> Option<Queued> {
+        let mut latest = self.fast.iter().enumerate().rev().take(LOOK_BACK);
+        let (index, last) = latest.find(|(_, waiting)| waiting.flow == packet.flow)?;
+        if !ip::is_superseded(last.buffer.used(), packet.buffer.used()) {
+            return None;
+        }
+        self.fast.remove(index)
     }
 
     fn discard(&mut self, lane: Lane, reason: DropReason, pool: &mut Pool, stats: &mut Stats) {
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_takes_the_place_of_the_one_it_supersedes() {
+    fn an_acknowledgement_drops_the_one_it_supersedes() {
         let mut rig = Rig::new(1 << 20);
         let (first, last) = (ack(1, 1).build(), ack(1, 3).build());
         let other = ack(2, 2).build();
@@ -301,19 +301,21 @@ mod tests {
             (rig.stats.superseded_acks, rig.stats.queued_packets),
             (2, 2)
         );
-        assert_eq!(rig.drain_packets(), [last, other]);
+        assert_eq!(rig.drain_packets(), [other, last]);
         assert_eq!((rig.queue.bytes, rig.stats.queued_bytes), (0, 0));
     }
 
-    /// It counts as queued when it was, not when the one before it was.
+    /// Else old packets behind a young acknowledgement would be sent after all.
     #[test]
-    fn an_acknowledgement_does_not_inherit_an_age() {
+    fn superseding_does_not_hide_the_age_of_others() {
         let mut rig = Rig::new(1 << 20);
         let last = ack(1, 2).build();
         rig.push_packet(&ack(1, 1).build(), 1, 0);
+        rig.push(60, 2, 2, 0);
         rig.push_packet(&last, 1, 1000);
         let Rig { queue, pool, stats } = &mut rig;
         queue.expire(Instant::from_millis(2001), pool, stats);
+        assert_eq!(rig.stats.dropped(DropReason::QueueAge), 1);
         assert_eq!(rig.drain_packets(), [last]);
     }
 

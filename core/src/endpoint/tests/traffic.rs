@@ -95,7 +95,7 @@ fn of_a_burst_of_acknowledgements_the_last_one_is_sent() {
         }
     }
     net.settle();
-    assert_eq!(net.received_by_server, [ack(50), ping]);
+    assert_eq!(net.received_by_server, [ping, ack(50)]);
     assert_eq!(net.clients[0].stats().superseded_acks, 49);
 }
 

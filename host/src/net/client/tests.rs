@@ -239,6 +239,9 @@ fn name_servers_that_cannot_be_set_are_a_warning() {
 /// Case 119: DNS, and everything else, after kill -9.
 #[test]
 fn the_next_start_undoes_what_a_killed_process_left() {
+    if let Some(directory) = env::var_os(DIRECTORY) {
+        return wait_to_be_killed(directory.as_ref());
+    }
     namespace::run(|ns| {
         let _uplink = uplink(ns);
         let before = ns.snapshot();
@@ -335,12 +338,9 @@ fn two_tunnels_stand_side_by_side() {
     });
 }
 
-/// Not a test: the process that [`run_and_kill`] kills.
-#[test]
-#[ignore = "started by other tests, with a directory in the environment"]
-fn a_process_to_be_killed() {
-    let directory = env::var_os(DIRECTORY).expect("started by hand");
-    let file = |name: &str| std::path::Path::new(&directory).join(name);
+/// What the process does that [`run_and_kill`] kills.
+fn wait_to_be_killed(directory: &std::path::Path) {
+    let file = |name: &str| directory.join(name);
     let paths = Paths {
         state_dir: file("state"),
         resolv_conf: file("resolv.conf"),
@@ -360,13 +360,14 @@ fn a_process_to_be_killed() {
     let _ = std::io::stdin().read(&mut [0]);
 }
 
+/// Set, it makes [`CRASHING_TEST`] the process that is killed.
 const DIRECTORY: &str = "LOSTLOVE_TEST_DIRECTORY";
+const CRASHING_TEST: &str = "net::client::tests::the_next_start_undoes_what_a_killed_process_left";
 const READY: &str = "everything is applied";
 
 fn run_and_kill(ns: &Namespace) {
     let mut child = Command::new(env::current_exe().unwrap())
-        .args(["net::client::tests::a_process_to_be_killed", "--exact"])
-        .args(["--ignored", "--nocapture"])
+        .args([CRASHING_TEST, "--exact", "--nocapture"])
         .env(DIRECTORY, ns.file(""))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
