@@ -42,6 +42,8 @@ pub struct Stats {
     /// Packets that cutting up super-packets for a TUN device without offload has added: one
     /// less than the segments of each.
     pub segments_added: u64,
+    /// UDP datagrams that went to the TUN device behind the first one of a super-packet.
+    pub coalesced_datagrams: u64,
     /// IP packets passed from one client straight to another.
     pub forwarded_packets: u64,
     /// IP packets sent to a peer, each once, however fragmented.

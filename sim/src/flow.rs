@@ -58,6 +58,8 @@ pub(crate) struct Flows {
     pub(crate) delivered_packets: u64,
     /// Of these, packets that came in fragments.
     pub(crate) delivered_fragmented: u64,
+    /// Of these, datagrams that the tunnel joined with the one before them.
+    pub(crate) delivered_joined: u64,
     reassembly: Reassembly,
     /// Whether clients may reach each other.
     pub(crate) client_to_client: bool,
@@ -200,11 +202,31 @@ impl Flows {
             return flow.judge_stray(index as u32, offset, &parsed);
         }
         let step = usize::from(header.gso_size);
-        flow.judge_payload(index as u32, offset, step, &parsed)
+        if !flow.is_joined(offset, step, parsed.payload.len()) {
+            return flow.judge_payload(index as u32, offset, step, parsed.payload);
+        }
+        // What the device will make of it, one after the other.
+        for datagram in parsed.payload.chunks(step) {
+            let block = packet::identify(datagram)
+                .ok_or("a datagram nobody sent")?
+                .1;
+            flow.judge_payload(index as u32, block * BLOCK as u64, 0, datagram)?;
+        }
+        let joined = parsed.payload.len().div_ceil(step) as u64 - 1;
+        self.delivered_packets += joined;
+        self.delivered_joined += joined;
+        Ok(())
     }
 }
 
 impl Flow {
+    /// Whether a super-packet is not one that was sent, but datagrams that were sent apart.
+    fn is_joined(&self, offset: u64, step: usize, len: usize) -> bool {
+        let at = self.sent.partition_point(|sent| sent.offset < offset);
+        let is_sent = |sent: &Sent| sent.offset == offset && sent.len == len;
+        self.ends.protocol == UDP && step > 0 && !self.sent.get(at).is_some_and(is_sent)
+    }
+
     fn judge_stray(&mut self, index: u32, at: u64, parsed: &Parsed<'_>) -> Result<(), String> {
         if at >= self.next_offset || !packet::is_stream(index, at, parsed.payload) {
             return Err(format!("altered fragments at {at} of {:?}", self.ends));
@@ -220,7 +242,7 @@ impl Flow {
         index: u32,
         offset: u64,
         step: usize,
-        parsed: &Parsed<'_>,
+        payload: &[u8],
     ) -> Result<(), String> {
         if offset < self.delivered {
             let due = self.delivered;
@@ -246,25 +268,25 @@ impl Flow {
         }
         let first = (at / stride) as usize;
         let rest = sent.len - first * sent.step;
-        let is_whole = first == 0 && parsed.payload.len() == sent.len;
-        let is_segment = parsed.payload.len() == rest.min(sent.step);
+        let is_whole = first == 0 && payload.len() == sent.len;
+        let is_segment = payload.len() == rest.min(sent.step);
         let fits = if step == 0 {
             is_segment
         } else {
             is_whole && step == sent.step
         };
         if !fits {
-            let len = parsed.payload.len();
+            let len = payload.len();
             return Err(format!(
                 "{len} bytes, of {sent:?} from {at}, said to be cut at {step}"
             ));
         }
-        for (n, piece) in (0..).zip(parsed.payload.chunks(sent.step)) {
+        for (n, piece) in (0..).zip(payload.chunks(sent.step)) {
             if !packet::is_stream(index, offset + n * stride, piece) {
                 return Err(format!("altered payload at {offset} of {:?}", self.ends));
             }
         }
-        let segments = parsed.payload.len().div_ceil(sent.step) as u64;
+        let segments = payload.len().div_ceil(sent.step) as u64;
         self.delivered = offset + segments * stride;
         Ok(())
     }

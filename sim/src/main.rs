@@ -85,6 +85,7 @@ struct Tally {
     simulated: Duration,
     packets: u64,
     fragmented: u64,
+    joined: u64,
     connections: u64,
     failed: Option<Kind>,
 }
@@ -125,6 +126,7 @@ impl Tally {
                 self.simulated += outcome.simulated;
                 self.packets += outcome.packets;
                 self.fragmented += outcome.fragmented;
+                self.joined += outcome.joined;
                 self.connections += outcome.connections;
             }
             Err(failure) => self.failed = self.failed.or(Some(failure.kind)),
@@ -139,13 +141,14 @@ impl Tally {
             out,
             "{} seeds, each run twice, in {real:.1} s: {:.1} seeds/s, {:.0} simulated hours per \
              real minute, {:.0} times real time; {} packets through tunnels, {} of them in \
-             fragments, {} connections",
+             fragments, {} joined with another, {} connections",
             self.done,
             self.done as f64 / real,
             hours * 60.0 / real,
             hours * 3600.0 / real,
             self.packets,
             self.fragmented,
+            self.joined,
             self.connections,
         )
     }

@@ -259,6 +259,7 @@ impl Node {
             + stats.fragments;
         let left = stats.peer_packets_out + self.device.offered.get() + dropped - busy
             + stats.superseded_acks
+            + stats.coalesced_datagrams
             + stats.queued_packets;
         if entered != left {
             return Err(format!(

@@ -23,6 +23,8 @@ pub struct Outcome {
     pub packets: u64,
     /// Of these, packets that came in fragments.
     pub fragmented: u64,
+    /// Of these, datagrams that the tunnel joined with the one before them.
+    pub joined: u64,
     /// TCP connections made.
     pub connections: u64,
 }
@@ -86,6 +88,7 @@ impl World {
             simulated: self.now.since(began),
             packets: self.flows.delivered_packets,
             fragmented: self.flows.delivered_fragmented,
+            joined: self.flows.delivered_joined,
             connections: self.links.len() as u64,
         })
     }

@@ -5,9 +5,14 @@
 //!  client1 --- wire1 ------'
 //! ```
 
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use lostlove_host::tun::{Tun, TunConfig};
 use lostlove_tests::Lab;
 use lostlove_tests::lab::{SERVER_V4, SERVER_V6, client_v4, client_v6};
 use lostlove_tests::traffic::{tcp, udp_echo};
+use rustix::process::Signal;
 
 /// Case 103: the same payload arrives in every combination.
 fn everything_arrives(server: bool, client: bool) {
@@ -75,4 +80,42 @@ fn clients_with_and_without_offload_reach_each_other() {
     second.await_ping(SERVER_V4);
     assert!(tcp(first, second, client_v4(1), 20_000_000).intact);
     assert!(tcp(second, first, client_v6(0), 20_000_000).intact);
+}
+
+/// They cross the server's kernel together, where it can do that, and reach the program apart.
+#[test]
+fn datagrams_of_a_burst_arrive_one_by_one() {
+    const BURST: u8 = 100;
+    let Some(lab) = Lab::new(1) else { return };
+    let tunnel = lab.start();
+    let (server, client) = (&lab.server, &lab.clients[0]);
+    let bind = |address: IpAddr| UdpSocket::bind(SocketAddr::new(address, 0)).unwrap();
+    for (from, to) in [(client_v4(0), SERVER_V4), (client_v6(0), SERVER_V6)] {
+        let receiver = server.netns.run(|| bind(to)).unwrap();
+        let sender = client.netns.run(|| bind(from)).unwrap();
+        receiver
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        sender.connect(receiver.local_addr().unwrap()).unwrap();
+        // So they all wait, and the client finds them at once.
+        tunnel.clients[0].signal(Signal::STOP);
+        for n in 0..BURST {
+            assert_eq!(sender.send(&[n; 100]).unwrap(), 100);
+        }
+        tunnel.clients[0].signal(Signal::CONT);
+        for n in 0..BURST {
+            let mut buffer = [0; 200];
+            let len = receiver.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[..len], [n; 100], "number {n} to {to}");
+        }
+    }
+    let config = TunConfig {
+        name: "probe",
+        offload: true,
+    };
+    let probe = server.netns.run(|| Tun::open(&config)).unwrap().unwrap();
+    if probe.offloads().uso {
+        // Of 64, 63 follow another.
+        server.await_metric("lostlove_coalesced_datagrams_total", 2.0 * 63.0);
+    }
 }

@@ -5,7 +5,7 @@ use super::{Endpoint, TunPacket, TunSink};
 use crate::buffer::{Class, HEADROOM};
 use crate::config::Role;
 use crate::error::DropReason;
-use crate::ip::{self, IpInfo, Offload, Unreachable, VirtioHeader, protocol};
+use crate::ip::{self, Coalesced, Datagram, IpInfo, Offload, Unreachable, VirtioHeader, protocol};
 use crate::queue::{Queued, SendQueue};
 use crate::route::PeerId;
 use crate::time::Instant;
@@ -91,6 +91,55 @@ impl Endpoint {
     }
 
     fn deliver_to_tun(
+        &mut self,
+        packet: &mut [u8],
+        info: &IpInfo,
+        offload: Offload,
+        sink: &mut TunSink<'_>,
+    ) -> Result<(), DropReason> {
+        let Some(coalescer) = &mut self.coalescer else {
+            return self.write_to_tun(packet, info, offload, sink);
+        };
+        let datagram = Datagram::of(packet, info, offload);
+        if datagram.is_some_and(|datagram| coalescer.push(&datagram)) {
+            return Ok(());
+        }
+        self.flush_datagrams(sink);
+        match (&mut self.coalescer, datagram) {
+            (Some(empty), Some(datagram)) => {
+                empty.push(&datagram);
+                Ok(())
+            }
+            _ => self.write_to_tun(packet, info, offload, sink),
+        }
+    }
+
+    /// Hands over the datagrams that waited for others of their flow, which they do until the end
+    /// of what one read of a socket brought.
+    pub(super) fn flush_datagrams(&mut self, sink: &mut TunSink<'_>) {
+        let Some(mut coalescer) = self.coalescer.take() else {
+            return;
+        };
+        if let Err(reason) = coalescer.take().and_then(|waiting| match waiting {
+            Some(coalesced) => self.deliver_datagrams(coalesced, sink),
+            None => Ok(()),
+        }) {
+            self.stats.drop_packet(reason);
+        }
+        self.coalescer = Some(coalescer);
+    }
+
+    fn deliver_datagrams(
+        &mut self,
+        coalesced: Coalesced<'_>,
+        sink: &mut TunSink<'_>,
+    ) -> Result<(), DropReason> {
+        self.stats.coalesced_datagrams += coalesced.datagrams - 1;
+        let info = ip::parse(coalesced.packet)?;
+        self.write_to_tun(coalesced.packet, &info, coalesced.offload, sink)
+    }
+
+    fn write_to_tun(
         &mut self,
         packet: &mut [u8],
         info: &IpInfo,

@@ -42,7 +42,7 @@ use crate::buffer::{Buffer, Class, HEADROOM, MAX_PACKET_LEN, Pool};
 use crate::config::{Config, Role};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId, Event};
-use crate::ip::{IcmpPacket, VirtioHeader};
+use crate::ip::{Coalescer, IcmpPacket, VirtioHeader};
 use crate::rate::TokenBucket;
 use crate::route::RoutingTable;
 use crate::stats::{PeerStats, Stats};
@@ -112,6 +112,8 @@ pub struct Endpoint {
     /// An ICMP error that waits for the TUN device.
     reply: Option<IcmpPacket>,
     icmp_bucket: TokenBucket,
+    /// Where the TUN device takes UDP super-packets.
+    coalescer: Option<Coalescer>,
     shutting_down: bool,
     stats: Stats,
 }
@@ -124,6 +126,7 @@ impl Endpoint {
         zeroize::Zeroize::zeroize(&mut seed);
         let mut pool = Pool::default();
         let tun_buffer = pool.take(Class::Large);
+        let takes_datagrams = config.tun_offload && config.tun_udp_offload;
         let (names, role) = match &config.role {
             Role::Client(client) => {
                 let state = ClientState::new(client, now);
@@ -149,6 +152,7 @@ impl Endpoint {
             spare_partials: Vec::new(),
             reply: None,
             icmp_bucket: TokenBucket::new(ICMP_RATE, ICMP_BURST, now),
+            coalescer: takes_datagrams.then(Coalescer::empty),
             shutting_down: false,
             stats: Stats::default(),
             config,

@@ -78,6 +78,7 @@ impl Endpoint {
         };
         inbox.end = (inbox.end + len).min(inbox.capacity());
         self.process(&mut connection, &mut inbox, sink, now);
+        self.flush_datagrams(sink);
         self.keep_rest(&mut connection, inbox);
         let wants_transmit = !connection.outbox.is_empty()
             || !connection.control.is_empty()

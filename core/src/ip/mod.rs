@@ -8,6 +8,7 @@ mod ack;
 mod address;
 mod bytes;
 mod checksum;
+mod coalesce;
 mod flow;
 mod fragment;
 mod icmp;
@@ -24,6 +25,7 @@ pub(crate) mod testing;
 pub use ack::is_superseded;
 pub use address::{is_unicast_destination, is_unicast_source};
 pub use checksum::{complete_checksum, ones_complement_sum, pseudo_header_sum};
+pub use coalesce::{Coalesced, Coalescer, Datagram};
 pub use flow::flow_hash;
 pub use fragment::fragment;
 pub use icmp::{IcmpPacket, Unreachable, packet_too_big, time_exceeded, unreachable};
@@ -79,6 +81,7 @@ mod tests {
         let _ = time_exceeded(packet, info, from);
         mss_clamp(&mut copy(), info, offload, 600);
         assert!(!is_superseded(packet, packet));
+        coalesce(packet, info, offload);
         let largest = max_segment_len(packet, info, offload);
         let finished = finish(&mut copy(), info, offload, &mut |one| {
             assert!(one.len() <= largest);
@@ -87,6 +90,29 @@ mod tests {
         let mut count = 0;
         let _ = segment(&mut copy(), info, offload.segment_size, &mut |_| count += 1);
         assert!(count <= MAX_TCP_SEGMENTS);
+    }
+
+    /// What may be joined comes out as one packet that can be cut again.
+    fn coalesce(packet: &[u8], info: &IpInfo, offload: Offload) {
+        let Some(datagram) = Datagram::of(packet, info, offload) else {
+            return;
+        };
+        let mut coalescer = Coalescer::empty();
+        assert!(coalescer.push(&datagram));
+        let joined = coalescer.push(&datagram);
+        let Ok(Some(coalesced)) = coalescer.take() else {
+            return;
+        };
+        assert_eq!(coalesced.datagrams, 1 + u64::from(joined));
+        assert!(coalesced.packet.len() < 2 * packet.len());
+        if let Ok(info) = parse(coalesced.packet) {
+            let mut count = 0;
+            finish(coalesced.packet, &info, coalesced.offload, &mut |_| {
+                count += 1;
+            })
+            .unwrap();
+            assert_eq!(count, coalesced.datagrams);
+        }
     }
 
     fn infos() -> impl Strategy<Value = IpInfo> {

@@ -9,12 +9,14 @@ use crate::net::{
     ClientNet, ClientRoutes, ClientSetup, Masquerade, NetError, Paths, ServerNet, ServerSetup,
 };
 
-/// Packets that wait in the kernel for the daemon to read; the kernel's own default.
+/// Packets that wait in the kernel for the daemon to read, as many as a WireGuard device or an
+/// Ethernet card has there; a TUN device's own default is 500.
 ///
-/// They are read much faster than they are sealed, so a long queue adds hardly any delay. It must hold
-/// what comes between two turns: a burst of acknowledgements, behind a segment of the connection
-/// that was lost, makes the kernel send hundreds of packets before the daemon can read one.
-const QUEUE_LEN: u32 = 500;
+/// They are read much faster than they are sealed, so a long queue adds hardly any delay. It must
+/// hold what comes between two turns: behind a lost segment of the connection, a burst of
+/// acknowledgements makes the kernel send hundreds of packets, and a program that sends small
+/// packets makes a thousand while it has the daemon's CPU.
+const QUEUE_LEN: u32 = 1000;
 
 /// Everything changed on the system; undone on drop.
 pub struct Network(Kind);

@@ -148,6 +148,11 @@ const FAMILIES: &[Family] = &[
         |stats| stats.tun_bytes_out,
     ),
     counter(
+        "lostlove_coalesced_datagrams_total",
+        "UDP datagrams handed to the tunnel device as part of a super-packet, without its first.",
+        |stats| stats.coalesced_datagrams,
+    ),
+    counter(
         "lostlove_forwarded_packets_total",
         "IP packets passed from one client straight to another.",
         |stats| stats.forwarded_packets,

@@ -132,6 +132,44 @@ fn a_super_packet_crosses_whole_to_a_device_with_offload() {
     assert_eq!(net.received_by_server, [packet]);
 }
 
+/// They share a walk through the kernel's network stack; what comes between them keeps its place.
+#[test]
+fn datagrams_of_one_flow_go_to_a_device_with_offload_as_one_packet() {
+    let mut server = server_config(1);
+    (server.tun_offload, server.tun_udp_offload) = (true, true);
+    let mut net = Net::new(server, vec![client_config(1)]);
+    net.settle();
+    let ends = (net.address_v4(0).into(), SERVER_ADDRESS.into());
+    let packets: Vec<_> = (0..100_u8)
+        .map(|n| {
+            let to = if n < 90 { 2000 } else { 3000 };
+            let datagram = Packet::udp(ends).dont_fragment().ports(1000, to);
+            datagram.payload(&[n; 100]).build()
+        })
+        .collect();
+    let between = Packet::tcp(ends).payload(b"between").build();
+    for packet in &packets {
+        net.send_from(0, packet);
+        if packet[28] == 19 {
+            net.send_from(0, &between);
+        }
+    }
+    net.settle();
+    let lengths: Vec<_> = net.received_by_server.iter().map(Vec::len).collect();
+    let [first, second, third, fourth] = [20, 64, 6, 10].map(|datagrams| 28 + datagrams * 100);
+    assert_eq!(lengths, [first, between.len(), second, third, fourth]);
+    let mut went = packets.iter().map(|packet| packet[28]);
+    for packet in &net.received_by_server {
+        if packet != &between {
+            let came = packet[28..].chunks(100);
+            assert!(came.zip(&mut went).all(|(payload, n)| payload == [n; 100]));
+        }
+    }
+    assert_eq!(went.next(), None);
+    assert_eq!(net.server.stats().coalesced_datagrams, 96);
+    assert_eq!(net.server.stats().tun_packets_out, 5);
+}
+
 /// Cases 66 and 93: a peer that does not read costs bounded memory and its own packets.
 #[test]
 fn a_stalled_client_costs_its_own_packets_only() {
