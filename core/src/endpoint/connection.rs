@@ -138,6 +138,8 @@ pub(super) struct Connection {
     pub(super) expires_at: Instant,
     /// Set while the peer's rate limit holds the queue back.
     pub(super) paced_until: Option<Instant>,
+    /// When packets that wait for a full socket are looked through for old ones.
+    pub(super) stale_at: Option<Instant>,
     /// The entry in the endpoint's ordered deadlines.
     pub(super) armed_for: Option<Instant>,
 }
@@ -166,6 +168,7 @@ impl Connection {
             last_opened: now,
             expires_at: now + limits.handshake_timeout,
             paced_until: None,
+            stale_at: None,
             armed_for: None,
         }
     }
@@ -224,6 +227,13 @@ impl Connection {
         silent.min(self.last_opened + limits.connection_timeout * PACKET_TIMEOUTS)
     }
 
+    /// Sees to it that packets which wait grow too old even if the socket never takes a byte again.
+    pub(super) fn watch_age(&mut self, limits: &Limits, now: Instant) {
+        if !self.queue.is_empty() {
+            self.stale_at.get_or_insert(now + limits.queue_age);
+        }
+    }
+
     /// When something is due on this connection.
     pub(super) fn deadline(&self, limits: &Limits) -> Instant {
         match &self.state {
@@ -235,7 +245,8 @@ impl Connection {
                 if self.disconnect_after_drain.is_some() {
                     due = due.min(self.expires_at);
                 }
-                self.paced_until.map_or(due, |paced| due.min(paced))
+                let optional = [self.paced_until, self.stale_at];
+                optional.into_iter().flatten().fold(due, Instant::min)
             }
             State::AwaitHello
             | State::AwaitServerHello(_)

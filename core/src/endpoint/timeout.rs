@@ -67,6 +67,13 @@ impl Endpoint {
         if connection.paced_until.is_some_and(|until| until <= now) {
             connection.paced_until = None;
         }
+        if connection.stale_at.is_some_and(|at| at <= now) {
+            connection.stale_at = None;
+            connection
+                .queue
+                .expire(now, &mut self.pool, &mut self.stats);
+            connection.watch_age(limits, now);
+        }
         let keepalive_interval = limits.keepalive_interval;
         let Some(session) = connection.session_mut() else {
             return;

@@ -49,6 +49,7 @@ impl Endpoint {
             self.seal_control(&mut connection, now);
             self.seal_packets(&mut connection, now);
             self.disconnect_if_drained(&mut connection, now);
+            connection.watch_age(&self.config.limits, now);
         }
         let flushed = connection.outbox.is_empty();
         let closing = match &connection.state {

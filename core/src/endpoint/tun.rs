@@ -159,9 +159,15 @@ impl Endpoint {
             self.stats.drop_packet(DropReason::NotConnected);
             return;
         };
+        let now = queued.queued_at;
         connection
             .queue
             .push(queued, &mut self.pool, &mut self.stats);
+        // Its socket is full, so it may be long until `prepare`.
+        if !connection.outbox.is_empty() && connection.stale_at.is_none() {
+            connection.watch_age(&self.config.limits, now);
+            self.rearm(id);
+        }
         self.wants_transmit(id);
     }
 

@@ -192,6 +192,39 @@ fn a_stalled_client_costs_its_own_packets_only() {
     assert_eq!(last[28..32], 2999u32.to_be_bytes(), "the newest survive");
 }
 
+/// Case 66: memory comes back although the peer never reads again. A driver asks for nothing while
+/// the socket is full, so time alone can tell.
+#[test]
+fn what_waits_for_a_full_socket_goes_when_it_is_old() {
+    for (before, after, small) in [(200, 0, 0), (1, 200, 1)] {
+        let mut net = Net::connected(1);
+        let bulk = udp(net.address_v4(0), SERVER_ADDRESS, 5, &[0; 1200]);
+        let urgent = udp(net.address_v4(0), SERVER_ADDRESS, 6, b"small");
+        let (start, id) = (net.now, net.link(0).client_id);
+        for _ in 0..before {
+            net.send_from(0, &bulk);
+        }
+        assert!(net.clients[0].prepare(id, start));
+        for packet in [vec![&bulk; after], vec![&urgent; small as usize]].concat() {
+            net.send_from(0, packet);
+        }
+        let client = &mut net.clients[0];
+        let mut waiting_at = |time| {
+            while let Some(at) = client.poll_timeout().filter(|at| *at <= start + time) {
+                client.handle_timeout(at);
+            }
+            client.stats().queued_packets
+        };
+        let queue_age = Limits::default().queue_age;
+        assert!(waiting_at(Duration::ZERO) > 100);
+        assert_eq!(waiting_at(queue_age * 2), small);
+        assert_eq!(waiting_at(Duration::from_secs(3)), 0);
+        let stats = client.stats();
+        assert_eq!((stats.queued_bytes, stats.sessions), (0, 1));
+        assert!(stats.dropped(DropReason::QueueAge) > 100);
+    }
+}
+
 /// What is sealed can no longer be dropped, so a socket that was full gets little until it has
 /// shown that it takes more.
 #[test]
