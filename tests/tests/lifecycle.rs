@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use lostlove_tests::lab::{DEVICE, SERVER_V4, SERVER_V6, client_v4, quoted};
 use lostlove_tests::traffic::{Stream, tcp, udp_flood};
-use lostlove_tests::{Host, Lab, Settings};
+use lostlove_tests::{Host, Lab, Settings, await_true};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 const MEGABYTE: u64 = 1_000_000;
@@ -93,6 +93,9 @@ fn a_client_that_stops_reading_hurts_nobody_else() {
         .server
         .metric(r#"lostlove_dropped_packets_total{reason="queue_full"}"#);
     assert!(dropped.is_some_and(|packets| packets > 0.0), "{dropped:?}");
+    await_true("an end of what waited for too long", || {
+        lab.server.metric("lostlove_queued_bytes") == Some(0.0)
+    });
 
     tunnel.clients[0].signal(Signal::CONT);
     lab.clients[0].await_ping(SERVER_V4);
