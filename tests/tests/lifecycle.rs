@@ -96,6 +96,7 @@ fn a_client_that_stops_reading_hurts_nobody_else() {
     await_true("an end of what waited for too long", || {
         lab.server.metric("lostlove_queued_bytes") == Some(0.0)
     });
+    assert_eq!(lab.server.metric("lostlove_sessions"), Some(2.0));
 
     tunnel.clients[0].signal(Signal::CONT);
     lab.clients[0].await_ping(SERVER_V4);
