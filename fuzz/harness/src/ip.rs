@@ -2,9 +2,10 @@
 
 use lostlove_core::error::DropReason;
 use lostlove_core::ip::{
-    IpInfo, MAX_TCP_SEGMENTS, Offload, Unreachable, VirtioHeader, complete_checksum, decrement_ttl,
-    finish, flow_hash, max_segment_len, mss_clamp, offload_from_virtio, packet_too_big, parse,
-    protocol, segment, time_exceeded, unreachable, virtio_for,
+    Coalescer, Datagram, IpInfo, MAX_TCP_SEGMENTS, Offload, Unreachable, VirtioHeader,
+    complete_checksum, decrement_ttl, finish, flow_hash, max_segment_len, mss_clamp,
+    offload_from_virtio, packet_too_big, parse, protocol, segment, time_exceeded, unreachable,
+    virtio_for,
 };
 
 use crate::input::Input;
@@ -147,6 +148,37 @@ fn reassemble(original: &[u8], info: &IpInfo, offload: Offload, segments: &[Vec<
         payload.extend(&one[header_len..]);
     }
     assert!(payload == original[header_len..], "the payload differs");
+    if info.protocol == protocol::UDP {
+        join(segments);
+    }
+}
+
+/// Joins datagrams, if they may be joined, and cuts them again.
+fn join(datagrams: &[Vec<u8>]) {
+    let mut coalescer = Coalescer::empty();
+    let mut again = Vec::new();
+    for one in datagrams {
+        let info = parse(one).expect("a segment is a packet");
+        let Some(datagram) = Datagram::of(one, &info, Offload::NONE) else {
+            return;
+        };
+        if !coalescer.push(&datagram) {
+            cut_again(&mut coalescer, &mut again);
+            assert!(coalescer.push(&datagram), "not even the first is taken");
+        }
+    }
+    cut_again(&mut coalescer, &mut again);
+    assert!(again == datagrams, "joined datagrams come out otherwise");
+}
+
+fn cut_again(coalescer: &mut Coalescer, again: &mut Vec<Vec<u8>>) {
+    let joined = coalescer.take().expect("datagrams make a packet");
+    let joined = joined.expect("something was pushed");
+    let before = again.len();
+    let info = parse(joined.packet).expect("a packet");
+    let sink = &mut |one: &[u8]| again.push(one.to_vec());
+    finish(joined.packet, &info, joined.offload, sink).expect("it can be cut");
+    assert_eq!((again.len() - before) as u64, joined.datagrams);
 }
 
 /// What a kernel would read from our header is what the entry said.
