@@ -80,6 +80,8 @@ impl Endpoint {
         self.process(&mut connection, &mut inbox, sink, now);
         self.flush_datagrams(sink);
         self.keep_rest(&mut connection, inbox);
+        // An ICMP error may have been queued for it.
+        connection.watch_age(&self.config.limits, now);
         let wants_transmit = !connection.outbox.is_empty()
             || !connection.control.is_empty()
             || !connection.queue.is_empty()

@@ -225,6 +225,31 @@ fn what_waits_for_a_full_socket_goes_when_it_is_old() {
     }
 }
 
+/// Case 66: nor does a peer that sends and does not read hold the errors it is owed.
+#[test]
+fn errors_for_a_peer_that_does_not_read_go_when_they_are_old() {
+    let mut net = Net::connected(2);
+    let isolated = udp(net.address_v4(0), net.address_v4(1), 5, b"not for you");
+    let (now, client_id, server_id) = (net.now, net.link(0).client_id, net.link(0).server_id);
+    for _ in 0..10 {
+        net.send_from(0, &isolated);
+    }
+    assert!(net.clients[0].prepare(client_id, now));
+    let sent: Vec<_> = net.clients[0].outgoing(client_id).collect();
+    let sent = sent.concat();
+    let server = &mut net.server;
+    server.recv_buf(server_id).unwrap()[..sent.len()].copy_from_slice(&sent);
+    server.handle_received(server_id, sent.len(), &mut |_| true, now);
+    assert_eq!(server.stats().dropped(DropReason::Isolated), 10);
+    assert_eq!(server.stats().queued_packets, 10);
+    let end = now + Duration::from_secs(3);
+    while let Some(at) = server.poll_timeout().filter(|at| *at <= end) {
+        server.handle_timeout(at);
+    }
+    assert_eq!(server.stats().queued_packets, 0);
+    assert_eq!(server.stats().dropped(DropReason::QueueAge), 10);
+}
+
 /// What is sealed can no longer be dropped, so a socket that was full gets little until it has
 /// shown that it takes more.
 #[test]
