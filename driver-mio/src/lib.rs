@@ -5,24 +5,30 @@
 //! bounded amount of work, and settles what follows from it. Nothing here touches a byte.
 #![forbid(unsafe_code)]
 
+mod alarm;
 mod connections;
 
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::time::Duration;
 
 use lostlove_core::time::Instant;
 use lostlove_host::daemon::{Change, Daemon, Source};
 use mio::event::Event;
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Registry, Token};
 
+use alarm::Alarm;
 use connections::Connections;
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 256;
 /// Tokens from here on are the daemon's sources; below are connections.
 const FIRST_SOURCE: usize = usize::MAX / 2;
+/// No connection gets as far as this.
+const ALARM: Token = Token(FIRST_SOURCE - 1);
+/// What epoll counts in.
+const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Runs a daemon until it is done.
 ///
@@ -42,6 +48,7 @@ pub fn run(daemon: Daemon) -> io::Result<Daemon> {
 struct Driver {
     daemon: Daemon,
     poll: Poll,
+    alarm: Alarm,
     sources: Vec<Latch>,
     connections: Connections,
 }
@@ -49,7 +56,27 @@ struct Driver {
 /// Whether a source is known to be ready.
 struct Latch {
     source: Source,
+    fd: RawFd,
+    token: Token,
+    /// Whether its events are asked for.
+    is_watched: bool,
     is_ready: bool,
+}
+
+impl Latch {
+    /// Asks for the source's events, or for no more of them. Asking brings one at once if it is ready.
+    fn watch(&mut self, is_wanted: bool, registry: &Registry) -> io::Result<()> {
+        if is_wanted == self.is_watched {
+            return Ok(());
+        }
+        self.is_watched = is_wanted;
+        let mut fd = SourceFd(&self.fd);
+        if is_wanted {
+            registry.register(&mut fd, self.token, Interest::READABLE)
+        } else {
+            registry.deregister(&mut fd)
+        }
+    }
 }
 
 impl Driver {
@@ -57,17 +84,18 @@ impl Driver {
         let poll = Poll::new()?;
         let mut sources = Vec::new();
         for (source, fd) in daemon.sources() {
-            let token = Token(FIRST_SOURCE + sources.len());
-            poll.registry()
-                .register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE)?;
-            // A first look costs nothing and cannot miss what came before.
             sources.push(Latch {
                 source,
+                fd: fd.as_raw_fd(),
+                token: Token(FIRST_SOURCE + sources.len()),
+                is_watched: false,
+                // A first look costs nothing and cannot miss what came before.
                 is_ready: true,
             });
         }
         Ok(Self {
             daemon,
+            alarm: Alarm::new(poll.registry(), ALARM)?,
             poll,
             sources,
             connections: Connections::default(),
@@ -76,12 +104,16 @@ impl Driver {
 
     /// Waits for readiness or the next deadline.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        self.watch_wanted()?;
         let timeout = if self.has_work() {
             Some(Duration::ZERO)
         } else {
             let now = self.daemon.now();
-            let due = self.daemon.poll_timeout();
-            due.map(|at| round_up(at.since(now)))
+            let due = self.daemon.poll_timeout().map(|at| at.since(now));
+            if let Some(wait) = due.filter(|wait| !wait.is_zero() && *wait < MILLISECOND) {
+                self.alarm.set(wait)?;
+            }
+            due.map(round_up)
         };
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
@@ -90,6 +122,14 @@ impl Driver {
             }
             result => result,
         }
+    }
+
+    /// Watches the sources that the daemon wants. The others would only wake the loop.
+    fn watch_wanted(&mut self) -> io::Result<()> {
+        for latch in &mut self.sources {
+            latch.watch(self.daemon.wants(latch.source), self.poll.registry())?;
+        }
+        Ok(())
     }
 
     /// Whether something ready was left over by the last turn.

@@ -16,6 +16,7 @@
 mod acceptance;
 mod congestion;
 mod connections;
+mod moderation;
 mod network;
 mod slots;
 mod start;
@@ -47,6 +48,7 @@ use crate::signal::{Signal, Signals};
 use crate::tun::Tun;
 use acceptance::Acceptance;
 use connections::Connections;
+use moderation::Moderation;
 use start::Announcement;
 
 /// Connections accepted before others get their turn.
@@ -113,6 +115,7 @@ pub struct DaemonParts {
 pub struct Daemon {
     endpoint: Endpoint,
     tun: Tun,
+    moderation: Moderation,
     role: Role,
     clock: Clock,
     listeners: Vec<TcpListener>,
@@ -145,6 +148,7 @@ impl Daemon {
         Self {
             endpoint: Endpoint::new(config, parts.seed, clock.now()),
             tun: parts.tun,
+            moderation: Moderation::default(),
             role,
             clock,
             listeners: parts.listeners,
@@ -194,11 +198,13 @@ impl Daemon {
     }
 
     /// Whether a source is to be served when it is ready. This changes: a listener has to wait
-    /// while there is no descriptor for a connection.
+    /// while there is no descriptor for a connection, and the TUN device while small packets
+    /// gather in it.
     pub fn wants(&self, source: Source) -> bool {
         match source {
             Source::Listener(_) => !self.acceptance.is_paused(),
-            Source::Tun | Source::Signals | Source::Dialer | Source::Metrics => true,
+            Source::Tun => !self.moderation.is_resting(),
+            Source::Signals | Source::Dialer | Source::Metrics => true,
         }
     }
 
@@ -207,6 +213,7 @@ impl Daemon {
         let due = [
             self.endpoint.poll_timeout(),
             self.acceptance.poll_timeout(),
+            self.moderation.poll_timeout(),
             self.connections.poll_timeout(),
         ];
         due.into_iter().flatten().min()
@@ -216,6 +223,7 @@ impl Daemon {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.endpoint.handle_timeout(now);
         self.acceptance.handle_timeout(now);
+        self.moderation.handle_timeout(now);
     }
 
     /// Serves a readable source. Says whether it may have more: then it is to be called again as
@@ -271,10 +279,11 @@ impl Daemon {
                 self.connections.flush(&mut self.endpoint, id, now);
             }
             let Some(event) = self.endpoint.poll_event() else {
-                return;
+                break;
             };
             self.handle_event(event, now);
         }
+        self.moderation.begin(|| self.clock.now());
     }
 
     /// The next change in what to wait for.
@@ -288,8 +297,9 @@ impl Daemon {
     }
 
     fn handle_packets(&mut self, now: Instant) -> io::Result<bool> {
-        let progress = pump::drain_device(&mut self.endpoint, &self.tun, now)?;
-        Ok(progress == Progress::Ready)
+        let drained = pump::drain_device(&mut self.endpoint, &self.tun, now)?;
+        self.moderation.handle_drained(&drained);
+        Ok(drained.progress == Progress::Ready || self.moderation.is_resting())
     }
 
     fn handle_signals(&mut self, now: Instant) {

@@ -34,6 +34,17 @@ pub enum Progress {
     Closed,
 }
 
+/// What a turn of the TUN device has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Whether the device has more: [`Progress::Ready`] if it may, else [`Progress::Blocked`].
+    pub progress: Progress,
+    /// How many packets were read.
+    pub packets: usize,
+    /// Bytes of the largest of them.
+    pub largest: usize,
+}
+
 /// One IP packet at a time, each with a virtio header.
 pub trait PacketDevice {
     /// Reads one packet into `buf`.
@@ -188,10 +199,17 @@ pub fn drain_device(
     endpoint: &mut Endpoint,
     device: &impl PacketDevice,
     now: Instant,
-) -> io::Result<Progress> {
+) -> io::Result<Drained> {
+    let mut drained = Drained {
+        progress: Progress::Ready,
+        packets: 0,
+        largest: 0,
+    };
     for _ in 0..BUDGET_PACKETS {
         match device.recv(endpoint.tun_buf()) {
             Ok((len, header)) => {
+                drained.packets += 1;
+                drained.largest = drained.largest.max(len);
                 endpoint.handle_tun(len, &header, now);
                 if let Some(reply) = endpoint.take_reply() {
                     let packet = TunPacket {
@@ -202,11 +220,14 @@ pub fn drain_device(
                 }
             }
             Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => return Ok(Progress::Blocked),
+                io::ErrorKind::WouldBlock => {
+                    drained.progress = Progress::Blocked;
+                    break;
+                }
                 io::ErrorKind::Interrupted => {}
                 _ => return Err(error),
             },
         }
     }
-    Ok(Progress::Ready)
+    Ok(drained)
 }

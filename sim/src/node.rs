@@ -198,9 +198,9 @@ impl Node {
     }
 
     fn read_device(&mut self, world: &mut Surroundings<'_>) -> Result<(), String> {
-        let progress = pump::drain_device(&mut self.endpoint, &self.device, world.now)
+        let drained = pump::drain_device(&mut self.endpoint, &self.device, world.now)
             .map_err(|error| error.to_string())?;
-        self.tun_ready = progress == Progress::Ready;
+        self.tun_ready = drained.progress == Progress::Ready;
         Ok(())
     }
 

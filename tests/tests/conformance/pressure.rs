@@ -124,3 +124,29 @@ fn a_slow_reader_gets_every_packet_in_time() {
     pair.echo(1400, &mut rng);
     pair.stop();
 }
+
+/// While many small packets come, the TUN device rests between turns: nothing may be left in it.
+#[test]
+fn bursts_of_small_packets_arrive_whole_and_in_order() {
+    let pair = Pair::direct(&Setup::default());
+    let mut rng = rng();
+    let ends = [
+        (&pair.client, address(Some(0))),
+        (&pair.server, address(None)),
+    ];
+    for ((from, source), (to, destination)) in [(ends[0], ends[1]), (ends[1], ends[0])] {
+        for len in [40, 84, 300] {
+            let burst: Vec<_> = (0..100)
+                .map(|_| packet(source, destination, len, &mut rng))
+                .collect();
+            for packet in &burst {
+                from.send(packet);
+            }
+            for packet in &burst {
+                assert!(to.receive() == *packet, "a packet is lost or late");
+            }
+        }
+    }
+    pair.echo(1400, &mut rng);
+    pair.stop();
+}
