@@ -56,6 +56,7 @@ struct Driver {
 /// Whether a source is known to be ready.
 struct Latch {
     source: Source,
+    /// The daemon keeps it open.
     fd: RawFd,
     token: Token,
     /// Whether its events are asked for.
