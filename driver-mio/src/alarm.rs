@@ -33,3 +33,24 @@ impl Alarm {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mio::{Events, Poll};
+
+    use super::*;
+
+    #[test]
+    fn each_setting_brings_an_event_although_nobody_reads() -> io::Result<()> {
+        let mut poll = Poll::new()?;
+        let alarm = Alarm::new(poll.registry(), Token(7))?;
+        let mut events = Events::with_capacity(1);
+        for _ in 0..3 {
+            alarm.set(Duration::from_micros(100))?;
+            poll.poll(&mut events, Some(Duration::from_secs(10)))?;
+            let tokens: Vec<_> = events.iter().map(mio::event::Event::token).collect();
+            assert_eq!(tokens, [Token(7)]);
+        }
+        Ok(())
+    }
+}
