@@ -4,8 +4,9 @@
 //! started by [`Netns::command`] die with the thread that started them. So nothing is left
 //! behind, whichever way the program ends.
 
-use std::ffi::{CString, OsStr};
-use std::fs::{self, File};
+use std::ffi::{CStr, CString, OsStr};
+use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -15,20 +16,25 @@ use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
+use rustix::fs::{self, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
-use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Signal, chroot, fchdir, getpid, getppid, set_parent_process_death_signal,
+};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 /// Why a namespace could not be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Neither root nor user namespaces are at hand.
-    #[error(
-        "no permission to make network namespaces ({0}): run this as root, or allow user \
-         namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone or \
-         kernel.apparmor_restrict_unprivileged_userns)"
-    )]
-    NotPermitted(io::Error),
+    #[error("no permission to make network namespaces as {who} ({source}): {}", who.advice())]
+    NotPermitted {
+        /// Who asked.
+        who: Who,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The `ip` program is not installed.
     #[error("the program `ip` was not found: install the package iproute2")]
     NoIproute2,
@@ -57,7 +63,48 @@ impl Error {
 
     /// Whether more permissions would help.
     pub const fn is_permission(&self) -> bool {
-        matches!(self, Self::NotPermitted(_))
+        matches!(self, Self::NotPermitted { .. })
+    }
+}
+
+/// Who asked for a namespace, in the user namespace that the program was started in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Root, who then lacks `CAP_SYS_ADMIN`.
+    Root,
+    /// The user with this id.
+    User(u32),
+}
+
+impl Who {
+    fn current() -> Self {
+        match rustix::process::geteuid() {
+            uid if uid.is_root() => Self::Root,
+            uid => Self::User(uid.as_raw()),
+        }
+    }
+
+    const fn advice(self) -> &'static str {
+        match self {
+            Self::Root => {
+                "this root lacks CAP_SYS_ADMIN, as in a container; give it that, or run this on \
+                 the host"
+            }
+            Self::User(_) => {
+                "run this as root, or allow user namespaces (sysctl user.max_user_namespaces, \
+                 kernel.unprivileged_userns_clone or \
+                 kernel.apparmor_restrict_unprivileged_userns; a chroot never has them)"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => formatter.write_str("root"),
+            Self::User(uid) => write!(formatter, "user {uid}"),
+        }
     }
 }
 
@@ -195,9 +242,10 @@ impl Netns {
 ///
 /// [`Error::NotPermitted`] if the system allows neither; also if the process has other threads.
 pub fn isolate() -> Result<(), Error> {
-    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-    if !uid.is_root() || private_mounts().is_err() {
-        become_root_of_user_namespace(uid.as_raw(), gid.as_raw()).map_err(Error::NotPermitted)?;
+    let who = Who::current();
+    let refused = |what| move |source| refused_to(who, what, source);
+    if who != Who::Root || private_mounts().is_err() {
+        become_root_of_user_namespace().map_err(|source| Error::NotPermitted { who, source })?;
         private_mounts().map_err(refused("making a mount namespace"))?;
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
@@ -206,18 +254,44 @@ pub fn isolate() -> Result<(), Error> {
         .map_err(refused("mounting a private /run"))
 }
 
-fn become_root_of_user_namespace(uid: u32, gid: u32) -> io::Result<()> {
+fn become_root_of_user_namespace() -> io::Result<()> {
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
     unshare(UnshareFlags::NEWUSER)?;
-    fs::write("/proc/self/setgroups", "deny")?;
-    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
-    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
 }
 
 /// A new mount namespace whose changes stay in it.
 fn private_mounts() -> io::Result<()> {
     unshare(UnshareFlags::NEWNS)?;
+    match make_private() {
+        // The root of a chroot is no mount point.
+        Err(Errno::INVAL) => outside_of_chroot(make_private),
+        result => Ok(result?),
+    }
+}
+
+fn make_private() -> Result<(), Errno> {
     let flags = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
-    Ok(mount_change(c"/", flags)?)
+    mount_change(c"/", flags)
+}
+
+/// Does `work` with the root of the mount namespace for its root, and returns into the chroot.
+/// Makes system calls alone, as it also runs between fork and exec.
+fn outside_of_chroot(work: impl FnOnce() -> Result<(), Errno>) -> io::Result<()> {
+    let open = |path: &CStr, flags| fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+    let directory = OFlags::PATH | OFlags::DIRECTORY;
+    let (root, current) = (open(c"/", directory)?, open(c".", directory)?);
+    let namespace = open(c"/proc/thread-self/ns/mnt", OFlags::RDONLY)?;
+    // Entering a mount namespace, be it one's own, leads to its root.
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
+    let result = work();
+    fchdir(&root)?;
+    chroot(c".")?;
+    fchdir(&current)?;
+    Ok(result?)
 }
 
 #[expect(unsafe_code, reason = "rustix marks the call for its flag FILES")]
@@ -235,8 +309,12 @@ fn on_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result
 }
 
 fn refused(what: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |source| match source.kind() {
-        io::ErrorKind::PermissionDenied => Error::NotPermitted(source),
+    move |source| refused_to(Who::current(), what, source)
+}
+
+fn refused_to(who: Who, what: &'static str, source: io::Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => Error::NotPermitted { who, source },
         _ => Error::Io { what, source },
     }
 }
@@ -286,7 +364,7 @@ mod tests {
     fn commands_run_inside_and_see_what_is_bound() {
         let Some(netns) = netns() else { return };
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("mark"), "private").unwrap();
+        std::fs::write(dir.path().join("mark"), "private").unwrap();
         let netns = netns.bind(dir.path(), Path::new("/run"));
         netns.ip("tuntap add mode tun inside").unwrap();
 

@@ -20,6 +20,7 @@ use lostlove_core::crypto::Suite;
 
 use crate::cli::Exit;
 use crate::netns;
+use crate::tun::TunError;
 
 /// What the demo can be told.
 #[derive(Clone, Debug, clap::Args)]
@@ -78,6 +79,8 @@ enum Error {
     NoProgram(&'static str),
     #[error(transparent)]
     Netns(#[from] netns::Error),
+    #[error(transparent)]
+    Tun(#[from] TunError),
     #[error("{what}: {source}")]
     Setup {
         what: &'static str,
@@ -95,9 +98,12 @@ impl Error {
     fn exit(&self) -> Exit {
         match self {
             Self::Netns(error) if error.is_permission() => Exit::NoPermission,
-            Self::NoProgram(_) | Self::Netns(_) | Self::Setup { .. } | Self::Tunnel { .. } => {
-                Exit::Failure
-            }
+            Self::Tun(error) if error.is_permission() => Exit::NoPermission,
+            Self::NoProgram(_)
+            | Self::Netns(_)
+            | Self::Tun(_)
+            | Self::Setup { .. }
+            | Self::Tunnel { .. } => Exit::Failure,
         }
     }
 }

@@ -20,6 +20,7 @@ use super::Error;
 use super::daemon::Daemon;
 use crate::keytool;
 use crate::netns::Netns;
+use crate::tun::{Tun, TunConfig};
 
 /// The server's and the client's tunnel addresses.
 pub(super) const SERVER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 8, 0, 1));
@@ -67,6 +68,7 @@ impl Tunnel {
         server_netns.connect("wire", &client_netns, "wire")?;
         server_netns.ip("address add 192.0.2.1/30 dev wire")?;
         client_netns.ip("address add 192.0.2.2/30 dev wire")?;
+        check_tun(&server_netns)?;
         let configs = write_configs(suite).map_err(Error::setup("writing configurations"))?;
         let start = |program, netns, config| {
             Daemon::start(program, netns, config).map_err(Error::setup("starting a daemon"))
@@ -91,6 +93,17 @@ impl Tunnel {
         let (server, client) = (self.server.log(), self.client.log());
         format!("--- server ---\n{server}--- client ---\n{client}")
     }
+}
+
+/// Tells what would keep the daemons from their devices, in the words and with the exit code that
+/// they have for it.
+fn check_tun(netns: &Netns) -> Result<(), Error> {
+    let config = TunConfig {
+        name: "lostlove0",
+        offload: false,
+    };
+    netns.run(|| Tun::open(&config).map(drop))??;
+    Ok(())
 }
 
 struct Configs {
@@ -120,6 +133,7 @@ tun_name = "lostlove0"
 tun_address = "{SERVER_V4}/24"
 tun_address_v6 = "{SERVER_V6}/64"
 enable_ipv6 = true
+nat = false
 [security]
 private_key_file = "/run/lostlove-demo/server.key"
 suites = ["{suite}"]

@@ -24,6 +24,12 @@ pub enum TunError {
          (in a container, pass the device in, such as with `--device /dev/net/tun`)"
     )]
     NoDriver,
+    /// The caller may not open the driver's file.
+    #[error(
+        "no permission to open /dev/net/tun: run as root, or let everybody open it, as most \
+         systems do, with `chmod 0666 /dev/net/tun`"
+    )]
+    NoAccess,
     /// The caller may not create a device.
     #[error("no permission to create the device {0:?}: run as root or with CAP_NET_ADMIN")]
     Permission(String),
@@ -46,7 +52,7 @@ pub enum TunError {
 impl TunError {
     /// Whether more privileges would help.
     pub const fn is_permission(&self) -> bool {
-        matches!(self, Self::Permission(_))
+        matches!(self, Self::NoAccess | Self::Permission(_))
     }
 
     /// Reads the answer of opening `/dev/net/tun` or of `TUNSETIFF`; no errno comes from both with
@@ -55,7 +61,8 @@ impl TunError {
         let name = name.to_owned();
         match Errno::from_io_error(&source) {
             Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => Self::NoDriver,
-            Some(Errno::PERM | Errno::ACCESS) => Self::Permission(name),
+            Some(Errno::ACCESS) => Self::NoAccess,
+            Some(Errno::PERM) => Self::Permission(name),
             Some(Errno::BUSY) => Self::Busy(name),
             Some(Errno::INVAL) => Self::NameTaken(name),
             _ => Self::Io { name, source },

@@ -272,6 +272,26 @@ mod tests {
         });
     }
 
+    /// Case 101: a /dev/net/tun that is not for everybody, as without udev.
+    #[test]
+    fn a_file_that_may_not_be_opened_is_named() {
+        namespace::run(|ns| {
+            ns.shell(
+                "mount -t tmpfs none /dev/net; mknod -m 0600 /dev/net/tun c 10 200; \
+                 chown 1:1 /dev/net/tun",
+            );
+            let mut sets = capabilities(None).unwrap();
+            sets.effective.remove(CapabilitySet::DAC_OVERRIDE);
+            set_capabilities(None, sets).unwrap();
+
+            let error = open(true).unwrap_err();
+
+            assert!(matches!(error, TunError::NoAccess), "{error}");
+            assert!(error.is_permission());
+            assert!(error.to_string().contains("chmod 0666"), "{error}");
+        });
+    }
+
     /// Case 101: no /dev/net/tun.
     #[test]
     fn a_missing_driver_is_named() {
