@@ -66,7 +66,7 @@ pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Optio
         },
         routes: routes(reader, &client),
         dns: dns(reader, &client),
-        monitoring: sections::monitoring(reader, root, &MONITORING),
+        monitoring: sections::monitoring(reader, root, &MONITORING, &[]),
         socket: device.socket,
     };
     let role = role(reader, &client, &network);

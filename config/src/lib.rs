@@ -12,6 +12,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod client;
+mod duplicate;
 mod peers;
 mod pool;
 mod problem;
@@ -29,7 +30,7 @@ pub mod write;
 
 pub use client::load_client;
 pub use problem::{ConfigError, Position, Problem};
-pub use server::{default_key_path, lacks_only_its_key, load_server};
+pub use server::{ServerCheck, check_server, default_key_path, load_server};
 pub use settings::{
     ClientHost, ClientSettings, DEFAULT_PORT, Dns, Endpoint, InvalidEndpoint, LogFormat, LogLevel,
     Monitoring, Nat, Routes, ServerHost, ServerSettings, SocketOptions, TunOptions,

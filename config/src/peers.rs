@@ -32,6 +32,10 @@ pub(crate) fn read<'t>(
     server_key: Option<&SecretKey>,
 ) -> Peers {
     let sections = reader.sections(root, "peers");
+    if sections.is_empty() {
+        let what = "none, so nobody can connect; `lostlove add-peer NAME` adds one";
+        reader.warning(&root.missing("peers"), what);
+    }
     let mut taken = Taken {
         server_key: server_key.map(SecretKey::public_key),
         ..Taken::default()

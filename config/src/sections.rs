@@ -1,6 +1,6 @@
 //! What server and client files have in common.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use lostlove_core::config::{Limits, MAX_MTU, MIN_MTU, Rotation};
@@ -119,19 +119,18 @@ pub(crate) struct MonitoringDefaults {
     pub(crate) metrics_port: u16,
 }
 
-/// `[monitoring]`.
+/// `[monitoring]`. `listen` is where connections are accepted.
 pub(crate) fn monitoring<'t>(
     reader: &mut Reader<'t>,
     root: &Section<'t>,
     defaults: &MonitoringDefaults,
+    listen: &[SocketAddr],
 ) -> Monitoring {
     let section = reader.section(root, "monitoring");
     let enabled = reader
         .read(&section, "enable_metrics", boolean)
         .or(defaults.enable_metrics);
-    let port = reader
-        .read(&section, "metrics_port", integer(1..=u16::MAX))
-        .or(defaults.metrics_port);
+    let port = reader.read(&section, "metrics_port", integer(1..=u16::MAX));
     let address = reader.read(&section, "metrics_address", parsed("an IP address"));
     if let Entry::Given(Found { value, at }) = &address
         && enabled
@@ -139,10 +138,24 @@ pub(crate) fn monitoring<'t>(
     {
         reader.warning(at, format!("whoever reaches {value} can read the metrics"));
     }
-    let address = address.or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let at = match (&port, &address) {
+        (Entry::Given(Found { at, .. }), _) | (_, Entry::Given(Found { at, .. })) => at.clone(),
+        _ => section.missing("metrics_port"),
+    };
+    let metrics = SocketAddr::new(
+        address.or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        port.or(defaults.metrics_port),
+    );
+    if enabled && let Some(listener) = listen.iter().find(|it| collide(**it, metrics)) {
+        let message = format!(
+            "expected another port than that of {listener}, where the server \
+                               listens, found {metrics}"
+        );
+        reader.problem(&at, message);
+    }
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     Monitoring {
-        metrics: enabled.then_some(SocketAddr::new(address, port)),
+        metrics: enabled.then_some(metrics),
         log_level: reader
             .read(&section, "log_level", one_of(&LogLevel::NAMES))
             .or(LogLevel::Info),
@@ -150,6 +163,18 @@ pub(crate) fn monitoring<'t>(
             .read(&section, "log_format", one_of(&formats))
             .or(LogFormat::Text),
     }
+}
+
+/// Whether a server that listens on `listener` leaves no place for metrics on `metrics`. Of the
+/// wildcards, `::` is for IPv6 alone where connections are accepted, and for both families where
+/// metrics are.
+fn collide(listener: SocketAddr, metrics: SocketAddr) -> bool {
+    let (accepting, serving) = (listener.ip(), metrics.ip().to_canonical());
+    let everywhere = serving == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let same_family = accepting.is_ipv4() == serving.is_ipv4();
+    let same_address =
+        accepting == serving || accepting.is_unspecified() || serving.is_unspecified();
+    listener.port() == metrics.port() && (everywhere || same_family && same_address)
 }
 
 /// The keys of `[network]` that a server and a client share.

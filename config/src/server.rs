@@ -10,7 +10,7 @@ use lostlove_core::crypto::SecretKey;
 use toml::de::DeValue;
 
 use crate::peers;
-use crate::problem::{ConfigError, Problem};
+use crate::problem::ConfigError;
 use crate::reader::secret::PRIVATE_KEY;
 use crate::reader::value::{
     boolean, expected, found, host_address, integer, interface_name, network, parsed, route,
@@ -44,16 +44,34 @@ pub fn load_server(path: &Path) -> Result<ServerSettings, ConfigError> {
     read(&source)
 }
 
-/// Whether a server's file would be good if there were a key at [`default_key_path`]: so it is
-/// with a file of LLP 1.0, which knew no keys.
-pub fn lacks_only_its_key(path: &Path) -> bool {
-    match load_server(path) {
-        Ok(_) => false,
-        Err(error) => {
-            let lacking = |problem: &Problem| problem.message.starts_with(NO_KEY);
-            error.problems().len() == 1 && error.problems().iter().all(lacking)
-        }
-    }
+/// What is to be said of a server's file that is good, perhaps but for a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerCheck {
+    /// The key that the file takes and that does not exist, at [`default_key_path`]: so it is with
+    /// a file of LLP 1.0, which knew no keys.
+    pub missing_key: Option<PathBuf>,
+    /// What is allowed and probably not meant, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Judges a server's file as [`load_server`] does, but for one thing: that there is no key yet at
+/// [`default_key_path`] is no problem.
+///
+/// # Errors
+///
+/// If the file cannot be read, or with everything else that is wrong with it.
+pub fn check_server(path: &Path) -> Result<ServerCheck, ConfigError> {
+    let (text, mode) = read_config(path)?;
+    let source = Source::new(path, &text, mode);
+    let tree = source.parse()?;
+    let mut reader = Reader::new(&source);
+    let root = reader.root(tree.get_ref());
+    let parts = settings(&mut reader, &root, path);
+    let ((), warnings) = reader.finish(Some(()))?;
+    Ok(ServerCheck {
+        missing_key: parts.missing_key.map(|found| found.value),
+        warnings,
+    })
 }
 
 /// Where a server's secret key is if its file does not say: `server.key` beside it.
@@ -63,46 +81,76 @@ pub fn default_key_path(config: &Path) -> PathBuf {
 
 pub(crate) const DEFAULT_KEY_FILE: &str = "server.key";
 
-/// How the problem begins that there is no key.
-const NO_KEY: &str = "no key: ";
-
 pub(crate) fn read(source: &Source<'_>) -> Result<ServerSettings, ConfigError> {
     let tree = source.parse()?;
     let mut reader = Reader::new(source);
     let root = reader.root(tree.get_ref());
-    let settings = settings(&mut reader, &root, source.path());
-    let (mut settings, warnings) = reader.finish(settings)?;
+    let parts = settings(&mut reader, &root, source.path());
+    // Whoever has more to mend hears of it when a start does not make the key.
+    if let Some(Found { value, at }) = parts.missing_key
+        && !reader.has_problems()
+    {
+        let path = value.display();
+        let message = format!(
+            "no key: expected {path}; the server's first start makes it, or \
+             (umask 077; lostlove genkey > {path})"
+        );
+        reader.problem(&at, message);
+    }
+    let (mut settings, warnings) = reader.finish(parts.settings)?;
     settings.warnings = warnings;
     Ok(settings)
 }
 
-/// The settings, without their warnings; or nothing but problems.
-pub(crate) fn settings<'t>(
+/// What a server's file says.
+pub(crate) struct Parts {
+    /// The settings, without their warnings; or nothing, for there are problems or there is no key.
+    settings: Option<ServerSettings>,
+    /// The key that the file takes and that does not exist.
+    missing_key: Option<Found<PathBuf>>,
+}
+
+pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>, path: &Path) -> Parts {
+    let security = reader.section(root, "security");
+    let (secret_key, missing_key) = match secret_key(reader, &security, path) {
+        Key::Given(key) => (Some(key), None),
+        Key::Missing(missing) => (None, Some(missing)),
+        Key::Invalid => (None, None),
+    };
+    Parts {
+        settings: with_key(reader, root, secret_key),
+        missing_key,
+    }
+}
+
+/// The settings, with the problems of everything but the key.
+fn with_key<'t>(
     reader: &mut Reader<'t>,
     root: &Section<'t>,
-    path: &Path,
+    secret_key: Option<SecretKey>,
 ) -> Option<ServerSettings> {
     let server = reader.section(root, "server");
     let network = reader.section(root, "network");
     let security = reader.section(root, "security");
     let device = sections::device(reader, &network);
     let tunnel = tunnel::read(reader, &network, &device.mtu);
-    let secret_key = secret_key(reader, &security, path);
     let push = push(reader, &network, &tunnel);
     let limits = reader.section(root, "limits");
     let rate_limit = rate_limit(reader, &limits);
     let limits = self::limits(reader, &server, &limits);
     let peers = peers::read(reader, root, &tunnel, secret_key.as_ref());
     let client_to_client = client_to_client(reader, &network, peers.first_route.as_ref());
+    let listen = listen(reader, &server, &tunnel);
+    let monitoring = sections::monitoring(reader, root, &MONITORING, &listen);
     let host = ServerHost {
-        listen: listen(reader, &server, &tunnel),
+        listen,
         peer_routes: peers.routes,
         forwarding: reader.read(&network, "forwarding", boolean).or(true),
         nat: nat(reader, &network),
         worker_threads: reader
             .read(&server, "worker_threads", integer(0..=MAX_WORKER_THREADS))
             .or(0),
-        monitoring: sections::monitoring(reader, root, &MONITORING),
+        monitoring,
         socket: device.socket,
         tun: TunOptions {
             name: device.name,
@@ -141,31 +189,33 @@ pub(crate) fn settings<'t>(
     })
 }
 
+/// What came of looking for the server's key.
+enum Key {
+    Given(SecretKey),
+    /// The file names none, and there is none beside it.
+    Missing(Found<PathBuf>),
+    /// The problem is noted.
+    Invalid,
+}
+
 /// The key that the file names, or the one beside it.
-fn secret_key<'t>(
-    reader: &mut Reader<'t>,
-    security: &Section<'t>,
-    path: &Path,
-) -> Option<SecretKey> {
+fn secret_key<'t>(reader: &mut Reader<'t>, security: &Section<'t>, path: &Path) -> Key {
     let entry = match reader.secret(security, &PRIVATE_KEY) {
         Entry::Absent => {
             let at = security.missing(PRIVATE_KEY.file);
-            let path = default_key_path(path);
-            if path.exists() {
-                reader.key_file(&path, &at)
-            } else {
-                let path = path.display();
-                let message = format!(
-                    "{NO_KEY}expected {path}; create it with \
-                     (umask 077; lostlove genkey > {path})"
-                );
-                reader.problem(&at, message);
-                Entry::Invalid
+            let value = default_key_path(path);
+            // What cannot be looked at exists as far as anybody knows: reading it says why not.
+            if matches!(value.try_exists(), Ok(false)) {
+                return Key::Missing(Found { value, at });
             }
+            reader.key_file(&value, &at)
         }
         entry => entry,
     };
-    entry.given().map(|found| found.value)
+    match entry.given() {
+        Some(found) => Key::Given(found.value),
+        None => Key::Invalid,
+    }
 }
 
 fn push<'t>(reader: &mut Reader<'t>, network: &Section<'t>, tunnel: &Tunnel) -> Push {
@@ -256,6 +306,7 @@ fn listen<'t>(reader: &mut Reader<'t>, server: &Section<'t>, tunnel: &Tunnel) ->
             reader.problem(at, message);
         }
     }
+    refuse_covered(reader, &addresses);
     let addresses = addresses.into_iter().map(|found| found.value);
     let mut listen: Vec<_> = addresses
         .map(|address| SocketAddr::new(address, port))
@@ -291,6 +342,21 @@ fn bind_addresses<'t>(reader: &mut Reader<'t>, server: &Section<'t>) -> Vec<Foun
             .given()
             .into_iter()
             .collect(),
+    }
+}
+
+/// Two sockets of one port cannot listen on every address of a family and on one of these.
+fn refuse_covered(reader: &mut Reader<'_>, addresses: &[Found<IpAddr>]) {
+    for Found { value, at } in addresses {
+        let covers = |other: &&Found<IpAddr>| {
+            let any = other.value;
+            any.is_unspecified() && any.is_ipv4() == value.is_ipv4() && any != *value
+        };
+        if let Some(any) = addresses.iter().find(covers) {
+            let line = reader.line(&any.at);
+            let message = format!("{value} is already among {} ({line})", any.value);
+            reader.problem(at, message);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Files: the configuration itself and the key files it names.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -8,12 +9,16 @@ use toml::Spanned;
 use toml::de::DeTable;
 use zeroize::Zeroizing;
 
+use crate::duplicate::{self, Duplicate};
 use crate::problem::{ConfigError, Position, Problem};
 
 /// 65 000 prefixes with a peer each are some 12 MB; more than this is not a configuration.
 const MAX_CONFIG_BYTES: u64 = 64 * 1024 * 1024;
 /// A key is 44 characters and a line feed. The rest is room for stray white space.
 const MAX_KEY_BYTES: u64 = 4096;
+
+/// What the `toml` crate says of a key that is given again.
+const DUPLICATE_KEY: &str = "duplicate key";
 
 /// A configuration file's text, and what is needed to speak about it.
 pub(crate) struct Source<'a> {
@@ -44,13 +49,41 @@ impl<'a> Source<'a> {
             return Ok(tree);
         }
         errors.sort_by_key(|error| error.span().map(|span| span.start));
-        let problems = errors.iter().map(|error| Problem {
-            file: self.path.to_owned(),
-            position: error.span().map(|span| self.position(span.start)),
-            key: String::new(),
-            message: error.message().to_owned(),
+        let duplicates = self.duplicates(&errors);
+        let problems = errors.iter().map(|error| {
+            let start = error.span().map(|span| span.start);
+            let duplicate = start.and_then(|start| duplicates.get(&start));
+            let message = match duplicate.and_then(|duplicate| duplicate.first) {
+                Some(first) => {
+                    let line = self.position(first).line;
+                    format!("{}; first in line {line}", error.message())
+                }
+                None => error.message().to_owned(),
+            };
+            Problem {
+                file: self.path.to_owned(),
+                position: start.map(|start| self.position(start)),
+                key: duplicate
+                    .map(|duplicate| duplicate.key.clone())
+                    .unwrap_or_default(),
+                message,
+            }
         });
         Err(ConfigError::Invalid(problems.collect()))
+    }
+
+    fn duplicates(&self, errors: &[toml::de::Error]) -> BTreeMap<usize, Duplicate> {
+        let duplicate = errors
+            .iter()
+            .filter(|error| error.message() == DUPLICATE_KEY);
+        let offsets: BTreeSet<usize> = duplicate
+            .filter_map(|error| error.span())
+            .map(|span| span.start)
+            .collect();
+        if offsets.is_empty() {
+            return BTreeMap::new();
+        }
+        duplicate::find(self.text, &offsets)
     }
 
     pub(crate) fn position(&self, offset: usize) -> Position {
@@ -188,7 +221,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "a.toml:1:5: string values must be quoted, expected literal string\n\
-             a.toml:4:1: duplicate key"
+             a.toml:4:1: port: duplicate key; first in line 2"
         );
     }
 

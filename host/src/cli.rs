@@ -110,7 +110,7 @@ pub struct DaemonArgs {
     pub config: PathBuf,
     /// Whether the command line named that file. If not, a missing file may be made.
     pub config_given: bool,
-    /// Only judge the configuration.
+    /// Only say what a start would make of the configuration.
     pub check_config: bool,
     /// Overrides `RUST_LOG` and the configuration.
     pub log_level: Option<LogLevel>,
@@ -167,7 +167,7 @@ struct Options {
     /// Configuration file
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the configuration, say what is wrong, and exit
+    /// Check the configuration, say what a start would make of it, change nothing, and exit
     #[arg(long)]
     check_config: bool,
     /// Least severe messages to log: error, warn, info, debug or trace; wins over RUST_LOG, which

@@ -78,7 +78,11 @@ fn a_configuration_of_llp_1_0_gets_a_key() {
         .arg(&config)
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(78), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let made = format!("a start makes {}", key.display());
+    assert!(text.contains(&made), "{text}");
+    assert!(text.contains("nobody can connect"), "{text}");
     assert!(!key.exists());
 
     let start = || {
@@ -93,6 +97,35 @@ fn a_configuration_of_llp_1_0_gets_a_key() {
     daemon.terminate();
     assert!(!start().log().contains("a new one was made"));
     assert_eq!(fs::read(&key).unwrap(), made);
+}
+
+#[test]
+fn a_check_before_the_first_start_tells_what_that_makes() {
+    let Some(lab) = Lab::new(0) else { return };
+    let server = &lab.server;
+    let folder = server.etc().join("lostlove");
+    let check = || {
+        let mut check = server.netns.command(Driver::of_server().server());
+        check.arg("--check-config").output().unwrap()
+    };
+    let output = check();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    for name in ["server.toml", "server.key", "client1.toml"] {
+        assert!(text.contains(&format!("/etc/lostlove/{name} ")), "{text}");
+    }
+    assert!(!folder.exists(), "a check makes nothing");
+
+    let mut daemon = start(server);
+    daemon.await_log(" listening ");
+    daemon.terminate();
+    let output = check();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.stdout, b"/etc/lostlove/server.toml: OK\n");
+    fs::remove_file(folder.join("server.toml")).unwrap();
+    fs::write(folder.join("server.key"), "not a key").unwrap();
+    assert_eq!(check().status.code(), Some(1));
+    assert_eq!(start(server).await_exit().code(), Some(1));
 }
 
 /// A server without any argument.

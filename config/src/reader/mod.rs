@@ -242,6 +242,12 @@ impl<'t> Reader<'t> {
         self.problems.push((at.clone(), message.into()));
     }
 
+    /// Whether anything is wrong, when everything has been read.
+    pub(crate) fn has_problems(&mut self) -> bool {
+        self.report_unknown_keys();
+        !self.problems.is_empty()
+    }
+
     /// Notes something that is allowed and probably not meant.
     pub(crate) fn warning(&mut self, at: &At, message: impl Into<String>) {
         self.warnings.push((at.clone(), message.into()));

@@ -11,8 +11,11 @@ use toml::de::DeValue;
 
 /// Longer values are cut in messages.
 const MAX_QUOTED_CHARS: usize = 48;
-/// Below this Jaro-Winkler similarity a name is not a likely misspelling of another.
-const MIN_SIMILARITY: f64 = 0.8;
+/// One slip of the keys (a wrong, missing, additional or swapped letter) is likely in a short name;
+/// a longer name may have one more for every so many of its characters.
+const CHARS_PER_SLIP: usize = 4;
+/// Below this Jaro-Winkler similarity a name is not another one with words missing or added.
+const MIN_SIMILARITY: f64 = 0.82;
 /// IFNAMSIZ and TCP_CA_NAME_MAX without the terminating zero.
 const MAX_KERNEL_NAME_BYTES: usize = 15;
 const MAX_PEER_NAME_CHARS: usize = 64;
@@ -57,19 +60,27 @@ fn cut(text: &str) -> String {
     }
 }
 
-/// The candidate that `name` is most likely a misspelling of.
+/// The candidate that `name` is most likely a misspelling of: the one with the fewest slips, or
+/// else the one that begins most alike.
 pub(crate) fn nearest<'a>(
     name: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
     let name = name.to_lowercase();
-    let rated = candidates
-        .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(&name, candidate), candidate));
+    let max_slips = (name.chars().count() / CHARS_PER_SLIP).max(1);
+    let rated = candidates.into_iter().map(|candidate| {
+        let slips = strsim::osa_distance(&name, candidate);
+        let slips = if slips <= max_slips {
+            slips
+        } else {
+            usize::MAX
+        };
+        (slips, strsim::jaro_winkler(&name, candidate), candidate)
+    });
     rated
-        .filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, candidate)| candidate)
+        .filter(|(slips, similarity, _)| *slips <= max_slips || *similarity >= MIN_SIMILARITY)
+        .min_by(|(a_slips, a, _), (b_slips, b, _)| a_slips.cmp(b_slips).then(b.total_cmp(a)))
+        .map(|(_, _, candidate)| candidate)
 }
 
 /// A whole number in `range`.
@@ -318,13 +329,120 @@ mod tests {
         }
     }
 
+    /// Keys of sections, and what people write instead; none where nothing is meant.
+    const MISSPELLED: &[(&[&str], &[(&str, Option<&str>)])] = &[
+        (
+            &[
+                "mtu",
+                "nat",
+                "dns",
+                "tun_name",
+                "tun_address",
+                "tun_address_v6",
+                "push_routes",
+            ],
+            &[
+                ("mut", Some("mtu")),
+                ("mt", Some("mtu")),
+                ("MTU", Some("mtu")),
+                ("mtuu", Some("mtu")),
+                ("nta", Some("nat")),
+                ("natt", Some("nat")),
+                ("dsn", Some("dns")),
+                ("dn", Some("dns")),
+                ("tun_nmae", Some("tun_name")),
+                ("tunname", Some("tun_name")),
+                ("tun", Some("tun_name")),
+                ("tun_adress", Some("tun_address")),
+                ("tun_adres_v6", Some("tun_address_v6")),
+                ("push_route", Some("push_routes")),
+                ("puhs_ruotes", Some("push_routes")),
+                ("ttl", None),
+                ("ip", None),
+                ("key", None),
+                ("vlan", None),
+                ("", None),
+            ],
+        ),
+        (
+            &[
+                "bind_address",
+                "port",
+                "protocol",
+                "max_connections",
+                "worker_threads",
+            ],
+            &[
+                ("prot", Some("port")),
+                ("Port", Some("port")),
+                ("potr", Some("port")),
+                ("proto", Some("protocol")),
+                ("bind_adress", Some("bind_address")),
+                ("bind", Some("bind_address")),
+                ("maxconnections", Some("max_connections")),
+                ("max_conecctions", Some("max_connections")),
+                ("workers", Some("worker_threads")),
+                ("host", None),
+                ("listen", None),
+                ("colour", None),
+                ("name", None),
+            ],
+        ),
+        (
+            &["server", "routes", "dns", "reconnect_min", "reconnect_max"],
+            &[
+                ("sever", Some("server")),
+                ("srever", Some("server")),
+                ("ruotes", Some("routes")),
+                ("route", Some("routes")),
+                ("reconect_max", Some("reconnect_max")),
+                ("remote", None),
+                ("address", None),
+            ],
+        ),
+        (
+            &[
+                "rate_limit_per_user",
+                "max_streams_per_connection",
+                "drain_timeout",
+            ],
+            &[
+                ("rate_limit", Some("rate_limit_per_user")),
+                ("max_streams", Some("max_streams_per_connection")),
+                ("drain_timoeut", Some("drain_timeout")),
+                ("timeout", None),
+                ("burst", None),
+            ],
+        ),
+        (
+            &["error", "warn", "info", "debug", "trace"],
+            &[
+                ("warning", Some("warn")),
+                ("err", Some("error")),
+                ("inof", Some("info")),
+                ("verbose", None),
+                ("off", None),
+                ("notice", None),
+            ],
+        ),
+    ];
+
     #[test]
-    fn names_that_are_close_are_suggested() {
-        let keys = ["bind_address", "port", "protocol", "max_connections"];
-        assert_eq!(nearest("bind_adress", keys), Some("bind_address"));
-        assert_eq!(nearest("Port", keys), Some("port"));
-        assert_eq!(nearest("maxconnections", keys), Some("max_connections"));
-        assert_eq!(nearest("colour", keys), None);
+    fn names_that_are_close_are_suggested_and_others_are_not() {
+        for (keys, names) in MISSPELLED {
+            for (name, expected) in *names {
+                let found = nearest(name, keys.iter().copied());
+                assert_eq!(found, *expected, "{name} among {keys:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_two_names_the_one_with_fewer_slips_is_suggested() {
+        let keys = ["reconnect_min", "reconnect_max", "log_level", "log_format"];
+        assert_eq!(nearest("reconnect_mix", keys), Some("reconnect_min"));
+        assert_eq!(nearest("reconnect_mxa", keys), Some("reconnect_max"));
+        assert_eq!(nearest("log_formta", keys), Some("log_format"));
     }
 
     #[test]

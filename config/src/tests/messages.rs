@@ -70,6 +70,10 @@ const SERVER: &[(&str, &str)] = &[
         "server.toml:2:23: server.bind_address: \"::\" is listed twice",
     ),
     (
+        "[server]\nbind_address = ['192.0.2.1', '::1', '0.0.0.0']\n",
+        "server.toml:2:17: server.bind_address: 192.0.2.1 is already among 0.0.0.0 (line 2)",
+    ),
+    (
         "[server]\nbind_address = '10.8.0.1'\n",
         "server.toml:2:16: server.bind_address: expected an address outside the tunnel \
          (10.8.0.0/24), found 10.8.0.1",
@@ -81,6 +85,15 @@ const SERVER: &[(&str, &str)] = &[
     (
         "[server]\nport = true\n",
         "server.toml:2:8: server.port: expected 1 to 65535, found true",
+    ),
+    (
+        "[network]\nmut = 1400\n",
+        "server.toml:2:1: network.mut: unknown key; did you mean mtu?",
+    ),
+    (
+        "[server]\nport = 1\n\n[network]\n[server]\nport = 2\n",
+        "server.toml:5:2: server: duplicate key; first in line 1\n\
+         server.toml:6:1: server.port: duplicate key; first in line 2",
     ),
     (
         "[network]\ntun_address = '127.0.0.1/24'\n",
@@ -291,6 +304,9 @@ fn all_problems_are_reported_in_the_files_order() {
     assert_eq!(places, expected, "{errors}");
 }
 
+const NO_PEERS: &str =
+    "server.toml: peers: none, so nobody can connect; `lostlove add-peer NAME` adds one";
+
 #[test]
 fn a_file_with_the_keys_of_llp_1_0_alone_loads() {
     let folder = Folder::new();
@@ -302,7 +318,8 @@ fn a_file_with_the_keys_of_llp_1_0_alone_loads() {
                 connection_timeout = 300\n\n\
                 [monitoring]\nenable_metrics = true\nmetrics_port = 9090\nlog_level = 'info'\n";
     let settings = folder.server(text).unwrap();
-    assert_eq!(settings.warnings, [""; 0]);
+    let warnings = settings.warnings.iter().map(|it| folder.strip(it));
+    assert_eq!(warnings.collect::<Vec<_>>(), [NO_PEERS]);
     assert_eq!(settings.host.listen, ["0.0.0.0:8443".parse().unwrap()]);
     assert_eq!(settings.host.worker_threads, 4);
     let metrics = settings.host.monitoring.metrics;
@@ -337,25 +354,100 @@ fn nat_takes_the_name_of_an_interface() {
     assert_eq!(nat("false"), None);
 }
 
+/// A file of LLP 1.0 is good without a key, as a start makes one.
 #[test]
-fn without_a_key_the_way_to_one_is_shown() {
+fn a_missing_key_alone_is_no_problem_to_a_check() {
     let folder = Folder::new();
-    assert!(folder.server("").is_ok());
-    assert!(!crate::lacks_only_its_key(&folder.server_path()));
+    let check = |text: &str| {
+        folder.write("server.toml", text);
+        crate::check_server(&folder.server_path())
+    };
+    assert_eq!(check("").unwrap().missing_key, None);
     std::fs::remove_file(folder.path("server.key")).unwrap();
-    folder.write("server.toml", "[network]\nmtu = 1\n");
-    assert!(!crate::lacks_only_its_key(&folder.server_path()));
-    folder.write("server.toml", "");
-    assert!(crate::lacks_only_its_key(&folder.server_path()));
+    let missing = check("").unwrap().missing_key;
+    assert_eq!(missing, Some(folder.path("server.key")));
+    assert_eq!(
+        missing,
+        Some(crate::default_key_path(&folder.server_path()))
+    );
+    assert!(!folder.path("server.key").exists(), "a check makes nothing");
     assert_eq!(
         folder.server_errors(""),
-        "server.toml: security.private_key_file: no key: expected server.key; create it with \
-         (umask 077; lostlove genkey > server.key)"
+        "server.toml: security.private_key_file: no key: expected server.key; the server's first \
+         start makes it, or (umask 077; lostlove genkey > server.key)"
     );
+    for text in [
+        "[network]\nmtu = 1\n",
+        "[network]\nmut = 1400\n",
+        "[security]\nprivate_key_file = 'absent.key'\n",
+    ] {
+        let checked = check(text).unwrap_err().to_string();
+        assert_eq!(checked.lines().count(), 1, "{checked}");
+        let loaded = crate::load_server(&folder.server_path()).unwrap_err();
+        assert_eq!(checked, loaded.to_string(), "{text}");
+    }
+}
+
+#[test]
+fn a_check_has_the_warnings_of_a_start() {
+    let folder = Folder::new();
+    let text = "[monitoring]\nmetrics_address = '0.0.0.0'\n";
+    let loaded = folder.server(text).unwrap().warnings;
+    assert_eq!(loaded.len(), 2, "{loaded:?}");
+    let checked = crate::check_server(&folder.server_path()).unwrap();
+    assert_eq!(checked.warnings, loaded);
+    std::fs::remove_file(folder.path("server.key")).unwrap();
+    let checked = crate::check_server(&folder.server_path()).unwrap();
+    assert_eq!(checked.warnings, loaded);
+}
+
+/// Linux refuses the second of two sockets that listen on one port and share an address.
+#[test]
+fn metrics_and_connections_share_no_address() {
+    let folder = Folder::new();
+    let collides = |bind: &str, metrics: &str| {
+        let text = format!(
+            "[server]\nport = 9000\nbind_address = {bind}\n\
+             [monitoring]\nmetrics_port = 9000\nmetrics_address = '{metrics}'\n"
+        );
+        let errors = folder.server_errors(&text);
+        let start =
+            "server.toml:5:16: monitoring.metrics_port: expected another port than that of ";
+        assert!(errors.is_empty() || errors.starts_with(start), "{errors}");
+        assert!(errors.is_empty() || errors.contains(metrics), "{errors}");
+        !errors.is_empty()
+    };
+    for (bind, metrics, expected) in [
+        ("'127.0.0.1'", "127.0.0.1", true),
+        ("'127.0.0.1'", "127.0.0.2", false),
+        ("'127.0.0.1'", "0.0.0.0", true),
+        ("'127.0.0.1'", "::", true),
+        ("'127.0.0.1'", "::1", false),
+        ("'127.0.0.1'", "::ffff:127.0.0.1", true),
+        ("'0.0.0.0'", "127.0.0.1", true),
+        ("'0.0.0.0'", "::", true),
+        ("'0.0.0.0'", "::1", false),
+        ("'::'", "127.0.0.1", false),
+        ("'::'", "0.0.0.0", false),
+        ("'::'", "::1", true),
+        ("'::'", "::", true),
+        ("'::'", "::ffff:127.0.0.1", false),
+        ("'::1'", "::1", true),
+        ("'::1'", "::", true),
+        ("'::1'", "2001:db8::1", false),
+        ("['192.0.2.1', '192.0.2.2']", "192.0.2.2", true),
+        ("['192.0.2.1', '::']", "192.0.2.2", false),
+    ] {
+        assert_eq!(collides(bind, metrics), expected, "{bind} {metrics}");
+    }
+    let errors = folder.server_errors("[server]\nport = 9190\n");
     assert_eq!(
-        crate::default_key_path(&folder.server_path()),
-        folder.path("server.key")
+        errors,
+        "server.toml: monitoring.metrics_port: expected another port than that of 0.0.0.0:9190, \
+         where the server listens, found 127.0.0.1:9190"
     );
+    let text = "[server]\nport = 9190\n[monitoring]\nenable_metrics = false\n";
+    assert_eq!(folder.server_errors(text), "");
 }
 
 #[cfg(unix)]

@@ -190,15 +190,25 @@ fn what_is_allowed_and_probably_not_meant_is_a_warning() {
              network.client_to_client to say whether they should",
         ),
         (
-            "[network]\nmtu = 1000\n".to_owned(),
+            String::new(),
+            "server.toml: peers: none, so nobody can connect; `lostlove add-peer NAME` adds one",
+        ),
+        (
+            format!("[network]\nmtu = 1000\n{}", peers(&[""])),
             "server.toml:2:7: network.mtu: IPv6 is off: it needs 1280 or more",
         ),
         (
-            "[network]\nenable_ipv6 = false\ntun_address_v6 = 'fd00::1/64'\n".to_owned(),
+            format!(
+                "[network]\nenable_ipv6 = false\ntun_address_v6 = 'fd00::1/64'\n{}",
+                peers(&[""])
+            ),
             "server.toml:3:18: network.tun_address_v6: unused while IPv6 is off",
         ),
         (
-            "[monitoring]\nmetrics_address = '0.0.0.0'\n".to_owned(),
+            format!(
+                "[monitoring]\nmetrics_address = '0.0.0.0'\n{}",
+                peers(&[""])
+            ),
             "server.toml:2:19: monitoring.metrics_address: whoever reaches 0.0.0.0 can read the \
              metrics",
         ),

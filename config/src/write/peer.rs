@@ -179,9 +179,8 @@ fn about_addition(error: ConfigError, server_toml: &str) -> ConfigError {
     let last_line = server_toml.lines().count();
     let place = |mut problem: Problem| {
         problem.position = problem.position.filter(|at| at.line <= last_line);
-        if problem.key.is_empty() {
+        if problem.key == "peers" {
             // Both texts are sound by themselves, and this alone keeps them from being joined.
-            problem.key = "peers".to_owned();
             problem.message = "expected sections [[peers]], found a list".to_owned();
         }
         problem

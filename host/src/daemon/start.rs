@@ -18,7 +18,7 @@ use super::network::Network;
 use super::{Daemon, DaemonParts, Run};
 use crate::cli::{self, DaemonArgs, Exit, Role};
 use crate::dial::Dialer;
-use crate::keytool::{self, FirstStart};
+use crate::keytool::{self, FirstStart, KeytoolError};
 use crate::listen::{SocketOptions, listen};
 use crate::log::{self, Verbosity};
 use crate::metrics::Metrics;
@@ -145,14 +145,14 @@ impl From<ClientSettings> for Settings {
 }
 
 fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
+    if args.check_config {
+        return check(role, args);
+    }
     let made = make_missing(role, args)?;
     let settings: Settings = match role {
         Role::Server => lostlove_config::load_server(&args.config)?.into(),
         Role::Client => lostlove_config::load_client(&args.config)?.into(),
     };
-    if args.check_config {
-        return report_check(args, &settings.warnings);
-    }
     let verbosity = Verbosity {
         command_line: args.log_level,
         configured: settings.monitoring.log_level,
@@ -199,21 +199,34 @@ enum Made {
 }
 
 fn make_missing(role: Role, args: &DaemonArgs) -> Result<Made, Failure> {
-    if role == Role::Client || args.check_config {
+    if role == Role::Client {
         return Ok(Made::Nothing);
     }
     let config = &args.config;
-    let made = if !args.config_given && !config.exists() {
-        keytool::first_start(config).map(|first| Made::Everything(Box::new(first)))
-    } else if lostlove_config::lacks_only_its_key(config) {
-        keytool::make_default_key(config).map(Made::Key)
-    } else {
-        Ok(Made::Nothing)
-    };
-    made.map_err(|error| Failure {
+    if makes_everything(role, args) {
+        let first = keytool::first_start(config).map_err(before_the_log)?;
+        return Ok(Made::Everything(Box::new(first)));
+    }
+    match lostlove_config::check_server(config)?.missing_key {
+        Some(_) => {
+            let key = keytool::make_default_key(config).map_err(before_the_log)?;
+            Ok(Made::Key(key))
+        }
+        None => Ok(Made::Nothing),
+    }
+}
+
+/// Whether a start finds nothing where its configuration would be, and makes all of it. Where
+/// nobody can look, there may be one.
+fn makes_everything(role: Role, args: &DaemonArgs) -> bool {
+    role == Role::Server && !args.config_given && matches!(args.config.try_exists(), Ok(false))
+}
+
+fn before_the_log(error: KeytoolError) -> Failure {
+    Failure {
         is_logging: false,
         ..Failure::new(Exit::from(&error), error)
-    })
+    }
 }
 
 /// Tells what to do next; if the server cannot start, only what there is by now, for the next
@@ -235,12 +248,30 @@ fn report_first_start(first: &FirstStart, has_started: bool) {
     }
 }
 
+/// Says what a start would make of its files, and changes nothing.
 #[expect(clippy::print_stdout, reason = "the answer to --check-config")]
-fn report_check(args: &DaemonArgs, warnings: &[String]) -> Result<(), Failure> {
+fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
+    let config = &args.config;
+    if makes_everything(role, args) {
+        let plan = keytool::plan_first_start(config).map_err(before_the_log)?;
+        println!("{plan}");
+        return Ok(());
+    }
+    let warnings = match role {
+        Role::Server => {
+            let check = lostlove_config::check_server(config)?;
+            if let Some(key) = check.missing_key {
+                keytool::plan_default_key(config).map_err(before_the_log)?;
+                println!("note: there is no key yet; a start makes {}", key.display());
+            }
+            check.warnings
+        }
+        Role::Client => lostlove_config::load_client(config)?.warnings,
+    };
     for warning in warnings {
         println!("warning: {warning}");
     }
-    println!("{}: OK", args.config.display());
+    println!("{}: OK", config.display());
     Ok(())
 }
 

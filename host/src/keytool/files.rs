@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::KeytoolError;
@@ -24,6 +25,20 @@ pub(super) fn create(path: &Path, text: &str) -> Result<(), KeytoolError> {
     file.persist_noclobber(path)
         .map_err(|error| action()(error.error))?;
     sync_folder(path).map_err(action())
+}
+
+/// Whether [`create`] would find `path` free.
+///
+/// # Errors
+///
+/// When something is there, be it a link that leads nowhere, or nobody may look.
+pub(super) fn check_free(path: &Path) -> Result<(), KeytoolError> {
+    let error = match path.symlink_metadata() {
+        Ok(_) => Errno::EXIST.into(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => error,
+    };
+    Err(KeytoolError::io(format!("write {}", path.display()))(error))
 }
 
 /// Replaces what `path` holds in one step and keeps its mode and owner. A symbolic link stays one.

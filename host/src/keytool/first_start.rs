@@ -48,12 +48,7 @@ pub fn first_start(config: &Path) -> Result<FirstStart, KeytoolError> {
     files::create_folder_of(config)?;
     let _lock = files::lock_folder_of(config)
         .map_err(KeytoolError::io(format!("make {}", config.display())))?;
-    if config.exists() {
-        let exists = io::Error::from(io::ErrorKind::AlreadyExists);
-        return Err(KeytoolError::io(format!("make {}", config.display()))(
-            exists,
-        ));
-    }
+    files::check_free(config)?;
     let key = default_key_path(config);
     let secret_key = read_or_create_key(&key)?;
     let local: Vec<_> = local_networks(None)
@@ -83,6 +78,46 @@ pub fn first_start(config: &Path) -> Result<FirstStart, KeytoolError> {
         server,
         behind_nat: address::is_local(ip),
     })
+}
+
+/// What [`first_start`] would make. Displayed, it tells the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstStartPlan {
+    config: PathBuf,
+    key: PathBuf,
+    has_key: bool,
+    profile: PathBuf,
+}
+
+/// Tells what [`first_start`] would make, and changes nothing.
+///
+/// # Errors
+///
+/// When it would fail because of what is there already.
+pub fn plan_first_start(config: &Path) -> Result<FirstStartPlan, KeytoolError> {
+    files::check_free(config)?;
+    let (_, profile) = free_profile(config);
+    files::check_free(&profile)?;
+    Ok(FirstStartPlan {
+        config: config.to_owned(),
+        key: default_key_path(config),
+        has_key: plan_default_key(config)?,
+        profile,
+    })
+}
+
+/// Whether `server.key` is beside `config`; if not, [`make_default_key`] would make it.
+///
+/// # Errors
+///
+/// When that would fail because of what is there already.
+pub fn plan_default_key(config: &Path) -> Result<bool, KeytoolError> {
+    let path = default_key_path(config);
+    let has_key = read_key(&path)?.is_some();
+    if !has_key {
+        files::check_free(&path)?;
+    }
+    Ok(has_key)
 }
 
 /// Makes `server.key` (mode 0600) beside `config`, unless it exists, and returns its path.
@@ -134,16 +169,42 @@ impl fmt::Display for FirstStart {
     }
 }
 
+impl fmt::Display for FirstStartPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = if self.has_key {
+            "stays"
+        } else {
+            "the server's key"
+        };
+        write!(
+            f,
+            "There is no configuration. A start makes a new one:\n\n  \
+             {}  the server's configuration\n  \
+             {}  {key}\n  \
+             {}  a client's profile",
+            self.config.display(),
+            self.key.display(),
+            self.profile.display(),
+        )
+    }
+}
+
 fn read_or_create_key(path: &Path) -> Result<SecretKey, KeytoolError> {
+    if let Some(key) = read_key(path)? {
+        return Ok(key);
+    }
+    let key = SecretKey::from_bytes(*random()?);
+    let mut text = key.to_base64();
+    text.push('\n');
+    files::create(path, &text)?;
+    Ok(key)
+}
+
+/// The key in a file; none if there is no file.
+fn read_key(path: &Path) -> Result<Option<SecretKey>, KeytoolError> {
     match fs::read_to_string(path).map(Zeroizing::new) {
-        Ok(text) => Ok(text.parse()?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let key = SecretKey::from_bytes(*random()?);
-            let mut text = key.to_base64();
-            text.push('\n');
-            files::create(path, &text)?;
-            Ok(key)
-        }
+        Ok(text) => Ok(Some(text.parse()?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(KeytoolError::io(format!("read {}", path.display()))(error)),
     }
 }
@@ -228,6 +289,48 @@ mod tests {
         assert!(error.to_string().contains("server.toml"), "{error}");
         assert_eq!(read(), before);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_plan_tells_what_comes_to_be_and_makes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("lostlove/server.toml");
+        let plan = plan_first_start(&config).unwrap();
+        assert!(!plan.has_key);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let text = plan.to_string();
+        let made = first_start(&config).unwrap();
+        for path in [&made.config, &made.key, &made.profile] {
+            assert!(text.contains(&*path.to_string_lossy()), "{text}");
+        }
+        assert!(matches!(
+            plan_first_start(&config),
+            Err(KeytoolError::Io { .. })
+        ));
+        fs::remove_file(&config).unwrap();
+        let plan = plan_first_start(&config).unwrap();
+        assert!(plan.has_key && plan.to_string().contains("stays"));
+        assert_eq!(first_start(&config).unwrap().profile, plan.profile);
+    }
+
+    #[test]
+    fn a_plan_fails_where_a_start_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("server.toml");
+        let key = default_key_path(&config);
+        let refused = || {
+            let planned = plan_first_start(&config).unwrap_err().to_string();
+            assert_eq!(planned, first_start(&config).unwrap_err().to_string());
+            planned
+        };
+        fs::write(&key, "not a key").unwrap();
+        refused();
+        fs::remove_file(&key).unwrap();
+        std::os::unix::fs::symlink("nowhere", &key).unwrap();
+        assert!(refused().contains("server.key"));
+        fs::remove_file(&key).unwrap();
+        std::os::unix::fs::symlink("nowhere", &config).unwrap();
+        assert!(refused().contains("server.toml"));
     }
 
     #[test]

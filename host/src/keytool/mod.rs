@@ -13,7 +13,9 @@ use lostlove_core::crypto::KeyError;
 use zeroize::Zeroizing;
 
 pub use self::add_peer::{AddPeer, AddedPeer, add_peer};
-pub use self::first_start::{FirstStart, first_start, make_default_key};
+pub use self::first_start::{
+    FirstStart, FirstStartPlan, first_start, make_default_key, plan_default_key, plan_first_start,
+};
 pub use self::keys::{genkey, genpsk, is_exposed, pubkey};
 use crate::cli::Exit;
 
