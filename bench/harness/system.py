@@ -15,6 +15,7 @@ from pathlib import Path
 PACKAGES = {
     "ip": "iproute2",
     "iperf3": "iperf3",
+    "matplotlib": "python3-matplotlib",
     "modprobe": "kmod",
     "openssl": "openssl",
     "openvpn": "openvpn",
