@@ -30,6 +30,11 @@ pub enum FrameError {
     BadControl,
 }
 
+/// There is no randomness to be had, so nothing secret can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("the system gives no randomness")]
+pub struct NoEntropy;
+
 /// Why a handshake failed. The peer is told nothing; the operator sees it counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum HandshakeError {
@@ -78,11 +83,20 @@ pub enum HandshakeError {
     /// The connection ended before the peer was authenticated.
     #[error("the peer left before it was authenticated")]
     Abandoned,
+    /// No secret could be made for it.
+    #[error("the system gives no randomness")]
+    NoEntropy,
+}
+
+impl From<NoEntropy> for HandshakeError {
+    fn from(_: NoEntropy) -> Self {
+        Self::NoEntropy
+    }
 }
 
 impl HandshakeError {
     /// Every variant, in the order of [`Self::index`].
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Malformed,
         Self::Version,
         Self::NoCommonSuite,
@@ -98,6 +112,7 @@ impl HandshakeError {
         Self::Evicted,
         Self::Busy,
         Self::Abandoned,
+        Self::NoEntropy,
     ];
 
     /// Position in [`Self::ALL`], for arrays of counters.
@@ -123,6 +138,7 @@ impl HandshakeError {
             Self::Evicted => "evicted",
             Self::Busy => "busy",
             Self::Abandoned => "abandoned",
+            Self::NoEntropy => "no_entropy",
         }
     }
 }
@@ -159,6 +175,15 @@ pub enum ProtocolError {
     /// The in-session key exchange went wrong.
     #[error("key exchange failed")]
     Exchange,
+    /// Nothing the peer has done: no secret could be made for the in-session key exchange.
+    #[error("the system gives no randomness")]
+    NoEntropy,
+}
+
+impl From<NoEntropy> for ProtocolError {
+    fn from(_: NoEntropy) -> Self {
+        Self::NoEntropy
+    }
 }
 
 /// Local policy that turns a new connection away. Its socket is just closed.

@@ -1,8 +1,8 @@
 //! The LostLove Protocol (LLP) as a pure state machine.
 //!
 //! Bytes and timestamps go in; frames, packets and events come out. This crate has no clock, no
-//! source of randomness, no sockets, no files, no threads and no `unsafe`: time and seeds are
-//! arguments, so a run can be repeated byte for byte.
+//! source of randomness, no sockets, no files, no threads and no `unsafe`: time and randomness come
+//! in with the input ([`turn::Turn`]), so a run can be repeated byte for byte.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
@@ -21,4 +21,5 @@ pub mod route;
 pub mod session;
 pub mod stats;
 pub mod time;
+pub mod turn;
 pub mod wire;

@@ -30,6 +30,7 @@ use lostlove_core::config::{Config, Role as EndpointRole};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
+use lostlove_core::turn::{Entropy, Turn};
 use tracing::{debug, error, info, warn};
 
 pub use network::Network;
@@ -93,8 +94,8 @@ pub enum Change {
 pub struct DaemonParts {
     /// The protocol's configuration. What depends on the TUN device and the clock is filled in.
     pub config: Config,
-    /// Randomness for everything secret, from the system's generator.
-    pub seed: [u8; 32],
+    /// Randomness for everything secret: [the system's](crate::entropy::SystemEntropy).
+    pub entropy: Box<dyn Entropy + Send>,
     /// The tunnel device, non-blocking.
     pub tun: Tun,
     /// Where a server accepts connections, non-blocking.
@@ -114,6 +115,7 @@ pub struct DaemonParts {
 /// All of a daemon but the waiting.
 pub struct Daemon {
     endpoint: Endpoint,
+    entropy: Box<dyn Entropy + Send>,
     tun: Tun,
     moderation: Moderation,
     role: Role,
@@ -146,7 +148,8 @@ impl Daemon {
             EndpointRole::Client(_) => Role::Client,
         };
         Self {
-            endpoint: Endpoint::new(config, parts.seed, clock.now()),
+            endpoint: Endpoint::new(config, clock.now()),
+            entropy: parts.entropy,
             tun: parts.tun,
             moderation: Moderation::default(),
             role,
@@ -221,7 +224,8 @@ impl Daemon {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        self.endpoint.handle_timeout(now);
+        let entropy = &mut *self.entropy;
+        self.endpoint.handle_timeout(&mut Turn { now, entropy });
         self.acceptance.handle_timeout(now);
         self.moderation.handle_timeout(now);
     }
@@ -246,9 +250,13 @@ impl Daemon {
     /// Reads from a connection's readable socket. Says whether it may have more: then this is to
     /// be called again, else when it becomes readable.
     pub fn handle_readable(&mut self, id: ConnectionId, now: Instant) -> bool {
-        let progress = self
-            .connections
-            .fill(&mut self.endpoint, id, &self.tun, now);
+        let entropy = &mut *self.entropy;
+        let progress = self.connections.fill(
+            &mut self.endpoint,
+            id,
+            &self.tun,
+            &mut Turn { now, entropy },
+        );
         progress == Progress::Ready
     }
 
@@ -325,8 +333,10 @@ impl Daemon {
         let Some(result) = self.dialer.as_mut().and_then(Dialer::finish) else {
             return;
         };
+        let entropy = &mut *self.entropy;
+        let turn = &mut Turn { now, entropy };
         match result {
-            Ok((socket, remote)) => match self.endpoint.handle_connected(remote, now) {
+            Ok((socket, remote)) => match self.endpoint.handle_connected(remote, turn) {
                 Ok(id) => self.connections.add(id, socket),
                 Err(error) => {
                     warn!(%error, "cannot start the handshake");

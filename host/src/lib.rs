@@ -9,6 +9,7 @@ pub mod daemon;
 #[cfg(target_os = "linux")]
 pub mod demo;
 pub mod dial;
+pub mod entropy;
 pub mod keytool;
 pub mod listen;
 pub mod log;

@@ -10,6 +10,7 @@ use lostlove_core::endpoint::{Endpoint, MAX_PIECES, TunPacket};
 use lostlove_core::event::ConnectionId;
 use lostlove_core::ip::VirtioHeader;
 use lostlove_core::time::Instant;
+use lostlove_core::turn::Turn;
 
 #[cfg(target_os = "linux")]
 use crate::tun::Tun;
@@ -97,7 +98,7 @@ pub fn fill(
     id: ConnectionId,
     mut socket: impl Read,
     device: &impl PacketDevice,
-    now: Instant,
+    turn: &mut Turn<'_>,
 ) -> Progress {
     let mut budget = BUDGET_BYTES;
     loop {
@@ -106,12 +107,12 @@ pub fn fill(
         };
         match socket.read(buf) {
             Ok(0) => {
-                endpoint.handle_disconnected(id, true, now);
+                endpoint.handle_disconnected(id, true, turn.now);
                 return Progress::Closed;
             }
             Ok(len) => {
                 let sink = &mut |packet: TunPacket<'_>| send_packet(device, &packet);
-                endpoint.handle_received(id, len, sink, now);
+                endpoint.handle_received(id, len, sink, turn);
                 budget = budget.saturating_sub(len);
             }
             Err(error) => match error.kind() {
@@ -119,7 +120,7 @@ pub fn fill(
                 io::ErrorKind::Interrupted => {}
                 _ => {
                     tracing::debug!(%id, %error, "socket read");
-                    endpoint.handle_disconnected(id, false, now);
+                    endpoint.handle_disconnected(id, false, turn.now);
                     return Progress::Closed;
                 }
             },

@@ -99,6 +99,7 @@ fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importanc
 
 const fn handshake_importance(error: HandshakeError) -> Importance {
     match error {
+        HandshakeError::NoEntropy => Importance::Warn,
         HandshakeError::Version
         | HandshakeError::NoCommonSuite
         | HandshakeError::Authentication

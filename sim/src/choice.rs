@@ -2,7 +2,9 @@
 
 use core::time::Duration;
 
-use rand_chacha::ChaCha8Rng;
+use lostlove_core::error::NoEntropy;
+use lostlove_core::turn::Entropy;
+use rand_chacha::{ChaCha8Rng, ChaCha20Rng};
 use rand_core::{Rng as _, SeedableRng as _};
 
 /// A source of decisions.
@@ -50,9 +52,21 @@ impl Choice {
         bytes
     }
 
-    pub(crate) fn seed(&mut self) -> [u8; 32] {
+    /// What a machine gets for the operating system's randomness.
+    pub(crate) fn entropy(&mut self) -> Seeded {
         let mut seed = [0; 32];
         self.0.fill_bytes(&mut seed);
-        seed
+        Seeded(ChaCha20Rng::from_seed(seed))
+    }
+}
+
+/// Randomness of one machine, all of it from the world's seed.
+#[derive(Debug)]
+pub(crate) struct Seeded(ChaCha20Rng);
+
+impl Entropy for Seeded {
+    fn draw(&mut self, seed: &mut [u8; 32]) -> Result<(), NoEntropy> {
+        self.0.fill_bytes(seed);
+        Ok(())
     }
 }

@@ -9,9 +9,10 @@ use lostlove_core::endpoint::Endpoint;
 use lostlove_core::error::DropReason;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
+use lostlove_core::turn::Turn;
 use lostlove_host::pump::{self, Progress};
 
-use crate::choice::Choice;
+use crate::choice::{Choice, Seeded};
 use crate::device::{Device, Framed};
 use crate::link::{End, Link, Wire};
 
@@ -38,6 +39,7 @@ pub(crate) struct Dial {
 pub(crate) struct Node {
     pub(crate) number: usize,
     pub(crate) endpoint: Endpoint,
+    pub(crate) entropy: Seeded,
     pub(crate) device: Device,
     pub(crate) sockets: Vec<Socket>,
     /// Links that wait to be accepted.
@@ -66,7 +68,7 @@ pub(crate) struct Surroundings<'a> {
 }
 
 impl Node {
-    pub(crate) fn new(number: usize, config: Config, seed: [u8; 32], now: Instant) -> Self {
+    pub(crate) fn new(number: usize, config: Config, entropy: Seeded, now: Instant) -> Self {
         // One super-packet always fits, however small the bound.
         let queue_bound = config.limits.queue_bytes.max(66_000);
         let max_handshakes = config.limits.max_handshakes as u64;
@@ -81,7 +83,8 @@ impl Node {
         Self {
             number,
             offload: config.tun_offload,
-            endpoint: Endpoint::new(config, seed, now),
+            endpoint: Endpoint::new(config, now),
+            entropy,
             device: Device::default(),
             sockets: Vec::new(),
             backlog: VecDeque::new(),
@@ -143,7 +146,8 @@ impl Node {
     pub(crate) fn turn(&mut self, world: &mut Surroundings<'_>) -> Result<Vec<Event>, String> {
         let now = world.now;
         self.asleep_until.take_if(|until| *until <= now);
-        self.endpoint.handle_timeout(now);
+        let entropy = &mut self.entropy;
+        self.endpoint.handle_timeout(&mut Turn { now, entropy });
         if self.endpoint.poll_timeout().is_some_and(|at| at <= now) {
             return Err("a timer does not move on".to_owned());
         }
@@ -192,7 +196,9 @@ impl Node {
         if self.sockets[n].is_readable {
             let side = self.side();
             let socket = world.links[link].socket(side, world.wire, world.choice, world.now);
-            let progress = pump::fill(&mut self.endpoint, id, socket, &self.device, world.now);
+            let (now, entropy) = (world.now, &mut self.entropy);
+            let turn = &mut Turn { now, entropy };
+            let progress = pump::fill(&mut self.endpoint, id, socket, &self.device, turn);
             self.sockets[n].is_readable = progress == Progress::Ready;
         }
     }

@@ -9,6 +9,7 @@ use std::hash::DefaultHasher;
 
 use lostlove_core::event::{CloseReason, Event};
 use lostlove_core::time::Instant;
+use lostlove_core::turn::Turn;
 
 use crate::choice::Choice;
 use crate::flow::Flows;
@@ -374,7 +375,10 @@ impl World {
             return;
         }
         let server = SocketAddr::from(([203, 0, 113, 1], 8443));
-        let Ok(id) = self.nodes[n].endpoint.handle_connected(server, now) else {
+        let Node {
+            endpoint, entropy, ..
+        } = &mut self.nodes[n];
+        let Ok(id) = endpoint.handle_connected(server, &mut Turn { now, entropy }) else {
             self.nodes[n].endpoint.handle_dial_failed(now);
             return;
         };
@@ -433,7 +437,7 @@ impl World {
 fn start(n: usize, options: &Options, choice: &mut Choice, now: Instant) -> Node {
     let mut config = options.config(n);
     config.unix_time_at_zero = choice.seconds(0, 4_000_000_000);
-    Node::new(n, config, choice.seed(), now)
+    Node::new(n, config, choice.entropy(), now)
 }
 
 /// Where node `n` dials from; for 0, the address given if it is a client's.

@@ -37,6 +37,7 @@
 )]
 
 pub mod daemon;
+pub mod entropy;
 pub mod lab;
 pub mod memory;
 pub mod programs;

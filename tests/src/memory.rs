@@ -12,6 +12,9 @@ use lostlove_core::endpoint::{Endpoint, TunSink};
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::ip::VirtioHeader;
 use lostlove_core::time::Instant;
+use lostlove_core::turn::Turn;
+
+use crate::entropy::Seeded;
 
 /// The secrets of a pair: static keys, preshared key, and the seeds of both endpoints.
 #[derive(Clone)]
@@ -92,6 +95,8 @@ pub struct Pair {
     pub events: Vec<(bool, Event)>,
     /// The present.
     pub now: Instant,
+    server_entropy: Seeded,
+    client_entropy: Seeded,
     server_id: ConnectionId,
     client_id: ConnectionId,
 }
@@ -100,18 +105,25 @@ impl Pair {
     /// Connects the two, and lets their first packets cross.
     pub fn new([server, client]: [Config; 2], secrets: &Secrets) -> Self {
         let now = Instant::from_millis(1000);
-        let mut server = Endpoint::new(server, secrets.server_seed, now);
-        let mut client = Endpoint::new(client, secrets.client_seed, now);
-        client.handle_timeout(now);
+        let mut server = Endpoint::new(server, now);
+        let mut client = Endpoint::new(client, now);
+        let mut client_entropy = Seeded::new(secrets.client_seed);
+        let mut turn = Turn {
+            now,
+            entropy: &mut client_entropy,
+        };
+        client.handle_timeout(&mut turn);
         let remote = SocketAddr::from(([192, 0, 2, 1], 5000));
         let server_id = server.handle_accepted(remote, now).unwrap();
         let remote = SocketAddr::from(([203, 0, 113, 1], 8443));
-        let client_id = client.handle_connected(remote, now).unwrap();
+        let client_id = client.handle_connected(remote, &mut turn).unwrap();
         let mut pair = Self {
             server,
             client,
             events: Vec::new(),
             now,
+            server_entropy: Seeded::new(secrets.server_seed),
+            client_entropy,
             server_id,
             client_id,
         };
@@ -138,16 +150,18 @@ impl Pair {
 
     /// Carries what one side has to send to the other; whether there was anything.
     pub fn carry(&mut self, from_server: bool, sink: &mut TunSink<'_>) -> bool {
-        let server = (&mut self.server, self.server_id);
-        let client = (&mut self.client, self.client_id);
-        let ((from, from_id), (to, to_id)) = if from_server {
+        let server = (&mut self.server, self.server_id, &mut self.server_entropy);
+        let client = (&mut self.client, self.client_id, &mut self.client_entropy);
+        let ((from, from_id, _), (to, to_id, entropy)) = if from_server {
             (server, client)
         } else {
             (client, server)
         };
+        let now = self.now;
+        let turn = &mut Turn { now, entropy };
         while from.poll_transmit().is_some() {}
         let mut moved = false;
-        while from.prepare(from_id, self.now) {
+        while from.prepare(from_id, now) {
             let mut sent = 0;
             for mut piece in from.outgoing(from_id) {
                 sent += piece.len();
@@ -155,7 +169,7 @@ impl Pair {
                     let len = buf.len().min(piece.len());
                     buf[..len].copy_from_slice(&piece[..len]);
                     piece = &piece[len..];
-                    to.handle_received(to_id, len, sink, self.now);
+                    to.handle_received(to_id, len, sink, turn);
                 }
             }
             from.handle_sent(from_id, sent);
@@ -185,9 +199,12 @@ impl Pair {
     /// Moves the clock and does what is due.
     pub fn wait(&mut self, duration: Duration) {
         self.now = self.now + duration;
-        for endpoint in [&mut self.server, &mut self.client] {
+        let server = (&mut self.server, &mut self.server_entropy);
+        let client = (&mut self.client, &mut self.client_entropy);
+        for (endpoint, entropy) in [server, client] {
             if endpoint.poll_timeout().is_some_and(|due| due <= self.now) {
-                endpoint.handle_timeout(self.now);
+                let now = self.now;
+                endpoint.handle_timeout(&mut Turn { now, entropy });
             }
         }
     }

@@ -13,8 +13,10 @@ use base64::engine::general_purpose::STANDARD;
 use lostlove_config::{load_client, load_server};
 use lostlove_core::config::{Config, Rotation};
 use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
+use lostlove_core::turn::Entropy as _;
 use lostlove_host::cli::Role;
 use lostlove_host::report::report;
+use lostlove_tests::entropy::Seeded;
 use lostlove_tests::memory::{Pair, Secrets, configs, packet};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
@@ -23,8 +25,9 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes that in a row are no coincidence.
 const WINDOW: usize = 16;
-/// More randomness than handshake and exchanges of one endpoint draw.
-const DRAWN: usize = 4096;
+/// More than handshake and exchanges of one endpoint draw, and more bytes than come of one of them.
+const DRAWS: usize = 16;
+const DRAWN: usize = 256;
 
 fn secrets() -> Secrets {
     let bytes =
@@ -41,11 +44,7 @@ fn secrets() -> Secrets {
 /// Everything that must not appear, in every form it could be printed in: the secrets, and all
 /// ephemeral keys, which are windows into what the seeds give.
 fn forbidden(secrets: &Secrets) -> Vec<(&'static str, String)> {
-    let drawn = |seed| {
-        let mut bytes = vec![0; DRAWN];
-        ChaCha20Rng::from_seed(seed).fill_bytes(&mut bytes);
-        bytes
-    };
+    let drawn = |seed| draws(seed).flatten().collect();
     let sources = [
         ("server key", secrets.server.to_vec()),
         ("client key", secrets.client.to_vec()),
@@ -62,6 +61,18 @@ fn forbidden(secrets: &Secrets) -> Vec<(&'static str, String)> {
         }
     }
     forms
+}
+
+/// What comes of each draw from an endpoint's entropy: the drawn bytes, and what they give.
+fn draws(seed: [u8; 32]) -> impl Iterator<Item = Vec<u8>> {
+    let mut entropy = Seeded::new(seed);
+    (0..DRAWS).map(move |_| {
+        let mut bytes = vec![0; 32 + DRAWN];
+        let (drawn, given) = bytes.split_first_chunk_mut().unwrap();
+        entropy.draw(drawn).unwrap();
+        ChaCha20Rng::from_seed(*drawn).fill_bytes(given);
+        bytes
+    })
 }
 
 fn spellings(bytes: &[u8]) -> Vec<String> {
@@ -141,10 +152,7 @@ fn a_leak_in_any_form_would_be_found() {
     ] {
         assert!(leaks(&text, &forbidden).contains(&"client key"), "{text}");
     }
-    let mut rng = ChaCha20Rng::from_seed(secrets.server_seed);
-    let mut ephemeral = [0; 32];
-    rng.fill_bytes(&mut [0; 96]);
-    rng.fill_bytes(&mut ephemeral);
+    let ephemeral = &draws(secrets.server_seed).nth(1).unwrap()[96..128];
     let text = format!("{ephemeral:?}");
     assert_eq!(leaks(&text, &forbidden)[0], "server ephemeral");
 }

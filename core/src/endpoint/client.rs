@@ -3,7 +3,6 @@
 use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
 
-use rand_chacha::ChaCha20Rng;
 use rand_core::Rng as _;
 
 use super::connection::{Connection, State};
@@ -15,12 +14,22 @@ use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientOffer, Grant, Initiator};
 use crate::route::PeerId;
 use crate::time::Instant;
+use crate::turn::Turn;
 use crate::wire::{DisconnectCode, PacketType};
+
+/// What a client knows of its next attempt.
+enum Dial {
+    /// None is due: it is dialling or connected, or shuts down.
+    Never,
+    At(Instant),
+    /// One follows, this long after that. By how much more is drawn at the next timeout, for it
+    /// takes randomness, which ends of connections come without.
+    After(Instant, Duration),
+}
 
 /// A client's own state.
 pub(super) struct ClientState {
-    /// When to dial next; none while dialling or connected.
-    dial_at: Option<Instant>,
+    dial: Dial,
     /// Attempts since the last session.
     attempt: u32,
     reconnect_min: Duration,
@@ -32,7 +41,7 @@ pub(super) struct ClientState {
 impl ClientState {
     pub(super) const fn new(client: &Client, now: Instant) -> Self {
         Self {
-            dial_at: Some(now),
+            dial: Dial::At(now),
             attempt: 0,
             reconnect_min: client.reconnect_min,
             reconnect_max: client.reconnect_max,
@@ -41,17 +50,20 @@ impl ClientState {
     }
 
     pub(super) const fn dial_at(&self) -> Option<Instant> {
-        self.dial_at
+        match self.dial {
+            Dial::Never => None,
+            Dial::At(at) | Dial::After(at, _) => Some(at),
+        }
     }
 
     /// No further attempt is made.
     pub(super) const fn stop_dialling(&mut self) {
-        self.dial_at = None;
+        self.dial = Dial::Never;
     }
 
     /// Exponential backoff with full jitter, so that the clients of a restarted server do not
     /// come back in step. The first attempt after a lost session comes within the minimum.
-    fn schedule(&mut self, no_sooner: Duration, rng: &mut ChaCha20Rng, now: Instant) {
+    fn draw_jitter(&self, turn: &mut Turn<'_>) -> Duration {
         let doublings = self.attempt.saturating_sub(1).min(16);
         let ceiling = self
             .reconnect_min
@@ -59,8 +71,9 @@ impl ClientState {
             .min(self.reconnect_max);
         let nanos = u64::try_from(ceiling.as_nanos()).unwrap_or(u64::MAX).max(1);
         // The bias of the remainder is below 2^-20 for waits under four hours.
-        let jitter = Duration::from_nanos(rng.next_u64() % nanos);
-        self.dial_at = Some(now + no_sooner + jitter);
+        let jitter = turn.with_generator(|rng| rng.next_u64() % nanos);
+        // Nothing would come of an attempt without randomness either.
+        Duration::from_nanos(jitter.unwrap_or(nanos))
     }
 
     /// Plans the next attempt after a connection ended.
@@ -68,11 +81,10 @@ impl ClientState {
         &mut self,
         reason: &CloseReason,
         shutting_down: bool,
-        rng: &mut ChaCha20Rng,
         now: Instant,
     ) {
         if shutting_down {
-            self.dial_at = None;
+            self.dial = Dial::Never;
             return;
         }
         // Two machines with one key would otherwise throw each other out without end.
@@ -91,7 +103,7 @@ impl ClientState {
         } else {
             Duration::ZERO
         };
-        self.schedule(no_sooner, rng, now);
+        self.dial = Dial::After(now, no_sooner);
     }
 }
 
@@ -100,12 +112,12 @@ impl Endpoint {
     ///
     /// # Errors
     ///
-    /// On a server, while a connection exists, and while shutting down: then the socket is not
-    /// wanted.
+    /// On a server, while a connection exists, while shutting down, and without entropy: then the
+    /// socket is not wanted.
     pub fn handle_connected(
         &mut self,
         remote: SocketAddr,
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) -> Result<ConnectionId, HandshakeError> {
         let (Role::Client(client), RoleState::Client(state)) = (&self.config.role, &self.role)
         else {
@@ -121,7 +133,12 @@ impl Endpoint {
             address_v4: state.address_v4(),
             address_v6: state.address_v6(),
         };
-        let (initiator, json) = Initiator::start(client, &offer, &mut self.rng)?;
+        let (initiator, json) = turn
+            .with_generator(|rng| Initiator::start(client, &offer, rng))
+            .inspect_err(|error| {
+                self.stats.handshakes_failed[HandshakeError::from(*error).index()] += 1
+            })??;
+        let now = turn.now;
         let length = u16::try_from(json.len()).map_err(|_| HandshakeError::Malformed)?;
         let id = self.open(remote, State::AwaitServerHello(Box::new(initiator)), now);
         if let Some(mut connection) = self.connections.lift(id) {
@@ -144,17 +161,20 @@ impl Endpoint {
         if let RoleState::Client(client) = &mut self.role
             && !self.shutting_down
         {
-            client.schedule(Duration::ZERO, &mut self.rng, now);
+            client.dial = Dial::After(now, Duration::ZERO);
         }
     }
 
     /// Asks for a connection when one is due.
-    pub(super) fn dial_if_due(&mut self, now: Instant) {
+    pub(super) fn dial_if_due(&mut self, turn: &mut Turn<'_>) {
         let RoleState::Client(client) = &mut self.role else {
             return;
         };
-        if client.dial_at.is_some_and(|at| at <= now) {
-            client.dial_at = None;
+        if let Dial::After(ended_at, no_sooner) = client.dial {
+            client.dial = Dial::At(ended_at + no_sooner + client.draw_jitter(turn));
+        }
+        if client.dial_at().is_some_and(|at| at <= turn.now) {
+            client.dial = Dial::Never;
             client.attempt = client.attempt.saturating_add(1);
             self.events.push_back(Event::Dial {
                 attempt: client.attempt,

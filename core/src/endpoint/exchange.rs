@@ -5,6 +5,7 @@ use super::{Endpoint, RoleState};
 use crate::error::ProtocolError;
 use crate::session::respond;
 use crate::time::Instant;
+use crate::turn::Turn;
 use crate::wire::{Ack, PacketType};
 
 /// A client may exchange keys this many times as often as agreed, counted over the whole
@@ -48,7 +49,7 @@ impl Endpoint {
         &mut self,
         connection: &mut Connection,
         payload: &[u8],
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) -> Result<(), ProtocolError> {
         if matches!(self.role, RoleState::Client(_)) {
             return Err(ProtocolError::Unexpected);
@@ -57,11 +58,11 @@ impl Endpoint {
             return Ok(());
         };
         let due = session.exchange_interval.saturating_mul(session.exchanges) / OVERSUPPLY;
-        if !matches!(session.exchange, Exchange::Idle) || now.since(session.began_at) < due {
+        if !matches!(session.exchange, Exchange::Idle) || turn.now.since(session.began_at) < due {
             return Err(ProtocolError::Exchange);
         }
         session.exchanges = session.exchanges.saturating_add(1);
-        let (response, fresh) = respond(payload, &mut self.rng)?;
+        let (response, fresh) = turn.with_generator(|rng| respond(payload, rng))??;
         session.exchange = Exchange::Answered {
             sequence: None,
             fresh,

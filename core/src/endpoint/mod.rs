@@ -11,7 +11,9 @@
 //! 5. [`Event::Closed`] comes once per connection; the driver then closes the socket. Calls with
 //!    an old id do nothing. An open connection always has a deadline.
 //! 6. After [`Endpoint::handle_timeout`]`(now)`, [`Endpoint::poll_timeout`] is later than `now`.
-//! 7. The same configuration, seed and inputs give the same outputs, byte for byte.
+//! 7. The same configuration and inputs, entropy included, give the same outputs, byte for byte.
+//!    No randomness is kept: what an endpoint holds neither gives what was drawn before, nor what
+//!    will be drawn ([`turn`](crate::turn)).
 //!
 //! # Bytes
 //!
@@ -34,9 +36,6 @@ mod tun;
 
 use core::net::SocketAddr;
 use std::collections::{BTreeSet, VecDeque};
-
-use rand_chacha::ChaCha20Rng;
-use rand_core::SeedableRng as _;
 
 use crate::buffer::{Buffer, Class, HEADROOM, MAX_PACKET_LEN, Pool};
 use crate::config::{Config, Role};
@@ -95,7 +94,6 @@ enum RoleState {
 pub struct Endpoint {
     config: Config,
     role: RoleState,
-    rng: ChaCha20Rng,
     connections: Slab,
     peers: Vec<PeerState>,
     table: RoutingTable,
@@ -119,11 +117,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Makes an endpoint. `seed` is the only source of randomness, keys included: it must come
-    /// from the operating system's generator.
-    pub fn new(config: Config, mut seed: [u8; 32], now: Instant) -> Self {
-        let rng = ChaCha20Rng::from_seed(seed);
-        zeroize::Zeroize::zeroize(&mut seed);
+    /// Makes an endpoint.
+    pub fn new(config: Config, now: Instant) -> Self {
         let mut pool = Pool::default();
         let tun_buffer = pool.take(Class::Large);
         let takes_datagrams = config.tun_offload && config.tun_udp_offload;
@@ -139,7 +134,6 @@ impl Endpoint {
         };
         let mut endpoint = Self {
             role,
-            rng,
             connections: Slab::default(),
             peers: names.into_iter().map(PeerState::new).collect(),
             table: RoutingTable::default(),
@@ -332,7 +326,7 @@ impl Endpoint {
             reason: reason.clone(),
         });
         if let RoleState::Client(client) = &mut self.role {
-            client.connection_ended(&reason, self.shutting_down, &mut self.rng, now);
+            client.connection_ended(&reason, self.shutting_down, now);
         }
     }
 

@@ -8,6 +8,7 @@ use crate::error::{FrameError, HandshakeError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId};
 use crate::handshake::{MAX_HELLO_LEN, legacy_hello_len};
 use crate::time::Instant;
+use crate::turn::Turn;
 use crate::wire::{
     Ack, Disconnect, Flags, Frame, HEADER_LEN, Header, MAX_PAYLOAD_LEN, MAX_UNSEALED_LEN,
     PacketType, Partial, Protection, decode_keep_alive, next_packet, read_entries,
@@ -65,23 +66,23 @@ impl Endpoint {
         id: ConnectionId,
         len: usize,
         sink: &mut TunSink<'_>,
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) {
         let Some(mut connection) = self.connections.lift(id) else {
             return;
         };
-        connection.last_received = now;
+        connection.last_received = turn.now;
         self.stats.socket_bytes_in += len as u64;
         let Some(mut inbox) = connection.inbox.take().or_else(|| self.inbox.take()) else {
             self.connections.put_back(connection);
             return;
         };
         inbox.end = (inbox.end + len).min(inbox.capacity());
-        self.process(&mut connection, &mut inbox, sink, now);
+        self.process(&mut connection, &mut inbox, sink, turn);
         self.flush_datagrams(sink);
         self.keep_rest(&mut connection, inbox);
         // An ICMP error may have been queued for it.
-        connection.watch_age(&self.config.limits, now);
+        connection.watch_age(&self.config.limits, turn.now);
         let wants_transmit = !connection.outbox.is_empty()
             || !connection.control.is_empty()
             || !connection.queue.is_empty()
@@ -123,24 +124,24 @@ impl Endpoint {
         connection: &mut Connection,
         inbox: &mut Buffer,
         sink: &mut TunSink<'_>,
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) {
         loop {
             let step = match &connection.state {
                 State::Failed(_) | State::Closing(_) => Ok(Step::Consumed(inbox.len())),
                 State::AwaitHello | State::AwaitServerHello(_) => {
-                    self.process_hello(connection, inbox, now)
+                    self.process_hello(connection, inbox, turn)
                 }
-                State::Probe => self.process_probe(connection, inbox, now),
+                State::Probe => self.process_probe(connection, inbox, turn.now),
                 State::AwaitProof(_) | State::Active(_) => {
-                    self.process_sealed(connection, inbox, sink, now);
+                    self.process_sealed(connection, inbox, sink, turn);
                     return;
                 }
             };
             match step {
                 Ok(Step::Consumed(len)) => inbox.start += len,
                 Ok(Step::Incomplete) => return,
-                Err(error) => self.fail_handshake(connection, error, now),
+                Err(error) => self.fail_handshake(connection, error, turn.now),
             }
             if inbox.len() == 0 {
                 return;
@@ -164,7 +165,7 @@ impl Endpoint {
         &mut self,
         connection: &mut Connection,
         inbox: &Buffer,
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) -> Result<Step, HandshakeError> {
         let bytes = inbox.used();
         let frame = next_packet(bytes, Protection::Unsealed).map_err(|error| match error {
@@ -178,14 +179,14 @@ impl Endpoint {
         let is_client = matches!(self.role, RoleState::Client(_));
         match (header.packet_type, is_client) {
             (PacketType::HandshakeInit, false) if header.is_legacy_hello() => {
-                self.process_legacy_hello(connection, bytes, now)
+                self.process_legacy_hello(connection, bytes, turn)
             }
             (PacketType::HandshakeInit, false) => {
-                self.answer_hello(connection, &bytes[HEADER_LEN..len], now)?;
+                self.answer_hello(connection, &bytes[HEADER_LEN..len], turn)?;
                 Ok(Step::Consumed(len))
             }
             (PacketType::HandshakeResponse, true) => {
-                self.finish_handshake(connection, &bytes[HEADER_LEN..len], now)?;
+                self.finish_handshake(connection, &bytes[HEADER_LEN..len], turn.now)?;
                 Ok(Step::Consumed(len))
             }
             _ => Err(HandshakeError::Unexpected),
@@ -196,7 +197,7 @@ impl Endpoint {
         &mut self,
         connection: &mut Connection,
         bytes: &[u8],
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) -> Result<Step, HandshakeError> {
         let Some((header, rest)) = bytes.split_first_chunk() else {
             return Ok(Step::Incomplete);
@@ -206,7 +207,7 @@ impl Endpoint {
         };
         let json = &rest[..len];
         Header::verify_checksum(header, json).map_err(|_| HandshakeError::Malformed)?;
-        self.answer_hello(connection, json, now)?;
+        self.answer_hello(connection, json, turn)?;
         Ok(Step::Consumed(HEADER_LEN + len))
     }
 
@@ -253,23 +254,23 @@ impl Endpoint {
         connection: &mut Connection,
         inbox: &mut Buffer,
         sink: &mut TunSink<'_>,
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) {
         while matches!(connection.state, State::AwaitProof(_) | State::Active(_)) {
-            match self.process_record(connection, inbox, sink, now) {
+            match self.process_record(connection, inbox, sink, turn) {
                 Ok(Step::Consumed(len)) => inbox.start += len,
                 Ok(Step::Incomplete)
                     if matches!(connection.state, State::AwaitProof(_))
                         && inbox.len() > MAX_UNSEALED_LEN =>
                 {
                     // A proof is short; nobody unknown gets memory for more.
-                    self.fail_handshake(connection, HandshakeError::TooLong, now);
+                    self.fail_handshake(connection, HandshakeError::TooLong, turn.now);
                 }
                 Ok(Step::Incomplete) => return,
                 Err(_) if matches!(connection.state, State::AwaitProof(_)) => {
-                    self.fail_handshake(connection, HandshakeError::Authentication, now);
+                    self.fail_handshake(connection, HandshakeError::Authentication, turn.now);
                 }
-                Err(error) => self.fail(connection, error, now),
+                Err(error) => self.fail(connection, error, turn.now),
             }
         }
         inbox.start = inbox.end;
@@ -280,8 +281,9 @@ impl Endpoint {
         connection: &mut Connection,
         inbox: &mut Buffer,
         sink: &mut TunSink<'_>,
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) -> Result<Step, ProtocolError> {
+        let now = turn.now;
         let Some(Frame { header, len }) = next_packet(inbox.used(), Protection::Sealed)? else {
             return Ok(Step::Incomplete);
         };
@@ -301,7 +303,7 @@ impl Endpoint {
                 PacketType::Data => {
                     self.process_data(connection, &header, plaintext, sink, now)?;
                 }
-                _ => self.process_control(connection, &header, plaintext, now)?,
+                _ => self.process_control(connection, &header, plaintext, turn)?,
             }
         }
         Ok(Step::Consumed(len))
@@ -367,7 +369,7 @@ impl Endpoint {
         connection: &mut Connection,
         header: &Header,
         payload: &[u8],
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) -> Result<(), ProtocolError> {
         if header.stream != 0 {
             return Err(ProtocolError::Unexpected);
@@ -387,15 +389,20 @@ impl Endpoint {
                     .push_back(Control::new(PacketType::Ack, payload));
                 self.bound_control(connection)
             }
-            PacketType::Ack => self.process_ack(connection, Ack::decode(payload)?, now),
-            PacketType::HandshakeInit => self.answer_exchange(connection, payload, now),
+            PacketType::Ack => self.process_ack(connection, Ack::decode(payload)?, turn.now),
+            PacketType::HandshakeInit => self.answer_exchange(connection, payload, turn),
             PacketType::HandshakeResponse => {
-                self.finish_exchange(connection, header.sequence, payload, now)
+                self.finish_exchange(connection, header.sequence, payload, turn.now)
             }
             PacketType::Disconnect => {
                 let words = Disconnect::decode(payload);
                 let (code, reason) = (words.code(), words.reason().to_owned());
-                self.begin_closing(connection, None, CloseReason::Peer { code, reason }, now);
+                self.begin_closing(
+                    connection,
+                    None,
+                    CloseReason::Peer { code, reason },
+                    turn.now,
+                );
                 Ok(())
             }
             PacketType::Data => Err(ProtocolError::Unexpected),

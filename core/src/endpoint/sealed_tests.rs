@@ -6,8 +6,7 @@ use core::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 
-use super::Endpoint;
-use super::testing::{client_config, server_config, udp};
+use super::testing::{Machine, client_config, server_config, udp};
 use crate::config::{Role, Rotation};
 use crate::crypto::{Direction, Suite};
 use crate::error::{DropReason, FrameError, ProtocolError};
@@ -26,7 +25,7 @@ const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 /// The client, after the handshake. The server reads everything as soon as it is sent.
 struct Rogue {
-    server: Endpoint,
+    server: Machine,
     id: ConnectionId,
     sealer: Sealer,
     address: Ipv4Addr,
@@ -37,7 +36,7 @@ struct Rogue {
 impl Rogue {
     /// Has shaken hands; nothing sealed was sent yet.
     fn unproven() -> Self {
-        let mut server = Endpoint::new(server_config(1), [99; 32], NOW);
+        let mut server = Machine::new(server_config(1), 99, NOW);
         let (id, sealer, address) = shake_hands(&mut server, 7, NOW);
         Self {
             server,
@@ -125,7 +124,7 @@ fn plain(packet_type: PacketType, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Lets the endpoint read `bytes` in pieces; returns how many packets its TUN device got.
-fn feed(endpoint: &mut Endpoint, id: ConnectionId, bytes: &[u8], now: Instant) -> usize {
+fn feed(endpoint: &mut Machine, id: ConnectionId, bytes: &[u8], now: Instant) -> usize {
     let mut delivered = 0;
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -146,7 +145,7 @@ fn feed(endpoint: &mut Endpoint, id: ConnectionId, bytes: &[u8], now: Instant) -
 }
 
 /// The client's handshake on a new connection, but for its proof.
-fn shake_hands(server: &mut Endpoint, seed: u8, now: Instant) -> (ConnectionId, Sealer, Ipv4Addr) {
+fn shake_hands(server: &mut Machine, seed: u8, now: Instant) -> (ConnectionId, Sealer, Ipv4Addr) {
     let mut rng = ChaCha20Rng::from_seed([seed; 32]);
     let remote = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 5000));
     let id = server.handle_accepted(remote, now).unwrap();

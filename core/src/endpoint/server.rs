@@ -5,6 +5,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rand_core::Rng as _;
 
 use super::admission::Admission;
 use super::connection::{Connection, State};
@@ -18,6 +19,7 @@ use crate::handshake::{ClientHello, ClientOffer, Grant, Responder, ServerOutcome
 use crate::handshake::{legacy_server_hello, new_session_id, read_client_hello};
 use crate::route::{AddressPool, PeerId};
 use crate::time::Instant;
+use crate::turn::Turn;
 use crate::wire::{DisconnectCode, Flags, Header, PacketType};
 
 /// How long an LLP 1.0 peer may stay: it is for a person's tests.
@@ -81,25 +83,25 @@ impl Endpoint {
         &mut self,
         connection: &mut Connection,
         json: &[u8],
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) -> Result<(), HandshakeError> {
         let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &mut self.role)
         else {
             return Err(HandshakeError::Unexpected);
         };
-        if !state.admission.may_read_hello(now) {
+        if !state.admission.may_read_hello(turn.now) {
             return Err(HandshakeError::Busy);
         }
         match read_client_hello(json, &server.secret_key)? {
-            ClientHello::Legacy => self.answer_probe(connection, now),
-            ClientHello::Current(responder) => self.answer_current(connection, *responder, now),
+            ClientHello::Legacy => self.answer_probe(connection, turn),
+            ClientHello::Current(responder) => self.answer_current(connection, *responder, turn),
         }
     }
 
     fn answer_probe(
         &mut self,
         connection: &mut Connection,
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) -> Result<(), HandshakeError> {
         let Role::Server(server) = &self.config.role else {
             return Err(HandshakeError::Unexpected);
@@ -113,10 +115,14 @@ impl Endpoint {
         {
             return Err(HandshakeError::ProbeRefused);
         }
-        let session = new_session_id(&mut self.rng);
-        let mut random = [0; 32];
-        rand_core::Rng::fill_bytes(&mut self.rng, &mut random);
+        let (session, random) = turn.with_generator(|rng| {
+            let session = new_session_id(rng);
+            let mut random = [0; 32];
+            rng.fill_bytes(&mut random);
+            (session, random)
+        })?;
         let json = legacy_server_hello(session, &random);
+        let now = turn.now;
         // A 1.0 reader takes the length for the top of its timestamp, so it is left zero.
         self.send_hello(connection, PacketType::HandshakeResponse, &json, 0, now);
         self.leave_handshake(connection, true);
@@ -136,7 +142,7 @@ impl Endpoint {
         &mut self,
         connection: &mut Connection,
         responder: Responder,
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) -> Result<(), HandshakeError> {
         let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &self.role)
         else {
@@ -148,15 +154,15 @@ impl Endpoint {
             .ok_or(HandshakeError::UnknownPeer)?;
         let preshared_key = server.peers[peer.index()].preshared_key.clone();
         connection.peer = Some(peer);
+        let now = turn.now;
         let grant = self.grant(peer, responder.offer(), now)?;
-        let id = new_session_id(&mut self.rng);
-        let (outcome, json) = responder.accept(
-            preshared_key.as_ref(),
-            &self.config.suites,
-            id,
-            grant,
-            &mut self.rng,
-        )?;
+        let suites = &self.config.suites;
+        let (id, answer) = turn.with_generator(|rng| {
+            let id = new_session_id(rng);
+            let answer = responder.accept(preshared_key.as_ref(), suites, id, grant, rng);
+            (id, answer)
+        })?;
+        let (outcome, json) = answer?;
         let length = u16::try_from(json.len()).map_err(|_| HandshakeError::Malformed)?;
         self.send_hello(
             connection,

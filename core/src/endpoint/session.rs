@@ -163,7 +163,7 @@ const fn code_for(error: ProtocolError) -> DisconnectCode {
             DisconnectCode::Crypto
         }
         ProtocolError::StreamLimit => DisconnectCode::FlowControl,
-        ProtocolError::SequenceExhausted => DisconnectCode::Internal,
+        ProtocolError::SequenceExhausted | ProtocolError::NoEntropy => DisconnectCode::Internal,
         ProtocolError::Frame(
             FrameError::BadMagic(_)
             | FrameError::UnknownType(_)

@@ -1,15 +1,19 @@
 //! A server and its clients in memory, on a virtual clock.
 
 use core::net::{Ipv4Addr, SocketAddr};
+use core::ops::{Deref, DerefMut};
 use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 
-use super::{Endpoint, TunPacket};
+use super::{Endpoint, TunPacket, TunSink};
 use crate::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
 use crate::crypto::{SecretKey, Suite};
+use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::VirtioHeader;
 use crate::time::Instant;
+use crate::turn::Turn;
+use crate::turn::testing::Seeded;
 
 pub(super) const SERVER: usize = usize::MAX;
 
@@ -63,6 +67,62 @@ fn config(role: Role) -> Config {
     }
 }
 
+/// An endpoint, and the randomness that comes with its input.
+pub(super) struct Machine {
+    endpoint: Endpoint,
+    pub(super) entropy: Seeded,
+}
+
+impl Machine {
+    pub(super) fn new(config: Config, seed: u8, now: Instant) -> Self {
+        Self {
+            endpoint: Endpoint::new(config, now),
+            entropy: Seeded::new(seed),
+        }
+    }
+
+    pub(super) fn handle_connected(
+        &mut self,
+        remote: SocketAddr,
+        now: Instant,
+    ) -> Result<ConnectionId, HandshakeError> {
+        let entropy = &mut self.entropy;
+        self.endpoint
+            .handle_connected(remote, &mut Turn { now, entropy })
+    }
+
+    pub(super) fn handle_received(
+        &mut self,
+        id: ConnectionId,
+        len: usize,
+        sink: &mut TunSink<'_>,
+        now: Instant,
+    ) {
+        let entropy = &mut self.entropy;
+        self.endpoint
+            .handle_received(id, len, sink, &mut Turn { now, entropy });
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        let entropy = &mut self.entropy;
+        self.endpoint.handle_timeout(&mut Turn { now, entropy });
+    }
+}
+
+impl Deref for Machine {
+    type Target = Endpoint;
+
+    fn deref(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
+impl DerefMut for Machine {
+    fn deref_mut(&mut self) -> &mut Endpoint {
+        &mut self.endpoint
+    }
+}
+
 /// One direction of a TCP connection.
 #[derive(Default)]
 pub(super) struct Pipe {
@@ -84,8 +144,8 @@ pub(super) struct Link {
 }
 
 pub(super) struct Net {
-    pub(super) server: Endpoint,
-    pub(super) clients: Vec<Endpoint>,
+    pub(super) server: Machine,
+    pub(super) clients: Vec<Machine>,
     pub(super) links: Vec<Link>,
     pub(super) now: Instant,
     /// How many bytes one read brings at most.
@@ -104,9 +164,9 @@ impl Net {
     pub(super) fn new(server: Config, clients: Vec<Config>) -> Self {
         let now = Instant::from_millis(1000);
         let count = clients.len();
-        let seeded = |(n, config): (u8, _)| Endpoint::new(config, [100 + n; 32], now);
+        let seeded = |(n, config): (u8, _)| Machine::new(config, 100 + n, now);
         Self {
-            server: Endpoint::new(server, [99; 32], now),
+            server: Machine::new(server, 99, now),
             clients: (0..).zip(clients).map(seeded).collect(),
             links: Vec::new(),
             now,
@@ -126,7 +186,7 @@ impl Net {
         net
     }
 
-    fn endpoint(&mut self, which: usize) -> &mut Endpoint {
+    fn endpoint(&mut self, which: usize) -> &mut Machine {
         if which == SERVER {
             &mut self.server
         } else {
@@ -140,7 +200,7 @@ impl Net {
         loop {
             self.settle();
             let everyone = self.clients.iter().chain([&self.server]);
-            let due = everyone.filter_map(Endpoint::poll_timeout).min();
+            let due = everyone.filter_map(|machine| machine.poll_timeout()).min();
             match due {
                 Some(at) if at <= end => self.now = self.now.max(at),
                 _ => break,

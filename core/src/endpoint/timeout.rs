@@ -5,13 +5,13 @@ use super::connection::{Connection, Control, Exchange, State};
 use crate::error::HandshakeError;
 use crate::event::CloseReason;
 use crate::session::ExchangeInit;
-use crate::time::Instant;
+use crate::turn::Turn;
 use crate::wire::{DisconnectCode, PacketType};
 
 impl Endpoint {
     /// Does what is due. Calling it too early is harmless.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        self.dial_if_due(now);
+    pub fn handle_timeout(&mut self, turn: &mut Turn<'_>) {
+        let now = turn.now;
         while let Some(&(at, id)) = self.deadlines.first() {
             if at > now {
                 break;
@@ -21,7 +21,7 @@ impl Endpoint {
                 continue;
             };
             connection.armed_for = None;
-            let ended = self.connection_due(&mut connection, now);
+            let ended = self.connection_due(&mut connection, turn);
             self.connections.put_back(connection);
             match ended {
                 Some(reason) => self.remove(id, reason, now),
@@ -31,16 +31,22 @@ impl Endpoint {
                 }
             }
         }
+        // A connection that has just ended asks for the next one.
+        self.dial_if_due(turn);
     }
 
     /// Does what is due on one connection; a reason if that ends it.
-    fn connection_due(&mut self, connection: &mut Connection, now: Instant) -> Option<CloseReason> {
+    fn connection_due(
+        &mut self,
+        connection: &mut Connection,
+        turn: &mut Turn<'_>,
+    ) -> Option<CloseReason> {
         match &connection.state {
             State::Active(_) => {
-                self.session_due(connection, now);
+                self.session_due(connection, turn);
                 None
             }
-            _ if connection.expires_at > now => None,
+            _ if connection.expires_at > turn.now => None,
             State::Probe => Some(CloseReason::Timeout),
             State::Closing(reason) => Some(reason.clone()),
             State::Failed(error) => Some(CloseReason::Handshake(*error)),
@@ -51,7 +57,8 @@ impl Endpoint {
         }
     }
 
-    fn session_due(&mut self, connection: &mut Connection, now: Instant) {
+    fn session_due(&mut self, connection: &mut Connection, turn: &mut Turn<'_>) {
+        let now = turn.now;
         let limits = &self.config.limits;
         if connection.dead_at(limits) <= now {
             let code = Some(DisconnectCode::Timeout);
@@ -88,7 +95,10 @@ impl Endpoint {
             // An exchange without an answer is not repeated: the connection is stuck or dying,
             // and the key limits and the connection timeout see to that.
             if matches!(session.exchange, Exchange::Idle) {
-                let (init, payload) = ExchangeInit::start(&mut self.rng);
+                let (init, payload) = match turn.with_generator(ExchangeInit::start) {
+                    Ok(started) => started,
+                    Err(error) => return self.fail(connection, error.into(), now),
+                };
                 session.exchange = Exchange::Started(Box::new(init));
                 control.push(Control::new(PacketType::HandshakeInit, payload));
             }

@@ -2,8 +2,7 @@
 
 use core::fmt;
 
-use rand_chacha::ChaCha20Rng;
-use rand_core::Rng as _;
+use rand_core::CryptoRng;
 use uuid::Uuid;
 
 use super::MINOR_VERSION;
@@ -39,7 +38,7 @@ impl Initiator {
     pub fn start(
         client: &config::Client,
         offer: &ClientOffer,
-        rng: &mut ChaCha20Rng,
+        rng: &mut impl CryptoRng,
     ) -> Result<(Self, Vec<u8>), HandshakeError> {
         if offer.suites.is_empty() {
             return Err(HandshakeError::NoCommonSuite);

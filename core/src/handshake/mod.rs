@@ -69,8 +69,7 @@ mod responder;
 
 use core::time::Duration;
 
-use rand_chacha::ChaCha20Rng;
-use rand_core::Rng as _;
+use rand_core::CryptoRng;
 use uuid::Uuid;
 
 pub use initiator::{ClientOutcome, Initiator};
@@ -95,7 +94,7 @@ pub const MIN_ROTATION_INTERVAL: Duration = Duration::from_millis(10);
 const MINOR_VERSION: u16 = 1;
 
 /// Draws a session id: a UUID version 4 (RFC 9562, section 5.4).
-pub fn new_session_id(rng: &mut ChaCha20Rng) -> Uuid {
+pub fn new_session_id(rng: &mut impl CryptoRng) -> Uuid {
     let mut bytes = [0; 16];
     rng.fill_bytes(&mut bytes);
     uuid::Builder::from_random_bytes(bytes).into_uuid()

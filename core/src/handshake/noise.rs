@@ -1,6 +1,6 @@
 //! The Noise handshake itself: `snow` for the state machine, with randomness as an argument.
 
-use rand_chacha::ChaCha20Rng;
+use rand_core::CryptoRng;
 use snow::params::NoiseParams;
 use snow::resolvers::CryptoResolver;
 use snow::{Builder, HandshakeState};
@@ -52,7 +52,7 @@ impl Noise {
     pub(super) fn write(
         &mut self,
         payload: &[u8],
-        rng: &mut ChaCha20Rng,
+        rng: &mut impl CryptoRng,
     ) -> Result<Vec<u8>, HandshakeError> {
         self.ephemeral.fill(rng);
         let mut message = vec![0; payload.len() + MAX_OVERHEAD];
@@ -124,6 +124,7 @@ const MAX_OVERHEAD: usize = 2 * (KEY_LEN + TAG_LEN);
 pub(super) mod tests {
     use std::sync::Mutex;
 
+    use rand_chacha::ChaCha20Rng;
     use rand_core::SeedableRng as _;
     use snow::params::{CipherChoice, DHChoice, HashChoice};
     use snow::types::{Cipher, Dh, Hash, Random};

@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::{AeadInOut as _, ChaCha20Poly1305, KeyInit as _, Nonce, Tag};
-use rand_chacha::ChaCha20Rng;
-use rand_core::Rng as _;
+use rand_core::CryptoRng;
 use sha2::{Digest as _, Sha512};
 use snow::params::{CipherChoice, DHChoice, HashChoice};
 use snow::resolvers::CryptoResolver;
@@ -49,7 +48,7 @@ impl CryptoResolver for Primitives {
 pub(super) struct EphemeralSlot(Arc<Mutex<Option<Zeroizing<[u8; KEY_LEN]>>>>);
 
 impl EphemeralSlot {
-    pub(super) fn fill(&self, rng: &mut ChaCha20Rng) {
+    pub(super) fn fill(&self, rng: &mut impl CryptoRng) {
         let mut bytes = Zeroizing::new([0; KEY_LEN]);
         rng.fill_bytes(&mut *bytes);
         self.put(bytes);

@@ -2,8 +2,7 @@
 
 use core::fmt;
 
-use rand_chacha::ChaCha20Rng;
-use rand_core::Rng as _;
+use rand_core::CryptoRng;
 use uuid::Uuid;
 
 use super::MINOR_VERSION;
@@ -101,7 +100,7 @@ impl Responder {
         suites: &[Suite],
         session: Uuid,
         grant: Grant,
-        rng: &mut ChaCha20Rng,
+        rng: &mut impl CryptoRng,
     ) -> Result<(ServerOutcome, Vec<u8>), HandshakeError> {
         let suite = *suites
             .iter()
@@ -118,7 +117,7 @@ impl Responder {
         suite: Suite,
         session: Uuid,
         grant: Grant,
-        rng: &mut ChaCha20Rng,
+        rng: &mut impl CryptoRng,
     ) -> Result<(ServerOutcome, Vec<u8>), HandshakeError> {
         let payload = grant.encode()?;
         let mut random = [0; 32];

@@ -16,6 +16,7 @@ mod endpoint;
 mod hello;
 mod input;
 mod ip;
+mod machine;
 mod naive;
 mod packet;
 mod peers;

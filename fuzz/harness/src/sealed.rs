@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use ipnet::IpNet;
 use lostlove_core::crypto::{Direction, FreshSecret, Suite};
-use lostlove_core::endpoint::{Endpoint, TunPacket};
+use lostlove_core::endpoint::TunPacket;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::handshake::{ClientHello, Grant, Initiator, new_session_id, read_client_hello};
 use lostlove_core::ip::{self, VirtioHeader};
@@ -21,6 +21,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 
 use crate::input::Input;
+use crate::machine::Machine;
 use crate::packet::{self, Plan};
 use crate::peers::{self, Choices};
 
@@ -57,7 +58,7 @@ pub fn sealed(data: &[u8]) {
 }
 
 struct Rig {
-    endpoint: Endpoint,
+    endpoint: Machine,
     id: ConnectionId,
     is_server: bool,
     /// What the client may send from, and receive for.
@@ -102,7 +103,7 @@ fn plain(packet_type: PacketType, json: &[u8]) -> Vec<u8> {
 }
 
 /// All that the endpoint has to write now.
-fn outgoing(endpoint: &mut Endpoint, id: ConnectionId, now: Instant) -> Vec<u8> {
+fn outgoing(endpoint: &mut Machine, id: ConnectionId, now: Instant) -> Vec<u8> {
     let mut bytes = Vec::new();
     while endpoint.poll_transmit().is_some() {}
     while endpoint.prepare(id, now) {
@@ -115,7 +116,7 @@ fn outgoing(endpoint: &mut Endpoint, id: ConnectionId, now: Instant) -> Vec<u8> 
     bytes
 }
 
-fn receive(endpoint: &mut Endpoint, id: ConnectionId, bytes: &[u8], now: Instant) {
+fn receive(endpoint: &mut Machine, id: ConnectionId, bytes: &[u8], now: Instant) {
     let buf = endpoint.recv_buf(id).expect("the connection is open");
     buf[..bytes.len()].copy_from_slice(bytes);
     endpoint.handle_received(id, bytes.len(), &mut |_| true, now);
@@ -126,7 +127,7 @@ impl Rig {
     fn against_server(choices: Choices) -> Self {
         let now = START;
         let mut rng = ChaCha20Rng::from_seed([21; 32]);
-        let mut endpoint = Endpoint::new(choices.server(), [22; 32], now);
+        let mut endpoint = Machine::new(choices.server(), 22, now);
         let remote = SocketAddr::from(([192, 0, 2, 1], 5000));
         let id = endpoint.handle_accepted(remote, now).expect("the first");
         let client = peers::client(CLIENT);
@@ -158,7 +159,7 @@ impl Rig {
     fn against_client(choices: Choices) -> Self {
         let now = START;
         let mut rng = ChaCha20Rng::from_seed([23; 32]);
-        let mut endpoint = Endpoint::new(choices.client(CLIENT), [24; 32], now);
+        let mut endpoint = Machine::new(choices.client(CLIENT), 24, now);
         endpoint.handle_timeout(now);
         assert_eq!(endpoint.poll_event(), Some(Event::Dial { attempt: 1 }));
         let remote = SocketAddr::from(([192, 0, 2, 1], 8443));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::ConnectionId;
 use lostlove_core::time::Instant;
+use lostlove_core::turn::Turn;
 
 use super::congestion::Congestion;
 use super::{Change, Slots};
@@ -74,10 +75,10 @@ impl Connections {
         endpoint: &mut Endpoint,
         id: ConnectionId,
         device: &impl PacketDevice,
-        now: Instant,
+        turn: &mut Turn<'_>,
     ) -> Progress {
         match self.open.get_mut(id) {
-            Some(connection) => pump::fill(endpoint, id, &*connection.socket, device, now),
+            Some(connection) => pump::fill(endpoint, id, &*connection.socket, device, turn),
             None => Progress::Closed,
         }
     }

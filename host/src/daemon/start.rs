@@ -11,13 +11,13 @@ use lostlove_config::{
 };
 use lostlove_core::config::Config;
 use tracing::{error, info, warn};
-use zeroize::Zeroize as _;
 
 use super::acceptance::raise_descriptor_limit;
 use super::network::Network;
 use super::{Daemon, DaemonParts, Run};
 use crate::cli::{self, DaemonArgs, Exit, Role};
 use crate::dial::Dialer;
+use crate::entropy::SystemEntropy;
 use crate::keytool::{self, FirstStart, KeytoolError};
 use crate::listen::{SocketOptions, listen};
 use crate::log::{self, Verbosity};
@@ -314,7 +314,7 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
     };
     let mut daemon = Daemon::new(DaemonParts {
         config: endpoint,
-        seed: seed()?,
+        entropy: Box::new(SystemEntropy::new().map_err(io::Error::from)?),
         tun,
         listeners,
         dialer,
@@ -364,14 +364,6 @@ fn tell_of_one_loop(worker_threads: usize) {
         0 | 1 => {}
         _ => warn!(worker_threads, "{WORDS}"),
     }
-}
-
-/// Randomness for the endpoint: every key comes from it, so its lack is fatal.
-fn seed() -> Result<[u8; 32], Failure> {
-    let mut random = keytool::random::<32>().map_err(|error| Failure::new(Exit::Failure, error))?;
-    let seed = *random;
-    random.zeroize();
-    Ok(seed)
 }
 
 impl Daemon {

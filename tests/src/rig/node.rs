@@ -25,6 +25,7 @@ use rustix::thread::Pid;
 use socket2::SockRef;
 
 use super::address;
+use crate::entropy::Seeded;
 use crate::{DEADLINE, await_true};
 
 /// What client and server have in common.
@@ -87,7 +88,9 @@ impl Setup {
             port: server.port(),
         };
         parts.daemon.dialer = Some(Dialer::new(vec![server], socket_options()).unwrap());
-        parts.daemon.seed[1] = 1 + n;
+        let mut seed = [self.seed; 32];
+        seed[1] = 1 + n;
+        parts.daemon.entropy = Box::new(Seeded::new(seed));
         parts.start(run)
     }
 
@@ -168,7 +171,7 @@ impl Parts {
             metrics: metrics.address().unwrap(),
             daemon: DaemonParts {
                 config,
-                seed: [setup.seed; 32],
+                entropy: Box::new(Seeded::new([setup.seed; 32])),
                 tun: daemon_tun,
                 listeners: Vec::new(),
                 dialer: None,

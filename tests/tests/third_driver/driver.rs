@@ -6,7 +6,9 @@ use std::net::{SocketAddr, TcpStream};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
+use lostlove_core::turn::Turn;
 use lostlove_host::clock::Clock;
+use lostlove_host::entropy::SystemEntropy;
 use lostlove_host::pump::{self, Progress};
 use lostlove_host::tun::Tun;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +17,7 @@ pub(crate) struct Driver {
     pub(crate) endpoint: Endpoint,
     pub(crate) device: Tun,
     pub(crate) clock: Clock,
+    pub(crate) entropy: SystemEntropy,
     pub(crate) server: SocketAddr,
     pub(crate) connection: Option<Connection>,
 }
@@ -45,7 +48,9 @@ impl Driver {
     pub(crate) fn turn(&mut self) -> io::Result<()> {
         let (device, socket) = self.wait()?;
         let now = self.clock.now();
-        self.endpoint.handle_timeout(now);
+        let entropy = &mut self.entropy;
+        let turn = &mut Turn { now, entropy };
+        self.endpoint.handle_timeout(turn);
         if let Some(connection) = &mut self.connection {
             if socket.intersects(PollFlags::OUT | PollFlags::ERR | PollFlags::HUP) {
                 connection.is_blocked = false;
@@ -53,7 +58,7 @@ impl Driver {
             }
             if socket.intersects(PollFlags::IN | PollFlags::ERR | PollFlags::HUP) {
                 let (id, socket) = (connection.id, &connection.socket);
-                pump::fill(&mut self.endpoint, id, socket, &self.device, now);
+                pump::fill(&mut self.endpoint, id, socket, &self.device, turn);
             }
         }
         if !device.is_empty() {
@@ -113,7 +118,9 @@ impl Driver {
             self.endpoint.handle_dial_failed(now);
             return;
         };
-        match self.endpoint.handle_connected(self.server, now) {
+        let entropy = &mut self.entropy;
+        let turn = &mut Turn { now, entropy };
+        match self.endpoint.handle_connected(self.server, turn) {
             Ok(id) => {
                 self.connection = Some(Connection {
                     id,

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::stats::Stats;
 use lostlove_host::clock::Clock;
+use lostlove_host::entropy::SystemEntropy;
 use lostlove_tests::DEADLINE;
 use lostlove_tests::rig::{Setup, address, packet, reversed, rng};
 
@@ -28,7 +29,8 @@ fn the_driver_carries_packets_both_ways_and_shuts_down() {
     let (near, device) = setup.tun();
     let clock = Clock::new();
     let mut driver = Driver {
-        endpoint: Endpoint::new(setup.client_config(0), [1; 32], clock.now()),
+        endpoint: Endpoint::new(setup.client_config(0), clock.now()),
+        entropy: SystemEntropy::new().unwrap(),
         device,
         clock,
         server: to_server,

@@ -3,6 +3,7 @@
 mod addresses;
 mod floods;
 mod probes;
+mod randomness;
 mod recordings;
 mod routing;
 mod sessions;

@@ -2,8 +2,8 @@
 
 use core::time::Duration;
 
-use super::super::testing::{Net, SERVER, client_config, server_config, udp};
-use super::super::{Endpoint, TunPacket};
+use super::super::TunPacket;
+use super::super::testing::{Machine, Net, SERVER, client_config, server_config, udp};
 use crate::config::{Config, Role};
 use crate::crypto::PresharedKey;
 use crate::error::{HandshakeError, ProtocolError};
@@ -100,21 +100,21 @@ fn a_record_of_an_earlier_session_ends_the_later_one() {
 }
 
 fn read_as_server(config: &Config, seed: u8, said: &[u8], now: Instant) -> Vec<Vec<u8>> {
-    let mut server = Endpoint::new(config.clone(), [seed; 32], now);
+    let mut server = Machine::new(config.clone(), seed, now);
     let source = ([192, 0, 2, 1], 5000).into();
     let id = server.handle_accepted(source, now).unwrap();
     feed(&mut server, id, said, now)
 }
 
 fn read_as_client(config: &Config, seed: u8, said: &[u8], now: Instant) -> Vec<Vec<u8>> {
-    let mut client = Endpoint::new(config.clone(), [seed; 32], now);
+    let mut client = Machine::new(config.clone(), seed, now);
     let server = ([203, 0, 113, 1], 8443).into();
     let id = client.handle_connected(server, now).unwrap();
     feed(&mut client, id, said, now)
 }
 
 /// Lets the endpoint read `bytes`, and returns the packets that came out of its TUN device.
-fn feed(endpoint: &mut Endpoint, id: ConnectionId, bytes: &[u8], now: Instant) -> Vec<Vec<u8>> {
+fn feed(endpoint: &mut Machine, id: ConnectionId, bytes: &[u8], now: Instant) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     let mut sink = |packet: TunPacket<'_>| {
         packets.push(packet.bytes.to_vec());

@@ -2,8 +2,7 @@
 
 use core::time::Duration;
 
-use super::super::Endpoint;
-use super::super::testing::{Net, SERVER, client_config, server_config, udp};
+use super::super::testing::{Machine, Net, SERVER, client_config, server_config, udp};
 use crate::error::{HandshakeError, ProtocolError, Refusal};
 use crate::event::{CloseReason, Event};
 use crate::wire::{DisconnectCode, Flags, HEADER_LEN, Header, PacketType};
@@ -462,7 +461,7 @@ fn clients_of_a_restarted_server_come_back_spread() {
     const CLIENTS: u8 = 60;
     let mut net = Net::connected(CLIENTS);
     assert_eq!(net.server.stats().sessions, u64::from(CLIENTS));
-    net.server = Endpoint::new(server_config(CLIENTS), [98; 32], net.now);
+    net.server = Machine::new(server_config(CLIENTS), 98, net.now);
     let ends: Vec<_> = net.links.drain(..).collect();
     for end in ends {
         let now = net.now;

@@ -2,8 +2,7 @@
 
 use core::time::Duration;
 
-use super::super::Endpoint;
-use super::super::testing::{Net, SERVER, client_config, secret, server_config, udp};
+use super::super::testing::{Machine, Net, SERVER, client_config, secret, server_config, udp};
 use crate::config::Role;
 use crate::crypto::{PresharedKey, Suite};
 use crate::error::{HandshakeError, Refusal};
@@ -44,7 +43,7 @@ fn a_replayed_hello_neither_makes_a_session_nor_disturbs_the_real_one() {
     assert_eq!(net.server.stats().sessions, 1);
 }
 
-fn server_answer_to(bytes: &[u8]) -> (Vec<u8>, Endpoint, Vec<CloseReason>) {
+fn server_answer_to(bytes: &[u8]) -> (Vec<u8>, Machine, Vec<CloseReason>) {
     let mut net = Net::new(server_config(1), Vec::new());
     let now = net.now;
     let id = net
@@ -169,7 +168,7 @@ fn a_stranger_who_hangs_up_is_counted_once() {
 /// What a client sees of a server that ends the connection instead of answering.
 #[test]
 fn a_server_that_hangs_up_gave_no_answer() {
-    let mut client = Endpoint::new(client_config(1), [1; 32], Instant::ZERO);
+    let mut client = Machine::new(client_config(1), 1, Instant::ZERO);
     let server = ([203, 0, 113, 1], 8443).into();
     let id = client.handle_connected(server, Instant::ZERO).unwrap();
     client.handle_disconnected(id, true, Instant::ZERO);
@@ -204,7 +203,7 @@ fn a_client_about_to_prove_itself_keeps_its_room() {
     net.settle();
     let hello = net.link(0).up.transcript.clone();
     let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
-    let mut server = Endpoint::new(config, [99; 32], net.now);
+    let mut server = Machine::new(config, 99, net.now);
     let source = ([198, 51, 100, 7], 1).into();
     let id = server.handle_accepted(source, net.now).unwrap();
     server.recv_buf(id).unwrap()[..len].copy_from_slice(&hello[..len]);
@@ -300,12 +299,12 @@ fn a_client_gives_a_silent_server_until_the_deadline() {
     let hello = 24 + usize::from(u16::from_be_bytes([answer[13], answer[14]]));
     for sent in [0, 1, 24, hello - 1] {
         let now = net.now;
-        let mut client = Endpoint::new(client_config(1), [100; 32], now);
+        let mut client = Machine::new(client_config(1), 100, now);
         let server = ([203, 0, 113, 1], 8443).into();
         let id = client.handle_connected(server, now).unwrap();
         client.recv_buf(id).unwrap()[..sent].copy_from_slice(&answer[..sent]);
         client.handle_received(id, sent, &mut |_| true, now);
-        let closed = |client: &mut Endpoint, at| {
+        let closed = |client: &mut Machine, at| {
             client.handle_timeout(at);
             let mut events = std::iter::from_fn(|| client.poll_event());
             events.find_map(|event| match event {

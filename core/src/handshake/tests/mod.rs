@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ipnet::IpNet;
 use lostlove_core::config::TunSettings;
-use lostlove_core::endpoint::{Endpoint, TunPacket};
+use lostlove_core::endpoint::TunPacket;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::ip::{self, VirtioHeader};
 use lostlove_core::time::Instant;
 
+use crate::machine::Machine;
 use crate::peers::{CLIENTS, Choices, routes};
 
 /// Index of the server; clients follow with the indices from 1.
@@ -36,7 +37,7 @@ struct Link {
 }
 
 struct Node {
-    endpoint: Endpoint,
+    endpoint: Machine,
     open: BTreeSet<ConnectionId>,
     closed: BTreeSet<ConnectionId>,
     /// Connections whose link was full.
@@ -59,7 +60,7 @@ impl World {
         let clients = (1..=CLIENTS).map(|n| choices.client(n));
         let configs = core::iter::once(choices.server()).chain(clients);
         let nodes = (40..).zip(configs).map(|(seed, config)| Node {
-            endpoint: Endpoint::new(config, [seed; 32], now),
+            endpoint: Machine::new(config, seed, now),
             open: BTreeSet::new(),
             closed: BTreeSet::new(),
             blocked: BTreeSet::new(),
