@@ -20,7 +20,7 @@
 # wanted to spare. `ss -ti` shows it: `app_limited` and `pacing_gain:2.887` on a busy connection.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
-[ -c /dev/net/tun ] || cannot "no /dev/net/tun"
+need_tun
 modprobe -q tcp_bbr 2>/dev/null || true
 
 sandboxed python3 - <<'PYTHON'

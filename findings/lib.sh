@@ -6,6 +6,10 @@ cannot() {
     exit 77
 }
 
+need_tun() {
+    [ -w /dev/net/tun ] || cannot "/dev/net/tun is not there or not writable for this user"
+}
+
 # sandboxed COMMAND...: in a network and a PID namespace of its own; whatever it starts ends with it.
 # As root, or as a user who may make user namespaces.
 sandboxed() {
