@@ -249,6 +249,8 @@ pub enum DropReason {
     QueueAge,
     /// Over the client's rate limit.
     RateLimit,
+    /// A super-packet would be cut into needlessly small pieces.
+    SegmentSize,
     /// The time to live ran out.
     TtlExpired,
     /// Multicast, broadcast, or another address that is not routed.
@@ -261,7 +263,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every variant, in the order of [`Self::index`].
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Malformed,
         Self::NoRoute,
         Self::NotConnected,
@@ -271,6 +273,7 @@ impl DropReason {
         Self::QueueFull,
         Self::QueueAge,
         Self::RateLimit,
+        Self::SegmentSize,
         Self::TtlExpired,
         Self::NotUnicast,
         Self::Closed,
@@ -294,6 +297,7 @@ impl DropReason {
             Self::QueueFull => "queue_full",
             Self::QueueAge => "queue_age",
             Self::RateLimit => "rate_limit",
+            Self::SegmentSize => "segment_size",
             Self::TtlExpired => "ttl_expired",
             Self::NotUnicast => "not_unicast",
             Self::Closed => "closed",

@@ -39,8 +39,8 @@ pub struct Stats {
     pub tun_packets_out: u64,
     /// Bytes of IP packets handed to the TUN device.
     pub tun_bytes_out: u64,
-    /// Packets that cutting up super-packets for a TUN device without offload has added: one
-    /// less than the segments of each.
+    /// Packets that cutting up super-packets has added, for a TUN device without offload or for a
+    /// peer that would refuse them: one less than the segments of each.
     pub segments_added: u64,
     /// UDP datagrams that went to the TUN device behind the first one of a super-packet.
     pub coalesced_datagrams: u64,

@@ -1,9 +1,11 @@
 //! Packets from peers: checked, and passed to the TUN device or to another client.
 
+use core::net::IpAddr;
+
 use super::connection::Session;
 use super::{Endpoint, TunPacket, TunSink};
 use crate::buffer::{Class, HEADROOM};
-use crate::config::Role;
+use crate::config::{Role, Server};
 use crate::error::DropReason;
 use crate::ip::{self, Coalesced, Datagram, IpInfo, Offload, Unreachable, VirtioHeader, protocol};
 use crate::queue::{Queued, SendQueue};
@@ -20,6 +22,18 @@ pub(super) struct Origin<'a> {
 enum Way {
     Tun,
     Peer(PeerId),
+}
+
+/// Whether the destination is in the tunnel's network, and not the server itself.
+fn is_of_clients(server: &Server, info: &IpInfo) -> bool {
+    match info.destination {
+        IpAddr::V4(address) => {
+            server.address_v4.contains(&address) && server.address_v4.addr() != address
+        }
+        IpAddr::V6(address) => server
+            .address_v6
+            .is_some_and(|network| network.contains(&address) && network.addr() != address),
+    }
 }
 
 impl Endpoint {
@@ -66,6 +80,10 @@ impl Endpoint {
                     return Err(DropReason::ForeignSource);
                 }
                 match self.table.lookup(info.destination) {
+                    // Else the answer would tell who is there.
+                    None if !server.client_to_client && is_of_clients(server, &info) => {
+                        return Err(DropReason::Isolated);
+                    }
                     None => Way::Tun,
                     Some(peer) if server.client_to_client && peer != session.peer => {
                         Way::Peer(peer)
@@ -79,10 +97,11 @@ impl Endpoint {
         if ip::max_segment_len(packet, &info, offload) > usize::from(session.mtu) {
             return Err(DropReason::TooBig);
         }
+        let len = ip::segments_len(packet, &info, offload)?;
         let within_rate = session
             .upload
             .as_mut()
-            .is_none_or(|bucket| bucket.try_spend(packet.len() as u64, now));
+            .is_none_or(|bucket| bucket.try_spend(len as u64, now));
         if within_rate {
             Ok((info, way))
         } else {

@@ -1,6 +1,6 @@
 //! A server and a client that has the right keys, and manners of its own.
 
-use core::net::{Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
@@ -13,6 +13,7 @@ use crate::error::{DropReason, FrameError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientOffer, Initiator};
 use crate::ip::Offload;
+use crate::ip::testing::Packet;
 use crate::session::Sealer;
 use crate::time::Instant;
 use crate::wire::{
@@ -88,6 +89,16 @@ impl Rogue {
 
     fn send_packet(&mut self, packet: &[u8]) {
         self.send(PacketType::Data, 1, Flags::NONE, &entry(packet));
+    }
+
+    fn send_super_packet(&mut self, packet: &[u8], segment_size: u16) {
+        let offload = Offload {
+            partial_checksum: true,
+            segment_size,
+        };
+        let header = encode_entry_header(packet.len() as u16, offload);
+        let entry = [header.as_slice(), packet].concat();
+        self.send(PacketType::Data, 1, Flags::NONE, &entry);
     }
 
     /// Whether a packet still gets through.
@@ -370,6 +381,25 @@ fn a_packet_beyond_the_sessions_mtu_is_dropped() {
         assert_eq!(rogue.delivered, delivered, "{len}");
     }
     assert_eq!(rogue.server.stats().dropped(DropReason::TooBig), 1);
+    assert_eq!(rogue.close_reason(), None);
+}
+
+/// Case 96: what comes in must not leave as much more.
+#[test]
+fn a_super_packet_of_needlessly_small_segments_is_dropped_and_counted() {
+    let mut rogue = Rogue::new();
+    let ends = (IpAddr::V4(rogue.address), IpAddr::V4(FAR));
+    for packet in [Packet::tcp(ends), Packet::udp(ends)] {
+        let packet = packet.payload(&[7; 128]).partial().build();
+        let delivered = rogue.delivered;
+        for size in [1, 28, 87] {
+            rogue.send_super_packet(&packet, size);
+        }
+        assert_eq!(rogue.delivered, delivered);
+        rogue.send_super_packet(&packet, 88);
+        assert_eq!(rogue.delivered, delivered + 2, "88 and the rest of 40");
+    }
+    assert_eq!(rogue.server.stats().dropped(DropReason::SegmentSize), 6);
     assert_eq!(rogue.close_reason(), None);
 }
 

@@ -6,7 +6,7 @@ use crate::buffer::{Buffer, Class, HEADROOM, Pool, TAILROOM};
 use crate::config::Config;
 use crate::error::{DropReason, ProtocolError};
 use crate::event::{CloseReason, ConnectionId};
-use crate::ip::Offload;
+use crate::ip::{self, Offload};
 use crate::queue::{Lane, Queued};
 use crate::stats::Stats;
 use crate::time::Instant;
@@ -229,7 +229,7 @@ impl Context<'_> {
         self.stats.peer_packets_out += 1;
         *self.peer_bytes_out += len;
         if let Some(bucket) = connection.session_mut().and_then(|s| s.download.as_mut()) {
-            bucket.spend(len);
+            bucket.spend(leaving(&queued));
         }
         Some(queued)
     }
@@ -339,6 +339,13 @@ fn seal(
     stats.rotations += session.sealer.rotations() - rotations;
     stats.sealed_out += 1;
     Ok(sequence)
+}
+
+/// Bytes that leave the tunnel for this packet.
+fn leaving(queued: &Queued) -> u64 {
+    let packet = queued.buffer.used();
+    let len = ip::parse(packet).and_then(|info| ip::segments_len(packet, &info, queued.offload));
+    len.unwrap_or(packet.len()) as u64
 }
 
 /// Extends the used part, a bare packet, by its entry header and the room for an LLP header.

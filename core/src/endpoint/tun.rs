@@ -15,8 +15,8 @@ use crate::time::Instant;
 enum Routed {
     /// It goes to this connection as it is.
     Whole(ConnectionId, Queued),
-    /// Its fragments are queued.
-    Fragments,
+    /// Its pieces are queued.
+    Pieces,
 }
 
 impl Endpoint {
@@ -29,7 +29,7 @@ impl Endpoint {
         self.stats.tun_bytes_in += len as u64;
         match self.route_tun_packet(header, now) {
             Ok(Routed::Whole(id, queued)) => self.enqueue(id, queued),
-            Ok(Routed::Fragments) => {}
+            Ok(Routed::Pieces) => {}
             Err(reason) => self.stats.drop_packet(reason),
         }
     }
@@ -77,29 +77,54 @@ impl Endpoint {
         }
         if ip::max_segment_len(self.tun_buffer.used(), &info, offload) > usize::from(mtu) {
             return self
-                .fragment_tun_packet(id, &info, offload, now)
+                .cut_tun_packet(|this, packet| {
+                    this.enqueue_fragments(id, packet, &info, offload, now)
+                })
                 .inspect_err(|_| {
                     self.reply_too_big(&info, mtu, now);
                 });
+        }
+        let len = ip::segments_len(self.tun_buffer.used(), &info, offload);
+        if len == Err(DropReason::SegmentSize) {
+            return self.cut_tun_packet(|this, packet| {
+                this.enqueue_segments(id, packet, &info, offload, now)
+            });
         }
         let flow = ip::flow_hash(self.tun_buffer.used(), &info);
         Ok(Routed::Whole(id, self.take_tun_packet(offload, flow, now)))
     }
 
-    /// Queues the fragments of a packet whose sender allows them.
-    fn fragment_tun_packet(
+    /// Queues the packet in pieces, as `enqueue` does.
+    fn cut_tun_packet(
         &mut self,
-        id: ConnectionId,
-        info: &IpInfo,
-        offload: Offload,
-        now: Instant,
+        enqueue: impl FnOnce(&mut Self, &mut [u8]) -> Result<(), DropReason>,
     ) -> Result<Routed, DropReason> {
         let empty = self.pool.take(Class::Small);
         let mut buffer = core::mem::replace(&mut self.tun_buffer, empty);
-        let result = self.enqueue_fragments(id, buffer.used_mut(), info, offload, now);
+        let result = enqueue(self, buffer.used_mut());
         let empty = core::mem::replace(&mut self.tun_buffer, buffer);
         self.pool.put(empty);
-        result.map(|()| Routed::Fragments)
+        result.map(|()| Routed::Pieces)
+    }
+
+    /// Queues the segments of a super-packet that the peer would refuse.
+    fn enqueue_segments(
+        &mut self,
+        id: ConnectionId,
+        packet: &mut [u8],
+        info: &IpInfo,
+        offload: Offload,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let flow = ip::flow_hash(packet, info);
+        let mut count: u64 = 0;
+        ip::finish(packet, info, offload, &mut |segment| {
+            let queued = self.queued_copy(segment, Offload::NONE, flow, now);
+            self.enqueue(id, queued);
+            count += 1;
+        })?;
+        self.stats.segments_added += count.saturating_sub(1);
+        Ok(())
     }
 
     /// Queues the fragments of `packet`, which is too large for the session's MTU.

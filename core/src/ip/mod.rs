@@ -32,8 +32,8 @@ pub use icmp::{IcmpPacket, Unreachable, packet_too_big, time_exceeded, unreachab
 pub use mss::mss_clamp;
 pub use offload::Offload;
 pub use packet::{IpInfo, MAX_PACKET_LEN, Version, decrement_ttl, parse};
-pub use segment::{finish, max_segment_len, segment};
-pub use transport::{MAX_TCP_SEGMENTS, MAX_UDP_SEGMENTS};
+pub use segment::{finish, max_segment_len, segment, segments_len};
+pub use transport::{MAX_TCP_SEGMENTS, MAX_UDP_SEGMENTS, MIN_SEGMENT_SIZE};
 pub use virtio::{VirtioHeader, offload_from_virtio, virtio_for};
 
 /// Numbers of upper-layer protocols and IPv6 extension headers (IANA, Protocol Numbers).
@@ -83,9 +83,16 @@ mod tests {
         assert!(!is_superseded(packet, packet));
         coalesce(packet, info, offload);
         let largest = max_segment_len(packet, info, offload);
+        let mut sum = 0;
         let finished = finish(&mut copy(), info, offload, &mut |one| {
             assert!(one.len() <= largest);
+            sum += one.len();
         });
+        match segments_len(packet, info, offload) {
+            Ok(len) => assert!(finished.is_err() || (len == sum && len <= 2 * packet.len())),
+            Err(reason) if finished.is_ok() => assert_eq!(reason, DropReason::SegmentSize),
+            Err(_) => {}
+        }
         assert!(matches!(finished, Ok(()) | Err(DropReason::Malformed)));
         let mut count = 0;
         let _ = segment(&mut copy(), info, offload.segment_size, &mut |_| count += 1);

@@ -1,7 +1,9 @@
 //! Software segmentation: super-packets for devices that know none.
 
 use super::bytes::{read_u8, read_u16, read_u32, to_u16, write, write_u16};
-use super::transport::{TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, Transport, TransportHeader};
+use super::transport::{
+    MIN_SEGMENT_SIZE, TCP_CWR, TCP_FIN, TCP_FLAGS, TCP_PSH, Transport, TransportHeader,
+};
 use super::{IpInfo, Offload, Version, checksum};
 use crate::error::DropReason;
 
@@ -67,6 +69,28 @@ pub fn max_segment_len(packet: &[u8], info: &IpInfo, offload: Offload) -> usize 
         Ok(Some(header)) => header.end + usize::from(offload.segment_size),
         Ok(None) | Err(_) => packet.len(),
     }
+}
+
+/// Length in bytes of all packets together that a network will see for this packet: the segments
+/// of a super-packet each with its headers, or an ordinary packet as it is. The figure to hold
+/// against a rate.
+///
+/// # Errors
+///
+/// [`DropReason::Malformed`] if `offload` claims what the packet cannot be, and
+/// [`DropReason::SegmentSize`] for segments whose payload, the last one aside, is shorter than their
+/// headers or than [`MIN_SEGMENT_SIZE`](super::MIN_SEGMENT_SIZE) bytes.
+pub fn segments_len(packet: &[u8], info: &IpInfo, offload: Offload) -> Result<usize, DropReason> {
+    let Some(header) = TransportHeader::of_super_packet(packet, info, offload)? else {
+        return Ok(packet.len());
+    };
+    let segment_size = usize::from(offload.segment_size);
+    if segment_size < header.end.max(usize::from(MIN_SEGMENT_SIZE)) {
+        return Err(DropReason::SegmentSize);
+    }
+    let payload_len = packet.len().saturating_sub(header.end);
+    let segments = payload_len.div_ceil(segment_size);
+    Ok(payload_len + segments * header.end)
 }
 
 fn cut(
@@ -308,6 +332,41 @@ mod tests {
             assert_eq!(segments(&at_limit, 9).unwrap().len(), most);
             let beyond = packet.payload(&vec![0; most * 9 + 1]);
             assert_eq!(segments(&beyond, 9), Err(DropReason::Malformed));
+        }
+    }
+
+    /// The segments' headers count, and are never more than all the rest.
+    #[test]
+    fn what_leaves_is_counted_with_its_headers_and_has_a_bound() {
+        let mut routing = [0; 71];
+        routing[0] = 8;
+        let routed = Packet::udp(V6).extension(protocol::ROUTING, &routing);
+        for (packet, header_len, least) in [
+            (Packet::tcp(V4), 40, 88),
+            (Packet::tcp(V6).options(&[1; 12]), 72, 88),
+            (Packet::tcp(V6).options(&[1; 40]), 100, 100),
+            (Packet::udp(V4), 28, 88),
+            (Packet::udp(V6), 48, 88),
+            (routed, 120, 120),
+        ] {
+            let offload = |segment_size| Offload {
+                partial_checksum: true,
+                segment_size,
+            };
+            let whole = packet.payload(&[1; 8801]).partial().build();
+            let info = parse(&whole).unwrap();
+            let counted = |size| segments_len(&whole, &info, offload(size));
+            let segments = 8801_usize.div_ceil(usize::from(least));
+            assert_eq!(counted(least), Ok(8801 + segments * header_len));
+            for size in [least, least + 1, 1000, 8800, 8801, 0x7fff] {
+                let segments = finished(whole.clone(), offload(size)).unwrap();
+                let sum: usize = segments.iter().map(Vec::len).sum();
+                assert_eq!(counted(size), Ok(sum), "{size}");
+                assert!(sum <= 2 * whole.len());
+            }
+            assert_eq!(counted(least - 1), Err(DropReason::SegmentSize));
+            let own = finished(whole.clone(), offload(least - 1));
+            assert!(own.is_ok(), "this end can cut it");
         }
     }
 

@@ -7,10 +7,16 @@ use crate::error::DropReason;
 /// Segments of one UDP super-packet at most, the bound that Linux sets (`UDP_MAX_SEGMENTS`).
 pub const MAX_UDP_SEGMENTS: usize = 128;
 
-/// Segments of one TCP super-packet at most. Enough for 64 KiB at 36 bytes per segment, the
-/// least that Linux sends (`TCP_MIN_SND_MSS` without timestamps); the bound keeps a peer from
-/// turning one packet into 65 000.
+/// Segments of one TCP super-packet at most. Enough for 64 KiB at 36 bytes per segment, what Linux
+/// sends to a host that announces the least that it takes (`TCP_MIN_SND_MSS` without timestamps).
 pub const MAX_TCP_SEGMENTS: usize = 2048;
+
+/// Payload bytes per segment of a super-packet from a peer at least, and never fewer than its
+/// headers have: so all segments together are at most twice the super-packet, and what a peer sends
+/// does not grow on its way. It is the smallest segment size that Linux lets a program ask for
+/// (`TCP_MIN_MSS`). Linux does send smaller ones, down to 8 bytes to a host that announces so
+/// little, and as UDP any; an endpoint cuts these up before it sends them.
+pub const MIN_SEGMENT_SIZE: u16 = 88;
 
 pub(super) const TCP_MIN_HEADER: usize = 20;
 pub(super) const UDP_HEADER: usize = 8;

@@ -234,6 +234,44 @@ fn an_isolated_client_is_told_by_icmpv6() {
     assert_eq!(answer[8..24], server.octets());
 }
 
+/// Case 53: whether an address of the tunnel is somebody's is nobody's business.
+#[test]
+fn an_isolated_client_cannot_tell_leased_from_free_addresses() {
+    let mut net = Net::connected(2);
+    let addresses = net.events.iter().filter_map(|(_, event)| match event {
+        Event::Configure(settings) => settings.address_v6.map(|network| network.addr().into()),
+        _ => None,
+    });
+    let [own_v6, other_v6] = addresses.collect::<Vec<IpAddr>>()[..] else {
+        panic!("two clients have two addresses");
+    };
+    let (own_v4, other_v4) = (net.address_v4(0), net.address_v4(1));
+    let mut answer = |source: IpAddr, to: IpAddr| {
+        net.send_from(0, &Packet::udp((source, to)).payload(b"hello").build());
+        net.settle();
+        assert!(net.received_by_server.is_empty(), "{to}");
+        let [answer] = &core::mem::take(&mut net.received[0])[..] else {
+            panic!("one answer about {to}");
+        };
+        let icmp = if source.is_ipv4() { 20 } else { 40 };
+        (answer.len(), answer[icmp..icmp + 2].to_vec())
+    };
+    for (source, leased, free) in [
+        (own_v4.into(), other_v4.into(), "10.8.0.200"),
+        (own_v6, other_v6, "fd00::200"),
+    ] {
+        assert_eq!(
+            answer(source, leased),
+            answer(source, free.parse().unwrap())
+        );
+    }
+    assert_eq!(net.server.stats().dropped(DropReason::Isolated), 4);
+    let to_server = udp(own_v4, SERVER_ADDRESS, 5, b"hello");
+    net.send_from(0, &to_server);
+    net.settle();
+    assert_eq!(net.received_by_server, [to_server], "it is no client");
+}
+
 /// Who sends what cannot be delivered does not make the server send as much.
 #[test]
 fn icmp_errors_are_sent_at_a_bounded_rate() {

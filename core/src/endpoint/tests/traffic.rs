@@ -313,6 +313,68 @@ fn a_rate_limit_is_kept_both_ways_without_a_long_queue() {
     }
 }
 
+/// Case 96: a super-packet costs as much as its segments, so cutting finely gains nothing.
+#[test]
+fn a_rate_limit_counts_each_segment_with_its_headers() {
+    const RATE: u64 = 1_250_000;
+    const STEP: u16 = 100;
+    let mut config = server_config(1);
+    server_of(&mut config).rate_limit = Some(RATE);
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.settle();
+    let address = net.address_v4(0);
+    let up = tcp_super_packet(address, SERVER_ADDRESS, 5000);
+    let down = tcp_super_packet(SERVER_ADDRESS, address, 5000);
+    let header = super_packet_header(STEP);
+    let start = net.now;
+    let mut passed = [0, 0];
+    for _ in 0..2000 {
+        net.send_super_packet(0, &up, &header);
+        net.send_super_packet(SERVER, &down, &header);
+        net.run(Duration::from_millis(2));
+        let arrived = [
+            core::mem::take(&mut net.received_by_server),
+            core::mem::take(&mut net.received[0]),
+        ];
+        if net.now.since(start) > Duration::from_secs(1) {
+            for (passed, arrived) in passed.iter_mut().zip(arrived) {
+                *passed += arrived.iter().map(Vec::len).sum::<usize>();
+            }
+        }
+    }
+    for bytes in passed {
+        let exact = 3 * RATE as usize;
+        assert!(bytes.abs_diff(exact) <= exact / 20, "{bytes}");
+    }
+}
+
+/// A peer would refuse it, so this end cuts it up.
+#[test]
+fn a_super_packet_of_tiny_segments_crosses_the_tunnel_in_pieces() {
+    let mut server = server_config(1);
+    server.tun_offload = true;
+    let mut net = Net::new(server, vec![client_config(1)]);
+    net.settle();
+    for step in [36, 87] {
+        let packet = tcp_super_packet(net.address_v4(0), SERVER_ADDRESS, 40 + 870);
+        let before = net.clients[0].stats().segments_added;
+        net.send_super_packet(0, &packet, &super_packet_header(step));
+        net.settle();
+        let received = core::mem::take(&mut net.received_by_server);
+        let segments = 870_usize.div_ceil(usize::from(step));
+        assert_eq!(received.len(), segments);
+        let payload: usize = received.iter().map(|packet| packet.len() - 40).sum();
+        assert_eq!(payload, 870);
+        let added = net.clients[0].stats().segments_added - before;
+        assert_eq!(added, segments as u64 - 1);
+        assert_eq!(net.server.stats().dropped, [0; DropReason::ALL.len()]);
+    }
+    let packet = tcp_super_packet(net.address_v4(0), SERVER_ADDRESS, 40 + 870);
+    net.send_super_packet(0, &packet, &super_packet_header(88));
+    net.settle();
+    assert_eq!(net.received_by_server.len(), 1, "88 bytes are enough");
+}
+
 /// Case 18: contract point 7, on which it rests that all drivers say the same.
 #[test]
 fn the_same_seed_gives_the_same_bytes() {
