@@ -329,8 +329,11 @@ mod tests {
         }
     }
 
-    /// Keys of sections, and what people write instead; none where nothing is meant.
-    const MISSPELLED: &[(&[&str], &[(&str, Option<&str>)])] = &[
+    /// What people write, and what they mean; none where nothing is like it.
+    type Misspelled = (&'static str, Option<&'static str>);
+
+    /// Keys of sections, and what people write instead.
+    const MISSPELLED: &[(&[&str], &[Misspelled])] = &[
         (
             &[
                 "mtu",

@@ -4,8 +4,8 @@ use lostlove_core::error::DropReason;
 use lostlove_core::ip::{
     Coalescer, Datagram, IpInfo, MAX_TCP_SEGMENTS, Offload, Unreachable, VirtioHeader,
     complete_checksum, decrement_ttl, finish, flow_hash, max_segment_len, mss_clamp,
-    offload_from_virtio, packet_too_big, parse, protocol, segment, time_exceeded, unreachable,
-    virtio_for,
+    offload_from_virtio, packet_too_big, parse, protocol, segment, segments_len, time_exceeded,
+    unreachable, virtio_for,
 };
 
 use crate::input::Input;
@@ -88,6 +88,12 @@ fn segmentation(original: &[u8], info: &IpInfo, offload: Offload) {
         assert!(segment.len() <= largest);
         segments.push(segment.to_vec());
     });
+    let sum: usize = segments.iter().map(Vec::len).sum();
+    match (segments_len(original, info, offload), result) {
+        (Ok(len), Ok(())) => assert!(len == sum && len <= 2 * original.len()),
+        (Err(reason), Ok(())) => assert_eq!(reason, DropReason::SegmentSize),
+        (Ok(_) | Err(_), Err(_)) => {}
+    }
     match result {
         Err(reason) => {
             assert_eq!(reason, DropReason::Malformed);
