@@ -63,7 +63,8 @@ class Ring:
         struct.pack_into("H", self.provided, 14, BUFFERS)
 
     def read(self, fd):
-        entry = struct.pack("=BBHiQQIIQH", READ_MULTISHOT, BUFFER_SELECT, 0, fd, 2**64 - 1, 0, 0, 0, 0, 1)
+        entry = struct.pack("=BBHiQQIIQH", READ_MULTISHOT, BUFFER_SELECT, 0, fd, 2**64 - 1,
+                            0, 0, 0, 0, 1)
         self.entries[:len(entry)] = entry
         struct.pack_into("I", self.rings, self.sq[6], 0)
         struct.pack_into("I", self.rings, self.sq[1], 1)

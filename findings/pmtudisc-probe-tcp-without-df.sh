@@ -42,7 +42,8 @@ def checksum(data):
 def syn_ack(syn):
     """What the far end answers."""
     source, target, sequence = struct.unpack_from("!HHI", syn, 20)
-    tcp = struct.pack("!HHIIBBHHH", target, source, 1, sequence + 1 & 0xFFFFFFFF, 0x50, 0x12, 65535, 0, 0)
+    tcp = struct.pack("!HHIIBBHHH", target, source, 1, sequence + 1 & 0xFFFFFFFF, 0x50, 0x12,
+                      65535, 0, 0)
     total = checksum(THERE + HERE + struct.pack("!HH", 6, len(tcp)) + tcp)
     head = struct.pack("!BBHHHBBH", 0x45, 0, 40, 1, DF, 64, 6, 0) + THERE + HERE
     return (head[:10] + struct.pack("!H", checksum(head)) + head[12:]

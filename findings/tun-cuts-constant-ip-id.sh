@@ -4,14 +4,14 @@
 #
 # One would guess: with IFF_VNET_HDR and TUN_F_TSO4, what the kernel's GRO joined on its way in goes to
 # the device as one super-packet. The identification matters to fragments alone, these segments have
-# DF, and RFC 6864 (section 4.1) lets a sender put anything into it, so many put 0.
+# DF, and RFC 6864 (section 4.1) lets a sender put anything into it, such as 0 always.
 #
 # What happens: GRO does join such segments, but notes that their identification must stay what it is
 # (SKB_GSO_TCP_FIXEDID). A device has to say that it can do that: the feature is called
 # tx-tcp-mangleid-segmentation, a new TUN has it off, and TUNSETOFFLOAD has no bit for it. So the
 # kernel cuts the super-packet again in software, just in front of the device, and the reader gets
-# each segment in a read of its own. With identifications that count up, it stays whole. Once the feature is
-# switched on by ethtool (or its ioctl, as here), both stay whole.
+# each segment in a read of its own. With identifications that count up, it stays whole. Once the
+# feature is switched on, by ethtool or by its ioctl as here, both stay whole.
 #
 # Seen on Linux 6.18.44, 30 November 2026.
 #

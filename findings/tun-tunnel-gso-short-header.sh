@@ -7,9 +7,9 @@
 # only packets which need the longer header are in trouble: the super-packets of a UDP tunnel.
 #
 # What happens: the bit is granted with any header. The longer header (24 bytes, TUNSETVNETHDRSZ) is
-# looked for when a packet is handed over, whatever the packet is. Each one makes the device readable,
-# each read() takes one away and fails with EFAULT, as if the buffer were bad, and the packet counts neither
-# as sent nor as dropped nor as an error. Writes go on working, so one direction looks healthy.
+# looked for when a packet is handed over, whatever packet that is. Each one makes the device readable,
+# each read() takes one away and fails with EFAULT, as if the buffer were bad, and the packet counts
+# neither as sent nor as dropped nor as an error. Writes go on working, so one direction looks healthy.
 # TUNSETVNETHDRSZ may make the header shorter afterwards, and is not refused either.
 #
 # Seen on Linux 6.18.44, 30 November 2026. Older kernels do not know the bit.
