@@ -76,9 +76,9 @@ impl Node {
             Role::Server(server) => server.rate_limit,
             Role::Client(_) => None,
         };
-        // The debt of one super-packet, and a bit.
+        // The debt of one super-packet, which leaves as at most twice as much, and a bit.
         let longest_pause = rate.map_or(Duration::ZERO, |rate| {
-            Duration::from_secs_f64(70_000.0 / rate as f64)
+            Duration::from_secs_f64(140_000.0 / rate as f64)
         });
         Self {
             number,
