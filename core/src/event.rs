@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::config::TunSettings;
 use crate::crypto::Suite;
 use crate::error::{HandshakeError, ProtocolError};
+use crate::slab::impl_id;
 use crate::wire::DisconnectCode;
 
 /// Names one TCP connection of one endpoint. Never reused: a late wake-up with an old id is
@@ -17,6 +18,8 @@ pub struct ConnectionId {
     pub(crate) index: u32,
     pub(crate) generation: u32,
 }
+
+impl_id!(ConnectionId);
 
 impl ConnectionId {
     /// A small number, unique among the connections open at one time: an index for a driver's

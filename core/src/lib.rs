@@ -7,8 +7,11 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod buffer;
+mod outbox;
 mod queue;
 mod rate;
+mod slab;
+mod tools;
 
 pub mod config;
 pub mod crypto;

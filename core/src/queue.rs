@@ -23,7 +23,7 @@ const FLOW_BUCKETS: usize = 512;
 /// acknowledgements of many flows is longer, but then each flow has few of them in it.
 const LOOK_BACK: usize = 16;
 /// Small packets may wait this long at least.
-const FAST_AGE: Duration = Duration::from_secs(2);
+const URGENT_AGE: Duration = Duration::from_secs(2);
 
 /// One waiting packet; `buffer.used()` is the IP packet, with room on both sides.
 #[derive(Debug)]
@@ -42,9 +42,9 @@ impl Queued {
 
 /// Which of the two lines a packet stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lane {
+pub(crate) enum Precedence {
     /// Small packets of flows without waiting bulk.
-    Fast,
+    Urgent,
     /// Everything else.
     Bulk,
 }
@@ -52,7 +52,7 @@ pub(crate) enum Lane {
 /// The queue of one connection.
 #[derive(Debug)]
 pub(crate) struct SendQueue {
-    fast: VecDeque<Queued>,
+    urgent: VecDeque<Queued>,
     bulk: VecDeque<Queued>,
     /// Packets in `bulk` of each bucket's flows.
     bulk_flows: Box<[u32]>,
@@ -65,7 +65,7 @@ pub(crate) struct SendQueue {
 impl SendQueue {
     pub(crate) fn new(max_bytes: usize, max_age: Duration) -> Self {
         Self {
-            fast: VecDeque::new(),
+            urgent: VecDeque::new(),
             bulk: VecDeque::new(),
             bulk_flows: vec![0; FLOW_BUCKETS].into(),
             bytes: 0,
@@ -75,7 +75,7 @@ impl SendQueue {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.fast.is_empty() && self.bulk.is_empty()
+        self.urgent.is_empty() && self.bulk.is_empty()
     }
 
     /// Queues `packet`, dropping from the head what no longer fits, and the TCP acknowledgement that
@@ -91,47 +91,53 @@ impl SendQueue {
                 pool.put(old.buffer);
                 stats.superseded_acks += 1;
             }
-            // At the end, not in the old one's place: the head of a lane is its oldest packet.
-            self.fast.push_back(packet);
+            // At the end, not in the old one's place: the head of a line is its oldest packet.
+            self.urgent.push_back(packet);
         } else {
             self.bulk_flows[packet.bucket()] += 1;
             self.bulk.push_back(packet);
         }
         // At least the newest packet stays, however large.
-        while self.bytes > self.max_bytes && self.fast.len() + self.bulk.len() > 1 {
-            let lane = if self.bulk.is_empty() {
-                Lane::Fast
+        while self.bytes > self.max_bytes && self.urgent.len() + self.bulk.len() > 1 {
+            let precedence = if self.bulk.is_empty() {
+                Precedence::Urgent
             } else {
-                Lane::Bulk
+                Precedence::Bulk
             };
-            self.discard(lane, DropReason::QueueFull, pool, stats);
+            self.discard(precedence, DropReason::QueueFull, pool, stats);
         }
     }
 
     /// Takes out the last packet of the same flow that waits, if it is an acknowledgement that
     /// `packet` makes needless.
     fn take_superseded(&mut self, packet: &Queued) -> Option<Queued> {
-        let mut latest = self.fast.iter().enumerate().rev().take(LOOK_BACK);
+        let mut latest = self.urgent.iter().enumerate().rev().take(LOOK_BACK);
         let (index, last) = latest.find(|(_, waiting)| waiting.flow == packet.flow)?;
         if !ip::is_superseded(last.buffer.used(), packet.buffer.used()) {
             return None;
         }
-        self.fast.remove(index)
+        self.urgent.remove(index)
     }
 
-    fn discard(&mut self, lane: Lane, reason: DropReason, pool: &mut Pool, stats: &mut Stats) {
-        if let Some(packet) = self.remove(lane, stats) {
+    fn discard(
+        &mut self,
+        precedence: Precedence,
+        reason: DropReason,
+        pool: &mut Pool,
+        stats: &mut Stats,
+    ) {
+        if let Some(packet) = self.remove(precedence, stats) {
             pool.put(packet.buffer);
             stats.drop_packet(reason);
         }
     }
 
-    fn remove(&mut self, lane: Lane, stats: &mut Stats) -> Option<Queued> {
-        let packet = match lane {
-            Lane::Fast => self.fast.pop_front()?,
-            Lane::Bulk => self.bulk.pop_front()?,
+    fn remove(&mut self, precedence: Precedence, stats: &mut Stats) -> Option<Queued> {
+        let packet = match precedence {
+            Precedence::Urgent => self.urgent.pop_front()?,
+            Precedence::Bulk => self.bulk.pop_front()?,
         };
-        if lane == Lane::Bulk {
+        if precedence == Precedence::Bulk {
             self.bulk_flows[packet.bucket()] -= 1;
         }
         self.forget(&packet, stats);
@@ -145,68 +151,69 @@ impl SendQueue {
         stats.queued_packets -= 1;
     }
 
-    fn front(&self, lane: Lane) -> Option<&Queued> {
-        match lane {
-            Lane::Fast => self.fast.front(),
-            Lane::Bulk => self.bulk.front(),
+    fn front(&self, precedence: Precedence) -> Option<&Queued> {
+        match precedence {
+            Precedence::Urgent => self.urgent.front(),
+            Precedence::Bulk => self.bulk.front(),
         }
     }
 
     /// Small packets wait for the socket alone, never in a long line, so age says nothing about
     /// congestion: on a slow uplink a ping is late, and late is better than lost.
-    fn max_age(&self, lane: Lane) -> Duration {
-        match lane {
-            Lane::Fast => self.max_age.max(FAST_AGE),
-            Lane::Bulk => self.max_age,
+    fn max_age(&self, precedence: Precedence) -> Duration {
+        match precedence {
+            Precedence::Urgent => self.max_age.max(URGENT_AGE),
+            Precedence::Bulk => self.max_age,
         }
     }
 
-    /// Drops what has waited too long at the head of both lanes.
+    /// Drops what has waited too long at the head of both lines.
     pub(crate) fn expire(&mut self, now: Instant, pool: &mut Pool, stats: &mut Stats) {
-        for lane in [Lane::Fast, Lane::Bulk] {
-            let max_age = self.max_age(lane);
+        for precedence in [Precedence::Urgent, Precedence::Bulk] {
+            let max_age = self.max_age(precedence);
             while self
-                .front(lane)
+                .front(precedence)
                 .is_some_and(|p| now.since(p.queued_at) > max_age)
             {
-                self.discard(lane, DropReason::QueueAge, pool, stats);
+                self.discard(precedence, DropReason::QueueAge, pool, stats);
             }
         }
     }
 
-    /// Packets in `lane`.
-    pub(crate) fn len(&self, lane: Lane) -> usize {
-        match lane {
-            Lane::Fast => self.fast.len(),
-            Lane::Bulk => self.bulk.len(),
+    /// Packets in the line of `precedence`.
+    pub(crate) fn len(&self, precedence: Precedence) -> usize {
+        match precedence {
+            Precedence::Urgent => self.urgent.len(),
+            Precedence::Bulk => self.bulk.len(),
         }
     }
 
-    /// The lane to serve next and the length of its first packet.
-    pub(crate) fn next(&self) -> Option<(Lane, usize)> {
-        let lane = if self.fast.is_empty() {
-            Lane::Bulk
+    /// The line to serve next and the length of its first packet.
+    pub(crate) fn next(&self) -> Option<(Precedence, usize)> {
+        let precedence = if self.urgent.is_empty() {
+            Precedence::Bulk
         } else {
-            Lane::Fast
+            Precedence::Urgent
         };
-        self.front(lane).map(|packet| (lane, packet.buffer.len()))
+        self.front(precedence)
+            .map(|packet| (precedence, packet.buffer.len()))
     }
 
-    /// The length of the first packet in `lane`.
-    pub(crate) fn next_in(&self, lane: Lane) -> Option<usize> {
-        self.front(lane).map(|packet| packet.buffer.len())
+    /// The length of the first packet in the line.
+    pub(crate) fn next_in(&self, precedence: Precedence) -> Option<usize> {
+        self.front(precedence).map(|packet| packet.buffer.len())
     }
 
-    /// Takes the first packet of `lane`.
-    pub(crate) fn pop(&mut self, lane: Lane, stats: &mut Stats) -> Option<Queued> {
-        self.remove(lane, stats)
+    /// Takes the first packet of the line.
+    pub(crate) fn pop(&mut self, precedence: Precedence, stats: &mut Stats) -> Option<Queued> {
+        self.remove(precedence, stats)
     }
 
     /// Drops everything.
     pub(crate) fn clear(&mut self, pool: &mut Pool, stats: &mut Stats) {
-        for lane in [Lane::Fast, Lane::Bulk] {
-            while self.front(lane).is_some() {
-                self.discard(lane, DropReason::Closed, pool, stats);
+        for precedence in [Precedence::Urgent, Precedence::Bulk] {
+            while self.front(precedence).is_some() {
+                self.discard(precedence, DropReason::Closed, pool, stats);
             }
         }
     }
@@ -262,8 +269,8 @@ mod tests {
 
         fn drain_packets(&mut self) -> Vec<Vec<u8>> {
             let mut packets = Vec::new();
-            while let Some((lane, _)) = self.queue.next() {
-                let queued = self.queue.pop(lane, &mut self.stats).unwrap();
+            while let Some((precedence, _)) = self.queue.next() {
+                let queued = self.queue.pop(precedence, &mut self.stats).unwrap();
                 packets.push(queued.buffer.used().to_vec());
             }
             packets

@@ -1,5 +1,6 @@
 //! Counters of one endpoint.
 
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use crate::error::{DropReason, HandshakeError, Refusal};
@@ -96,4 +97,66 @@ pub struct PeerStats {
     pub bytes_out: u64,
     /// Smoothed round-trip time of the present session.
     pub rtt: Option<Duration>,
+}
+
+/// What is counted of a peer over all its sessions: written by whoever has its session, read by
+/// anyone.
+#[derive(Debug)]
+pub(crate) struct Usage {
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    /// Smoothed, or [`NO_RTT`].
+    rtt_nanos: AtomicU64,
+}
+
+const NO_RTT: u64 = u64::MAX;
+
+impl Usage {
+    pub(crate) const fn new() -> Self {
+        Self {
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            rtt_nanos: AtomicU64::new(NO_RTT),
+        }
+    }
+
+    pub(crate) fn add_in(&self, bytes: u64) {
+        add(&self.bytes_in, bytes);
+    }
+
+    pub(crate) fn add_out(&self, bytes: u64) {
+        add(&self.bytes_out, bytes);
+    }
+
+    /// Takes a round trip into account (RFC 6298, section 2: SRTT with alpha = 1/8).
+    pub(crate) fn add_round_trip(&self, sample: Duration) {
+        let smoothed = self.rtt().map_or(sample, |srtt| srtt * 7 / 8 + sample / 8);
+        let nanos = u64::try_from(smoothed.as_nanos()).unwrap_or(NO_RTT - 1);
+        self.rtt_nanos
+            .store(nanos.min(NO_RTT - 1), Ordering::Relaxed);
+    }
+
+    /// The path is another one.
+    pub(crate) fn forget_round_trips(&self) {
+        self.rtt_nanos.store(NO_RTT, Ordering::Relaxed);
+    }
+
+    pub(crate) fn bytes_in(&self) -> u64 {
+        self.bytes_in.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn bytes_out(&self) -> u64 {
+        self.bytes_out.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        let nanos = self.rtt_nanos.load(Ordering::Relaxed);
+        (nanos != NO_RTT).then(|| Duration::from_nanos(nanos))
+    }
+}
+
+/// There is one writer, so that a plain load and a plain store do.
+fn add(counter: &AtomicU64, more: u64) {
+    let before = counter.load(Ordering::Relaxed);
+    counter.store(before.wrapping_add(more), Ordering::Relaxed);
 }

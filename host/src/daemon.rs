@@ -324,7 +324,7 @@ impl Daemon {
 
     fn publish_metrics(&self) {
         if self.metrics.wants_update() {
-            let peers: Vec<_> = self.endpoint.peer_stats().cloned().collect();
+            let peers: Vec<_> = self.endpoint.peer_stats().collect();
             self.metrics.publish(self.endpoint.stats(), &peers);
         }
     }

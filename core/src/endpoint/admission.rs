@@ -4,7 +4,7 @@
 use core::net::{IpAddr, SocketAddr};
 use std::collections::{BTreeMap, VecDeque};
 
-use super::connection::{Connection, State};
+use super::connection::{Greeting, Stage};
 use super::{Endpoint, RoleState};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::ConnectionId;
@@ -20,7 +20,7 @@ const MAX_REMEMBERED: usize = 4096;
 /// LLP 1.0 probe sessions at once: they are for a person's tests.
 pub(super) const MAX_PROBES: usize = 16;
 
-/// The books on unauthenticated connections.
+/// The counts of unauthenticated connections.
 pub(super) struct Admission {
     /// Connections by [`source_of`], present ones and remembered ones.
     sources: BTreeMap<u128, usize>,
@@ -108,9 +108,9 @@ impl Endpoint {
         if from_source >= limits.max_handshakes_per_source {
             return Err(Refusal::TooManyFromSource);
         }
-        let handshaking = usize::try_from(self.stats.handshaking).unwrap_or(usize::MAX);
+        let handshaking = usize::try_from(self.tools.stats.handshaking).unwrap_or(usize::MAX);
         if handshaking >= limits.max_handshakes {
-            let Some(victim) = self.most_dispensable() else {
+            let Some(victim) = self.stranger_to_evict() else {
                 return Err(Refusal::TooManyHandshakes);
             };
             let reason = self.abandoned(HandshakeError::Evicted);
@@ -123,26 +123,24 @@ impl Endpoint {
         Ok(())
     }
 
-    /// The stranger to turn out: one that has failed already before one that may still speak,
-    /// of the source with the most connections, the oldest of these. Who has sent a good hello
-    /// stays.
-    fn most_dispensable(&self) -> Option<ConnectionId> {
+    /// The stranger to evict: one that has failed already before one that may still speak, of the
+    /// source with the most connections, the oldest of these. Who has sent a good hello stays.
+    fn stranger_to_evict(&self) -> Option<ConnectionId> {
         let RoleState::Server(server) = &self.role else {
             return None;
         };
-        let strangers = self.connections.iter().filter_map(|connection| {
-            let has_failed = match connection.state {
-                State::Failed(_) => true,
-                State::AwaitHello => false,
-                State::AwaitServerHello(_)
-                | State::AwaitProof(_)
-                | State::Probe
-                | State::Active(_)
-                | State::Closing(_) => return None,
+        let strangers = self.connections.iter().filter_map(|(id, connection)| {
+            let Stage::Greeting { step, expires_at } = &connection.stage else {
+                return None;
+            };
+            let has_failed = match step {
+                Greeting::Failed(_) => true,
+                Greeting::AwaitHello => false,
+                Greeting::AwaitServerHello(_) | Greeting::AwaitProof(_) => return None,
             };
             let crowd = server.admission.count(source_of(connection.remote));
-            let age = core::cmp::Reverse(connection.expires_at);
-            Some(((has_failed, crowd, age), connection.id))
+            let age = core::cmp::Reverse(*expires_at);
+            Some(((has_failed, crowd, age), id))
         });
         strangers.max_by_key(|(key, _)| *key).map(|(_, id)| id)
     }
@@ -153,25 +151,25 @@ impl Endpoint {
         }
     }
 
-    /// A handshake has ended: a good one is free for its source, another one counts on.
-    pub(super) fn uncount_source(&mut self, connection: &Connection, was_good: bool) {
+    /// A handshake has ended: a good one is free for its source, another one counts on until then.
+    pub(super) fn uncount_source(&mut self, remote: SocketAddr, counts_until: Option<Instant>) {
         let RoleState::Server(server) = &mut self.role else {
             return;
         };
-        let source = source_of(connection.remote);
-        if was_good {
-            server.admission.remove(source);
-        } else {
-            server.admission.remember(source, connection.expires_at);
+        let source = source_of(remote);
+        match counts_until {
+            None => server.admission.remove(source),
+            Some(until) => server.admission.remember(source, until),
         }
     }
 
     /// Whether one more probe session may begin.
     pub(super) fn may_probe(&self) -> bool {
-        let probes = self
+        let stages = self
             .connections
             .iter()
-            .filter(|connection| matches!(connection.state, State::Probe));
+            .map(|(_, connection)| &connection.stage);
+        let probes = stages.filter(|stage| matches!(stage, Stage::Probe { .. }));
         probes.count() < MAX_PROBES
     }
 }

@@ -1,21 +1,17 @@
 //! What only a client decides: when to dial, and how long to wait after a failure.
 
-use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
 
 use rand_core::Rng as _;
 
-use super::connection::{Connection, State};
-use super::session::Agreement;
 use super::{Endpoint, RoleState};
-use crate::config::{Client, Role, TunSettings};
-use crate::error::HandshakeError;
-use crate::event::{CloseReason, ConnectionId, Event};
-use crate::handshake::{ClientOffer, Grant, Initiator};
-use crate::route::PeerId;
+use crate::config::{Client, TunSettings};
+use crate::event::{CloseReason, Event};
+use crate::handshake::Grant;
 use crate::time::Instant;
 use crate::turn::Turn;
-use crate::wire::{DisconnectCode, PacketType};
+use crate::wire::DisconnectCode;
 
 /// What a client knows of its next attempt.
 enum Dial {
@@ -108,54 +104,6 @@ impl ClientState {
 }
 
 impl Endpoint {
-    /// The connection asked for by [`Event::Dial`] stands: sends the ClientHello.
-    ///
-    /// # Errors
-    ///
-    /// On a server, while a connection exists, while shutting down, and without entropy: then the
-    /// socket is not wanted.
-    pub fn handle_connected(
-        &mut self,
-        remote: SocketAddr,
-        turn: &mut Turn<'_>,
-    ) -> Result<ConnectionId, HandshakeError> {
-        let (Role::Client(client), RoleState::Client(state)) = (&self.config.role, &self.role)
-        else {
-            return Err(HandshakeError::Unexpected);
-        };
-        if self.shutting_down || !self.connections.is_empty() {
-            return Err(HandshakeError::Unexpected);
-        }
-        let offer = ClientOffer {
-            suites: self.config.suites.clone(),
-            rotation: self.config.rotation,
-            mtu: self.config.mtu,
-            address_v4: state.address_v4(),
-            address_v6: state.address_v6(),
-        };
-        let (initiator, json) = turn
-            .with_generator(|rng| Initiator::start(client, &offer, rng))
-            .inspect_err(|error| {
-                self.stats.handshakes_failed[HandshakeError::from(*error).index()] += 1
-            })??;
-        let now = turn.now;
-        let length = u16::try_from(json.len()).map_err(|_| HandshakeError::Malformed)?;
-        let id = self.open(remote, State::AwaitServerHello(Box::new(initiator)), now);
-        if let Some(mut connection) = self.connections.lift(id) {
-            connection.peer = Some(PeerId(0));
-            self.send_hello(
-                &mut connection,
-                PacketType::HandshakeInit,
-                &json,
-                length,
-                now,
-            );
-            self.connections.put_back(connection);
-        }
-        self.wants_transmit(id);
-        Ok(id)
-    }
-
     /// The connection asked for by [`Event::Dial`] could not be made.
     pub fn handle_dial_failed(&mut self, now: Instant) {
         if let RoleState::Client(client) = &mut self.role
@@ -176,39 +124,13 @@ impl Endpoint {
         if client.dial_at().is_some_and(|at| at <= turn.now) {
             client.dial = Dial::Never;
             client.attempt = client.attempt.saturating_add(1);
-            self.events.push_back(Event::Dial {
+            self.tools.events.push_back(Event::Dial {
                 attempt: client.attempt,
             });
         }
     }
 
-    /// Reads the ServerHello. The session stands at once: the server has proved its key, and
-    /// the first sealed packet proves ours.
-    pub(super) fn finish_handshake(
-        &mut self,
-        connection: &mut Connection,
-        json: &[u8],
-        now: Instant,
-    ) -> Result<(), HandshakeError> {
-        let State::AwaitServerHello(initiator) = &mut connection.state else {
-            return Err(HandshakeError::Unexpected);
-        };
-        let outcome = initiator.finish(json)?;
-        let agreed = Agreement {
-            peer: PeerId(0),
-            id: outcome.session,
-            suite: outcome.suite,
-            master: &outcome.master,
-            grant: &outcome.grant,
-        };
-        let session = self.new_session(&agreed, now);
-        self.configure(&outcome.grant, connection.remote);
-        connection.state = State::AwaitProof(Box::new(session));
-        self.establish(connection);
-        Ok(())
-    }
-
-    fn configure(&mut self, grant: &Grant, server: SocketAddr) {
+    pub(super) fn assign(&mut self, grant: &Grant, server: SocketAddr) {
         let RoleState::Client(client) = &mut self.role else {
             return;
         };
@@ -222,20 +144,17 @@ impl Endpoint {
         };
         if client.settings.as_ref() != Some(&settings) {
             client.settings = Some(settings.clone());
-            self.events.push_back(Event::Configure(settings));
+            self.tools.events.push_back(Event::Configure(settings));
         }
     }
+}
 
+impl ClientState {
     /// Whether a packet for `destination` belongs on this client.
-    pub(super) fn is_for_client(&self, destination: core::net::IpAddr) -> bool {
-        let (Role::Client(client), RoleState::Client(state)) = (&self.config.role, &self.role)
-        else {
-            return false;
-        };
-        state
-            .address_v4()
+    pub(super) fn owns(&self, client: &Client, destination: IpAddr) -> bool {
+        self.address_v4()
             .is_some_and(|address| destination == address)
-            || state
+            || self
                 .address_v6()
                 .is_some_and(|address| destination == address)
             || client
@@ -243,17 +162,15 @@ impl Endpoint {
                 .iter()
                 .any(|network| network.contains(&destination))
     }
-}
 
-impl ClientState {
-    fn address_v4(&self) -> Option<Ipv4Addr> {
+    pub(super) fn address_v4(&self) -> Option<Ipv4Addr> {
         self.settings
             .as_ref()
             .and_then(|settings| settings.address_v4)
             .map(|net| net.addr())
     }
 
-    fn address_v6(&self) -> Option<Ipv6Addr> {
+    pub(super) fn address_v6(&self) -> Option<Ipv6Addr> {
         self.settings
             .as_ref()
             .and_then(|settings| settings.address_v6)

@@ -2,21 +2,15 @@
 
 use core::net::IpAddr;
 
-use super::connection::Session;
-use super::{Endpoint, TunPacket, TunSink};
+use super::session::SessionId;
+use super::{Endpoint, RoleState, TunPacket, TunSink};
 use crate::buffer::{Class, HEADROOM};
 use crate::config::{Role, Server};
 use crate::error::DropReason;
 use crate::ip::{self, Coalesced, Datagram, IpInfo, Offload, Unreachable, VirtioHeader, protocol};
-use crate::queue::{Queued, SendQueue};
+use crate::queue::Queued;
 use crate::route::PeerId;
 use crate::time::Instant;
-
-/// The connection a packet came from, which is lifted out of the table meanwhile.
-pub(super) struct Origin<'a> {
-    pub(super) session: &'a mut Session,
-    pub(super) queue: &'a mut SendQueue,
-}
 
 /// Where a packet goes.
 enum Way {
@@ -40,34 +34,36 @@ impl Endpoint {
     /// Handles one IP packet that a peer sent.
     pub(super) fn handle_peer_packet(
         &mut self,
-        origin: &mut Origin<'_>,
+        from: SessionId,
         packet: &mut [u8],
         offload: Offload,
         sink: &mut TunSink<'_>,
         now: Instant,
     ) {
-        self.stats.peer_packets_in += 1;
-        let peer = origin.session.peer;
-        self.peers[peer.index()].stats.bytes_in += packet.len() as u64;
+        self.tools.stats.peer_packets_in += 1;
         let result = self
-            .check(origin.session, packet, offload, now)
+            .check(from, packet, offload, now)
             .and_then(|(info, way)| match way {
                 Way::Tun => self.deliver_to_tun(packet, &info, offload, sink),
                 Way::Peer(peer) => self.forward_to_peer(peer, packet, &info, offload, now),
             });
         if let Err(reason) = result {
-            self.stats.drop_packet(reason);
-            self.explain_to_peer(origin, packet, reason, now);
+            self.tools.stats.drop_packet(reason);
+            self.explain_to_peer(from, packet, reason, now);
         }
     }
 
     fn check(
-        &self,
-        session: &mut Session,
+        &mut self,
+        from: SessionId,
         packet: &[u8],
         offload: Offload,
         now: Instant,
     ) -> Result<(IpInfo, Way), DropReason> {
+        let Some(session) = self.sessions.get_mut(from) else {
+            return Err(DropReason::Closed);
+        };
+        session.usage.add_in(packet.len() as u64);
         let info = ip::parse(packet)?;
         if !ip::is_unicast_destination(info.destination) {
             return Err(DropReason::NotUnicast);
@@ -91,8 +87,10 @@ impl Endpoint {
                     Some(_) => return Err(DropReason::Isolated),
                 }
             }
-            Role::Client(_) if self.is_for_client(info.destination) => Way::Tun,
-            Role::Client(_) => return Err(DropReason::NoRoute),
+            Role::Client(client) => match &self.role {
+                RoleState::Client(state) if state.owns(client, info.destination) => Way::Tun,
+                _ => return Err(DropReason::NoRoute),
+            },
         };
         if ip::max_segment_len(packet, &info, offload) > usize::from(session.mtu) {
             return Err(DropReason::TooBig);
@@ -143,7 +141,7 @@ impl Endpoint {
             Some(coalesced) => self.deliver_datagrams(coalesced, sink),
             None => Ok(()),
         }) {
-            self.stats.drop_packet(reason);
+            self.tools.stats.drop_packet(reason);
         }
         self.coalescer = Some(coalescer);
     }
@@ -153,7 +151,7 @@ impl Endpoint {
         coalesced: Coalesced<'_>,
         sink: &mut TunSink<'_>,
     ) -> Result<(), DropReason> {
-        self.stats.coalesced_datagrams += coalesced.datagrams - 1;
+        self.tools.stats.coalesced_datagrams += coalesced.datagrams - 1;
         let info = ip::parse(coalesced.packet)?;
         self.write_to_tun(coalesced.packet, &info, coalesced.offload, sink)
     }
@@ -184,7 +182,7 @@ impl Endpoint {
             self.count_tun_write(bytes.len(), taken);
             segments += 1;
         })?;
-        self.stats.segments_added += segments.saturating_sub(1);
+        self.tools.stats.segments_added += segments.saturating_sub(1);
         Ok(())
     }
 
@@ -198,19 +196,19 @@ impl Endpoint {
         now: Instant,
     ) -> Result<(), DropReason> {
         let id = self.peers[peer.index()]
-            .connection
+            .session
             .ok_or(DropReason::NotConnected)?;
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
         ip::mss_clamp(packet, info, offload, mtu);
         if ip::max_segment_len(packet, info, offload) > usize::from(mtu) {
             ip::decrement_ttl(packet, info)?;
-            self.stats.forwarded_packets += 1;
+            self.tools.stats.forwarded_packets += 1;
             return self.enqueue_fragments(id, packet, info, offload, now);
         }
         ip::decrement_ttl(packet, info)?;
         let flow = ip::flow_hash(packet, info);
         let queued = self.queued_copy(packet, offload, flow, now);
-        self.stats.forwarded_packets += 1;
+        self.tools.stats.forwarded_packets += 1;
         self.enqueue(id, queued);
         Ok(())
     }
@@ -218,41 +216,40 @@ impl Endpoint {
     /// Writes the ICMP error that a router owes the sender of a packet it could not forward.
     fn explain_to_peer(
         &mut self,
-        origin: &mut Origin<'_>,
+        from: SessionId,
         packet: &[u8],
         reason: DropReason,
         now: Instant,
     ) {
         let Ok(info) = ip::parse(packet) else { return };
-        let Some(from) = self.own_address(&info) else {
+        let (Some(own), Some(session)) = (self.own_address(&info), self.sessions.get(from)) else {
             return;
         };
         let error = match reason {
             DropReason::TooBig => {
-                let mtu = self
-                    .path_mtu(&info)
-                    .unwrap_or(u16::MAX)
-                    .min(origin.session.mtu);
-                ip::packet_too_big(packet, &info, mtu, from)
+                let mtu = self.path_mtu(&info).unwrap_or(u16::MAX).min(session.mtu);
+                ip::packet_too_big(packet, &info, mtu, own)
             }
-            DropReason::TtlExpired => ip::time_exceeded(packet, &info, from),
-            DropReason::NotConnected => ip::unreachable(packet, &info, Unreachable::Host, from),
-            DropReason::Isolated => ip::unreachable(packet, &info, Unreachable::Prohibited, from),
+            DropReason::TtlExpired => ip::time_exceeded(packet, &info, own),
+            DropReason::NotConnected => ip::unreachable(packet, &info, Unreachable::Host, own),
+            DropReason::Isolated => ip::unreachable(packet, &info, Unreachable::Prohibited, own),
             _ => None,
         };
         let Some(error) = error else { return };
         if !self.icmp_bucket.try_spend(1, now) {
             return;
         }
-        self.stats.icmp_out += 1;
+        self.tools.stats.icmp_out += 1;
         let queued = self.queued_copy(error.as_bytes(), Offload::NONE, 0, now);
-        origin.queue.push(queued, &mut self.pool, &mut self.stats);
+        if let Some(session) = self.sessions.get_mut(from) {
+            session.push(queued, &mut self.tools);
+        }
     }
 
     /// The MTU of the session that a packet's destination belongs to, if it is a client's.
     fn path_mtu(&self, info: &IpInfo) -> Option<u16> {
         let peer = self.table.lookup(info.destination)?;
-        self.session_mtu(self.peers[peer.index()].connection?)
+        self.session_mtu(self.peers[peer.index()].session?)
     }
 
     /// A pooled copy of `packet`, ready to be queued.
@@ -263,7 +260,7 @@ impl Endpoint {
         flow: u32,
         now: Instant,
     ) -> Queued {
-        let mut buffer = self.pool.take(Class::for_packet(packet.len()));
+        let mut buffer = self.tools.pool.take(Class::for_packet(packet.len()));
         (buffer.start, buffer.end) = (HEADROOM, HEADROOM + packet.len());
         buffer.used_mut().copy_from_slice(packet);
         Queued {

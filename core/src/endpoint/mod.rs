@@ -24,29 +24,34 @@
 mod admission;
 mod client;
 mod connection;
-mod exchange;
 mod forward;
+mod greet;
+mod lane;
 mod receive;
+mod seal;
 mod server;
 mod session;
-mod slab;
 mod timeout;
 mod transmit;
 mod tun;
 
 use core::net::SocketAddr;
+use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
-use crate::buffer::{Buffer, Class, HEADROOM, MAX_PACKET_LEN, Pool};
+use crate::buffer::{Buffer, Class, HEADROOM, MAX_PACKET_LEN};
 use crate::config::{Config, Role};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::{Coalescer, IcmpPacket, VirtioHeader};
 use crate::rate::TokenBucket;
-use crate::route::RoutingTable;
-use crate::stats::{PeerStats, Stats};
+use crate::route::{PeerId, RoutingTable};
+use crate::slab::Slab;
+use crate::stats::{PeerStats, Stats, Usage};
 use crate::time::Instant;
-use crate::wire::{DisconnectCode, Partial};
+use crate::tools::Tools;
+use crate::wire::DisconnectCode;
 
 #[cfg(test)]
 mod sealed_tests;
@@ -56,11 +61,11 @@ mod testing;
 mod tests;
 
 use client::ClientState;
-use connection::{Connection, State};
+use connection::{Connection, Greeting, Stage};
 use server::ServerState;
-use slab::Slab;
+use session::{Ending, Session, SessionId, Where};
 
-pub use transmit::MAX_PIECES;
+pub use crate::outbox::MAX_PIECES;
 
 /// A packet for the TUN device, and the virtio header that goes in front of it on a device with
 /// offload.
@@ -78,11 +83,16 @@ pub type TunSink<'a> = dyn FnMut(TunPacket<'_>) -> bool + 'a;
 /// ICMP errors per second, and at once: what Linux allows itself by default.
 const ICMP_RATE: u64 = 1000;
 const ICMP_BURST: u64 = 50;
+/// How long the last bytes of a closing connection may take.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What the endpoint keeps for a peer, connected or not.
 struct PeerState {
-    connection: Option<ConnectionId>,
-    stats: PeerStats,
+    name: Arc<str>,
+    session: Option<SessionId>,
+    /// Hellos of this peer, as they say, that are answered and not proved.
+    offers: u32,
+    usage: Arc<Usage>,
 }
 
 enum RoleState {
@@ -90,65 +100,74 @@ enum RoleState {
     Server(Box<ServerState>),
 }
 
+/// Whose deadline it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    Connection(ConnectionId),
+    Session(SessionId),
+}
+
 /// All protocol state of one process. See the [module's contract](self).
+///
+/// Its tables know each other by id alone, and no entry is ever outside of its table: what works on
+/// two of them borrows two fields.
 pub struct Endpoint {
     config: Config,
     role: RoleState,
-    connections: Slab,
+    connections: Slab<ConnectionId, Connection>,
+    sessions: Slab<SessionId, Session>,
     peers: Vec<PeerState>,
     table: RoutingTable,
-    events: VecDeque<Event>,
     transmit: VecDeque<ConnectionId>,
-    deadlines: BTreeSet<(Instant, ConnectionId)>,
-    pool: Pool,
+    deadlines: BTreeSet<(Instant, Due)>,
     /// Where the TUN device's next packet goes.
     tun_buffer: Buffer,
     /// Where sockets read to while their connection holds no partial packet.
     inbox: Option<Buffer>,
-    /// Empty buffers for entries that continue in another packet.
-    spare_partials: Vec<Partial>,
     /// An ICMP error that waits for the TUN device.
     reply: Option<IcmpPacket>,
     icmp_bucket: TokenBucket,
     /// Where the TUN device takes UDP super-packets.
     coalescer: Option<Coalescer>,
     shutting_down: bool,
-    stats: Stats,
+    tools: Tools,
 }
 
 impl Endpoint {
     /// Makes an endpoint.
     pub fn new(config: Config, now: Instant) -> Self {
-        let mut pool = Pool::default();
-        let tun_buffer = pool.take(Class::Large);
+        let mut tools = Tools::new(config.unix_time_at_zero);
+        let tun_buffer = tools.pool.take(Class::Large);
         let takes_datagrams = config.tun_offload && config.tun_udp_offload;
-        let (names, role) = match &config.role {
+        let (names, role): (Vec<Arc<str>>, _) = match &config.role {
             Role::Client(client) => {
                 let state = ClientState::new(client, now);
-                (vec!["server".to_owned()], RoleState::Client(state))
+                (vec!["server".into()], RoleState::Client(state))
             }
             Role::Server(server) => (
-                server.peers.iter().map(|peer| peer.name.clone()).collect(),
+                server
+                    .peers
+                    .iter()
+                    .map(|peer| peer.name.as_str().into())
+                    .collect(),
                 RoleState::Server(Box::new(ServerState::new(server, now))),
             ),
         };
         let mut endpoint = Self {
             role,
-            connections: Slab::default(),
+            connections: Slab::new(),
+            sessions: Slab::new(),
             peers: names.into_iter().map(PeerState::new).collect(),
             table: RoutingTable::default(),
-            events: VecDeque::new(),
             transmit: VecDeque::new(),
             deadlines: BTreeSet::new(),
-            pool,
             tun_buffer,
             inbox: None,
-            spare_partials: Vec::new(),
             reply: None,
             icmp_bucket: TokenBucket::new(ICMP_RATE, ICMP_BURST, now),
             coalescer: takes_datagrams.then(Coalescer::empty),
             shutting_down: false,
-            stats: Stats::default(),
+            tools,
             config,
         };
         endpoint.insert_static_routes();
@@ -166,8 +185,8 @@ impl Endpoint {
         now: Instant,
     ) -> Result<ConnectionId, Refusal> {
         self.admit(remote, now)
-            .inspect_err(|refusal| self.stats.refused[refusal.index()] += 1)?;
-        let id = self.open(remote, State::AwaitHello, now);
+            .inspect_err(|refusal| self.tools.stats.refused[refusal.index()] += 1)?;
+        let id = self.open(remote, Greeting::AwaitHello, now);
         self.count_source(remote);
         Ok(id)
     }
@@ -178,13 +197,13 @@ impl Endpoint {
         CloseReason::Handshake(error)
     }
 
-    fn open(&mut self, remote: SocketAddr, state: State, now: Instant) -> ConnectionId {
+    fn open(&mut self, remote: SocketAddr, step: Greeting, now: Instant) -> ConnectionId {
         let limits = &self.config.limits;
         let id = self
             .connections
-            .insert(|id| Connection::new(id, remote, state, limits, now));
-        self.stats.connections_opened += 1;
-        self.stats.handshaking += 1;
+            .insert(|_| Connection::new(remote, step, limits, now));
+        self.tools.stats.connections_opened += 1;
+        self.tools.stats.handshaking += 1;
         self.rearm(id);
         id
     }
@@ -194,13 +213,17 @@ impl Endpoint {
         let Some(connection) = self.connections.get(id) else {
             return;
         };
-        let reason = match &connection.state {
-            State::Closing(reason) => reason.clone(),
-            State::Failed(error) => CloseReason::Handshake(*error),
-            State::AwaitServerHello(_) => self.abandoned(HandshakeError::NoAnswer),
-            State::AwaitHello | State::AwaitProof(_) => self.abandoned(HandshakeError::Abandoned),
-            _ if clean => CloseReason::EndOfStream,
-            _ => CloseReason::Socket,
+        let reason = match &connection.stage {
+            Stage::Closing { reason, .. } => reason.clone(),
+            Stage::Greeting { step, .. } => match step {
+                Greeting::Failed(error) => CloseReason::Handshake(*error),
+                Greeting::AwaitServerHello(_) => self.abandoned(HandshakeError::NoAnswer),
+                Greeting::AwaitHello | Greeting::AwaitProof(_) => {
+                    self.abandoned(HandshakeError::Abandoned)
+                }
+            },
+            Stage::Probe { .. } | Stage::Active { .. } if clean => CloseReason::EndOfStream,
+            Stage::Probe { .. } | Stage::Active { .. } => CloseReason::Socket,
         };
         self.remove(id, reason, now);
     }
@@ -213,29 +236,40 @@ impl Endpoint {
             client.stop_dialling();
         }
         for id in self.connections.ids() {
-            let Some(connection) = self.connections.get_mut(id) else {
-                continue;
-            };
-            if connection.session().is_some() {
-                let ending = (DisconnectCode::ShuttingDown, CloseReason::ShuttingDown);
-                connection.disconnect_after_drain.get_or_insert(ending);
-                connection.expires_at = now + self.config.limits.drain_timeout;
-                self.wants_transmit(id);
-                self.rearm(id);
-            } else {
-                self.remove(id, CloseReason::ShuttingDown, now);
+            match self.connections.get(id).and_then(Connection::session) {
+                Some(session) => self.drain(session, now),
+                None => self.remove(id, CloseReason::ShuttingDown, now),
             }
+        }
+    }
+
+    /// Lets a session end as soon as nothing waits any longer.
+    fn drain(&mut self, id: SessionId, now: Instant) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        if let Where::On(on) = session.place {
+            session.place = Where::Draining {
+                on,
+                until: now + self.config.limits.drain_timeout,
+                ending: Ending {
+                    code: DisconnectCode::ShuttingDown,
+                    reason: CloseReason::ShuttingDown,
+                },
+            };
+            self.wants_transmit(on);
+            self.rearm_session(id);
         }
     }
 
     /// Whether [`Endpoint::shut_down`] has finished: no connection is left.
     pub fn is_shut_down(&self) -> bool {
-        self.shutting_down && self.connections.is_empty() && self.events.is_empty()
+        self.shutting_down && self.connections.is_empty() && self.tools.events.is_empty()
     }
 
     /// The next fact to act on or report.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        self.tools.events.pop_front()
     }
 
     /// A connection that has something to write. The driver answers with
@@ -243,7 +277,7 @@ impl Endpoint {
     pub fn poll_transmit(&mut self) -> Option<ConnectionId> {
         while let Some(id) = self.transmit.pop_front() {
             if let Some(connection) = self.connections.get_mut(id) {
-                connection.in_transmit_list = false;
+                connection.is_listed = false;
                 return Some(id);
             }
         }
@@ -252,12 +286,10 @@ impl Endpoint {
 
     /// When [`Endpoint::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let connections = self.deadlines.first().map(|(at, _)| *at);
+        let tables = self.deadlines.first().map(|(at, _)| *at);
         match &self.role {
-            RoleState::Client(client) => {
-                [connections, client.dial_at()].into_iter().flatten().min()
-            }
-            RoleState::Server(_) => connections,
+            RoleState::Client(client) => [tables, client.dial_at()].into_iter().flatten().min(),
+            RoleState::Server(_) => tables,
         }
     }
 
@@ -268,25 +300,26 @@ impl Endpoint {
 
     /// Counters.
     pub const fn stats(&self) -> &Stats {
-        &self.stats
+        &self.tools.stats
     }
 
     /// What an operator wants to know of each peer, in the order of the configuration.
-    pub fn peer_stats(&self) -> impl Iterator<Item = &PeerStats> {
-        self.peers.iter().map(|peer| &peer.stats)
-    }
-
-    /// Unix milliseconds for a header's timestamp.
-    fn timestamp_ms(&self, now: Instant) -> u64 {
-        timestamp_ms(&self.config, now)
+    pub fn peer_stats(&self) -> impl Iterator<Item = PeerStats> {
+        self.peers.iter().map(|peer| PeerStats {
+            name: peer.name.to_string(),
+            connected: peer.session.is_some(),
+            bytes_in: peer.usage.bytes_in(),
+            bytes_out: peer.usage.bytes_out(),
+            rtt: peer.usage.rtt(),
+        })
     }
 
     /// Puts the connection on the list for [`Endpoint::poll_transmit`].
     fn wants_transmit(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(id)
-            && !connection.in_transmit_list
+            && !connection.is_listed
         {
-            connection.in_transmit_list = true;
+            connection.is_listed = true;
             self.transmit.push_back(id);
         }
     }
@@ -296,33 +329,86 @@ impl Endpoint {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        let due = connection.deadline(&self.config.limits);
-        if connection.armed_for != Some(due) {
-            if let Some(before) = connection.armed_for.replace(due) {
-                self.deadlines.remove(&(before, id));
-            }
-            self.deadlines.insert((due, id));
+        let due = Some(connection.deadline(&self.config.limits));
+        arm(
+            &mut self.deadlines,
+            &mut connection.armed_for,
+            due,
+            Due::Connection(id),
+        );
+    }
+
+    /// Brings the session's entry among the deadlines up to date.
+    fn rearm_session(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get_mut(id) {
+            let due = session.deadline();
+            arm(
+                &mut self.deadlines,
+                &mut session.armed_for,
+                due,
+                Due::Session(id),
+            );
         }
+    }
+
+    /// Stops everything on the connection but the flushing of what is sealed, and says why to a
+    /// peer that has a session.
+    fn begin_closing(
+        &mut self,
+        id: ConnectionId,
+        code: Option<DisconnectCode>,
+        reason: CloseReason,
+        now: Instant,
+    ) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        if connection.is_closing() {
+            return;
+        }
+        if let Some(code) = code
+            && let Stage::Active { lane, .. } = &mut connection.stage
+        {
+            lane.send_disconnect(code, &reason.to_string());
+            // Where nothing more can be sealed, nothing more can be said.
+            let _ = lane.seal_control(&mut connection.outbox, &mut self.tools, now);
+        }
+        let peer = self.peer_of(id);
+        if let Some(connection) = self.connections.get_mut(id) {
+            let closing = Stage::Closing {
+                reason,
+                peer,
+                expires_at: now + LINGER,
+            };
+            let before = core::mem::replace(&mut connection.stage, closing);
+            let remote = connection.remote;
+            self.undo(before, (id, remote), now);
+        }
+    }
+
+    /// Ends the connection `id` with a Disconnect.
+    fn disconnect(&mut self, id: ConnectionId, ending: Ending, now: Instant) {
+        self.begin_closing(id, Some(ending.code), ending.reason, now);
+        self.rearm(id);
+        self.wants_transmit(id);
     }
 
     /// Ends a connection: counts it, frees what it held, and tells the driver.
     fn remove(&mut self, id: ConnectionId, reason: CloseReason, now: Instant) {
+        let peer = self.peer_of(id);
         let Some(mut connection) = self.connections.remove(id) else {
             return;
         };
         if let Some(at) = connection.armed_for {
-            self.deadlines.remove(&(at, id));
+            self.deadlines.remove(&(at, Due::Connection(id)));
         }
-        // Whoever has not proved to be that peer is nobody.
-        let is_stranger = connection.is_handshaking() && matches!(self.role, RoleState::Server(_));
-        let peer = connection.peer.filter(|_| !is_stranger);
-        self.leave_session(&mut connection, now);
-        connection.release(&mut self.pool, &mut self.stats);
-        self.stats.connections_closed += 1;
-        self.events.push_back(Event::Closed {
+        connection.release(&mut self.tools);
+        self.undo(connection.stage, (id, connection.remote), now);
+        self.tools.stats.connections_closed += 1;
+        self.tools.events.push_back(Event::Closed {
             id,
             remote: connection.remote,
-            peer: peer.map(|peer| self.peers[peer.index()].stats.name.clone()),
+            peer: peer.map(|name| name.to_string()),
             reason: reason.clone(),
         });
         if let RoleState::Client(client) = &mut self.role {
@@ -330,55 +416,101 @@ impl Endpoint {
         }
     }
 
-    /// Takes a connection off the books on handshakes, whether it came to something or not.
-    fn leave_handshake(&mut self, connection: &Connection, was_good: bool) {
-        self.stats.handshaking -= 1;
-        self.uncount_source(connection, was_good);
+    /// Whose connection it is. Who has not proved to be a peer is nobody; a client has one server.
+    fn peer_of(&self, id: ConnectionId) -> Option<Arc<str>> {
+        match &self.connections.get(id)?.stage {
+            Stage::Active { session, .. } => Some(self.sessions.get(*session)?.name.clone()),
+            Stage::Closing { peer, .. } => peer.clone(),
+            Stage::Greeting { .. } | Stage::Probe { .. } => match &self.role {
+                RoleState::Client(_) => Some(self.peers.first()?.name.clone()),
+                RoleState::Server(_) => None,
+            },
+        }
     }
 
-    /// Undoes what the connection's state stands for in the endpoint: its place among the
-    /// handshakes, or its session.
-    fn leave_session(&mut self, connection: &mut Connection, now: Instant) {
-        if connection.is_handshaking() {
-            self.leave_handshake(connection, false);
-            if let Some(peer) = connection.peer
-                && self.peers[peer.index()].connection.is_none()
-            {
-                self.peer_left(peer, now);
+    /// Undoes what a stage that a connection has left stood for: a place among the handshakes, an
+    /// offered address, a session.
+    fn undo(&mut self, stage: Stage, (id, remote): (ConnectionId, SocketAddr), now: Instant) {
+        match stage {
+            Stage::Greeting { step, expires_at } => {
+                self.leave_handshake(remote, Some(expires_at));
+                if let Greeting::AwaitProof(proposal) = step {
+                    self.abandon_offer(proposal.agreed.peer, now);
+                }
             }
+            Stage::Active { session, .. } => self.end_session(session, id, now),
+            Stage::Probe { .. } | Stage::Closing { .. } => {}
         }
-        if connection.session().is_some() {
-            self.stats.sessions -= 1;
-            if let Some(peer) = connection.peer
-                && self.peers[peer.index()].connection == Some(connection.id)
-            {
-                self.peers[peer.index()].connection = None;
-                self.peers[peer.index()].stats.connected = false;
-                self.peers[peer.index()].stats.rtt = None;
-                self.peer_left(peer, now);
-            }
+    }
+
+    /// Takes a connection out of the counts of handshakes; one that came to nothing counts on for
+    /// its source until `counts_until`.
+    fn leave_handshake(&mut self, remote: SocketAddr, counts_until: Option<Instant>) {
+        self.tools.stats.handshaking -= 1;
+        self.uncount_source(remote, counts_until);
+    }
+
+    /// An offer came to nothing: what was kept free for it may be given away, unless the peer has a
+    /// session, or another offer.
+    fn abandon_offer(&mut self, peer: PeerId, now: Instant) {
+        let known = &mut self.peers[peer.index()];
+        known.offers -= 1;
+        if known.session.is_none() && known.offers == 0 {
+            self.peer_left(peer, now);
         }
+    }
+
+    /// Ends a session whose connection `on` ends, unless it is elsewhere by now.
+    fn end_session(&mut self, id: SessionId, on: ConnectionId, now: Instant) {
+        let is_here = |session: &Session| session.connection() == Some(on);
+        if !self.sessions.get(id).is_some_and(is_here) {
+            return;
+        }
+        let Some(mut session) = self.sessions.remove(id) else {
+            return;
+        };
+        if let Some(at) = session.armed_for {
+            self.deadlines.remove(&(at, Due::Session(id)));
+        }
+        session
+            .queue
+            .clear(&mut self.tools.pool, &mut self.tools.stats);
+        self.tools.stats.sessions -= 1;
+        let peer = &mut self.peers[session.peer.index()];
+        if peer.session == Some(id) {
+            peer.session = None;
+            peer.usage.forget_round_trips();
+            self.peer_left(session.peer, now);
+        }
+    }
+}
+
+/// Moves an entry among the deadlines to where it is due by now.
+fn arm(
+    deadlines: &mut BTreeSet<(Instant, Due)>,
+    armed_for: &mut Option<Instant>,
+    due: Option<Instant>,
+    whose: Due,
+) {
+    if *armed_for == due {
+        return;
+    }
+    if let Some(before) = armed_for.take() {
+        deadlines.remove(&(before, whose));
+    }
+    if let Some(due) = due {
+        deadlines.insert((due, whose));
+        *armed_for = Some(due);
     }
 }
 
 impl PeerState {
-    fn new(name: String) -> Self {
-        let stats = PeerStats {
-            name,
-            connected: false,
-            bytes_in: 0,
-            bytes_out: 0,
-            rtt: None,
-        };
+    fn new(name: Arc<str>) -> Self {
         Self {
-            connection: None,
-            stats,
+            name,
+            session: None,
+            offers: 0,
+            usage: Arc::new(Usage::new()),
         }
     }
-}
-
-/// Unix milliseconds, 48 bits of them.
-fn timestamp_ms(config: &Config, now: Instant) -> u64 {
-    let unix = config.unix_time_at_zero.as_millis() + u128::from(now.as_millis());
-    u64::try_from(unix).unwrap_or(u64::MAX) & 0xffff_ffff_ffff
 }

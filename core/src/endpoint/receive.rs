@@ -1,7 +1,7 @@
 //! Bytes from sockets: cut into LLP packets, opened, and acted on.
 
-use super::connection::{Connection, Control, State};
-use super::forward::Origin;
+use super::connection::{Greeting, Stage};
+use super::lane::Heard;
 use super::{Endpoint, RoleState, TunSink};
 use crate::buffer::{Buffer, Class};
 use crate::error::{FrameError, HandshakeError, ProtocolError};
@@ -10,16 +10,12 @@ use crate::handshake::{MAX_HELLO_LEN, legacy_hello_len};
 use crate::time::Instant;
 use crate::turn::Turn;
 use crate::wire::{
-    Ack, Disconnect, Flags, Frame, HEADER_LEN, Header, MAX_PAYLOAD_LEN, MAX_UNSEALED_LEN,
-    PacketType, Partial, Protection, decode_keep_alive, next_packet, read_entries,
+    Disconnect, DisconnectCode, Flags, Frame, HEADER_LEN, Header, MAX_PAYLOAD_LEN,
+    MAX_UNSEALED_LEN, PacketType, Protection, next_packet, read_entries,
 };
 
 /// The longest packet on the wire.
 const MAX_RECORD_LEN: usize = HEADER_LEN + MAX_PAYLOAD_LEN;
-/// Streams of one connection with an unfinished entry: bounds what they hold to 256 KiB.
-const MAX_PARTIALS: usize = 4;
-/// Buffers of finished entries that are kept, of 64 KiB each.
-const MAX_SPARE_PARTIALS: usize = 8;
 
 /// What one step did with the bytes at hand.
 enum Step {
@@ -37,19 +33,19 @@ impl Endpoint {
         let Some(inbox) = &mut connection.inbox else {
             let shared = self
                 .inbox
-                .get_or_insert_with(|| self.pool.take(Class::Receive));
+                .get_or_insert_with(|| self.tools.pool.take(Class::Receive));
             (shared.start, shared.end) = (0, 0);
             return Some(shared.tail_mut());
         };
-        let is_sealed = matches!(connection.state, State::AwaitProof(_) | State::Active(_));
+        let is_sealed = connection.is_sealed();
         if inbox.capacity() < Class::Receive.capacity() && is_sealed {
             // A longer packet than expected: go on in a buffer that holds any.
             let connection = self.connections.get_mut(id)?;
             let small = connection.inbox.take()?;
-            let mut large = self.pool.take(Class::Receive);
+            let mut large = self.tools.pool.take(Class::Receive);
             large.tail_mut()[..small.len()].copy_from_slice(small.used());
             large.end = small.len();
-            self.pool.put(small);
+            self.tools.pool.put(small);
             return Some(connection.inbox.insert(large).tail_mut());
         }
         let inbox = self.connections.get_mut(id)?.inbox.as_mut()?;
@@ -68,39 +64,50 @@ impl Endpoint {
         sink: &mut TunSink<'_>,
         turn: &mut Turn<'_>,
     ) {
-        let Some(mut connection) = self.connections.lift(id) else {
+        let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
         connection.last_received = turn.now;
-        self.stats.socket_bytes_in += len as u64;
+        self.tools.stats.socket_bytes_in += len as u64;
         let Some(mut inbox) = connection.inbox.take().or_else(|| self.inbox.take()) else {
-            self.connections.put_back(connection);
             return;
         };
         inbox.end = (inbox.end + len).min(inbox.capacity());
-        self.process(&mut connection, &mut inbox, sink, turn);
+        self.process(id, &mut inbox, sink, turn);
         self.flush_datagrams(sink);
-        self.keep_rest(&mut connection, inbox);
-        // An ICMP error may have been queued for it.
-        connection.watch_age(&self.config.limits, turn.now);
-        let wants_transmit = !connection.outbox.is_empty()
-            || !connection.control.is_empty()
-            || !connection.queue.is_empty()
-            || matches!(connection.state, State::Closing(_));
-        self.connections.put_back(connection);
-        if wants_transmit {
+        self.keep_rest(id, inbox);
+        self.after_received(id, turn.now);
+    }
+
+    /// What was read may have left something to write, errors for packets among it.
+    fn after_received(&mut self, id: ConnectionId, now: Instant) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let mut has_output = connection.has_output();
+        let on = connection.session();
+        if let Some(session) = on.and_then(|on| self.sessions.get_mut(on)) {
+            session.watch_age(&self.config.limits, now);
+            has_output |= !session.queue.is_empty();
+        }
+        if has_output {
             self.wants_transmit(id);
             self.rearm(id);
+            if let Some(session) = on {
+                self.rearm_session(session);
+            }
         }
     }
 
     /// Keeps what is not a whole packet yet, in a buffer of its size.
-    fn keep_rest(&mut self, connection: &mut Connection, inbox: Buffer) {
+    fn keep_rest(&mut self, id: ConnectionId, inbox: Buffer) {
         let is_large = inbox.capacity() == Class::Receive.capacity();
-        if inbox.len() == 0 {
+        let Some(connection) = self.connections.get_mut(id).filter(|_| inbox.len() > 0) else {
             self.give_back(inbox);
-        } else if is_large && inbox.len() <= MAX_HELLO_LEN + HEADER_LEN {
-            let mut small = self.pool.take(Class::Medium);
+            return;
+        };
+        if is_large && inbox.len() <= MAX_HELLO_LEN + HEADER_LEN {
+            let mut small = self.tools.pool.take(Class::Medium);
             small.tail_mut()[..inbox.len()].copy_from_slice(inbox.used());
             small.end = inbox.len();
             connection.inbox = Some(small);
@@ -114,34 +121,41 @@ impl Endpoint {
         if self.inbox.is_none() && inbox.capacity() == Class::Receive.capacity() {
             self.inbox = Some(inbox);
         } else {
-            self.pool.put(inbox);
+            self.tools.pool.put(inbox);
         }
     }
 
     /// Works through the inbox until it holds no whole packet.
     fn process(
         &mut self,
-        connection: &mut Connection,
+        id: ConnectionId,
         inbox: &mut Buffer,
         sink: &mut TunSink<'_>,
         turn: &mut Turn<'_>,
     ) {
-        loop {
-            let step = match &connection.state {
-                State::Failed(_) | State::Closing(_) => Ok(Step::Consumed(inbox.len())),
-                State::AwaitHello | State::AwaitServerHello(_) => {
-                    self.process_hello(connection, inbox, turn)
-                }
-                State::Probe => self.process_probe(connection, inbox, turn.now),
-                State::AwaitProof(_) | State::Active(_) => {
-                    self.process_sealed(connection, inbox, sink, turn);
+        while let Some(connection) = self.connections.get(id) {
+            let step = match &connection.stage {
+                Stage::Closing { .. } => Ok(Step::Consumed(inbox.len())),
+                Stage::Probe { .. } => self.process_probe(id, inbox, turn.now),
+                Stage::Greeting { step, .. } => match step {
+                    Greeting::Failed(_) => Ok(Step::Consumed(inbox.len())),
+                    Greeting::AwaitHello | Greeting::AwaitServerHello(_) => {
+                        self.process_hello(id, inbox, turn)
+                    }
+                    Greeting::AwaitProof(_) => {
+                        self.process_sealed(id, inbox, sink, turn);
+                        return;
+                    }
+                },
+                Stage::Active { .. } => {
+                    self.process_sealed(id, inbox, sink, turn);
                     return;
                 }
             };
             match step {
                 Ok(Step::Consumed(len)) => inbox.start += len,
                 Ok(Step::Incomplete) => return,
-                Err(error) => self.fail_handshake(connection, error, turn.now),
+                Err(error) => self.fail_handshake(id, error, turn.now),
             }
             if inbox.len() == 0 {
                 return;
@@ -150,20 +164,35 @@ impl Endpoint {
     }
 
     /// A stranger is told nothing, whatever was wrong: the connection stays open, silent, until
-    /// the handshake deadline. A client, and who deals with a probe, just closes.
-    fn fail_handshake(&mut self, connection: &mut Connection, error: HandshakeError, now: Instant) {
+    /// the handshake deadline, and what was offered him is free again. A client, and who deals with
+    /// a probe, just closes.
+    fn fail_handshake(&mut self, id: ConnectionId, error: HandshakeError, now: Instant) {
         self.count_handshake_failure(error);
-        let is_stranger = connection.is_handshaking() && matches!(self.role, RoleState::Server(_));
-        if is_stranger {
-            connection.state = State::Failed(error);
-        } else {
-            self.begin_closing(connection, None, CloseReason::Handshake(error), now);
+        let is_server = matches!(self.role, RoleState::Server(_));
+        let stage = self
+            .connections
+            .get_mut(id)
+            .map(|connection| &mut connection.stage);
+        let Some(Stage::Greeting { step, .. }) = stage.filter(|_| is_server) else {
+            self.begin_closing(id, None, CloseReason::Handshake(error), now);
+            return;
+        };
+        let before = core::mem::replace(step, Greeting::Failed(error));
+        if let Greeting::AwaitProof(proposal) = before {
+            self.abandon_offer(proposal.agreed.peer, now);
         }
+    }
+
+    /// Ends the connection for a breach of the protocol.
+    pub(super) fn fail(&mut self, id: ConnectionId, error: ProtocolError, now: Instant) {
+        self.tools.stats.protocol_errors += 1;
+        let reason = CloseReason::Protocol(error);
+        self.begin_closing(id, Some(code_for(error)), reason, now);
     }
 
     fn process_hello(
         &mut self,
-        connection: &mut Connection,
+        id: ConnectionId,
         inbox: &Buffer,
         turn: &mut Turn<'_>,
     ) -> Result<Step, HandshakeError> {
@@ -179,14 +208,14 @@ impl Endpoint {
         let is_client = matches!(self.role, RoleState::Client(_));
         match (header.packet_type, is_client) {
             (PacketType::HandshakeInit, false) if header.is_legacy_hello() => {
-                self.process_legacy_hello(connection, bytes, turn)
+                self.process_legacy_hello(id, bytes, turn)
             }
             (PacketType::HandshakeInit, false) => {
-                self.answer_hello(connection, &bytes[HEADER_LEN..len], turn)?;
+                self.answer_hello(id, &bytes[HEADER_LEN..len], turn)?;
                 Ok(Step::Consumed(len))
             }
             (PacketType::HandshakeResponse, true) => {
-                self.finish_handshake(connection, &bytes[HEADER_LEN..len], turn.now)?;
+                self.finish_handshake(id, &bytes[HEADER_LEN..len], turn.now)?;
                 Ok(Step::Consumed(len))
             }
             _ => Err(HandshakeError::Unexpected),
@@ -195,7 +224,7 @@ impl Endpoint {
 
     fn process_legacy_hello(
         &mut self,
-        connection: &mut Connection,
+        id: ConnectionId,
         bytes: &[u8],
         turn: &mut Turn<'_>,
     ) -> Result<Step, HandshakeError> {
@@ -207,14 +236,14 @@ impl Endpoint {
         };
         let json = &rest[..len];
         Header::verify_checksum(header, json).map_err(|_| HandshakeError::Malformed)?;
-        self.answer_hello(connection, json, turn)?;
+        self.answer_hello(id, json, turn)?;
         Ok(Step::Consumed(HEADER_LEN + len))
     }
 
     /// An LLP 1.0 peer can keep alive and disconnect.
     fn process_probe(
         &mut self,
-        connection: &mut Connection,
+        id: ConnectionId,
         inbox: &Buffer,
         now: Instant,
     ) -> Result<Step, HandshakeError> {
@@ -226,19 +255,24 @@ impl Endpoint {
         match header.packet_type {
             PacketType::KeepAlive => {
                 let reply = Header {
-                    timestamp_ms: self.timestamp_ms(now),
+                    timestamp_ms: self.tools.timestamp_ms(now),
                     payload_len: 0,
                     ..header
                 };
                 // One answer at a time: a peer that does not read gets no queue.
-                if connection.outbox.len() < super::transmit::MAX_PIECES {
-                    connection.send_plain(&reply.encode(&[]), &[], &mut self.pool);
+                if let Some(connection) = self.connections.get_mut(id)
+                    && !connection.outbox.is_full()
+                {
+                    let reply = reply.encode(&[]);
+                    connection
+                        .outbox
+                        .push_plain(&reply, &[], &mut self.tools.pool);
                 }
             }
             PacketType::Disconnect => {
                 let words = Disconnect::decode(&inbox.used()[HEADER_LEN..len]);
                 let (code, reason) = (words.code(), words.reason().to_owned());
-                self.begin_closing(connection, None, CloseReason::Peer { code, reason }, now);
+                self.begin_closing(id, None, CloseReason::Peer { code, reason }, now);
             }
             PacketType::Data
             | PacketType::Ack
@@ -251,26 +285,37 @@ impl Endpoint {
     /// Opens every whole packet in the inbox.
     fn process_sealed(
         &mut self,
-        connection: &mut Connection,
+        id: ConnectionId,
         inbox: &mut Buffer,
         sink: &mut TunSink<'_>,
         turn: &mut Turn<'_>,
     ) {
-        while matches!(connection.state, State::AwaitProof(_) | State::Active(_)) {
-            match self.process_record(connection, inbox, sink, turn) {
+        loop {
+            let step = self.process_record(id, inbox, sink, turn);
+            let awaits_proof = match self.connections.get(id).map(|known| &known.stage) {
+                Some(Stage::Active { .. }) => false,
+                Some(Stage::Greeting {
+                    step: Greeting::AwaitProof(_),
+                    ..
+                }) => true,
+                _ => break,
+            };
+            match step {
                 Ok(Step::Consumed(len)) => inbox.start += len,
-                Ok(Step::Incomplete)
-                    if matches!(connection.state, State::AwaitProof(_))
-                        && inbox.len() > MAX_UNSEALED_LEN =>
-                {
-                    // A proof is short; nobody unknown gets memory for more.
-                    self.fail_handshake(connection, HandshakeError::TooLong, turn.now);
+                // A proof is short; nobody unknown gets memory for more.
+                Ok(Step::Incomplete) if awaits_proof && inbox.len() > MAX_UNSEALED_LEN => {
+                    self.fail_handshake(id, HandshakeError::TooLong, turn.now);
+                    break;
                 }
                 Ok(Step::Incomplete) => return,
-                Err(_) if matches!(connection.state, State::AwaitProof(_)) => {
-                    self.fail_handshake(connection, HandshakeError::Authentication, turn.now);
+                Err(_) if awaits_proof => {
+                    self.fail_handshake(id, HandshakeError::Authentication, turn.now);
+                    break;
                 }
-                Err(error) => self.fail(connection, error, turn.now),
+                Err(error) => {
+                    self.fail(id, error, turn.now);
+                    break;
+                }
             }
         }
         inbox.start = inbox.end;
@@ -278,143 +323,118 @@ impl Endpoint {
 
     fn process_record(
         &mut self,
-        connection: &mut Connection,
+        id: ConnectionId,
         inbox: &mut Buffer,
         sink: &mut TunSink<'_>,
         turn: &mut Turn<'_>,
     ) -> Result<Step, ProtocolError> {
-        let now = turn.now;
         let Some(Frame { header, len }) = next_packet(inbox.used(), Protection::Sealed)? else {
             return Ok(Step::Incomplete);
         };
-        let (State::AwaitProof(session) | State::Active(session)) = &mut connection.state else {
-            return Ok(Step::Incomplete);
+        let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
+        let (lane, is_proof) = match stage {
+            Some(Stage::Active { lane, .. }) => (&mut **lane, false),
+            Some(Stage::Greeting {
+                step: Greeting::AwaitProof(proposal),
+                ..
+            }) => (&mut proposal.lane, true),
+            _ => return Ok(Step::Incomplete),
         };
-        let plaintext = session
-            .opener
-            .open(&header, &mut inbox.used_mut()[..len], now)?;
-        connection.last_opened = now;
-        self.stats.sealed_in += 1;
-        if matches!(connection.state, State::AwaitProof(_)) {
-            self.establish_on_server(connection, now);
+        let plaintext = lane.open(&header, &mut inbox.used_mut()[..len], turn.now)?;
+        self.tools.stats.sealed_in += 1;
+        if is_proof {
+            self.handle_proof(id, turn.now);
         }
-        if connection.session().is_some() {
-            match header.packet_type {
-                PacketType::Data => {
-                    self.process_data(connection, &header, plaintext, sink, now)?;
-                }
-                _ => self.process_control(connection, &header, plaintext, turn)?,
-            }
+        match header.packet_type {
+            PacketType::Data => self.process_data(id, &header, plaintext, sink, turn.now)?,
+            _ => self.process_control(id, &header, plaintext, turn)?,
         }
         Ok(Step::Consumed(len))
     }
 
     fn process_data(
         &mut self,
-        connection: &mut Connection,
+        id: ConnectionId,
         header: &Header,
         plaintext: &mut [u8],
         sink: &mut TunSink<'_>,
         now: Instant,
     ) -> Result<(), ProtocolError> {
-        if header.stream == 0 || header.stream > self.config.limits.max_streams {
-            return Err(ProtocolError::StreamLimit);
-        }
-        let Connection {
-            state: State::Active(session),
-            queue,
-            ..
-        } = connection
-        else {
+        let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
+        let Some(Stage::Active { session, lane }) = stage else {
             return Ok(());
         };
-        let position = session
-            .partials
-            .iter()
-            .position(|(id, _)| *id == header.stream);
-        let mut partial = match position {
-            Some(at) => session.partials.swap_remove(at).1,
-            None => self.spare_partials.pop().unwrap_or_default(),
-        };
+        let (session, stream) = (*session, header.stream);
+        if stream == 0 || stream > self.config.limits.max_streams {
+            return Err(ProtocolError::StreamLimit);
+        }
+        let mut partial = lane.take_partial(stream, &mut self.tools);
         if header.flags.contains(Flags::RST) {
             partial.clear();
         }
         let more = header.flags.contains(Flags::MORE);
         let ends = header.flags.contains(Flags::FIN) || header.flags.contains(Flags::RST);
         if !(plaintext.is_empty() && ends) {
-            let mut origin = Origin { session, queue };
             read_entries(plaintext, more, &mut partial, &mut |packet, offload| {
-                self.handle_peer_packet(&mut origin, packet, offload, sink, now);
+                self.handle_peer_packet(session, packet, offload, sink, now);
             })?;
         }
-        if partial.is_empty() {
-            self.keep_partial(partial);
-        } else if session.partials.len() >= MAX_PARTIALS {
-            return Err(ProtocolError::StreamLimit);
-        } else {
-            session.partials.push((header.stream, partial));
-        }
-        Ok(())
-    }
-
-    /// Keeps the memory of a finished entry for the next one.
-    fn keep_partial(&mut self, partial: Partial) {
-        if self.spare_partials.len() < MAX_SPARE_PARTIALS {
-            self.spare_partials.push(partial);
+        match self
+            .connections
+            .get_mut(id)
+            .and_then(|known| known.lane_mut())
+        {
+            Some(lane) => lane.keep_partial(stream, partial, &mut self.tools),
+            None => Ok(()),
         }
     }
 
     fn process_control(
         &mut self,
-        connection: &mut Connection,
+        id: ConnectionId,
         header: &Header,
         payload: &[u8],
         turn: &mut Turn<'_>,
     ) -> Result<(), ProtocolError> {
-        if header.stream != 0 {
-            return Err(ProtocolError::Unexpected);
-        }
-        match header.packet_type {
-            PacketType::KeepAlive => {
-                decode_keep_alive(payload)?;
-                let (sequence, timestamp_ms) = (header.sequence, header.timestamp_ms);
-                let payload = Ack {
-                    sequence,
-                    timestamp_ms,
+        let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
+        let Some(Stage::Active { session, lane }) = stage else {
+            return Ok(());
+        };
+        match lane.handle_control(header, payload, &mut self.tools, turn)? {
+            Heard::Nothing => {}
+            Heard::RoundTrip(sample) => {
+                if let Some(session) = self.sessions.get(*session) {
+                    session.usage.add_round_trip(sample);
                 }
-                .encode()
-                .to_vec();
-                connection
-                    .control
-                    .push_back(Control::new(PacketType::Ack, payload));
-                self.bound_control(connection)
             }
-            PacketType::Ack => self.process_ack(connection, Ack::decode(payload)?, turn.now),
-            PacketType::HandshakeInit => self.answer_exchange(connection, payload, turn),
-            PacketType::HandshakeResponse => {
-                self.finish_exchange(connection, header.sequence, payload, turn.now)
+            Heard::Goodbye { code, reason } => {
+                let reason = CloseReason::Peer { code, reason };
+                self.begin_closing(id, None, reason, turn.now);
             }
-            PacketType::Disconnect => {
-                let words = Disconnect::decode(payload);
-                let (code, reason) = (words.code(), words.reason().to_owned());
-                self.begin_closing(
-                    connection,
-                    None,
-                    CloseReason::Peer { code, reason },
-                    turn.now,
-                );
-                Ok(())
-            }
-            PacketType::Data => Err(ProtocolError::Unexpected),
-        }
-    }
-
-    /// A peer that sends KeepAlives and does not read the answers is not worth memory.
-    fn bound_control(&mut self, connection: &Connection) -> Result<(), ProtocolError> {
-        const MAX_WAITING: usize = 64;
-        if connection.control.len() > MAX_WAITING {
-            return Err(ProtocolError::StreamLimit);
         }
         Ok(())
+    }
+}
+
+/// What the peer is told: the one place where that is decided.
+const fn code_for(error: ProtocolError) -> DisconnectCode {
+    match error {
+        ProtocolError::Crypto | ProtocolError::KeyOverused | ProtocolError::Exchange => {
+            DisconnectCode::Crypto
+        }
+        ProtocolError::StreamLimit => DisconnectCode::FlowControl,
+        ProtocolError::SequenceExhausted | ProtocolError::NoEntropy => DisconnectCode::Internal,
+        ProtocolError::Frame(
+            FrameError::BadMagic(_)
+            | FrameError::UnknownType(_)
+            | FrameError::ReservedFlags(_)
+            | FrameError::BadChecksum
+            | FrameError::BadLength(_)
+            | FrameError::WrongProtection
+            | FrameError::BadEntry
+            | FrameError::BadControl,
+        )
+        | ProtocolError::Sequence { .. }
+        | ProtocolError::Unexpected => DisconnectCode::ProtocolError,
     }
 }

@@ -110,10 +110,7 @@ impl Rogue {
 
     /// Why the server has closed the connection, once it is flushed.
     fn close_reason(&mut self) -> Option<CloseReason> {
-        while self.server.prepare(self.id, NOW) {
-            let len = self.server.outgoing(self.id).flatten().count();
-            self.server.handle_sent(self.id, len);
-        }
+        self.server.write_all(self.id, NOW);
         std::iter::from_fn(|| self.server.poll_event()).find_map(|event| match event {
             Event::Closed { reason, .. } => Some(reason),
             _ => None,
@@ -136,23 +133,10 @@ fn plain(packet_type: PacketType, payload: &[u8]) -> Vec<u8> {
 
 /// Lets the endpoint read `bytes` in pieces; returns how many packets its TUN device got.
 fn feed(endpoint: &mut Machine, id: ConnectionId, bytes: &[u8], now: Instant) -> usize {
-    let mut delivered = 0;
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let Some(buf) = endpoint.recv_buf(id) else {
-            break;
-        };
-        assert!(!buf.is_empty(), "it would look like the end of the stream");
-        let len = buf.len().min(100).min(rest.len());
-        buf[..len].copy_from_slice(&rest[..len]);
-        rest = &rest[len..];
-        let mut sink = |_: super::TunPacket<'_>| {
-            delivered += 1;
-            true
-        };
-        endpoint.handle_received(id, len, &mut sink, now);
-    }
-    delivered
+    let pieces = bytes.chunks(100);
+    pieces
+        .map(|piece| endpoint.read(id, piece, now).len())
+        .sum()
 }
 
 /// The client's handshake on a new connection, but for its proof.
@@ -172,9 +156,7 @@ fn shake_hands(server: &mut Machine, seed: u8, now: Instant) -> (ConnectionId, S
     };
     let (mut initiator, json) = Initiator::start(&client, &offer, &mut rng).unwrap();
     feed(server, id, &plain(PacketType::HandshakeInit, &json), now);
-    assert!(server.prepare(id, now));
-    let answer: Vec<u8> = server.outgoing(id).flatten().copied().collect();
-    server.handle_sent(id, answer.len());
+    let answer = server.write_all(id, now);
     let outcome = initiator.finish(&answer[HEADER_LEN..]).unwrap();
     let secret = outcome.master.traffic(Direction::ClientToServer);
     let sealer = Sealer::new(secret, outcome.suite, outcome.grant.rotation, now);
@@ -310,7 +292,7 @@ fn nobody_unproven_is_answered() {
     ] {
         let mut rogue = Rogue::unproven();
         rogue.send_bytes(&bytes);
-        assert!(!rogue.server.prepare(rogue.id, NOW));
+        assert_eq!(rogue.server.write(rogue.id, usize::MAX, NOW), None);
         assert!(!rogue.is_heard(), "it is too late for the proof");
         assert_eq!(rogue.server.stats().sessions, 0);
     }
@@ -425,9 +407,8 @@ fn what_the_device_does_not_take_is_counted() {
     let mut rogue = Rogue::new();
     let entry = rogue.entry(usize::MAX);
     let record = rogue.seal(PacketType::Data, 1, Flags::NONE, &entry);
-    let (id, len) = (rogue.id, record.len());
-    rogue.server.recv_buf(id).unwrap()[..len].copy_from_slice(&record);
-    rogue.server.handle_received(id, len, &mut |_| false, NOW);
+    let id = rogue.id;
+    rogue.server.read_into(id, &record, &mut |_| false, NOW);
     let stats = rogue.server.stats();
     assert_eq!(stats.dropped(DropReason::TunBusy), 1);
     assert_eq!(stats.tun_packets_out, 0);

@@ -1,180 +1,188 @@
-//! The life of a session: made, established, closed.
+//! An authenticated peer, from its proof to the end of its session.
 
 use core::net::IpAddr;
-use core::time::Duration;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::connection::{Connection, Control, Exchange, Session, State};
-use super::{Endpoint, RoleState};
-use crate::config::Role;
-use crate::crypto::{Direction, Master, Suite};
-use crate::error::{FrameError, ProtocolError};
-use crate::event::{CloseReason, Event};
-use crate::handshake::Grant;
+use crate::config::Limits;
+use crate::crypto::Suite;
+use crate::event::{CloseReason, ConnectionId};
+use crate::queue::{Queued, SendQueue};
 use crate::rate::TokenBucket;
 use crate::route::PeerId;
-use crate::session::{Opener, Sealer};
+use crate::slab::impl_id;
+use crate::stats::Usage;
 use crate::time::Instant;
-use crate::wire::{Disconnect, DisconnectCode, PacketType};
+use crate::tools::Tools;
+use crate::wire::DisconnectCode;
 
-/// How long the last bytes of a closing connection may take.
-const LINGER: Duration = Duration::from_secs(1);
-/// A fresh exchange costs each side about half a millisecond.
-const MIN_EXCHANGE_INTERVAL: Duration = Duration::from_secs(1);
 /// A rate limit's burst: this share of a second, but never less than two super-packets.
 const BURST_DIVISOR: u64 = 10;
 const MIN_BURST: u64 = 2 * 65_536;
 
-/// What a handshake agreed on.
-pub(super) struct Agreement<'a> {
-    pub(super) peer: PeerId,
-    pub(super) id: Uuid,
-    pub(super) suite: Suite,
-    pub(super) master: &'a Master,
-    pub(super) grant: &'a Grant,
+/// Names one session of one endpoint. Never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SessionId {
+    index: u32,
+    generation: u32,
 }
 
-impl Endpoint {
-    /// Makes the session that a handshake agreed on.
-    pub(super) fn new_session(&self, agreed: &Agreement<'_>, now: Instant) -> Session {
-        let Agreement {
-            peer,
-            id,
-            suite,
-            master,
-            grant,
-        } = *agreed;
-        let (sending, receiving, exchange_at) = match &self.role {
-            RoleState::Client(_) => (
-                Direction::ClientToServer,
-                Direction::ServerToClient,
-                now + grant.rotation.interval.max(MIN_EXCHANGE_INTERVAL),
-            ),
-            RoleState::Server(_) => (
-                Direction::ServerToClient,
-                Direction::ClientToServer,
-                Instant::from_nanos(u64::MAX),
-            ),
-        };
-        let bucket = self
-            .rate_limit(peer)
+impl_id!(SessionId);
+
+/// What a handshake agreed on, but for keys.
+pub(crate) struct Agreed {
+    pub(crate) uuid: Uuid,
+    pub(crate) peer: PeerId,
+    pub(crate) suite: Suite,
+    /// The smaller of the two sides' MTUs.
+    pub(crate) mtu: u16,
+    /// The addresses that were granted.
+    pub(crate) addresses: [Option<IpAddr>; 2],
+    /// When the hello was answered.
+    pub(crate) began_at: Instant,
+}
+
+/// An authenticated peer: what waits for it and what it may do. Its keys are its connection's.
+pub(crate) struct Session {
+    pub(crate) peer: PeerId,
+    /// The peer's configured name; `server` on a client.
+    pub(crate) name: Arc<str>,
+    pub(crate) began_at: Instant,
+    pub(crate) mtu: u16,
+    pub(crate) addresses: [Option<IpAddr>; 2],
+    pub(crate) queue: SendQueue,
+    pub(crate) upload: Option<TokenBucket>,
+    pub(crate) download: Option<TokenBucket>,
+    pub(crate) usage: Arc<Usage>,
+    pub(crate) place: Where,
+    /// Set while the peer's rate limit holds the queue back.
+    pub(crate) paced_until: Option<Instant>,
+    /// When packets that wait for a full socket are looked through for old ones.
+    pub(crate) stale_at: Option<Instant>,
+    /// The entry in the endpoint's ordered deadlines.
+    pub(crate) armed_for: Option<Instant>,
+}
+
+/// Where a session is.
+pub(crate) enum Where {
+    On(ConnectionId),
+    /// A Disconnect follows when the queue has drained, or at this time.
+    Draining {
+        on: ConnectionId,
+        until: Instant,
+        ending: Ending,
+    },
+}
+
+/// How a session is ended from this side.
+#[derive(Clone, Debug)]
+pub(crate) struct Ending {
+    /// What the peer is told.
+    pub(crate) code: DisconnectCode,
+    /// What is reported here.
+    pub(crate) reason: CloseReason,
+}
+
+impl Ending {
+    /// A newer connection of the same key has taken over.
+    pub(crate) const fn superseded() -> Self {
+        Self {
+            code: DisconnectCode::Superseded,
+            reason: CloseReason::Superseded,
+        }
+    }
+}
+
+impl Session {
+    pub(crate) fn new(
+        agreed: &Agreed,
+        on: ConnectionId,
+        (name, usage): (Arc<str>, Arc<Usage>),
+        rate_limit: Option<u64>,
+        limits: &Limits,
+        now: Instant,
+    ) -> Self {
+        let bucket = rate_limit
             .map(|rate| TokenBucket::new(rate, (rate / BURST_DIVISOR).max(MIN_BURST), now));
-        Session {
-            id,
-            peer,
-            suite,
-            sealer: Sealer::new(master.traffic(sending), suite, grant.rotation, now),
-            opener: Opener::new(master.traffic(receiving), suite, grant.rotation, now),
-            mtu: grant.mtu,
-            partials: Vec::new(),
-            addresses: [
-                grant.address_v4.map(|network| IpAddr::V4(network.addr())),
-                grant.address_v6.map(|network| IpAddr::V6(network.addr())),
-            ],
+        Self {
+            peer: agreed.peer,
+            name,
+            began_at: agreed.began_at,
+            mtu: agreed.mtu,
+            addresses: agreed.addresses,
+            queue: SendQueue::new(limits.queue_bytes, limits.queue_age),
             upload: bucket.clone(),
             download: bucket,
-            exchange: Exchange::Idle,
-            exchange_at,
-            exchanges: 0,
-            began_at: now,
-            keepalive_at: now + self.config.limits.keepalive_interval,
-            exchange_interval: grant.rotation.interval.max(MIN_EXCHANGE_INTERVAL),
+            usage,
+            place: Where::On(on),
+            paced_until: None,
+            stale_at: None,
+            armed_for: None,
         }
     }
 
-    fn rate_limit(&self, peer: PeerId) -> Option<u64> {
-        match &self.config.role {
-            Role::Client(_) => None,
-            Role::Server(server) => server.peers[peer.index()].rate_limit.or(server.rate_limit),
+    /// The connection it is on.
+    pub(crate) const fn connection(&self) -> Option<ConnectionId> {
+        match &self.place {
+            Where::On(on) | Where::Draining { on, .. } => Some(*on),
         }
     }
 
-    /// Lets packets flow: the peer has proved its key.
-    pub(super) fn establish(&mut self, connection: &mut Connection) {
-        let waiting = core::mem::replace(&mut connection.state, State::AwaitHello);
-        let State::AwaitProof(session) = waiting else {
-            connection.state = waiting;
-            return;
+    /// The MTU for a packet that is to be queued; none for a session that only flushes.
+    pub(crate) const fn open_mtu(&self) -> Option<u16> {
+        match &self.place {
+            Where::On(_) => Some(self.mtu),
+            Where::Draining { .. } => None,
+        }
+    }
+
+    /// Queues a packet.
+    pub(crate) fn push(&mut self, queued: Queued, tools: &mut Tools) {
+        self.queue.push(queued, &mut tools.pool, &mut tools.stats);
+    }
+
+    /// Sees to it that packets which wait grow too old even if the socket never takes a byte again.
+    pub(crate) fn watch_age(&mut self, limits: &Limits, now: Instant) {
+        if !self.queue.is_empty() {
+            self.stale_at.get_or_insert(now + limits.queue_age);
+        }
+    }
+
+    /// When something is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let place = match &self.place {
+            Where::On(_) => None,
+            Where::Draining { until, .. } => Some(*until),
         };
-        self.leave_handshake(connection, true);
-        let peer = &mut self.peers[session.peer.index()];
-        peer.connection = Some(connection.id);
-        peer.stats.connected = true;
-        peer.stats.rtt = None;
-        self.stats.sessions += 1;
-        self.stats.sessions_established += 1;
-        self.events.push_back(Event::Established {
-            id: connection.id,
-            peer: peer.stats.name.clone(),
-            remote: connection.remote,
-            session: session.id,
-            suite: session.suite,
-        });
-        connection.state = State::Active(session);
-        // A client's first sealed packet is its proof; both sides learn the round trip.
-        connection
-            .control
-            .push_back(Control::new(PacketType::KeepAlive, Vec::new()));
+        [place, self.paced_until, self.stale_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    /// Stops everything on the connection but the flushing of what is sealed, and says why to a
-    /// peer that has a session.
-    pub(super) fn begin_closing(
-        &mut self,
-        connection: &mut Connection,
-        code: Option<DisconnectCode>,
-        reason: CloseReason,
-        now: Instant,
-    ) {
-        if matches!(connection.state, State::Closing(_)) {
-            return;
+    /// Does what is due, but for an end.
+    pub(crate) fn handle_timeout(&mut self, limits: &Limits, tools: &mut Tools, now: Instant) {
+        self.paced_until.take_if(|until| *until <= now);
+        if self.stale_at.take_if(|at| *at <= now).is_some() {
+            self.queue.expire(now, &mut tools.pool, &mut tools.stats);
+            self.watch_age(limits, now);
         }
-        if let Some(code) = code
-            && connection.session().is_some()
-        {
-            let payload = Disconnect::new(code, &reason.to_string()).encode();
-            connection
-                .control
-                .push_back(Control::new(PacketType::Disconnect, payload));
-            self.seal_control(connection, now);
-        }
-        self.leave_session(connection, now);
-        connection.queue.clear(&mut self.pool, &mut self.stats);
-        connection.control.clear();
-        connection.paced_until = None;
-        connection.disconnect_after_drain = None;
-        connection.state = State::Closing(reason);
-        connection.expires_at = now + LINGER;
     }
 
-    /// Ends the connection for a breach of the protocol.
-    pub(super) fn fail(&mut self, connection: &mut Connection, error: ProtocolError, now: Instant) {
-        self.stats.protocol_errors += 1;
-        let reason = CloseReason::Protocol(error);
-        self.begin_closing(connection, Some(code_for(error)), reason, now);
-    }
-}
-
-/// What the peer is told: the one place where that is decided.
-const fn code_for(error: ProtocolError) -> DisconnectCode {
-    match error {
-        ProtocolError::Crypto | ProtocolError::KeyOverused | ProtocolError::Exchange => {
-            DisconnectCode::Crypto
+    /// How it ends, if it is to end as soon as nothing waits any longer, and that is so now.
+    pub(crate) fn drained(&self) -> Option<Ending> {
+        match &self.place {
+            Where::Draining { ending, .. } if self.queue.is_empty() => Some(ending.clone()),
+            _ => None,
         }
-        ProtocolError::StreamLimit => DisconnectCode::FlowControl,
-        ProtocolError::SequenceExhausted | ProtocolError::NoEntropy => DisconnectCode::Internal,
-        ProtocolError::Frame(
-            FrameError::BadMagic(_)
-            | FrameError::UnknownType(_)
-            | FrameError::ReservedFlags(_)
-            | FrameError::BadChecksum
-            | FrameError::BadLength(_)
-            | FrameError::WrongProtection
-            | FrameError::BadEntry
-            | FrameError::BadControl,
-        )
-        | ProtocolError::Sequence { .. }
-        | ProtocolError::Unexpected => DisconnectCode::ProtocolError,
+    }
+
+    /// How it ends if its time to drain is over.
+    pub(crate) fn overdue(&self, now: Instant) -> Option<Ending> {
+        match &self.place {
+            Where::Draining { ending, until, .. } if *until <= now => Some(ending.clone()),
+            _ => None,
+        }
     }
 }

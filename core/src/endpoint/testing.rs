@@ -5,6 +5,7 @@ use core::ops::{Deref, DerefMut};
 use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 
+use super::connection::Connection;
 use super::{Endpoint, TunPacket, TunSink};
 use crate::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
 use crate::crypto::{SecretKey, Suite};
@@ -16,6 +17,8 @@ use crate::turn::Turn;
 use crate::turn::testing::Seeded;
 
 pub(super) const SERVER: usize = usize::MAX;
+/// Bytes that one read brings at most, as a driver's does.
+const SEGMENT: usize = 128 * 1024;
 
 pub(super) fn secret(n: u8) -> SecretKey {
     SecretKey::from_bytes([n.wrapping_add(1); 32])
@@ -91,21 +94,78 @@ impl Machine {
             .handle_connected(remote, &mut Turn { now, entropy })
     }
 
-    pub(super) fn handle_received(
+    /// Reads `bytes` from a connection's socket; what reached the TUN device of it.
+    pub(super) fn read(&mut self, id: ConnectionId, bytes: &[u8], now: Instant) -> Vec<Vec<u8>> {
+        let mut packets = Vec::new();
+        let mut sink = |packet: TunPacket<'_>| {
+            packets.push(packet.bytes.to_vec());
+            true
+        };
+        self.read_into(id, bytes, &mut sink, now);
+        packets
+    }
+
+    /// Reads `bytes` from a connection's socket, as long as it is open.
+    pub(super) fn read_into(
         &mut self,
         id: ConnectionId,
-        len: usize,
+        bytes: &[u8],
         sink: &mut TunSink<'_>,
         now: Instant,
     ) {
-        let entropy = &mut self.entropy;
-        self.endpoint
-            .handle_received(id, len, sink, &mut Turn { now, entropy });
+        let mut rest = bytes;
+        while let Some(buf) = self.endpoint.recv_buf(id).filter(|_| !rest.is_empty()) {
+            assert!(!buf.is_empty(), "it would look like the end of the stream");
+            let len = buf.len().min(rest.len());
+            buf[..len].copy_from_slice(&rest[..len]);
+            rest = &rest[len..];
+            let entropy = &mut self.entropy;
+            self.endpoint
+                .handle_received(id, len, sink, &mut Turn { now, entropy });
+        }
+    }
+
+    /// Offers a socket what there is at once, of which it takes `room` bytes; none if there is
+    /// nothing.
+    pub(super) fn write(&mut self, id: ConnectionId, room: usize, now: Instant) -> Option<Vec<u8>> {
+        if !self.endpoint.prepare(id, now) {
+            return None;
+        }
+        let offered = self.endpoint.outgoing(id).flatten();
+        let taken: Vec<u8> = offered.take(room).copied().collect();
+        self.endpoint.handle_sent(id, taken.len());
+        Some(taken)
+    }
+
+    /// Whether the connection has not ended yet.
+    pub(super) fn is_open(&self, id: ConnectionId) -> bool {
+        self.endpoint.connections.get(id).is_some()
+    }
+
+    /// Writes everything there is to a socket that takes it.
+    pub(super) fn write_all(&mut self, id: ConnectionId, now: Instant) -> Vec<u8> {
+        let mut written = Vec::new();
+        while let Some(taken) = self.write(id, usize::MAX, now) {
+            written.extend(taken);
+        }
+        written
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         let entropy = &mut self.entropy;
         self.endpoint.handle_timeout(&mut Turn { now, entropy });
+    }
+}
+
+impl Endpoint {
+    /// Starts an exchange on a client before it is due.
+    pub(super) fn exchange_now(&mut self) {
+        for id in self.connections.ids() {
+            if let Some(lane) = self.connections.get_mut(id).and_then(Connection::lane_mut) {
+                lane.exchange_now();
+            }
+            self.rearm(id);
+        }
     }
 }
 
@@ -307,25 +367,23 @@ impl Net {
             .map(|(_, id)| id)
             .or_else(|| self.endpoint(which).poll_transmit())
         {
-            while self.endpoint(which).prepare(id, now) {
-                let bytes: Vec<u8> = self
-                    .endpoint(which)
-                    .outgoing(id)
-                    .flatten()
-                    .copied()
-                    .collect();
+            loop {
+                let pipe = self.pipe(which, id);
+                let room = pipe.map(|pipe| {
+                    let taken = pipe.bytes.len();
+                    pipe.stalled_at
+                        .map_or(usize::MAX, |at| at.saturating_sub(taken))
+                });
+                let Some(bytes) = self.endpoint(which).write(id, room.unwrap_or(0), now) else {
+                    break;
+                };
                 let Some(pipe) = self.pipe(which, id) else {
                     break;
                 };
-                let room = pipe
-                    .stalled_at
-                    .map_or(usize::MAX, |at| at.saturating_sub(pipe.bytes.len()));
-                let len = bytes.len().min(room);
-                pipe.bytes.extend(&bytes[..len]);
-                pipe.transcript.extend(&bytes[..len]);
-                self.endpoint(which).handle_sent(id, len);
-                moved |= len > 0;
-                if len == 0 {
+                pipe.bytes.extend(&bytes);
+                pipe.transcript.extend(&bytes);
+                moved |= !bytes.is_empty();
+                if bytes.is_empty() {
                     stuck.push((which, id));
                     break;
                 }
@@ -374,23 +432,10 @@ impl Net {
         } else {
             &mut self.received[which]
         };
-        while !pipe.bytes.is_empty() {
-            let Some(buf) = endpoint.recv_buf(id) else {
-                break;
-            };
-            assert!(
-                !buf.is_empty(),
-                "an empty read buffer would look like the end of the stream"
-            );
-            let len = buf.len().min(segment).min(pipe.bytes.len());
-            for (to, from) in buf.iter_mut().zip(pipe.bytes.drain(..len)) {
-                *to = from;
-            }
-            let mut sink = |packet: TunPacket<'_>| {
-                received.push(packet.bytes.to_vec());
-                true
-            };
-            endpoint.handle_received(id, len, &mut sink, now);
+        while !pipe.bytes.is_empty() && endpoint.is_open(id) {
+            let len = segment.min(pipe.bytes.len()).min(SEGMENT);
+            let bytes: Vec<u8> = pipe.bytes.drain(..len).collect();
+            received.extend(endpoint.read(id, &bytes, now));
             moved = true;
         }
         if !link.open[1 - end] && pipe.bytes.is_empty() {

@@ -2,19 +2,19 @@
 
 use core::net::IpAddr;
 
+use super::session::{Session, SessionId};
 use super::{Endpoint, RoleState};
 use crate::buffer::{Class, HEADROOM};
 use crate::config::Role;
 use crate::error::DropReason;
-use crate::event::ConnectionId;
 use crate::ip::{self, IcmpPacket, IpInfo, Offload, Unreachable, VirtioHeader};
 use crate::queue::Queued;
 use crate::time::Instant;
 
 /// What is to become of a packet from the TUN device.
 enum Routed {
-    /// It goes to this connection as it is.
-    Whole(ConnectionId, Queued),
+    /// It goes to this session as it is.
+    Whole(SessionId, Queued),
     /// Its pieces are queued.
     Pieces,
 }
@@ -25,12 +25,12 @@ impl Endpoint {
     pub fn handle_tun(&mut self, len: usize, header: &VirtioHeader, now: Instant) {
         self.tun_buffer.start = HEADROOM;
         self.tun_buffer.end = (HEADROOM + len).min(self.tun_buffer.capacity());
-        self.stats.tun_packets_in += 1;
-        self.stats.tun_bytes_in += len as u64;
+        self.tools.stats.tun_packets_in += 1;
+        self.tools.stats.tun_bytes_in += len as u64;
         match self.route_tun_packet(header, now) {
             Ok(Routed::Whole(id, queued)) => self.enqueue(id, queued),
             Ok(Routed::Pieces) => {}
-            Err(reason) => self.stats.drop_packet(reason),
+            Err(reason) => self.tools.stats.drop_packet(reason),
         }
     }
 
@@ -42,10 +42,10 @@ impl Endpoint {
     /// The TUN device would not take a packet.
     pub(super) fn count_tun_write(&mut self, len: usize, taken: bool) {
         if taken {
-            self.stats.tun_packets_out += 1;
-            self.stats.tun_bytes_out += len as u64;
+            self.tools.stats.tun_packets_out += 1;
+            self.tools.stats.tun_bytes_out += len as u64;
         } else {
-            self.stats.drop_packet(DropReason::TunBusy);
+            self.tools.stats.drop_packet(DropReason::TunBusy);
         }
     }
 
@@ -63,7 +63,7 @@ impl Endpoint {
             self.reply_unreachable(&info, Unreachable::NoRoute, now);
             return Err(DropReason::NoRoute);
         };
-        let Some(id) = self.peers[peer.index()].connection else {
+        let Some(id) = self.peers[peer.index()].session else {
             // A client's own applications should wait out a reconnection, not fail.
             if matches!(self.role, RoleState::Server(_)) {
                 self.reply_unreachable(&info, Unreachable::Host, now);
@@ -99,18 +99,18 @@ impl Endpoint {
         &mut self,
         enqueue: impl FnOnce(&mut Self, &mut [u8]) -> Result<(), DropReason>,
     ) -> Result<Routed, DropReason> {
-        let empty = self.pool.take(Class::Small);
+        let empty = self.tools.pool.take(Class::Small);
         let mut buffer = core::mem::replace(&mut self.tun_buffer, empty);
         let result = enqueue(self, buffer.used_mut());
         let empty = core::mem::replace(&mut self.tun_buffer, buffer);
-        self.pool.put(empty);
+        self.tools.pool.put(empty);
         result.map(|()| Routed::Pieces)
     }
 
     /// Queues the segments of a super-packet that the peer would refuse.
     fn enqueue_segments(
         &mut self,
-        id: ConnectionId,
+        id: SessionId,
         packet: &mut [u8],
         info: &IpInfo,
         offload: Offload,
@@ -123,14 +123,14 @@ impl Endpoint {
             self.enqueue(id, queued);
             count += 1;
         })?;
-        self.stats.segments_added += count.saturating_sub(1);
+        self.tools.stats.segments_added += count.saturating_sub(1);
         Ok(())
     }
 
     /// Queues the fragments of `packet`, which is too large for the session's MTU.
     pub(super) fn enqueue_fragments(
         &mut self,
-        id: ConnectionId,
+        id: SessionId,
         packet: &mut [u8],
         info: &IpInfo,
         offload: Offload,
@@ -144,24 +144,20 @@ impl Endpoint {
             self.enqueue(id, queued);
             count += 1;
         })?;
-        self.stats.fragments += count - 1;
+        self.tools.stats.fragments += count - 1;
         Ok(())
     }
 
-    pub(super) fn session_mtu(&self, id: ConnectionId) -> Option<u16> {
-        let connection = self.connections.get(id)?;
-        // A closing session only flushes.
-        if connection.disconnect_after_drain.is_some() {
-            return None;
-        }
-        connection.session().map(|session| session.mtu)
+    /// The MTU of a session; none for one that only flushes.
+    pub(super) fn session_mtu(&self, id: SessionId) -> Option<u16> {
+        self.sessions.get(id).and_then(Session::open_mtu)
     }
 
     /// Moves a large packet out of the TUN buffer with its memory; copies a small one, so that a
     /// queue of small packets does not pin large buffers.
     fn take_tun_packet(&mut self, offload: Offload, flow: u32, now: Instant) -> Queued {
         if Class::for_packet(self.tun_buffer.len()) == Class::Large {
-            let fresh = self.pool.take(Class::Large);
+            let fresh = self.tools.pool.take(Class::Large);
             let buffer = core::mem::replace(&mut self.tun_buffer, fresh);
             return Queued {
                 buffer,
@@ -170,30 +166,33 @@ impl Endpoint {
                 queued_at: now,
             };
         }
-        let empty = self.pool.take(Class::Small);
+        let empty = self.tools.pool.take(Class::Small);
         let packet = core::mem::replace(&mut self.tun_buffer, empty);
         let queued = self.queued_copy(packet.used(), offload, flow, now);
         let empty = core::mem::replace(&mut self.tun_buffer, packet);
-        self.pool.put(empty);
+        self.tools.pool.put(empty);
         queued
     }
 
-    pub(super) fn enqueue(&mut self, id: ConnectionId, queued: Queued) {
-        let Some(connection) = self.connections.get_mut(id) else {
-            self.pool.put(queued.buffer);
-            self.stats.drop_packet(DropReason::NotConnected);
+    pub(super) fn enqueue(&mut self, id: SessionId, queued: Queued) {
+        let Some(session) = self.sessions.get_mut(id) else {
+            self.tools.pool.put(queued.buffer);
+            self.tools.stats.drop_packet(DropReason::NotConnected);
             return;
         };
         let now = queued.queued_at;
-        connection
-            .queue
-            .push(queued, &mut self.pool, &mut self.stats);
+        session.push(queued, &mut self.tools);
+        let Some(on) = session.connection() else {
+            return;
+        };
+        let connection = self.connections.get(on);
+        let is_full = connection.is_some_and(|connection| !connection.outbox.is_empty());
         // Its socket is full, so it may be long until `prepare`.
-        if !connection.outbox.is_empty() && connection.stale_at.is_none() {
-            connection.watch_age(&self.config.limits, now);
-            self.rearm(id);
+        if is_full && session.stale_at.is_none() {
+            session.watch_age(&self.config.limits, now);
+            self.rearm_session(id);
         }
-        self.wants_transmit(id);
+        self.wants_transmit(on);
     }
 
     fn reply_unreachable(&mut self, info: &IpInfo, why: Unreachable, now: Instant) {
@@ -213,7 +212,7 @@ impl Endpoint {
         if let Some(reply) = reply
             && self.icmp_bucket.try_spend(1, now)
         {
-            self.stats.icmp_out += 1;
+            self.tools.stats.icmp_out += 1;
             self.reply = Some(reply);
         }
     }

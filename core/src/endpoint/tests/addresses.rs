@@ -4,7 +4,9 @@ use core::net::Ipv4Addr;
 use core::time::Duration;
 
 use super::super::testing::{Net, SERVER, client_config, server_config, udp};
+use crate::error::HandshakeError;
 use crate::event::{CloseReason, Event};
+use crate::turn::testing::Seeded;
 use crate::wire::DisconnectCode;
 
 use super::{SERVER_ADDRESS, server_of};
@@ -122,13 +124,76 @@ fn an_unproven_hello_gives_its_address_back() {
         .server
         .handle_accepted(([198, 51, 100, 7], 1).into(), now)
         .unwrap();
-    net.server.recv_buf(id).unwrap()[..len].copy_from_slice(hello);
-    net.server.handle_received(id, len, &mut |_| true, now);
+    net.server.read(id, hello, now);
     net.run(Duration::from_secs(120));
     net.unreachable_for.clear();
     net.run(Duration::from_secs(31));
     assert_eq!(net.server.stats().sessions, 1);
     assert_eq!(net.address_v4(0), Ipv4Addr::new(10, 8, 0, 2));
+}
+
+/// Case 22: who fails to prove a hello keeps nothing of what was offered on it, long before he is
+/// hung up on.
+#[test]
+fn a_failed_proof_frees_its_address_at_once() {
+    let (mut net, flight) = one_address_and_a_recorded_flight();
+    let now = net.now;
+    let source = ([198, 51, 100, 7], 1).into();
+    let id = net.server.handle_accepted(source, now).unwrap();
+
+    // The proof in it is for another answer.
+    net.server.read(id, &flight, now);
+    net.unreachable_for.clear();
+    net.run(Duration::from_secs(1));
+
+    let failed = net.server.stats().handshakes_failed;
+    assert_eq!(failed[HandshakeError::Authentication.index()], 1);
+    assert_eq!(
+        net.server.stats().handshaking,
+        1,
+        "it is not hung up on yet"
+    );
+    assert_eq!(net.server.stats().sessions, 1);
+    assert_eq!(net.address_v4(0), Ipv4Addr::new(10, 8, 0, 2));
+}
+
+/// Case 57: two unproven hellos of one key are offered one address, and it is kept until both have
+/// come to nothing.
+#[test]
+fn two_unproven_hellos_of_a_key_share_an_address() {
+    let (mut net, flight) = one_address_and_a_recorded_flight();
+    let len = 24 + usize::from(u16::from_be_bytes([flight[13], flight[14]]));
+    let now = net.now;
+    let [first, second] = [7, 8].map(|host| {
+        let source = ([198, 51, 100, host], 1).into();
+        let id = net.server.handle_accepted(source, now).unwrap();
+        net.server.read(id, &flight[..len], now);
+        id
+    });
+
+    net.server.handle_disconnected(first, true, now);
+    net.unreachable_for.clear();
+    net.run(Duration::from_secs(1));
+    assert_eq!(net.server.stats().sessions, 0, "the second still has it");
+    net.server.handle_disconnected(second, true, net.now);
+    net.run(Duration::from_secs(61));
+    assert_eq!(net.server.stats().sessions, 1);
+    assert_eq!(net.address_v4(0), Ipv4Addr::new(10, 8, 0, 2));
+}
+
+/// A server with one address to give, its second client, which cannot reach it yet, and the first
+/// words of its first client to another server of the same key.
+fn one_address_and_a_recorded_flight() -> (Net, Vec<u8>) {
+    let mut config = server_config(2);
+    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    let mut recorded = Net::new(config.clone(), vec![client_config(1)]);
+    recorded.settle();
+    let flight = recorded.link(0).up.transcript.clone();
+    let mut net = Net::new(config, vec![client_config(2)]);
+    net.server.entropy = Seeded::new(98);
+    net.unreachable_for.insert(0);
+    net.settle();
+    (net, flight)
 }
 
 /// Case 57: one of two unproven connections of a client ends, and the other one proves itself.
@@ -148,8 +213,7 @@ fn an_address_is_held_whatever_other_hellos_of_the_client_came_to() {
     let now = net.now;
     let source = ([198, 51, 100, 7], 1).into();
     let id = net.server.handle_accepted(source, now).unwrap();
-    net.server.recv_buf(id).unwrap()[..len].copy_from_slice(&hello[..len]);
-    net.server.handle_received(id, len, &mut |_| true, now);
+    net.server.read(id, &hello[..len], now);
     net.run(Duration::from_secs(120));
     net.unreachable_for.remove(&2);
     net.run(Duration::from_secs(60));

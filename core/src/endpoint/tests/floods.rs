@@ -92,9 +92,7 @@ fn a_flood_of_hellos_is_read_at_a_bounded_rate() {
             let [.., high, low] = u32::to_be_bytes(host);
             let source = ([100, network, high, low], 1).into();
             let id = net.server.handle_accepted(source, net.now).unwrap();
-            net.server.recv_buf(id).unwrap()[..hello.len()].copy_from_slice(&hello);
-            net.server
-                .handle_received(id, hello.len(), &mut |_| true, net.now);
+            net.server.read(id, &hello, net.now);
         }
         let failed = net.server.stats().handshakes_failed;
         [HandshakeError::Malformed, HandshakeError::Busy].map(|error| failed[error.index()])
@@ -138,10 +136,8 @@ fn hellos_beyond_the_rate_are_not_read() {
         for _ in 0..hellos {
             let source = ([198, 51, 100, 7], 1).into();
             let id = net.server.handle_accepted(source, net.now).unwrap();
-            net.server.recv_buf(id).unwrap()[..hello.len()].copy_from_slice(&hello);
             let now = net.now;
-            net.server
-                .handle_received(id, hello.len(), &mut |_| true, now);
+            net.server.read(id, &hello, now);
         }
         count(net, HandshakeError::Busy) - before
     };

@@ -37,9 +37,7 @@ fn probes_are_few_and_do_not_last() {
             .server
             .handle_accepted(([127, 0, 0, 1], port).into(), now);
         let Ok(id) = id else { continue };
-        net.server.recv_buf(id).unwrap()[..hello.len()].copy_from_slice(&hello);
-        net.server
-            .handle_received(id, hello.len(), &mut |_| true, now);
+        net.server.read(id, &hello, now);
     }
     assert_eq!(net.server.stats().probes, 16);
     net.run(Duration::from_secs(301));
@@ -63,26 +61,17 @@ fn a_probe_from_loopback_is_answered_and_from_elsewhere_is_not() {
             .handle_accepted(source.parse().unwrap(), now)
             .unwrap();
         for byte in &bytes {
-            net.server.recv_buf(id).unwrap()[0] = *byte;
-            net.server
-                .handle_received(id, 1, &mut |_| panic!("a probe's packet"), now);
+            assert!(net.server.read(id, &[*byte], now).is_empty());
         }
         net.server.poll_transmit();
-        let ready = net.server.prepare(id, now);
-        let answer: Vec<u8> = net.server.outgoing(id).flatten().copied().collect();
-        assert_eq!(
-            (ready, answer.is_empty()),
-            (answered, !answered),
-            "{source}"
-        );
+        let answer = net.server.write_all(id, now);
+        assert_eq!(!answer.is_empty(), answered, "{source}");
         if answered {
             let text = String::from_utf8_lossy(&answer);
             assert!(text.contains("ServerHello") && text.contains("session_id"));
             assert_eq!(answer[answer.len() - 24 + 2], PacketType::KeepAlive as u8);
-            net.server.handle_sent(id, answer.len());
             let bye = packet(PacketType::Disconnect, 2, &[]);
-            net.server.recv_buf(id).unwrap()[..24].copy_from_slice(&bye);
-            net.server.handle_received(id, 24, &mut |_| true, now);
+            net.server.read(id, &bye, now);
             net.settle();
             assert!(matches!(
                 net.close_reasons(SERVER)[..],
@@ -109,9 +98,7 @@ fn a_probe_that_says_more_is_cut_off() {
             .server
             .handle_accepted(([127, 0, 0, 1], 1).into(), now)
             .unwrap();
-        net.server.recv_buf(id).unwrap()[..bytes.len()].copy_from_slice(&bytes);
-        net.server
-            .handle_received(id, bytes.len(), &mut |_| panic!("a probe's packet"), now);
+        assert!(net.server.read(id, &bytes, now).is_empty());
         net.run(Duration::from_secs(1));
         assert!(
             matches!(net.close_reasons(SERVER)[..], [CloseReason::Handshake(_)]),

@@ -23,10 +23,8 @@ fn hello_in(stream: &[u8]) -> &[u8] {
 fn answer_to(server: &mut Machine, hello: &[u8], now: Instant) -> Vec<u8> {
     let source = ([198, 51, 100, 7], 1).into();
     let id = server.handle_accepted(source, now).unwrap();
-    server.recv_buf(id).unwrap()[..hello.len()].copy_from_slice(hello);
-    server.handle_received(id, hello.len(), &mut |_| true, now);
-    server.prepare(id, now);
-    let answer = server.outgoing(id).flatten().copied().collect();
+    server.read(id, hello, now);
+    let answer = server.write_all(id, now);
     server.handle_disconnected(id, true, now);
     answer
 }
@@ -35,8 +33,7 @@ fn first_words_of(client: &mut Machine, now: Instant) -> Vec<u8> {
     let id = client
         .handle_connected(([203, 0, 113, 1], 8443).into(), now)
         .unwrap();
-    client.prepare(id, now);
-    client.outgoing(id).flatten().copied().collect()
+    client.write_all(id, now)
 }
 
 fn random_in(hello: &[u8]) -> Value {

@@ -2,7 +2,6 @@
 
 use core::time::Duration;
 
-use super::super::TunPacket;
 use super::super::testing::{Machine, Net, SERVER, client_config, server_config, udp};
 use crate::config::{Config, Role};
 use crate::crypto::PresharedKey;
@@ -115,14 +114,7 @@ fn read_as_client(config: &Config, seed: u8, said: &[u8], now: Instant) -> Vec<V
 
 /// Lets the endpoint read `bytes`, and returns the packets that came out of its TUN device.
 fn feed(endpoint: &mut Machine, id: ConnectionId, bytes: &[u8], now: Instant) -> Vec<Vec<u8>> {
-    let mut packets = Vec::new();
-    let mut sink = |packet: TunPacket<'_>| {
-        packets.push(packet.bytes.to_vec());
-        true
-    };
-    endpoint.recv_buf(id).unwrap()[..bytes.len()].copy_from_slice(bytes);
-    endpoint.handle_received(id, bytes.len(), &mut sink, now);
-    packets
+    endpoint.read(id, bytes, now)
 }
 
 /// The packets of one direction, its hello first.

@@ -5,7 +5,7 @@ use core::time::Duration;
 use super::super::testing::{Machine, Net, SERVER, client_config, server_config, udp};
 use crate::error::{HandshakeError, ProtocolError, Refusal};
 use crate::event::{CloseReason, Event};
-use crate::wire::{DisconnectCode, Flags, HEADER_LEN, Header, PacketType};
+use crate::wire::{DisconnectCode, Flags, Header, PacketType};
 
 use super::SERVER_ADDRESS;
 
@@ -80,9 +80,7 @@ fn an_altered_byte_ends_the_session_and_the_client_comes_back() {
     };
     let mut bytes = garbage.encode(&[]).to_vec();
     bytes.extend([0; 40]);
-    net.server.recv_buf(id).unwrap()[..bytes.len()].copy_from_slice(&bytes);
-    net.server
-        .handle_received(id, bytes.len(), &mut |_| true, now);
+    net.server.read(id, &bytes, now);
     net.settle();
     assert_eq!(
         net.close_reasons(SERVER),
@@ -337,10 +335,7 @@ fn a_session_does_not_live_on_bytes_that_make_no_packet() {
         timestamp_ms: 0,
         flags: Flags::SEALED,
     };
-    let buf = net.server.recv_buf(id).unwrap();
-    buf[..HEADER_LEN].copy_from_slice(&header.encode(&[]));
-    net.server
-        .handle_received(id, HEADER_LEN, &mut |_| true, now);
+    net.server.read(id, &header.encode(&[]), now);
     net.run(Duration::from_secs(1190));
     assert_eq!(net.close_reasons(SERVER), []);
     net.run(Duration::from_secs(20));

@@ -28,9 +28,7 @@ fn a_replayed_hello_neither_makes_a_session_nor_disturbs_the_real_one() {
             .server
             .handle_accepted("198.51.100.7:1".parse().unwrap(), now)
             .unwrap();
-        net.server.recv_buf(id).unwrap()[..replay.len()].copy_from_slice(&replay);
-        net.server
-            .handle_received(id, replay.len(), &mut |_| true, now);
+        net.server.read(id, &replay, now);
         net.settle();
     }
     assert_eq!(net.server.stats().sessions_established, 1);
@@ -51,16 +49,11 @@ fn server_answer_to(bytes: &[u8]) -> (Vec<u8>, Machine, Vec<CloseReason>) {
         .handle_accepted("198.51.100.7:1".parse().unwrap(), now)
         .unwrap();
     for byte in bytes {
-        net.server.recv_buf(id).unwrap()[0] = *byte;
-        net.server.handle_received(id, 1, &mut |_| true, now);
+        net.server.read(id, &[*byte], now);
     }
     let mut answer = Vec::new();
     while let Some(id) = net.server.poll_transmit() {
-        while net.server.prepare(id, now) {
-            let bytes: Vec<u8> = net.server.outgoing(id).flatten().copied().collect();
-            net.server.handle_sent(id, bytes.len());
-            answer.extend(bytes);
-        }
+        answer.extend(net.server.write_all(id, now));
     }
     net.run(Duration::from_millis(9_900));
     assert!(
@@ -155,8 +148,7 @@ fn a_stranger_who_hangs_up_is_counted_once() {
     let now = net.now;
     let source = ([198, 51, 100, 7], 1).into();
     let id = net.server.handle_accepted(source, now).unwrap();
-    net.server.recv_buf(id).unwrap()[..3].copy_from_slice(b"GET");
-    net.server.handle_received(id, 3, &mut |_| true, now);
+    net.server.read(id, b"GET", now);
     net.server.handle_disconnected(id, true, now);
     net.settle();
     let reason = CloseReason::Handshake(HandshakeError::NotLlp);
@@ -206,8 +198,7 @@ fn a_client_about_to_prove_itself_keeps_its_room() {
     let mut server = Machine::new(config, 99, net.now);
     let source = ([198, 51, 100, 7], 1).into();
     let id = server.handle_accepted(source, net.now).unwrap();
-    server.recv_buf(id).unwrap()[..len].copy_from_slice(&hello[..len]);
-    server.handle_received(id, len, &mut |_| true, net.now);
+    server.read(id, &hello[..len], net.now);
     let newcomer = server.handle_accepted(([198, 51, 100, 8], 1).into(), net.now);
     assert_eq!(newcomer, Err(Refusal::TooManyHandshakes));
 }
@@ -234,9 +225,7 @@ fn nobody_unproven_gets_memory_for_a_long_record() {
         .server
         .handle_accepted(([198, 51, 100, 7], 1).into(), now)
         .unwrap();
-    net.server.recv_buf(id).unwrap()[..bytes.len()].copy_from_slice(&bytes);
-    net.server
-        .handle_received(id, bytes.len(), &mut |_| true, now);
+    net.server.read(id, &bytes, now);
     let failed = net.server.stats().handshakes_failed[HandshakeError::TooLong.index()];
     assert_eq!(failed, 1);
 }
@@ -250,8 +239,7 @@ fn an_unproven_connection_is_nobodys() {
     let now = net.now;
     let source = ([198, 51, 100, 7], 1).into();
     let id = net.server.handle_accepted(source, now).unwrap();
-    net.server.recv_buf(id).unwrap()[..len].copy_from_slice(&hello[..len]);
-    net.server.handle_received(id, len, &mut |_| true, now);
+    net.server.read(id, &hello[..len], now);
     net.server.handle_disconnected(id, true, now);
     net.settle();
     let closed = net.events.iter().rev().find_map(|(_, event)| match event {
@@ -283,8 +271,7 @@ fn a_handshake_that_stalls_ends_at_its_deadline() {
     for byte in &flight[..9] {
         net.run(Duration::from_millis(1100));
         assert!(net.close_reasons(SERVER).is_empty());
-        net.server.recv_buf(id).unwrap()[0] = *byte;
-        net.server.handle_received(id, 1, &mut |_| true, net.now);
+        net.server.read(id, &[*byte], net.now);
     }
     net.run(Duration::from_millis(100));
     let timeout = CloseReason::Handshake(HandshakeError::Timeout);
@@ -302,8 +289,7 @@ fn a_client_gives_a_silent_server_until_the_deadline() {
         let mut client = Machine::new(client_config(1), 100, now);
         let server = ([203, 0, 113, 1], 8443).into();
         let id = client.handle_connected(server, now).unwrap();
-        client.recv_buf(id).unwrap()[..sent].copy_from_slice(&answer[..sent]);
-        client.handle_received(id, sent, &mut |_| true, now);
+        client.read(id, &answer[..sent], now);
         let closed = |client: &mut Machine, at| {
             client.handle_timeout(at);
             let mut events = std::iter::from_fn(|| client.poll_event());

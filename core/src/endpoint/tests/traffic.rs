@@ -204,7 +204,7 @@ fn what_waits_for_a_full_socket_goes_when_it_is_old() {
         for _ in 0..before {
             net.send_from(0, &bulk);
         }
-        assert!(net.clients[0].prepare(id, start));
+        assert!(net.clients[0].write(id, 0, start).is_some());
         for packet in [vec![&bulk; after], vec![&urgent; small as usize]].concat() {
             net.send_from(0, packet);
         }
@@ -234,12 +234,9 @@ fn errors_for_a_peer_that_does_not_read_go_when_they_are_old() {
     for _ in 0..10 {
         net.send_from(0, &isolated);
     }
-    assert!(net.clients[0].prepare(client_id, now));
-    let sent: Vec<_> = net.clients[0].outgoing(client_id).collect();
-    let sent = sent.concat();
+    let sent = net.clients[0].write_all(client_id, now);
     let server = &mut net.server;
-    server.recv_buf(server_id).unwrap()[..sent.len()].copy_from_slice(&sent);
-    server.handle_received(server_id, sent.len(), &mut |_| true, now);
+    server.read(server_id, &sent, now);
     assert_eq!(server.stats().dropped(DropReason::Isolated), 10);
     assert_eq!(server.stats().queued_packets, 10);
     let end = now + Duration::from_secs(3);
@@ -263,10 +260,8 @@ fn little_is_sealed_for_a_socket_that_was_full() {
     let client = &mut net.clients[0];
     client.handle_blocked(id);
     let sealed = [0; 4].map(|_| {
-        client.prepare(id, now);
-        let len = client.outgoing(id).map(<[u8]>::len).sum();
-        client.handle_sent(id, len);
-        len
+        let sent = client.write(id, usize::MAX, now);
+        sent.map_or(0, |sent| sent.len())
     });
     assert!(sealed[0] < 20_000, "{sealed:?}");
     assert!(sealed.is_sorted() && sealed[3] >= 64 * 1024, "{sealed:?}");

@@ -1,0 +1,328 @@
+//! Hellos of both roles and the proof, which together make a session; and LLP 1.0 probes.
+
+use core::net::{IpAddr, SocketAddr};
+use core::time::Duration;
+
+use rand_core::Rng as _;
+use uuid::Uuid;
+
+use super::connection::{Connection, Greeting, Proposal, Stage};
+use super::lane::{self, Lane};
+use super::session::{Agreed, Ending, Session};
+use super::{Endpoint, RoleState};
+use crate::config::Role;
+use crate::crypto::Suite;
+use crate::error::HandshakeError;
+use crate::event::{CloseReason, ConnectionId, Event};
+use crate::handshake::{ClientHello, ClientOffer, Grant, Initiator, Responder};
+use crate::handshake::{legacy_server_hello, new_session_id, read_client_hello};
+use crate::route::PeerId;
+use crate::time::Instant;
+use crate::turn::Turn;
+use crate::wire::{Flags, Header, PacketType};
+
+/// How long an LLP 1.0 peer may stay: it is for a person's tests.
+const PROBE_LIFETIME: Duration = Duration::from_secs(300);
+
+impl Endpoint {
+    /// The connection asked for by [`Event::Dial`] stands: sends the ClientHello.
+    ///
+    /// # Errors
+    ///
+    /// On a server, while a connection exists, while shutting down, and without entropy: then the
+    /// socket is not wanted.
+    pub fn handle_connected(
+        &mut self,
+        remote: SocketAddr,
+        turn: &mut Turn<'_>,
+    ) -> Result<ConnectionId, HandshakeError> {
+        let (Role::Client(client), RoleState::Client(state)) = (&self.config.role, &self.role)
+        else {
+            return Err(HandshakeError::Unexpected);
+        };
+        if self.shutting_down || !self.connections.is_empty() {
+            return Err(HandshakeError::Unexpected);
+        }
+        let offer = ClientOffer {
+            suites: self.config.suites.clone(),
+            rotation: self.config.rotation,
+            mtu: self.config.mtu,
+            address_v4: state.address_v4(),
+            address_v6: state.address_v6(),
+        };
+        let started = turn.with_generator(|rng| Initiator::start(client, &offer, rng));
+        let (initiator, json) = started.map_err(|error| {
+            self.count_handshake_failure(error.into());
+            HandshakeError::from(error)
+        })??;
+        let length = u16::try_from(json.len()).map_err(|_| HandshakeError::Malformed)?;
+        let step = Greeting::AwaitServerHello(Box::new(initiator));
+        let id = self.open(remote, step, turn.now);
+        let packet_type = PacketType::HandshakeInit;
+        self.send_hello(id, (packet_type, length), &json, turn.now);
+        self.wants_transmit(id);
+        Ok(id)
+    }
+
+    /// Answers a ClientHello. Nothing that exists changes before the client proves its key; an
+    /// address that nobody has is kept free for it.
+    pub(super) fn answer_hello(
+        &mut self,
+        id: ConnectionId,
+        json: &[u8],
+        turn: &mut Turn<'_>,
+    ) -> Result<(), HandshakeError> {
+        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &mut self.role)
+        else {
+            return Err(HandshakeError::Unexpected);
+        };
+        if !state.admission.may_read_hello(turn.now) {
+            return Err(HandshakeError::Busy);
+        }
+        match read_client_hello(json, &server.secret_key)? {
+            ClientHello::Legacy => self.answer_probe(id, turn),
+            ClientHello::Current(responder) => self.answer_current(id, *responder, turn),
+        }
+    }
+
+    fn answer_probe(
+        &mut self,
+        id: ConnectionId,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), HandshakeError> {
+        let (Role::Server(server), Some(connection)) =
+            (&self.config.role, self.connections.get(id))
+        else {
+            return Err(HandshakeError::Unexpected);
+        };
+        let remote = connection.remote;
+        let source = remote.ip().to_canonical();
+        let is_source = server
+            .probe_sources
+            .iter()
+            .any(|network| network.contains(&source));
+        if !is_source || !self.may_probe() {
+            return Err(HandshakeError::ProbeRefused);
+        }
+        let (session, random) = turn.with_generator(|rng| {
+            let session = new_session_id(rng);
+            let mut random = [0; 32];
+            rng.fill_bytes(&mut random);
+            (session, random)
+        })?;
+        let json = legacy_server_hello(session, &random);
+        // A 1.0 reader takes the length for the top of its timestamp, so it is left zero.
+        self.send_hello(id, (PacketType::HandshakeResponse, 0), &json, turn.now);
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.stage = Stage::Probe {
+                expires_at: turn.now + PROBE_LIFETIME,
+            };
+        }
+        self.leave_handshake(remote, None);
+        self.tools.stats.probes += 1;
+        self.tools.events.push_back(Event::ProbeEstablished {
+            id,
+            remote,
+            session,
+        });
+        Ok(())
+    }
+
+    fn answer_current(
+        &mut self,
+        id: ConnectionId,
+        responder: Responder,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), HandshakeError> {
+        let peer = self.find_peer(&responder.peer_key())?;
+        let grant = self.grant(peer, responder.offer(), turn.now)?;
+        self.peers[peer.index()].offers += 1;
+        let proposed = self.propose((id, peer), responder, grant, turn);
+        if proposed.is_err() {
+            self.abandon_offer(peer, turn.now);
+        }
+        proposed
+    }
+
+    fn propose(
+        &mut self,
+        (id, peer): (ConnectionId, PeerId),
+        responder: Responder,
+        grant: Grant,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), HandshakeError> {
+        let Role::Server(server) = &self.config.role else {
+            return Err(HandshakeError::Unexpected);
+        };
+        let preshared_key = server.peers[peer.index()].preshared_key.clone();
+        let suites = &self.config.suites;
+        let (uuid, answer) = turn.with_generator(|rng| {
+            let uuid = new_session_id(rng);
+            let answer = responder.accept(preshared_key.as_ref(), suites, uuid, grant, rng);
+            (uuid, answer)
+        })?;
+        let (outcome, json) = answer?;
+        let length = u16::try_from(json.len()).map_err(|_| HandshakeError::Malformed)?;
+        let now = turn.now;
+        self.send_hello(id, (PacketType::HandshakeResponse, length), &json, now);
+        let keys = (outcome.suite, &outcome.master);
+        let (rotation, limits) = (outcome.grant.rotation, &self.config.limits);
+        let proposal = Proposal {
+            lane: Lane::new(lane::Role::Server, keys, rotation, limits, now),
+            agreed: Agreed::new((uuid, peer), outcome.suite, &outcome.grant, now),
+        };
+        if let Some(Connection {
+            stage: Stage::Greeting { step, .. },
+            ..
+        }) = self.connections.get_mut(id)
+        {
+            *step = Greeting::AwaitProof(Box::new(proposal));
+        }
+        Ok(())
+    }
+
+    /// Puts a hello, which is never sealed, into the outbox.
+    fn send_hello(
+        &mut self,
+        id: ConnectionId,
+        (packet_type, payload_len): (PacketType, u16),
+        json: &[u8],
+        now: Instant,
+    ) {
+        let header = Header {
+            packet_type,
+            stream: 0,
+            sequence: 0,
+            payload_len,
+            timestamp_ms: self.tools.timestamp_ms(now),
+            flags: Flags::NONE,
+        };
+        if let Some(connection) = self.connections.get_mut(id) {
+            let header = header.encode(json);
+            connection
+                .outbox
+                .push_plain(&header, json, &mut self.tools.pool);
+        }
+    }
+
+    /// Reads the ServerHello. The session stands at once: the server has proved its key, and
+    /// the first sealed packet proves ours.
+    pub(super) fn finish_handshake(
+        &mut self,
+        id: ConnectionId,
+        json: &[u8],
+        now: Instant,
+    ) -> Result<(), HandshakeError> {
+        let Some(Connection {
+            stage:
+                Stage::Greeting {
+                    step: Greeting::AwaitServerHello(initiator),
+                    ..
+                },
+            remote,
+            ..
+        }) = self.connections.get_mut(id)
+        else {
+            return Err(HandshakeError::Unexpected);
+        };
+        let remote = *remote;
+        let outcome = initiator.finish(json)?;
+        let keys = (outcome.suite, &outcome.master);
+        let (rotation, limits) = (outcome.grant.rotation, &self.config.limits);
+        let lane = Lane::new(lane::Role::Client, keys, rotation, limits, now);
+        let named = (outcome.session, PeerId(0));
+        let agreed = Agreed::new(named, outcome.suite, &outcome.grant, now);
+        self.assign(&outcome.grant, remote);
+        self.establish(id, Proposal { agreed, lane }, now);
+        Ok(())
+    }
+
+    /// The first packet of a client that opens: it has proved its key.
+    pub(super) fn handle_proof(&mut self, id: ConnectionId, now: Instant) {
+        let Some(Connection {
+            stage: Stage::Greeting { step, .. },
+            ..
+        }) = self.connections.get_mut(id)
+        else {
+            return;
+        };
+        // Not before it is known that it is not outdated: only then the offer is taken.
+        let Greeting::AwaitProof(proposal) = step else {
+            return;
+        };
+        let current = self.peers[proposal.agreed.peer.index()].session;
+        let current = current.and_then(|session| self.sessions.get(session));
+        // A proof may be late on a connection that its client gave up long ago, and must not end
+        // the session that the client has now.
+        if current.is_some_and(|session| session.began_at > proposal.agreed.began_at) {
+            self.begin_closing(id, None, CloseReason::Superseded, now);
+            return;
+        }
+        if let Greeting::AwaitProof(proposal) = core::mem::replace(step, Greeting::AwaitHello) {
+            self.peers[proposal.agreed.peer.index()].offers -= 1;
+            self.establish(id, *proposal, now);
+            self.admit_session(id, now);
+        }
+    }
+
+    /// Lets packets flow: the peer has proved its key. Its older session ends.
+    fn establish(&mut self, id: ConnectionId, proposal: Proposal, now: Instant) {
+        let Proposal { agreed, mut lane } = proposal;
+        let peer = agreed.peer;
+        let known = &self.peers[peer.index()];
+        let counted = (known.name.clone(), known.usage.clone());
+        let rate_limit = self.rate_limit(peer);
+        let limits = &self.config.limits;
+        let session = self
+            .sessions
+            .insert(|_| Session::new(&agreed, id, counted, rate_limit, limits, now));
+        // A client's first sealed packet is its proof; both sides learn the round trip.
+        lane.send_keepalive();
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        let remote = connection.remote;
+        let lane = Box::new(lane);
+        connection.stage = Stage::Active { session, lane };
+        self.leave_handshake(remote, None);
+        // In this order, or the old session's end would give the address back.
+        let previous = self.peers[peer.index()].session.replace(session);
+        if let Some(on) = previous.and_then(|id| self.sessions.get(id)?.connection()) {
+            self.disconnect(on, Ending::superseded(), now);
+        }
+        let known = &self.peers[peer.index()];
+        known.usage.forget_round_trips();
+        self.tools.stats.sessions += 1;
+        self.tools.stats.sessions_established += 1;
+        self.tools.events.push_back(Event::Established {
+            id,
+            peer: known.name.to_string(),
+            remote,
+            session: agreed.uuid,
+            suite: agreed.suite,
+        });
+    }
+
+    fn rate_limit(&self, peer: PeerId) -> Option<u64> {
+        match &self.config.role {
+            Role::Client(_) => None,
+            Role::Server(server) => server.peers[peer.index()].rate_limit.or(server.rate_limit),
+        }
+    }
+}
+
+impl Agreed {
+    fn new((uuid, peer): (Uuid, PeerId), suite: Suite, grant: &Grant, began_at: Instant) -> Self {
+        Self {
+            uuid,
+            peer,
+            suite,
+            mtu: grant.mtu,
+            addresses: [
+                grant.address_v4.map(|network| IpAddr::V4(network.addr())),
+                grant.address_v6.map(|network| IpAddr::V6(network.addr())),
+            ],
+            began_at,
+        }
+    }
+}

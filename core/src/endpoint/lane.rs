@@ -1,0 +1,420 @@
+//! What one connection adds to a session, and dies with it: keys, numbers, control packets,
+//! unfinished entries, and the fresh exchange under way.
+
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use crate::buffer::{Buffer, Class};
+use crate::config::{Limits, Rotation};
+use crate::crypto::{Direction, FreshSecret, Master, Suite};
+use crate::error::ProtocolError;
+use crate::outbox::Outbox;
+use crate::session::{ExchangeInit, Opener, Sealer, respond};
+use crate::time::Instant;
+use crate::tools::Tools;
+use crate::turn::Turn;
+use crate::wire::{
+    Ack, Disconnect, DisconnectCode, Flags, HEADER_LEN, Header, PacketType, Partial,
+    decode_keep_alive,
+};
+
+/// A fresh exchange costs each side about half a millisecond.
+const MIN_EXCHANGE_INTERVAL: Duration = Duration::from_secs(1);
+/// A client may exchange keys this many times as often as agreed, counted over the whole
+/// connection: each costs the server half a millisecond. A stalled connection delivers late, never
+/// early, so an honest client stays far below.
+const OVERSUPPLY: u32 = 2;
+/// Streams of one connection with an unfinished entry: bounds what they hold to 256 KiB.
+const MAX_PARTIALS: usize = 4;
+/// A peer that sends KeepAlives and does not read the answers is not worth memory.
+const MAX_CONTROL: usize = 64;
+
+/// Which end of the connection this is: a client asks for exchanges, a server answers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Client,
+    Server,
+}
+
+/// Keys, numbers and control packets of one connection.
+pub(crate) struct Lane {
+    role: Role,
+    sealer: Sealer,
+    opener: Opener,
+    /// Control packets that wait to be sealed; they go before any data.
+    control: VecDeque<Control>,
+    /// Entries that continue in the next packet of their stream.
+    partials: Vec<(u16, Partial)>,
+    exchange: Exchange,
+    /// When a client starts the next exchange; never on a server.
+    exchange_at: Instant,
+    /// The agreed interval of exchanges.
+    exchange_interval: Duration,
+    /// Exchanges that a server has answered, to refuse a flood of them.
+    exchanges: u32,
+    /// When the handshake was done.
+    began_at: Instant,
+    /// When the next KeepAlive goes out.
+    keepalive_at: Instant,
+    /// When the peer last proved that the stream makes sense: with a packet that opened.
+    last_opened: Instant,
+}
+
+/// Where the in-session key exchange stands.
+enum Exchange {
+    /// None under way.
+    Idle,
+    /// A client waits for the response.
+    Started(Box<ExchangeInit>),
+    /// A server waits for the Ack of its response, this sequence.
+    Answered {
+        /// Known once the response is sealed.
+        sequence: Option<u64>,
+        fresh: FreshSecret,
+    },
+}
+
+/// A control packet that waits to be sealed.
+struct Control {
+    packet_type: PacketType,
+    payload: Vec<u8>,
+    /// What follows once it is sealed.
+    then: Then,
+}
+
+/// What follows when a control packet is sealed.
+enum Then {
+    Nothing,
+    /// Mix into the sending key; the receiving one has it already.
+    Mix(FreshSecret),
+    /// Mix the secret of [`Exchange::Answered`] into the sending key and remember the sequence.
+    MixAnswered,
+}
+
+/// What a control packet said that concerns more than the lane.
+pub(crate) enum Heard {
+    Nothing,
+    /// How long the peer took to acknowledge a packet.
+    RoundTrip(Duration),
+    /// The peer ends the session.
+    Goodbye {
+        code: DisconnectCode,
+        reason: String,
+    },
+}
+
+impl Lane {
+    pub(crate) fn new(
+        role: Role,
+        (suite, master): (Suite, &Master),
+        rotation: Rotation,
+        limits: &Limits,
+        now: Instant,
+    ) -> Self {
+        let exchange_interval = rotation.interval.max(MIN_EXCHANGE_INTERVAL);
+        let (sending, receiving, exchange_at) = match role {
+            Role::Client => (
+                Direction::ClientToServer,
+                Direction::ServerToClient,
+                now + exchange_interval,
+            ),
+            Role::Server => (
+                Direction::ServerToClient,
+                Direction::ClientToServer,
+                Instant::from_nanos(u64::MAX),
+            ),
+        };
+        Self {
+            role,
+            sealer: Sealer::new(master.traffic(sending), suite, rotation, now),
+            opener: Opener::new(master.traffic(receiving), suite, rotation, now),
+            control: VecDeque::new(),
+            partials: Vec::new(),
+            exchange: Exchange::Idle,
+            exchange_at,
+            exchange_interval,
+            exchanges: 0,
+            began_at: now,
+            keepalive_at: now + limits.keepalive_interval,
+            last_opened: now,
+        }
+    }
+
+    /// When the peer last sent a packet that opened.
+    pub(crate) const fn last_opened(&self) -> Instant {
+        self.last_opened
+    }
+
+    /// Whether a control packet waits to be sealed.
+    pub(crate) fn has_control(&self) -> bool {
+        !self.control.is_empty()
+    }
+
+    /// Opens a packet in place.
+    pub(crate) fn open<'a>(
+        &mut self,
+        header: &Header,
+        record: &'a mut [u8],
+        now: Instant,
+    ) -> Result<&'a mut [u8], ProtocolError> {
+        let plaintext = self.opener.open(header, record, now)?;
+        self.last_opened = now;
+        Ok(plaintext)
+    }
+
+    /// The entry that continues in `stream`, or an empty one.
+    pub(crate) fn take_partial(&mut self, stream: u16, tools: &mut Tools) -> Partial {
+        let position = self.partials.iter().position(|(id, _)| *id == stream);
+        match position {
+            Some(at) => self.partials.swap_remove(at).1,
+            None => tools.take_partial(),
+        }
+    }
+
+    /// Keeps the entry for the next packet of `stream`.
+    pub(crate) fn keep_partial(
+        &mut self,
+        stream: u16,
+        partial: Partial,
+        tools: &mut Tools,
+    ) -> Result<(), ProtocolError> {
+        if partial.is_empty() {
+            tools.keep_partial(partial);
+        } else if self.partials.len() >= MAX_PARTIALS {
+            return Err(ProtocolError::StreamLimit);
+        } else {
+            self.partials.push((stream, partial));
+        }
+        Ok(())
+    }
+
+    /// Seals `buffer`, whose used part is room for the header and then the plaintext; the tag goes
+    /// behind it.
+    pub(crate) fn seal(
+        &mut self,
+        (packet_type, stream, flags): (PacketType, u16, Flags),
+        buffer: &mut Buffer,
+        tools: &mut Tools,
+        now: Instant,
+    ) -> Result<u64, ProtocolError> {
+        let timestamp = tools.timestamp_ms(now);
+        let rotations = self.sealer.rotations();
+        buffer.end += self.sealer.tag_len();
+        let record = buffer.used_mut();
+        let sequence = self
+            .sealer
+            .seal(packet_type, stream, flags, timestamp, record, now)?;
+        tools.stats.rotations += self.sealer.rotations() - rotations;
+        tools.stats.sealed_out += 1;
+        Ok(sequence)
+    }
+
+    /// Seals all control packets.
+    pub(crate) fn seal_control(
+        &mut self,
+        outbox: &mut Outbox,
+        tools: &mut Tools,
+        now: Instant,
+    ) -> Result<(), ProtocolError> {
+        while let Some(control) = self.control.pop_front() {
+            let mut buffer = tools.pool.take(Class::Small);
+            buffer.end = HEADER_LEN + control.payload.len();
+            buffer.used_mut()[HEADER_LEN..].copy_from_slice(&control.payload);
+            match self.seal(
+                (control.packet_type, 0, Flags::NONE),
+                &mut buffer,
+                tools,
+                now,
+            ) {
+                Ok(sequence) => {
+                    outbox.push(buffer);
+                    self.after_control(control.then, sequence, tools, now);
+                }
+                Err(error) => {
+                    tools.pool.put(buffer);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn after_control(&mut self, then: Then, sequence: u64, tools: &mut Tools, now: Instant) {
+        match then {
+            Then::Nothing => {}
+            Then::Mix(fresh) => {
+                self.sealer.mix(&fresh, now);
+                tools.stats.exchanges += 1;
+            }
+            Then::MixAnswered => {
+                if let Exchange::Answered {
+                    sequence: known,
+                    fresh,
+                } = &mut self.exchange
+                {
+                    self.sealer.mix(fresh, now);
+                    *known = Some(sequence);
+                }
+            }
+        }
+    }
+
+    /// Asks for an answer: both sides learn that the other lives, and the round trip.
+    pub(crate) fn send_keepalive(&mut self) {
+        self.send(PacketType::KeepAlive, Vec::new(), Then::Nothing);
+    }
+
+    pub(crate) fn send_disconnect(&mut self, code: DisconnectCode, reason: &str) {
+        let payload = Disconnect::new(code, reason).encode();
+        self.send(PacketType::Disconnect, payload, Then::Nothing);
+    }
+
+    fn send(&mut self, packet_type: PacketType, payload: Vec<u8>, then: Then) {
+        self.control.push_back(Control {
+            packet_type,
+            payload,
+            then,
+        });
+    }
+
+    /// Acts on a packet that is no data.
+    pub(crate) fn handle_control(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        tools: &mut Tools,
+        turn: &mut Turn<'_>,
+    ) -> Result<Heard, ProtocolError> {
+        if header.stream != 0 {
+            return Err(ProtocolError::Unexpected);
+        }
+        match header.packet_type {
+            PacketType::KeepAlive => {
+                decode_keep_alive(payload)?;
+                self.acknowledge(header.sequence, header.timestamp_ms, Then::Nothing);
+                if self.control.len() > MAX_CONTROL {
+                    return Err(ProtocolError::StreamLimit);
+                }
+            }
+            PacketType::Ack => {
+                return Ok(self.handle_ack(Ack::decode(payload)?, tools, turn.now));
+            }
+            PacketType::HandshakeInit => self.answer_exchange(payload, turn)?,
+            PacketType::HandshakeResponse => {
+                let timestamp = tools.timestamp_ms(turn.now);
+                self.finish_exchange((header.sequence, timestamp), payload, turn.now)?;
+            }
+            PacketType::Disconnect => {
+                let words = Disconnect::decode(payload);
+                return Ok(Heard::Goodbye {
+                    code: words.code(),
+                    reason: words.reason().to_owned(),
+                });
+            }
+            PacketType::Data => return Err(ProtocolError::Unexpected),
+        }
+        Ok(Heard::Nothing)
+    }
+
+    fn acknowledge(&mut self, sequence: u64, timestamp_ms: u64, then: Then) {
+        let ack = Ack {
+            sequence,
+            timestamp_ms,
+        };
+        self.send(PacketType::Ack, ack.encode().to_vec(), then);
+    }
+
+    fn handle_ack(&mut self, ack: Ack, tools: &mut Tools, now: Instant) -> Heard {
+        if let Exchange::Answered { sequence, .. } = &self.exchange
+            && *sequence == Some(ack.sequence)
+        {
+            let answered = core::mem::replace(&mut self.exchange, Exchange::Idle);
+            if let Exchange::Answered { fresh, .. } = answered {
+                self.opener.mix(&fresh, now);
+                tools.stats.exchanges += 1;
+            }
+            return Heard::Nothing;
+        }
+        // Our own timestamp comes back, so the peer's clock does not matter; an absurd one is a
+        // peer's joke and only spoils its own figure.
+        let elapsed = tools.timestamp_ms(now).saturating_sub(ack.timestamp_ms);
+        Heard::RoundTrip(Duration::from_millis(elapsed))
+    }
+
+    /// A client asks for a fresh exchange.
+    fn answer_exchange(
+        &mut self,
+        payload: &[u8],
+        turn: &mut Turn<'_>,
+    ) -> Result<(), ProtocolError> {
+        if self.role == Role::Client {
+            return Err(ProtocolError::Unexpected);
+        }
+        let due = self.exchange_interval.saturating_mul(self.exchanges) / OVERSUPPLY;
+        if !matches!(self.exchange, Exchange::Idle) || turn.now.since(self.began_at) < due {
+            return Err(ProtocolError::Exchange);
+        }
+        self.exchanges = self.exchanges.saturating_add(1);
+        let (response, fresh) = turn.with_generator(|rng| respond(payload, rng))??;
+        self.exchange = Exchange::Answered {
+            sequence: None,
+            fresh,
+        };
+        self.send(PacketType::HandshakeResponse, response, Then::MixAnswered);
+        Ok(())
+    }
+
+    /// The server's half of a fresh exchange: everything after it comes under the mixed key, and
+    /// the Ack is the last that goes out under the old one.
+    fn finish_exchange(
+        &mut self,
+        (sequence, timestamp_ms): (u64, u64),
+        payload: &[u8],
+        now: Instant,
+    ) -> Result<(), ProtocolError> {
+        let started = core::mem::replace(&mut self.exchange, Exchange::Idle);
+        let Exchange::Started(init) = started else {
+            return Err(ProtocolError::Unexpected);
+        };
+        let fresh = init.finish(payload)?;
+        self.opener.mix(&fresh, now);
+        // From here, not from the start: what a stalled connection held back must not come twice.
+        self.exchange_at = now + self.exchange_interval;
+        self.acknowledge(sequence, timestamp_ms, Then::Mix(fresh));
+        Ok(())
+    }
+
+    /// When a KeepAlive or an exchange is due.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.keepalive_at.min(self.exchange_at)
+    }
+
+    /// Does what is due.
+    pub(crate) fn handle_timeout(
+        &mut self,
+        limits: &Limits,
+        turn: &mut Turn<'_>,
+    ) -> Result<(), ProtocolError> {
+        if self.keepalive_at <= turn.now {
+            self.keepalive_at = turn.now + limits.keepalive_interval;
+            self.send_keepalive();
+        }
+        if self.exchange_at <= turn.now {
+            self.exchange_at = turn.now + self.exchange_interval;
+            // An exchange without an answer is not repeated: the connection is stuck or dying,
+            // and the key limits and the connection timeout see to that.
+            if matches!(self.exchange, Exchange::Idle) {
+                let (init, payload) = turn.with_generator(ExchangeInit::start)?;
+                self.exchange = Exchange::Started(Box::new(init));
+                self.send(PacketType::HandshakeInit, payload, Then::Nothing);
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts an exchange on a client before it is due.
+    #[cfg(test)]
+    pub(crate) const fn exchange_now(&mut self) {
+        self.exchange_at = Instant::ZERO;
+    }
+}
