@@ -30,6 +30,7 @@ impl Endpoint {
     /// connection is gone.
     pub fn recv_buf(&mut self, id: ConnectionId) -> Option<&mut [u8]> {
         let connection = self.connections.get_mut(id)?;
+        let is_sealed = connection.is_sealed();
         let Some(inbox) = &mut connection.inbox else {
             let shared = self
                 .inbox
@@ -37,7 +38,6 @@ impl Endpoint {
             (shared.start, shared.end) = (0, 0);
             return Some(shared.tail_mut());
         };
-        let is_sealed = connection.is_sealed();
         if inbox.capacity() < Class::Receive.capacity() && is_sealed {
             // A longer packet than expected: go on in a buffer that holds any.
             let connection = self.connections.get_mut(id)?;
