@@ -13,6 +13,7 @@
 
 mod client;
 mod duplicate;
+mod forwarding;
 mod peers;
 mod pool;
 mod problem;
@@ -32,7 +33,7 @@ pub use client::load_client;
 pub use problem::{ConfigError, Position, Problem};
 pub use server::{ServerCheck, check_server, default_key_path, load_server};
 pub use settings::{
-    ClientHost, ClientSettings, DEFAULT_PORT, Dns, Endpoint, InvalidEndpoint, LogFormat, LogLevel,
-    Monitoring, Nat, Routes, ServerHost, ServerSettings, SocketOptions, TunOptions,
-    UnknownLogLevel, overlaps,
+    AccessScope, ClientAccess, ClientHost, ClientSettings, DEFAULT_PORT, Dns, Endpoint,
+    InvalidEndpoint, LogFormat, LogLevel, Monitoring, Nat, PortRange, Routes, ServerHost,
+    ServerSettings, SocketOptions, TunOptions, UnknownLogLevel, overlaps,
 };

@@ -9,15 +9,16 @@ use lostlove_core::config::{Config, Limits, Push, Role, Server};
 use lostlove_core::crypto::SecretKey;
 use toml::de::DeValue;
 
+use crate::forwarding;
 use crate::peers;
 use crate::problem::ConfigError;
 use crate::reader::secret::PRIVATE_KEY;
 use crate::reader::value::{
-    boolean, expected, found, host_address, integer, interface_name, network, parsed, route,
+    boolean, expected, found, host_address, integer, network, parsed, route,
 };
 use crate::reader::{At, Entry, Found, Reader, Section};
 use crate::sections::{self, MAX_RATE, MonitoringDefaults, values};
-use crate::settings::{DEFAULT_PORT, Nat, ServerHost, ServerSettings, TunOptions};
+use crate::settings::{DEFAULT_PORT, ServerHost, ServerSettings, TunOptions};
 use crate::source::{Source, read_config};
 use crate::tunnel::{self, Tunnel};
 
@@ -144,9 +145,11 @@ fn with_key<'t>(
     let monitoring = sections::monitoring(reader, root, &MONITORING, &listen);
     let host = ServerHost {
         listen,
-        peer_routes: peers.routes,
         forwarding: reader.read(&network, "forwarding", boolean).or(true),
-        nat: nat(reader, &network),
+        nat: forwarding::nat(reader, &network),
+        inbound: forwarding::inbound(reader, &network, &tunnel, &peers.routes),
+        client_access: forwarding::client_access(reader, &network, &push),
+        peer_routes: peers.routes,
         worker_threads: reader
             .read(&server, "worker_threads", integer(0..=MAX_WORKER_THREADS))
             .or(0),
@@ -369,21 +372,4 @@ fn protocol(value: &DeValue<'_>) -> Result<(), String> {
         )),
         _ => Err(expected("\"tcp\"", value)),
     }
-}
-
-/// `true`, `false`, or the name of the outgoing interface.
-fn nat<'t>(reader: &mut Reader<'t>, network: &Section<'t>) -> Option<Nat> {
-    let everywhere = Some(Nat { interface: None });
-    let parse = |value: &DeValue<'_>| match value {
-        DeValue::Boolean(true) => Ok(Some(Nat { interface: None })),
-        DeValue::Boolean(false) => Ok(None),
-        DeValue::String(_) => {
-            let interface = interface_name(value)?;
-            Ok(Some(Nat {
-                interface: Some(interface),
-            }))
-        }
-        _ => Err(expected("true, false or an interface name", value)),
-    };
-    reader.read(network, "nat", parse).or(everywhere)
 }

@@ -48,6 +48,11 @@ pub struct ServerHost {
     pub forwarding: bool,
     /// Whether and how to hide clients behind the server's address.
     pub nat: Option<Nat>,
+    /// Addresses of clients and networks behind them that hosts outside may open connections to.
+    /// None for: none where clients are hidden, all elsewhere.
+    pub inbound: Option<Vec<IpNet>>,
+    /// What clients may open connections to.
+    pub client_access: ClientAccess,
     /// Event loops; 0 for one per core.
     pub worker_threads: usize,
     /// Metrics and logs.
@@ -91,6 +96,69 @@ pub struct TunOptions {
 pub struct Nat {
     /// Only on this outgoing interface; none for every interface but the tunnel.
     pub interface: Option<String>,
+    /// The ports that clients' TCP and UDP packets leave from, as far as nothing on this host
+    /// listens there.
+    pub ports: PortRange,
+}
+
+/// TCP or UDP ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    /// The lowest.
+    pub first: u16,
+    /// The highest.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// The default of `network.nat_ports`: what Linux itself gives to connections without a port
+    /// of their own.
+    pub const NAT: Self = Self {
+        first: 32768,
+        last: 60999,
+    };
+
+    /// So many connections of clients to one address and port must be possible at once.
+    pub const MIN_COUNT: u32 = 256;
+
+    /// How many ports these are.
+    pub fn count(self) -> u32 {
+        (u32::from(self.last) + 1).saturating_sub(self.first.into())
+    }
+
+    /// Whether the port is one of these.
+    pub const fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+/// What clients may open connections to through the server. What they send to each other is not
+/// meant: that never leaves the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientAccess {
+    /// How far they get.
+    pub scope: AccessScope,
+    /// What they never reach.
+    pub deny: Vec<IpNet>,
+    /// The networks that they are told of, and so may reach whatever the scope.
+    pub routes: Vec<IpNet>,
+    /// The name servers that they are told of, and so may ask whatever the rest says.
+    pub dns: Vec<IpAddr>,
+}
+
+/// How far clients get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessScope {
+    /// To all that the server reaches, itself included.
+    All,
+    /// To public addresses, but not to the server's own.
+    Internet,
 }
 
 /// What a client routes into the tunnel.

@@ -1,6 +1,6 @@
 //! What people read: place, key, what was expected, and the nearest valid name.
 
-use crate::Nat;
+use crate::settings::{Nat, PortRange};
 use crate::testing::{Folder, key, minimal_client, server_of};
 
 /// Wrong server files and all that is said about them.
@@ -347,7 +347,10 @@ fn nat_takes_the_name_of_an_interface() {
     };
     let of = |interface: Option<&str>| {
         let interface = interface.map(str::to_owned);
-        Some(Nat { interface })
+        Some(Nat {
+            interface,
+            ports: PortRange::NAT,
+        })
     };
     assert_eq!(nat("'eth0'"), of(Some("eth0")));
     assert_eq!(nat("true"), of(None));

@@ -107,6 +107,9 @@ dns = {dns}
 push_routes = []
 # Whether clients may reach each other.
 client_to_client = false
+# How far clients get: \"all\" is whatever this host reaches, itself included, \"internet\" is public
+# addresses and what is named above.
+client_access = \"all\"
 
 [limits]
 # Bytes per second for each client; 0 is no limit.

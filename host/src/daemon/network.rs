@@ -40,6 +40,7 @@ impl Network {
         let masquerade = host.nat.as_ref().map(|nat| Masquerade {
             interface: nat.interface.clone(),
             sources: host.tun.addresses.iter().map(IpNet::trunc).collect(),
+            ports: nat.ports,
         });
         let setup = ServerSetup {
             tun,
@@ -49,6 +50,8 @@ impl Network {
             routes: &host.peer_routes,
             forwarding: host.forwarding,
             masquerade,
+            inbound: host.inbound.as_deref(),
+            access: &host.client_access,
         };
         ServerNet::set_up(&setup, &Paths::default()).map(|net| Self(Kind::Server(Box::new(net))))
     }

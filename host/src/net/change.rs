@@ -29,6 +29,8 @@ pub(super) enum Change {
     },
     /// A firewall table of our own.
     Nft { table: String },
+    /// A firewall table of our own for ARP.
+    NftArp { table: String },
     /// The resolver's configuration.
     Dns(Dns),
 }
@@ -41,7 +43,7 @@ impl Change {
             Self::Route(route) => netlink.add_route(route),
             Self::Rule(rule) => netlink.add_rule(rule),
             Self::Sysctl { key, new, .. } => return sysctl::write(paths, key, new),
-            Self::Nft { .. } | Self::Dns(_) => return Ok(()),
+            Self::Nft { .. } | Self::NftArp { .. } | Self::Dns(_) => return Ok(()),
         };
         result.map_err(|source| NetError::Netlink {
             action: format!("adding {}", self.describe()),
@@ -57,6 +59,7 @@ impl Change {
             Self::Rule(rule) => netlink.remove_rule(rule),
             Self::Sysctl { key, old, new } => return revert_sysctl(paths, key, old, new),
             Self::Nft { table } => return nft::remove(paths, table),
+            Self::NftArp { table } => return nft::remove_arp(paths, table),
             Self::Dns(dns) => return dns.restore(netlink),
         };
         match result {
@@ -78,6 +81,7 @@ impl Change {
             | Self::Rule(_)
             | Self::Sysctl { .. }
             | Self::Nft { .. }
+            | Self::NftArp { .. }
             | Self::Dns(_) => false,
         }
     }
@@ -88,7 +92,7 @@ impl Change {
             Self::Route(route) => describe_route(route),
             Self::Rule(rule) => format!("rule {} to table {}", rule.priority, rule.table),
             Self::Sysctl { key, .. } => format!("sysctl {key}"),
-            Self::Nft { table } => format!("nftables table {table}"),
+            Self::Nft { table } | Self::NftArp { table } => format!("nftables table {table}"),
             Self::Dns(_) => "DNS servers".to_owned(),
         }
     }

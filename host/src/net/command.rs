@@ -1,6 +1,7 @@
 //! Running the few programs that have no kernel interface worth speaking.
 
 use std::env;
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -16,14 +17,22 @@ const SYSTEM_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
 /// How long a program may take: the event loop waits for it.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Finds a program: a path as it is, a bare name along `PATH` and the system's directories.
+/// Finds a program: a path as it is, a bare name in the system's directories and then along `PATH`.
+/// A relative element of `PATH` is whatever directory somebody was in, and is passed over.
 pub(super) fn find(program: &Path) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    find_along(&SYSTEM_DIRECTORIES.map(PathBuf::from), &path, program)
+}
+
+fn find_along(system: &[PathBuf], path: &OsStr, program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         return program.is_file().then(|| program.to_owned());
     }
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(SYSTEM_DIRECTORIES.map(PathBuf::from))
+    let directories = env::split_paths(path).filter(|directory| directory.is_absolute());
+    system
+        .iter()
+        .cloned()
+        .chain(directories)
         .map(|directory| directory.join(program))
         .find(|candidate| candidate.is_file())
 }
@@ -142,6 +151,9 @@ fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::slice;
+
     use super::*;
 
     const SHELL: &str = "/bin/sh";
@@ -149,6 +161,35 @@ mod tests {
     fn shell(timeout: Duration, script: &str, input: &str) -> Result<String, String> {
         run_within(timeout, Path::new(SHELL), &["-c", script], input)
             .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_systems_programs_come_first_and_relative_directories_never() {
+        let folders = tempfile::tempdir_in(".").unwrap();
+        let folder = |name: &str, programs: &[&str]| {
+            let folder = folders.path().join(name);
+            fs::create_dir(&folder).unwrap();
+            for program in programs {
+                fs::write(folder.join(program), "").unwrap();
+            }
+            folder.canonicalize().unwrap()
+        };
+        let system = folder("system", &["nft"]);
+        let own = folder("own", &["nft", "resolvconf"]);
+        let relative = folder("relative", &["nft", "resolvectl"]);
+        let here = env::current_dir().unwrap().canonicalize().unwrap();
+        let relative = relative.strip_prefix(here).unwrap().to_owned();
+        assert!(relative.is_relative() && relative.join("nft").is_file());
+        let path = env::join_paths([&relative, &own]).unwrap();
+        let find = |program: &str| find_along(slice::from_ref(&system), &path, Path::new(program));
+
+        assert_eq!(find("nft"), Some(system.join("nft")));
+        assert_eq!(find("resolvconf"), Some(own.join("resolvconf")));
+        assert_eq!(find("resolvectl"), None);
+        assert_eq!(
+            find(relative.join("nft").to_str().unwrap()),
+            Some(relative.join("nft"))
+        );
     }
 
     #[test]

@@ -130,6 +130,16 @@ impl Guard {
         })
     }
 
+    /// What a kernel parameter is, or was before a live process of ours set it to `new`.
+    pub(super) fn former_value(&self, key: &str, new: &str) -> Option<String> {
+        let _lock = self.journal.lock_shared().ok()?;
+        let value = super::sysctl::read(&self.paths, key).ok()?;
+        if value != new {
+            return Some(value);
+        }
+        self.others_old_value(key, new).or(Some(value))
+    }
+
     /// What a kernel parameter was before another live process set it to `value`.
     fn others_old_value(&self, key: &str, value: &str) -> Option<String> {
         let others = self.journal.others().into_iter();

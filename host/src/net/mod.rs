@@ -32,6 +32,7 @@ mod nft;
 mod overlap;
 mod plan;
 mod policy;
+mod ports;
 mod server;
 mod sysctl;
 

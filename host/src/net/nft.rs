@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::server::ServerSetup;
 use super::{FWMARK, NetError, Paths, command};
+
+pub(super) mod server;
 
 /// The name of the device's table. Distinct devices have distinct tables.
 pub(super) fn table_name(tun: &str) -> String {
@@ -22,79 +23,35 @@ pub(super) fn table_name(tun: &str) -> String {
     name
 }
 
-/// Installs a table, in place of one of the same name.
+/// Installs a table for both IP families, in place of one of the same name.
 pub(super) fn install(paths: &Paths, table: &str, chains: &str) -> Result<(), NetError> {
-    let script = format!(
-        "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{chains}}}\n"
-    );
-    run(paths, &["-f", "-"], &script).map(drop)
+    install_for("inet", paths, table, chains)
+}
+
+/// The same for ARP. Not every kernel has that.
+pub(super) fn install_arp(paths: &Paths, table: &str, chains: &str) -> Result<(), NetError> {
+    install_for("arp", paths, table, chains)
 }
 
 /// Removes a table; one that does not exist is no error.
 pub(super) fn remove(paths: &Paths, table: &str) -> Result<(), NetError> {
-    let script = format!("table inet {table}\ndelete table inet {table}\n");
+    remove_for("inet", paths, table)
+}
+
+/// The same for ARP.
+pub(super) fn remove_arp(paths: &Paths, table: &str) -> Result<(), NetError> {
+    remove_for("arp", paths, table)
+}
+
+fn install_for(family: &str, paths: &Paths, table: &str, chains: &str) -> Result<(), NetError> {
+    let table = format!("table {family} {table}");
+    let script = format!("{table}\ndelete {table}\n{table} {{\n{chains}}}\n");
     run(paths, &["-f", "-"], &script).map(drop)
 }
 
-/// A server's chains: SYN segments clamped to what the tunnel carries, masquerading, and what may
-/// not come in.
-pub(super) fn server_chains(setup: &ServerSetup<'_>) -> String {
-    let tun = quoted(setup.tun);
-    let clamp = "tcp flags syn tcp option maxseg size set rt mtu";
-    let mut chains = format!(
-        "chain clamp {{\n\
-         type filter hook forward priority mangle; policy accept;\n\
-         iifname {tun} {clamp}\n\
-         oifname {tun} {clamp}\n\
-         }}\n"
-    );
-    chains.push_str(&inbound_chain(setup));
-    let Some(masquerade) = &setup.masquerade else {
-        return chains;
-    };
-    let leaves = match &masquerade.interface {
-        Some(interface) => format!("oifname {}", quoted(interface)),
-        None => format!("oifname != {tun}"),
-    };
-    chains.push_str(
-        "chain masquerade_sources {\ntype nat hook postrouting priority srcnat; policy accept;\n",
-    );
-    for source in &masquerade.sources {
-        let family = family(source.addr());
-        let source = source.trunc();
-        // Writing to a String cannot fail.
-        let _ = writeln!(chains, "{leaves} {family} saddr {source} masquerade");
-    }
-    chains.push_str("}\n");
-    chains
-}
-
-/// Who sends from outside as if from within the tunnel is a liar. And behind masquerading nobody
-/// reaches a client unasked, as behind any such router, unless networks behind clients are meant
-/// to be reached.
-fn inbound_chain(setup: &ServerSetup<'_>) -> String {
-    let tun = quoted(setup.tun);
-    let mut chain =
-        String::from("chain inbound {\ntype filter hook forward priority filter; policy accept;\n");
-    for network in setup.addresses {
-        let family = family(network.addr());
-        let network = network.trunc();
-        // Writing to a String cannot fail.
-        let _ = writeln!(chain, "iifname != {tun} {family} saddr {network} drop");
-    }
-    if let Some(masquerade) = setup
-        .masquerade
-        .as_ref()
-        .filter(|_| setup.routes.is_empty())
-    {
-        let enters = match &masquerade.interface {
-            Some(interface) => format!("iifname {}", quoted(interface)),
-            None => format!("iifname != {tun}"),
-        };
-        let _ = writeln!(chain, "{enters} oifname {tun} ct state new drop");
-    }
-    chain.push_str("}\n");
-    chain
+fn remove_for(family: &str, paths: &Paths, table: &str) -> Result<(), NetError> {
+    let script = format!("table {family} {table}\ndelete table {family} {table}\n");
+    run(paths, &["-f", "-"], &script).map(drop)
 }
 
 /// A client's chains: nobody on another network reaches the tunnel's addresses, and answers to the

@@ -113,6 +113,8 @@ const fn is_same_family(left: IpNet, right: IpNet) -> bool {
 pub(super) const fn is_planned(change: &Change) -> bool {
     match change {
         Change::Address { .. } | Change::Route(_) | Change::Rule(_) => true,
-        Change::Sysctl { .. } | Change::Nft { .. } | Change::Dns(_) => false,
+        Change::Sysctl { .. } | Change::Nft { .. } | Change::NftArp { .. } | Change::Dns(_) => {
+            false
+        }
     }
 }

@@ -1,12 +1,14 @@
 //! What a server changes on the system.
 
 use ipnet::IpNet;
+use lostlove_config::{ClientAccess, PortRange};
 
 use super::change::Change;
 use super::guard::Guard;
 use super::netlink::{LinkSetup, Route, RouteTarget, TABLE_MAIN};
-use super::overlap::warn_of_overlaps;
-use super::{NetError, Paths, nft, set_up_link, sysctl};
+use super::nft::server::Surroundings;
+use super::overlap::{local_networks, warn_of_overlaps};
+use super::{NetError, Paths, nft, ports, set_up_link, sysctl};
 
 /// What a server needs of the system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +27,11 @@ pub struct ServerSetup<'a> {
     pub forwarding: bool,
     /// Which clients appear outside with the server's address; none for no NAT.
     pub masquerade: Option<Masquerade>,
+    /// What hosts outside may open connections to of `addresses`' networks and `routes`; none for
+    /// nothing where clients are masqueraded, and all elsewhere.
+    pub inbound: Option<&'a [IpNet]>,
+    /// What clients may open connections to.
+    pub access: &'a ClientAccess,
 }
 
 /// Network address translation for clients.
@@ -34,6 +41,8 @@ pub struct Masquerade {
     pub interface: Option<String>,
     /// The clients' networks.
     pub sources: Vec<IpNet>,
+    /// The ports that clients appear with, as far as nothing on this host listens there.
+    pub ports: PortRange,
 }
 
 /// Everything a server has changed on the system. Undone on [`Self::restore`] and on drop.
@@ -73,7 +82,7 @@ impl ServerNet {
         for change in routes(setup, index) {
             guard.make(&change)?;
         }
-        install_firewall(&mut guard, setup)?;
+        install_firewall(&mut guard, setup, index)?;
         if setup.forwarding {
             forward(&mut guard, setup)?;
         }
@@ -106,22 +115,40 @@ fn routes(setup: &ServerSetup<'_>, index: u32) -> Vec<Change> {
         .collect()
 }
 
-fn install_firewall(guard: &mut Guard, setup: &ServerSetup<'_>) -> Result<(), NetError> {
-    if !setup.forwarding && setup.masquerade.is_none() {
-        return Ok(());
-    }
+/// Installs the tables. Without NAT the server can do without, and says what it lacks.
+fn install_firewall(
+    guard: &mut Guard,
+    setup: &ServerSetup<'_>,
+    index: u32,
+) -> Result<(), NetError> {
+    warn_of_missing_interface(guard, setup);
     let table = nft::table_name(setup.tun);
-    let chains = nft::server_chains(setup);
+    let chains = nft::server::chains(setup, &surroundings(guard, setup, index));
     let change = Change::Nft {
         table: table.clone(),
     };
     let installed = guard.make_with(&change, |guard| nft::install(&guard.paths, &table, &chains));
     match installed {
         Err(error) if setup.masquerade.is_none() => {
-            tracing::warn!(%error, "cannot clamp the TCP segment size of forwarded connections");
+            tracing::warn!(
+                %error,
+                "no firewall: neighbours reach what listens on the tunnel's address, clients \
+                 reach everything, and large segments are not clamped"
+            );
             return Ok(());
         }
         result => result?,
+    }
+    if let Some(chains) = nft::server::arp_chains(setup) {
+        let change = Change::NftArp {
+            table: table.clone(),
+        };
+        let installed = guard.make_with(&change, |guard| {
+            nft::install_arp(&guard.paths, &table, &chains)
+        });
+        if let Err(error) = installed {
+            tracing::debug!(%error, "other links are told of the tunnel's address by ARP");
+        }
     }
     // An nft without JSON cannot tell.
     for chain in nft::forward_drops(&guard.paths).unwrap_or_default() {
@@ -133,6 +160,82 @@ fn install_firewall(guard: &mut Guard, setup: &ServerSetup<'_>) -> Result<(), Ne
         );
     }
     Ok(())
+}
+
+/// Without the interface that they are named for, rules wait for one in silence.
+fn warn_of_missing_interface(guard: &Guard, setup: &ServerSetup<'_>) {
+    let named = setup.masquerade.as_ref();
+    let named = named.and_then(|masquerade| masquerade.interface.as_ref());
+    let known = sysctl::all_interfaces(&guard.paths);
+    if let Some(interface) = named.filter(|name| !known.contains(name)) {
+        tracing::warn!(
+            %interface,
+            ?known,
+            "network.nat names an interface that is not there: until it is, clients leave by \
+             others with their own addresses, which nobody answers"
+        );
+    }
+}
+
+/// What the firewall depends on of the host as it is now, before forwarding is switched on.
+fn surroundings(guard: &Guard, setup: &ServerSetup<'_>, index: u32) -> Surroundings {
+    let is_new = |key: &str| {
+        guard
+            .former_value(key, "1")
+            .is_none_or(|value| value == "0")
+    };
+    let carries = |v6: bool| setup.addresses.iter().any(|address| is_v6(address) == v6);
+    let families = [
+        ("ipv4", carries(false), sysctl::IPV4_FORWARD),
+        ("ipv6", carries(true), sysctl::IPV6_FORWARD),
+    ];
+    let new_families: Vec<_> = families
+        .into_iter()
+        .filter(|(_, carried, key)| setup.forwarding && *carried && is_new(key))
+        .map(|(family, ..)| family)
+        .collect();
+    let mut interfaces = sysctl::all_interfaces(&guard.paths);
+    interfaces.retain(|name| name != setup.tun && !new_families.is_empty());
+    interfaces.sort();
+    let local = local_networks(Some(index));
+    let is_shared = |network: &IpNet| local.iter().any(|(_, local)| network.contains(local));
+    Surroundings {
+        shares_networks: setup
+            .addresses
+            .iter()
+            .map(IpNet::trunc)
+            .any(|net| is_shared(&net)),
+        ports: setup.masquerade.as_ref().map_or(PortRange::NAT, free_ports),
+        new_families,
+        interfaces,
+    }
+}
+
+/// The part of the configured ports in which nothing on this host listens.
+fn free_ports(masquerade: &Masquerade) -> PortRange {
+    let range = masquerade.ports;
+    let taken = ports::listening();
+    let busy = || taken.iter().filter(|port| range.contains(**port));
+    match ports::largest_part(range, &taken) {
+        Some(part) if part == range => {}
+        Some(part) if part.count() >= PortRange::MIN_COUNT => {
+            let busy: Vec<_> = busy().collect();
+            tracing::info!(
+                %range,
+                used = %part,
+                ?busy,
+                "clients get only a part of the ports in nat_ports: something listens in it"
+            );
+            return part;
+        }
+        _ => tracing::warn!(
+            %range,
+            busy = busy().count(),
+            "too many programs listen on ports in nat_ports, and clients may take connections \
+             from them: choose another range"
+        ),
+    }
+    range
 }
 
 fn forward(guard: &mut Guard, setup: &ServerSetup<'_>) -> Result<(), NetError> {
@@ -155,313 +258,4 @@ const fn is_v6(address: &IpNet) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-    use crate::net::clean_up_after_crash;
-    use crate::net::namespace::{self, Namespace};
-    use crate::tun::{Tun, TunConfig};
-
-    /// Case 109: everything is restored.
-    #[test]
-    fn what_is_set_up_is_undone() {
-        namespace::run(|ns| {
-            let before = ns.snapshot();
-            let tun = open();
-            let net = set_up(ns, &SETUP).unwrap();
-
-            let text = ns.shell("ip addr show tun0; ip route; ip -6 route; nft list ruleset");
-            for expected in [
-                "mtu 1400",
-                "qlen 20",
-                "inet 10.8.0.1/24",
-                "inet6 fd00::1/64",
-                "10.9.0.0/16 dev tun0",
-                "ip saddr 10.8.0.0/24 masquerade",
-                "maxseg size set rt mtu",
-            ] {
-                assert!(text.contains(expected), "{expected} in {text}");
-            }
-            assert!(!text.contains("fe80::"), "{text}");
-            assert_eq!(forwarding(ns), ["1", "1"]);
-
-            assert_eq!(restore(net), Vec::<String>::new());
-            assert_eq!(forwarding(ns), ["0", "0"]);
-            let text = ns.shell("ip -4 addr show tun0; ip route; nft list ruleset");
-            assert!(!text.contains("10."), "{text}");
-            drop(tun);
-            assert_eq!(ns.snapshot(), before);
-            assert_eq!(records(ns), 0);
-        });
-    }
-
-    /// Case 115.
-    #[test]
-    fn dropping_the_guard_restores_too() {
-        namespace::run(|ns| {
-            let before = ns.snapshot();
-            let tun = open();
-            drop(set_up(ns, &SETUP).unwrap());
-            drop(tun);
-            assert_eq!(ns.snapshot(), before);
-        });
-    }
-
-    #[test]
-    fn what_was_so_before_stays() {
-        namespace::run(|ns| {
-            ns.shell("echo 1 > /proc/sys/net/ipv4/ip_forward; nft add table inet mine");
-            let _tun = open();
-
-            restore(set_up(ns, &SETUP).unwrap());
-
-            assert_eq!(forwarding(ns), ["1", "0"]);
-            assert!(ns.shell("nft list ruleset").contains("table inet mine"));
-        });
-    }
-
-    #[test]
-    fn who_ends_last_restores_what_both_need() {
-        namespace::run(|ns| {
-            let _devices = [open(), open_as("tun1")];
-            let first = set_up(ns, &SETUP).unwrap();
-            let addresses = ["10.9.0.1/24", "fd01::1/64"].map(|net| net.parse().unwrap());
-            let other = ServerSetup {
-                tun: "tun1",
-                addresses: &addresses,
-                ..SETUP
-            };
-            let second = ServerNet::set_up(&other, &ns.paths).unwrap();
-
-            restore(first);
-            assert_eq!(forwarding(ns), ["1", "1"]);
-            restore(second);
-
-            assert_eq!(forwarding(ns), ["0", "0"]);
-            assert_eq!(records(ns), 0);
-        });
-    }
-
-    #[test]
-    fn a_parameter_that_someone_else_set_since_is_left_alone() {
-        namespace::run(|ns| {
-            let _tun = open();
-            let net = set_up(ns, &SETUP).unwrap();
-            ns.shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
-            ns.shell("echo 2 > /proc/sys/net/ipv6/conf/all/forwarding");
-
-            restore(net);
-
-            assert_eq!(forwarding(ns), ["0", "2"]);
-        });
-    }
-
-    #[test]
-    fn a_forwarding_host_keeps_listening_to_its_router() {
-        namespace::run(|ns| {
-            let uplink = Tun::open(&TunConfig {
-                name: "up0",
-                offload: false,
-            });
-            let accept_ra = || ns.shell("cat /proc/sys/net/ipv6/conf/up0/accept_ra");
-            assert_eq!(accept_ra(), "1\n");
-            let _tun = open();
-
-            let net = set_up(ns, &SETUP).unwrap();
-            assert_eq!(accept_ra(), "2\n");
-            restore(net);
-
-            assert_eq!(accept_ra(), "1\n");
-            drop(uplink);
-        });
-    }
-
-    #[test]
-    fn what_a_dead_process_left_is_cleaned_up() {
-        namespace::run(|ns| {
-            let before = ns.snapshot();
-            let tun = open();
-            set_up(ns, &SETUP).unwrap().guard.crash();
-            drop(tun);
-            assert_ne!(ns.snapshot(), before);
-
-            assert!(clean_up_after_crash("tun0", &ns.paths).unwrap().is_empty());
-
-            assert_eq!(ns.snapshot(), before);
-            assert_eq!(records(ns), 0);
-        });
-    }
-
-    #[test]
-    fn the_next_start_restores_what_was_before_the_crash() {
-        namespace::run(|ns| {
-            let before = ns.snapshot();
-            let tun = open();
-            set_up(ns, &SETUP).unwrap().guard.crash();
-            drop(tun);
-
-            let tun = open();
-            restore(set_up(ns, &SETUP).unwrap());
-            drop(tun);
-
-            assert_eq!(ns.snapshot(), before);
-        });
-    }
-
-    #[test]
-    fn a_live_instance_is_never_disturbed() {
-        namespace::run(|ns| {
-            let _tun = open();
-            let _net = set_up(ns, &SETUP).unwrap();
-            let before = ns.snapshot();
-
-            let second = set_up(ns, &SETUP).err().unwrap();
-            let cleaner = clean_up_after_crash("tun0", &ns.paths).unwrap_err();
-
-            assert!(matches!(second, NetError::AlreadyRunning { .. }));
-            assert!(matches!(cleaner, NetError::AlreadyRunning { .. }));
-            assert_eq!(ns.snapshot(), before);
-        });
-    }
-
-    /// Case 104: nftables absent.
-    #[test]
-    fn nat_without_nftables_is_an_error_and_nothing_else_needs_it() {
-        namespace::run(|ns| {
-            let mut paths = ns.paths.clone();
-            paths.nft = ns.file("no-nft");
-            let _tun = open();
-            let before = ns.shell("ip -4 -j addr; ip rule; ip route | wc -l");
-            let nat = Some(masquerade());
-            let with_nat = ServerSetup {
-                masquerade: nat,
-                ..SETUP
-            };
-
-            let error = ServerNet::set_up(&with_nat, &paths).err().unwrap();
-
-            assert!(error.to_string().contains("package nftables"), "{error}");
-            assert_eq!(forwarding(ns), ["0", "0"]);
-            let after = ns.shell("ip -4 -j addr; ip rule; ip route | wc -l");
-            assert_eq!(after, before);
-            restore(ServerNet::set_up(&SETUP, &paths).unwrap());
-        });
-    }
-
-    /// Case 104: IPv6 disabled in the kernel.
-    #[test]
-    fn disabled_ipv6_is_named() {
-        namespace::run(|ns| {
-            ns.shell("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
-            let _tun = open();
-
-            let error = set_up(ns, &SETUP).err().unwrap();
-
-            assert!(matches!(error, NetError::Ipv6Disabled), "{error}");
-        });
-    }
-
-    /// Case 105: a container with a read-only /proc/sys.
-    #[test]
-    fn unwritable_parameters_are_named() {
-        namespace::run(|ns| {
-            ns.shell("mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys");
-            let _tun = open();
-
-            let error = set_up(ns, &SETUP).err().unwrap().to_string();
-
-            assert!(error.contains("net.ipv4.ip_forward=1"), "{error}");
-            assert!(error.contains("Read-only"), "{error}");
-        });
-    }
-
-    /// Case 105.
-    #[test]
-    fn parameters_that_fit_already_need_no_writing() {
-        namespace::run(|ns| {
-            ns.shell("echo 1 > /proc/sys/net/ipv4/ip_forward");
-            ns.shell("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
-            let _tun = open();
-            ns.shell("mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys");
-
-            restore(set_up(ns, &SETUP).unwrap());
-        });
-    }
-
-    #[test]
-    fn a_missing_device_is_named() {
-        namespace::run(|ns| {
-            let error = set_up(ns, &SETUP).err().unwrap();
-            assert_eq!(error.to_string(), "no network interface \"tun0\"");
-        });
-    }
-
-    #[test]
-    fn other_firewalls_that_drop_are_found() {
-        namespace::run(|ns| {
-            ns.shell(
-                "nft 'table ip filter { chain FORWARD { type filter hook forward priority 0; \
-                 policy drop; }; chain INPUT { type filter hook input priority 0; }; }'",
-            );
-            let drops = nft::forward_drops(&ns.paths).unwrap();
-            assert_eq!(drops, ["ip filter FORWARD"]);
-        });
-    }
-
-    const SETUP: ServerSetup<'static> = ServerSetup {
-        tun: "tun0",
-        mtu: 1400,
-        txqueuelen: 20,
-        addresses: &[],
-        routes: &[],
-        forwarding: true,
-        masquerade: None,
-    };
-
-    /// Fills in what constants cannot hold.
-    fn set_up(ns: &Namespace, setup: &ServerSetup<'_>) -> Result<ServerNet, NetError> {
-        let addresses = ["10.8.0.1/24", "fd00::1/64"].map(|net| net.parse().unwrap());
-        let routes = ["10.9.0.7/16", "10.8.0.0/24"].map(|net| net.parse().unwrap());
-        let setup = ServerSetup {
-            addresses: &addresses,
-            routes: &routes,
-            masquerade: Some(masquerade()),
-            ..setup.clone()
-        };
-        ServerNet::set_up(&setup, &ns.paths)
-    }
-
-    fn masquerade() -> Masquerade {
-        let sources = ["10.8.0.0/24", "fd00::/64"].map(|net| net.parse().unwrap());
-        Masquerade {
-            interface: None,
-            sources: sources.to_vec(),
-        }
-    }
-
-    fn open() -> Tun {
-        open_as("tun0")
-    }
-
-    fn open_as(name: &str) -> Tun {
-        Tun::open(&TunConfig {
-            name,
-            offload: true,
-        })
-        .unwrap()
-    }
-
-    fn restore(net: ServerNet) -> Vec<String> {
-        net.restore().iter().map(ToString::to_string).collect()
-    }
-
-    fn forwarding(ns: &Namespace) -> [String; 2] {
-        [sysctl::IPV4_FORWARD, sysctl::IPV6_FORWARD]
-            .map(|key| sysctl::read(&ns.paths, key).unwrap())
-    }
-
-    fn records(ns: &Namespace) -> usize {
-        fs::read_dir(&ns.paths.state_dir).unwrap().count()
-    }
-}
+mod tests;

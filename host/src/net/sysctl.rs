@@ -68,6 +68,11 @@ pub(super) fn accept_ra_keys(paths: &Paths, tun: &str) -> Vec<String> {
         .collect()
 }
 
+/// The names of this host's interfaces, but for loopback.
+pub(super) fn all_interfaces(paths: &Paths) -> Vec<String> {
+    interfaces(paths, IPV4_CONF)
+}
+
 fn interfaces(paths: &Paths, conf: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(paths.proc_sys.join(conf)) else {
         return Vec::new();

@@ -1,0 +1,412 @@
+use std::fs;
+use std::net::UdpSocket;
+
+use lostlove_config::AccessScope;
+
+use super::*;
+use crate::log::tests::capture;
+use crate::net::clean_up_after_crash;
+use crate::net::namespace::{self, Namespace};
+use crate::tun::{Tun, TunConfig};
+
+/// Case 109: everything is restored.
+#[test]
+fn what_is_set_up_is_undone() {
+    namespace::run(|ns| {
+        let before = ns.snapshot();
+        let tun = open();
+        let net = set_up(ns, &SETUP).unwrap();
+
+        let text = ns.shell("ip addr show tun0; ip route; ip -6 route; nft list ruleset");
+        for expected in [
+            "mtu 1400",
+            "qlen 20",
+            "inet 10.8.0.1/24",
+            "inet6 fd00::1/64",
+            "10.9.0.0/16 dev tun0",
+            "ip saddr 10.8.0.0/24 masquerade",
+            "masquerade to :32768-60999",
+            "arp daddr ip 10.8.0.1",
+            "maxseg size set rt mtu",
+        ] {
+            assert!(text.contains(expected), "{expected} in {text}");
+        }
+        assert!(!text.contains("fe80::"), "{text}");
+        assert_eq!(forwarding(ns), ["1", "1"]);
+
+        assert_eq!(restore(net), Vec::<String>::new());
+        assert_eq!(forwarding(ns), ["0", "0"]);
+        let text = ns.shell("ip -4 addr show tun0; ip route; nft list ruleset");
+        assert!(!text.contains("10."), "{text}");
+        drop(tun);
+        assert_eq!(ns.snapshot(), before);
+        assert_eq!(records(ns), 0);
+    });
+}
+
+/// Case 115.
+#[test]
+fn dropping_the_guard_restores_too() {
+    namespace::run(|ns| {
+        let before = ns.snapshot();
+        let tun = open();
+        drop(set_up(ns, &SETUP).unwrap());
+        drop(tun);
+        assert_eq!(ns.snapshot(), before);
+    });
+}
+
+#[test]
+fn what_was_so_before_stays() {
+    namespace::run(|ns| {
+        ns.shell("echo 1 > /proc/sys/net/ipv4/ip_forward; nft add table inet mine");
+        let _tun = open();
+
+        restore(set_up(ns, &SETUP).unwrap());
+
+        assert_eq!(forwarding(ns), ["1", "0"]);
+        assert!(ns.shell("nft list ruleset").contains("table inet mine"));
+    });
+}
+
+#[test]
+fn who_ends_last_restores_what_both_need() {
+    namespace::run(|ns| {
+        let _devices = [open(), open_as("tun1")];
+        let first = set_up(ns, &SETUP).unwrap();
+        let addresses = ["10.9.0.1/24", "fd01::1/64"].map(|net| net.parse().unwrap());
+        let other = ServerSetup {
+            tun: "tun1",
+            addresses: &addresses,
+            ..SETUP
+        };
+        let second = ServerNet::set_up(&other, &ns.paths).unwrap();
+
+        restore(first);
+        assert_eq!(forwarding(ns), ["1", "1"]);
+        restore(second);
+
+        assert_eq!(forwarding(ns), ["0", "0"]);
+        assert_eq!(records(ns), 0);
+    });
+}
+
+#[test]
+fn a_parameter_that_someone_else_set_since_is_left_alone() {
+    namespace::run(|ns| {
+        let _tun = open();
+        let net = set_up(ns, &SETUP).unwrap();
+        ns.shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
+        ns.shell("echo 2 > /proc/sys/net/ipv6/conf/all/forwarding");
+
+        restore(net);
+
+        assert_eq!(forwarding(ns), ["0", "2"]);
+    });
+}
+
+#[test]
+fn a_forwarding_host_keeps_listening_to_its_router() {
+    namespace::run(|ns| {
+        let uplink = Tun::open(&TunConfig {
+            name: "up0",
+            offload: false,
+        });
+        let accept_ra = || ns.shell("cat /proc/sys/net/ipv6/conf/up0/accept_ra");
+        assert_eq!(accept_ra(), "1\n");
+        let _tun = open();
+
+        let net = set_up(ns, &SETUP).unwrap();
+        assert_eq!(accept_ra(), "2\n");
+        restore(net);
+
+        assert_eq!(accept_ra(), "1\n");
+        drop(uplink);
+    });
+}
+
+#[test]
+fn what_a_dead_process_left_is_cleaned_up() {
+    namespace::run(|ns| {
+        let before = ns.snapshot();
+        let tun = open();
+        set_up(ns, &SETUP).unwrap().guard.crash();
+        drop(tun);
+        assert_ne!(ns.snapshot(), before);
+
+        assert!(clean_up_after_crash("tun0", &ns.paths).unwrap().is_empty());
+
+        assert_eq!(ns.snapshot(), before);
+        assert_eq!(records(ns), 0);
+    });
+}
+
+#[test]
+fn the_next_start_restores_what_was_before_the_crash() {
+    namespace::run(|ns| {
+        let before = ns.snapshot();
+        let tun = open();
+        set_up(ns, &SETUP).unwrap().guard.crash();
+        drop(tun);
+
+        let tun = open();
+        restore(set_up(ns, &SETUP).unwrap());
+        drop(tun);
+
+        assert_eq!(ns.snapshot(), before);
+    });
+}
+
+#[test]
+fn a_live_instance_is_never_disturbed() {
+    namespace::run(|ns| {
+        let _tun = open();
+        let _net = set_up(ns, &SETUP).unwrap();
+        let before = ns.snapshot();
+
+        let second = set_up(ns, &SETUP).err().unwrap();
+        let cleaner = clean_up_after_crash("tun0", &ns.paths).unwrap_err();
+
+        assert!(matches!(second, NetError::AlreadyRunning { .. }));
+        assert!(matches!(cleaner, NetError::AlreadyRunning { .. }));
+        assert_eq!(ns.snapshot(), before);
+    });
+}
+
+/// Case 104: nftables absent.
+#[test]
+fn nat_without_nftables_is_an_error_and_nothing_else_needs_it() {
+    namespace::run(|ns| {
+        let mut paths = ns.paths.clone();
+        paths.nft = ns.file("no-nft");
+        let _tun = open();
+        let before = ns.shell("ip -4 -j addr; ip rule; ip route | wc -l");
+        let nat = Some(masquerade());
+        let with_nat = ServerSetup {
+            masquerade: nat,
+            ..SETUP
+        };
+
+        let error = ServerNet::set_up(&with_nat, &paths).err().unwrap();
+
+        assert!(error.to_string().contains("package nftables"), "{error}");
+        assert_eq!(forwarding(ns), ["0", "0"]);
+        let after = ns.shell("ip -4 -j addr; ip rule; ip route | wc -l");
+        assert_eq!(after, before);
+        restore(ServerNet::set_up(&SETUP, &paths).unwrap());
+    });
+}
+
+/// Case 104: IPv6 disabled in the kernel.
+#[test]
+fn disabled_ipv6_is_named() {
+    namespace::run(|ns| {
+        ns.shell("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+        let _tun = open();
+
+        let error = set_up(ns, &SETUP).err().unwrap();
+
+        assert!(matches!(error, NetError::Ipv6Disabled), "{error}");
+    });
+}
+
+/// Case 105: a container with a read-only /proc/sys.
+#[test]
+fn unwritable_parameters_are_named() {
+    namespace::run(|ns| {
+        ns.shell("mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys");
+        let _tun = open();
+
+        let error = set_up(ns, &SETUP).err().unwrap().to_string();
+
+        assert!(error.contains("net.ipv4.ip_forward=1"), "{error}");
+        assert!(error.contains("Read-only"), "{error}");
+    });
+}
+
+/// Case 105.
+#[test]
+fn parameters_that_fit_already_need_no_writing() {
+    namespace::run(|ns| {
+        ns.shell("echo 1 > /proc/sys/net/ipv4/ip_forward");
+        ns.shell("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+        let _tun = open();
+        ns.shell("mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys");
+
+        restore(set_up(ns, &SETUP).unwrap());
+    });
+}
+
+#[test]
+fn a_missing_device_is_named() {
+    namespace::run(|ns| {
+        let error = set_up(ns, &SETUP).err().unwrap();
+        assert_eq!(error.to_string(), "no network interface \"tun0\"");
+    });
+}
+
+/// A client with the port of somebody's WireGuard could take its peers' packets.
+#[test]
+fn ports_that_something_listens_on_are_not_given_to_clients() {
+    namespace::run(|ns| {
+        let _tun = open();
+        let socket = UdpSocket::bind("0.0.0.0:51820").unwrap();
+
+        let mut net = None;
+        let log = capture(|| net = set_up(ns, &SETUP).ok());
+
+        assert!(
+            log.contains("32768-51819") && log.contains("51820"),
+            "{log}"
+        );
+        let text = ns.shell("nft list ruleset");
+        assert_eq!(
+            text.matches("masquerade to :32768-51819").count(),
+            2,
+            "{text}"
+        );
+        restore(net.unwrap());
+        drop(socket);
+        restore(set_up(ns, &SETUP).unwrap());
+    });
+}
+
+#[test]
+fn translation_on_an_interface_that_is_not_there_is_a_warning() {
+    namespace::run(|ns| {
+        let _tun = open();
+        let set_up = |interface: &str| {
+            let masquerade = Masquerade {
+                interface: Some(interface.to_owned()),
+                ..masquerade()
+            };
+            let setup = ServerSetup {
+                masquerade: Some(masquerade),
+                ..SETUP
+            };
+            let text = capture(|| drop(ServerNet::set_up(&setup, &ns.paths).unwrap()));
+            text.contains("network.nat names an interface that is not there")
+        };
+        assert!(set_up("eth0"));
+        let _uplink = open_as("eth0");
+        assert!(!set_up("eth0"));
+    });
+}
+
+#[test]
+fn a_host_that_forwards_already_is_left_to_route_what_it_did() {
+    namespace::run(|ns| {
+        let uplink = open_as("up0");
+        let _tun = open();
+        let chain = || ns.shell("nft list ruleset | grep -c 'chain others' || true");
+
+        let net = set_up(ns, &SETUP).unwrap();
+        assert_eq!(chain(), "1\n");
+        let text = ns.shell("nft list ruleset");
+        assert!(text.contains("meta nfproto ipv4 iifname \"up0\""), "{text}");
+        assert!(text.contains("meta nfproto ipv6 iifname \"up0\""), "{text}");
+        restore(net);
+
+        ns.shell("echo 1 > /proc/sys/net/ipv4/ip_forward");
+        let net = set_up(ns, &SETUP).unwrap();
+        let text = ns.shell("nft list ruleset");
+        assert!(!text.contains("meta nfproto ipv4 iifname"), "{text}");
+        assert!(text.contains("meta nfproto ipv6 iifname"), "{text}");
+        restore(net);
+
+        ns.shell("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+        let net = set_up(ns, &SETUP).unwrap();
+        assert_eq!(chain(), "0\n");
+        restore(net);
+        drop(uplink);
+    });
+}
+
+/// Without nftables only NAT is impossible; what else is lacking is said.
+#[test]
+fn a_server_without_a_firewall_says_what_it_lacks() {
+    namespace::run(|ns| {
+        let mut paths = ns.paths.clone();
+        paths.nft = ns.file("no-nft");
+        let _tun = open();
+        let mut net = None;
+        let log = capture(|| net = ServerNet::set_up(&SETUP, &paths).ok());
+        assert!(log.contains("no firewall: neighbours reach"), "{log}");
+        restore(net.unwrap());
+    });
+}
+
+#[test]
+fn other_firewalls_that_drop_are_found() {
+    namespace::run(|ns| {
+        ns.shell(
+            "nft 'table ip filter { chain FORWARD { type filter hook forward priority 0; \
+             policy drop; }; chain INPUT { type filter hook input priority 0; }; }'",
+        );
+        let drops = nft::forward_drops(&ns.paths).unwrap();
+        assert_eq!(drops, ["ip filter FORWARD"]);
+    });
+}
+
+const SETUP: ServerSetup<'static> = ServerSetup {
+    tun: "tun0",
+    mtu: 1400,
+    txqueuelen: 20,
+    addresses: &[],
+    routes: &[],
+    forwarding: true,
+    masquerade: None,
+    inbound: None,
+    access: &ClientAccess {
+        scope: AccessScope::All,
+        deny: Vec::new(),
+        routes: Vec::new(),
+        dns: Vec::new(),
+    },
+};
+
+/// Fills in what constants cannot hold.
+fn set_up(ns: &Namespace, setup: &ServerSetup<'_>) -> Result<ServerNet, NetError> {
+    let addresses = ["10.8.0.1/24", "fd00::1/64"].map(|net| net.parse().unwrap());
+    let routes = ["10.9.0.7/16", "10.8.0.0/24"].map(|net| net.parse().unwrap());
+    let setup = ServerSetup {
+        addresses: &addresses,
+        routes: &routes,
+        masquerade: Some(masquerade()),
+        ..setup.clone()
+    };
+    ServerNet::set_up(&setup, &ns.paths)
+}
+
+fn masquerade() -> Masquerade {
+    let sources = ["10.8.0.0/24", "fd00::/64"].map(|net| net.parse().unwrap());
+    Masquerade {
+        interface: None,
+        sources: sources.to_vec(),
+        ports: PortRange::NAT,
+    }
+}
+
+fn open() -> Tun {
+    open_as("tun0")
+}
+
+fn open_as(name: &str) -> Tun {
+    Tun::open(&TunConfig {
+        name,
+        offload: true,
+    })
+    .unwrap()
+}
+
+fn restore(net: ServerNet) -> Vec<String> {
+    net.restore().iter().map(ToString::to_string).collect()
+}
+
+fn forwarding(ns: &Namespace) -> [String; 2] {
+    [sysctl::IPV4_FORWARD, sysctl::IPV6_FORWARD].map(|key| sysctl::read(&ns.paths, key).unwrap())
+}
+
+fn records(ns: &Namespace) -> usize {
+    fs::read_dir(&ns.paths.state_dir).unwrap().count()
+}
