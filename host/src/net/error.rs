@@ -47,8 +47,11 @@ pub enum NetError {
          or enable it (net.ipv6.conf.default.disable_ipv6=0, no ipv6.disable=1 at boot)"
     )]
     Ipv6Disabled,
-    /// NAT is wanted without nftables.
-    #[error("`nft` was not found: install the package nftables, or switch masquerading off")]
+    /// NAT, or a limit of what passes, is wanted without nftables.
+    #[error(
+        "`nft` was not found: install the package nftables, or do without network.nat, inbound \
+         and client_access = \"internet\""
+    )]
     NftMissing,
     /// A program failed.
     #[error("`{command}` failed: {message}")]

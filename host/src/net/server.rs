@@ -1,7 +1,7 @@
 //! What a server changes on the system.
 
 use ipnet::IpNet;
-use lostlove_config::{ClientAccess, PortRange};
+use lostlove_config::{AccessScope, ClientAccess, PortRange};
 
 use super::change::Change;
 use super::guard::Guard;
@@ -56,7 +56,7 @@ impl ServerNet {
     /// # Errors
     ///
     /// [`NetError::AlreadyRunning`] when another process serves this device,
-    /// [`NetError::NftMissing`] when NAT is wanted, and whatever the system refuses. Nothing is
+    /// [`NetError::NftMissing`] when NAT or limits are wanted, and whatever the system refuses. Nothing is
     /// left changed then.
     pub fn set_up(setup: &ServerSetup<'_>, paths: &Paths) -> Result<Self, NetError> {
         let mut guard = Guard::open(setup.tun, paths)?;
@@ -115,7 +115,7 @@ fn routes(setup: &ServerSetup<'_>, index: u32) -> Vec<Change> {
         .collect()
 }
 
-/// Installs the tables. Without NAT the server can do without, and says what it lacks.
+/// Installs the tables. What only follows from defaults the server can do without, and says so.
 fn install_firewall(
     guard: &mut Guard,
     setup: &ServerSetup<'_>,
@@ -129,7 +129,7 @@ fn install_firewall(
     };
     let installed = guard.make_with(&change, |guard| nft::install(&guard.paths, &table, &chains));
     match installed {
-        Err(error) if setup.masquerade.is_none() => {
+        Err(error) if !needs_firewall(setup) => {
             tracing::warn!(
                 %error,
                 "no firewall: neighbours reach what listens on the tunnel's address, clients \
@@ -160,6 +160,13 @@ fn install_firewall(
         );
     }
     Ok(())
+}
+
+/// Whether the administrator has asked for something that only a firewall does.
+fn needs_firewall(setup: &ServerSetup<'_>) -> bool {
+    setup.masquerade.is_some()
+        || setup.inbound.is_some()
+        || setup.access.scope == AccessScope::Internet
 }
 
 /// Without the interface that they are named for, rules wait for one in silence.

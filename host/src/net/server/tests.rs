@@ -1,8 +1,6 @@
 use std::fs;
 use std::net::UdpSocket;
 
-use lostlove_config::AccessScope;
-
 use super::*;
 use crate::log::tests::capture;
 use crate::net::clean_up_after_crash;
@@ -322,7 +320,7 @@ fn a_host_that_forwards_already_is_left_to_route_what_it_did() {
     });
 }
 
-/// Without nftables only NAT is impossible; what else is lacking is said.
+/// Without nftables only what was asked for is impossible; what else is lacking is said.
 #[test]
 fn a_server_without_a_firewall_says_what_it_lacks() {
     namespace::run(|ns| {
@@ -333,6 +331,24 @@ fn a_server_without_a_firewall_says_what_it_lacks() {
         let log = capture(|| net = ServerNet::set_up(&SETUP, &paths).ok());
         assert!(log.contains("no firewall: neighbours reach"), "{log}");
         restore(net.unwrap());
+
+        let access = ClientAccess {
+            scope: AccessScope::Internet,
+            ..SETUP.access.clone()
+        };
+        for setup in [
+            ServerSetup {
+                access: &access,
+                ..SETUP
+            },
+            ServerSetup {
+                inbound: Some(&[]),
+                ..SETUP
+            },
+        ] {
+            let error = ServerNet::set_up(&setup, &paths).err().unwrap();
+            assert!(matches!(error, NetError::NftMissing), "{error}");
+        }
     });
 }
 
