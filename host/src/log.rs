@@ -1,5 +1,7 @@
 //! The daemons' log: lines on standard error.
 
+mod fields;
+
 use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd;
@@ -13,6 +15,8 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter,
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+use self::fields::QuotedFields;
 
 /// What decides the least severe level that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,7 @@ where
     match kind {
         LogFormat::Text => {
             let text = format().with_target(false).with_ansi(false).without_time();
+            let layer = layer.fmt_fields(QuotedFields);
             Box::new(registry.with(layer.event_format(SeverityPrefix(text))))
         }
         LogFormat::Json => {
@@ -101,7 +106,10 @@ where
     let registry = tracing_subscriber::registry().with(filter);
     let layer = layer().with_ansi(ansi.0).with_writer(writer);
     match kind {
-        LogFormat::Text => Box::new(registry.with(layer.with_target(false))),
+        LogFormat::Text => {
+            let layer = layer.with_target(false).fmt_fields(QuotedFields);
+            Box::new(registry.with(layer))
+        }
         LogFormat::Json => Box::new(registry.with(layer.json())),
     }
 }
@@ -209,7 +217,7 @@ pub(crate) mod tests {
         });
         assert_eq!(
             buffer.text(),
-            "<3>ERROR gone peer=\"alice\"\n<6> INFO up\n<7>TRACE detail\n"
+            "<3>ERROR gone peer=alice\n<6> INFO up\n<7>TRACE detail\n"
         );
     }
 
@@ -223,7 +231,7 @@ pub(crate) mod tests {
             tracing::debug!("not shown");
         });
         let text = buffer.text();
-        assert!(text.ends_with("Z  WARN gone peer=\"alice\"\n"), "{text}");
+        assert!(text.ends_with("Z  WARN gone peer=alice\n"), "{text}");
         assert_eq!(text.lines().count(), 1);
     }
 

@@ -180,6 +180,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use lostlove_core::error::ProtocolError;
+    use lostlove_core::wire::DisconnectCode;
 
     use super::*;
     use crate::log::tests::capture;
@@ -221,11 +222,21 @@ mod tests {
         });
         assert_eq!(
             text,
-            "<6> INFO session closed peer=\"alice\" remote=192.0.2.1:8443 \
-             reason=nothing heard from the peer\n\
-             <4> WARN session closed peer=\"alice\" remote=192.0.2.1:8443 \
-             reason=protocol error: a packet does not authenticate\n"
+            "<6> INFO session closed peer=alice remote=192.0.2.1:8443 \
+             reason=\"nothing heard from the peer\"\n\
+             <4> WARN session closed peer=alice remote=192.0.2.1:8443 \
+             reason=\"protocol error: a packet does not authenticate\"\n"
         );
+    }
+
+    #[test]
+    fn a_peers_words_cannot_be_taken_for_fields() {
+        let words = CloseReason::Peer {
+            code: DisconnectCode::Normal,
+            reason: "\" peer=\"bob".to_owned(),
+        };
+        let text = capture(|| closed(Role::Server, remote(), Some("alice"), &words));
+        assert!(text.ends_with("normal: \\\" peer=\\\"bob\"\n"), "{text}");
     }
 
     #[test]

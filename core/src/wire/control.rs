@@ -125,13 +125,30 @@ fn printable(chars: impl Iterator<Item = char>) -> String {
     text
 }
 
-/// Control characters, and those that break a line or turn the writing direction around.
+/// Control characters, those that break a line or turn the writing direction around, and those that
+/// nobody sees: format characters, fillers, tags and selectors of variants.
 fn is_steering(char: char) -> bool {
-    let breaks_or_turns = matches!(
+    let breaks_turns_or_hides = matches!(
         char,
-        '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}'
+        '\u{AD}'
+            | '\u{34F}'
+            | '\u{61C}'
+            | '\u{115F}'..='\u{1160}'
+            | '\u{17B4}'..='\u{17B5}'
+            | '\u{180B}'..='\u{180F}'
+            | '\u{200B}'..='\u{200F}'
+            | '\u{2028}'..='\u{202E}'
+            | '\u{2060}'..='\u{206F}'
+            | '\u{3164}'
+            | '\u{FE00}'..='\u{FE0F}'
+            | '\u{FEFF}'
+            | '\u{FFA0}'
+            | '\u{FFF0}'..='\u{FFFB}'
+            | '\u{1BCA0}'..='\u{1BCA3}'
+            | '\u{1D173}'..='\u{1D17A}'
+            | '\u{E0000}'..='\u{E0FFF}'
     );
-    char.is_control() || breaks_or_turns
+    char.is_control() || breaks_turns_or_hides
 }
 
 #[cfg(test)]
@@ -189,7 +206,8 @@ mod tests {
 
     #[test]
     fn a_reason_cannot_steer_a_terminal_or_forge_log_lines() {
-        let payload = "\u{1}a\n\r\u{1b}[31mb\u{85}c\u{202E}d\u{2028}e".as_bytes();
+        let payload =
+            "\u{1}a\n\r\u{1b}[31mb\u{85}c\u{202E}d\u{2028}\u{200B}\u{FEFF}\u{E0041}e".as_bytes();
         let disconnect = Disconnect::decode(payload);
         assert_eq!(disconnect.code(), DisconnectCode::ProtocolError);
         assert_eq!(disconnect.reason(), "a[31mbcde");
