@@ -15,6 +15,11 @@ pub const MIN_IPV6_MTU: u16 = 1280;
 /// The largest tunnel MTU.
 pub const MAX_MTU: u16 = 9000;
 
+/// The widest IPv4 network that a tunnel may have, as prefix length.
+pub const MIN_PREFIX_V4: u8 = 8;
+/// The widest IPv6 network that a tunnel may have, as prefix length.
+pub const MIN_PREFIX_V6: u8 = 32;
+
 /// Everything an endpoint needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -86,6 +86,12 @@ pub enum HandshakeError {
     /// No secret could be made for it.
     #[error("the system gives no randomness")]
     NoEntropy,
+    /// The server assigns what no client may use.
+    #[error(
+        "the server assigns an address of a special range, or a network larger than /8 (IPv4) or \
+         /32 (IPv6)"
+    )]
+    Assignment,
 }
 
 impl From<NoEntropy> for HandshakeError {
@@ -96,7 +102,7 @@ impl From<NoEntropy> for HandshakeError {
 
 impl HandshakeError {
     /// Every variant, in the order of [`Self::index`].
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Malformed,
         Self::Version,
         Self::NoCommonSuite,
@@ -113,6 +119,7 @@ impl HandshakeError {
         Self::Busy,
         Self::Abandoned,
         Self::NoEntropy,
+        Self::Assignment,
     ];
 
     /// Position in [`Self::ALL`], for arrays of counters.
@@ -139,6 +146,7 @@ impl HandshakeError {
             Self::Busy => "busy",
             Self::Abandoned => "abandoned",
             Self::NoEntropy => "no_entropy",
+            Self::Assignment => "assignment",
         }
     }
 }

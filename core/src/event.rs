@@ -44,7 +44,8 @@ pub enum Event {
         /// 1 for the first attempt since the last session.
         attempt: u32,
     },
-    /// A client got its addresses. Comes before `Established`, and again only when they change.
+    /// A client got its addresses. Comes before `Established` of each session, also when they are
+    /// those of the last one: what is around the client may have changed.
     Configure(TunSettings),
     /// A peer has proved its key and packets flow.
     Established {
@@ -110,6 +111,8 @@ pub enum CloseReason {
     TooManySessions,
     /// This endpoint is shutting down.
     ShuttingDown,
+    /// The client cannot use what the server assigned.
+    Unusable,
 }
 
 impl fmt::Display for CloseReason {
@@ -126,6 +129,7 @@ impl fmt::Display for CloseReason {
             Self::PoolEmpty => f.write_str("no free tunnel address"),
             Self::TooManySessions => f.write_str("max_connections reached"),
             Self::ShuttingDown => f.write_str("shutting down"),
+            Self::Unusable => f.write_str("the client cannot use what it was assigned"),
         }
     }
 }

@@ -92,7 +92,8 @@ fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importanc
             | CloseReason::EndOfStream
             | CloseReason::Socket
             | CloseReason::Superseded
-            | CloseReason::ShuttingDown,
+            | CloseReason::ShuttingDown
+            | CloseReason::Unusable,
         ) => Importance::Info,
     }
 }
@@ -114,7 +115,8 @@ const fn handshake_importance(error: HandshakeError) -> Importance {
         | HandshakeError::NoAnswer
         | HandshakeError::Evicted
         | HandshakeError::Busy
-        | HandshakeError::Abandoned => Importance::Debug,
+        | HandshakeError::Abandoned
+        | HandshakeError::Assignment => Importance::Debug,
     }
 }
 

@@ -3,12 +3,17 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
 
+use ipnet::IpNet;
 use rand_core::Rng as _;
 
+use super::connection::Stage;
+use super::session::Ending;
 use super::{Endpoint, RoleState};
 use crate::config::{Client, TunSettings};
 use crate::event::{CloseReason, Event};
 use crate::handshake::Grant;
+use crate::ip;
+use crate::route::{PeerId, RoutingTable};
 use crate::time::Instant;
 use crate::turn::Turn;
 use crate::wire::DisconnectCode;
@@ -32,7 +37,13 @@ pub(super) struct ClientState {
     reconnect_max: Duration,
     /// What the server last assigned.
     settings: Option<TunSettings>,
+    /// From where packets may come, and from where not; none for everywhere.
+    sources: Option<Box<RoutingTable>>,
 }
+
+/// Owners in [`ClientState::sources`].
+const INSIDE: PeerId = PeerId(0);
+const OUTSIDE: PeerId = PeerId(1);
 
 impl ClientState {
     pub(super) const fn new(client: &Client, now: Instant) -> Self {
@@ -42,6 +53,7 @@ impl ClientState {
             reconnect_min: client.reconnect_min,
             reconnect_max: client.reconnect_max,
             settings: None,
+            sources: None,
         }
     }
 
@@ -92,7 +104,7 @@ impl ClientState {
                     | DisconnectCode::PoolEmpty
                     | DisconnectCode::TooManySessions,
                 ..
-            }
+            } | CloseReason::Unusable
         );
         let no_sooner = if lasting {
             self.reconnect_max
@@ -142,14 +154,58 @@ impl Endpoint {
             push: grant.push.clone(),
             server,
         };
-        if client.settings.as_ref() != Some(&settings) {
-            client.settings = Some(settings.clone());
-            self.tools.events.push_back(Event::Configure(settings));
+        client.settings = Some(settings.clone());
+        self.tools.events.push_back(Event::Configure(settings));
+    }
+
+    /// Says from which addresses a client takes packets out of the tunnel: from networks of
+    /// `inside`, that is what it routes into the tunnel, and not of `outside`. The longest prefix
+    /// decides, and `inside` where both have it. Until this is called, every source that a router
+    /// may see is taken. Does nothing on a server, which knows what its clients own.
+    pub fn set_sources(&mut self, inside: &[IpNet], outside: &[IpNet]) {
+        let RoleState::Client(client) = &mut self.role else {
+            return;
+        };
+        let mut sources = RoutingTable::new();
+        for (networks, owner) in [(outside, OUTSIDE), (inside, INSIDE)] {
+            for network in networks {
+                sources.insert(network.trunc(), owner);
+            }
+        }
+        client.sources = Some(Box::new(sources));
+    }
+
+    /// The client cannot use what [`Event::Configure`] brought: takes leave of the server, and
+    /// tries again after the longest wait. If [`Event::Established`] has not been polled yet, it
+    /// does not come.
+    pub fn refuse_assignment(&mut self, now: Instant) {
+        if !matches!(self.role, RoleState::Client(_)) {
+            return;
+        }
+        for id in self.connections.ids() {
+            let connection = self.connections.get(id);
+            if !connection.is_some_and(|it| matches!(it.stage, Stage::Active { .. })) {
+                continue;
+            }
+            let is_of_this =
+                |event: &Event| matches!(event, Event::Established { id: of, .. } if *of == id);
+            self.tools.events.retain(|event| !is_of_this(event));
+            let ending = Ending {
+                code: DisconnectCode::Normal,
+                reason: CloseReason::Unusable,
+            };
+            self.disconnect(id, ending, now);
         }
     }
 }
 
 impl ClientState {
+    /// Whether this client takes packets from `source`.
+    pub(super) fn believes(&self, source: IpAddr) -> bool {
+        let is_inside = |sources: &RoutingTable| sources.is_owner(INSIDE, source);
+        ip::is_unicast_source(source) && self.sources.as_deref().is_none_or(is_inside)
+    }
+
     /// Whether a packet for `destination` belongs on this client.
     pub(super) fn owns(&self, client: &Client, destination: IpAddr) -> bool {
         self.address_v4()

@@ -88,6 +88,9 @@ impl Endpoint {
                 }
             }
             Role::Client(client) => match &self.role {
+                RoleState::Client(state) if !state.believes(info.source) => {
+                    return Err(DropReason::ForeignSource);
+                }
                 RoleState::Client(state) if state.owns(client, info.destination) => Way::Tun,
                 _ => return Err(DropReason::NoRoute),
             },

@@ -216,6 +216,8 @@ pub(super) struct Net {
     pub(super) events: Vec<(usize, Event)>,
     /// Clients whose dials fail.
     pub(super) unreachable_for: BTreeSet<usize>,
+    /// Whether the clients' hosts can use no assignment.
+    pub(super) refuse_assignments: bool,
     /// Connections whose socket was full.
     blocked: Vec<(usize, ConnectionId)>,
 }
@@ -235,6 +237,7 @@ impl Net {
             received_by_server: Vec::new(),
             events: Vec::new(),
             unreachable_for: BTreeSet::new(),
+            refuse_assignments: false,
             blocked: Vec::new(),
         }
     }
@@ -311,6 +314,10 @@ impl Net {
     fn handle_event(&mut self, which: usize, event: Event) {
         match &event {
             Event::Dial { .. } => self.dial(which),
+            Event::Configure(_) if self.refuse_assignments => {
+                let now = self.now;
+                self.endpoint(which).refuse_assignment(now);
+            }
             Event::Closed { id, .. } => {
                 for link in &mut self.links {
                     let (own, end) = if which == SERVER {

@@ -30,9 +30,10 @@ use bytes::{Buf, BufMut, TryGetError};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{MAX_PUSHED_DNS, MAX_PUSHED_ROUTES, MIN_ROTATION_BYTES, MIN_ROTATION_INTERVAL};
-use crate::config::{MAX_MTU, MIN_IPV6_MTU, MIN_MTU, Push, Rotation};
+use crate::config::{MAX_MTU, MIN_IPV6_MTU, MIN_MTU, MIN_PREFIX_V4, MIN_PREFIX_V6, Push, Rotation};
 use crate::crypto::Suite;
 use crate::error::HandshakeError;
+use crate::ip::special_range;
 
 /// What a client can do and wishes for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,8 +132,8 @@ impl Grant {
     ///
     /// # Errors
     ///
-    /// [`HandshakeError::Malformed`] if no client could use it, [`HandshakeError::TooLong`] with
-    /// more than [`MAX_PUSHED_DNS`] or [`MAX_PUSHED_ROUTES`].
+    /// [`HandshakeError::Assignment`] or [`HandshakeError::Malformed`] if no client could use it,
+    /// [`HandshakeError::TooLong`] with more than [`MAX_PUSHED_DNS`] or [`MAX_PUSHED_ROUTES`].
     pub fn encode(&self) -> Result<Vec<u8>, HandshakeError> {
         self.check()?;
         let mut out = Vec::with_capacity(MAX_GRANT_LEN);
@@ -165,7 +166,7 @@ impl Grant {
     /// # Errors
     ///
     /// [`HandshakeError::Malformed`] if it is truncated, or if no interface or resolver could use
-    /// it.
+    /// it; [`HandshakeError::Assignment`] if no client may take its addresses or networks.
     pub fn decode(mut buf: &[u8]) -> Result<Self, HandshakeError> {
         let terms = Terms::read(&mut buf)?;
         let v4 = read_v4(&mut buf).map_err(truncated)?;
@@ -192,15 +193,17 @@ impl Grant {
     /// the session then only serves to say that the pool is empty.
     fn check(&self) -> Result<(), HandshakeError> {
         check_mtu(self.mtu)?;
-        let usable = self.address_v4.is_none_or(usable_v4)
-            && self
-                .address_v6
-                .is_none_or(|net| self.mtu >= MIN_IPV6_MTU && usable_v6(net))
-            && self.push.dns.iter().all(|dns| !is_no_host(*dns));
-        if usable {
+        let v4_fits = self.address_v4.is_none_or(|net| !is_edge(net));
+        let v6_fits = self.address_v6.is_none_or(|_| self.mtu >= MIN_IPV6_MTU);
+        if !v4_fits || !v6_fits || self.push.dns.iter().any(|dns| is_no_host(*dns)) {
+            return Err(HandshakeError::Malformed);
+        }
+        let v4 = self.address_v4.map(IpNet::V4).into_iter();
+        let mut addresses = v4.chain(self.address_v6.map(IpNet::V6));
+        if addresses.all(is_assignable) {
             Ok(())
         } else {
-            Err(HandshakeError::Malformed)
+            Err(HandshakeError::Assignment)
         }
     }
 }
@@ -258,16 +261,20 @@ fn check_mtu(mtu: u16) -> Result<(), HandshakeError> {
     }
 }
 
-/// A host's address: in networks that have them, neither the network's nor the broadcast address.
-fn usable_v4(net: Ipv4Net) -> bool {
+/// In networks that have them, the network's and the broadcast address are no host's.
+fn is_edge(net: Ipv4Net) -> bool {
     let address = net.addr();
-    let edge = net.prefix_len() < 31 && (address == net.network() || address == net.broadcast());
-    !edge && !is_no_host(address.into()) && !address.is_loopback()
+    net.prefix_len() < 31 && (address == net.network() || address == net.broadcast())
 }
 
-fn usable_v6(net: Ipv6Net) -> bool {
-    let address = net.addr();
-    !is_no_host(address.into()) && !address.is_loopback() && address.to_ipv4_mapped().is_none()
+/// Whether a client may take this address, and the network around it for its server's: who could
+/// name any would take over whatever the client talks to.
+fn is_assignable(net: IpNet) -> bool {
+    let widest = match net {
+        IpNet::V4(_) => MIN_PREFIX_V4,
+        IpNet::V6(_) => MIN_PREFIX_V6,
+    };
+    net.prefix_len() >= widest && special_range(IpNet::from(net.addr())).is_none()
 }
 
 fn is_no_host(address: IpAddr) -> bool {
@@ -478,25 +485,8 @@ mod tests {
 
     #[test]
     fn addresses_that_no_interface_can_use_are_refused() {
-        for net in [
-            "0.0.0.0/0",
-            "10.8.0.0/24",
-            "10.8.0.255/24",
-            "127.0.0.1/8",
-            "224.0.0.1/24",
-            "255.255.255.255/32",
-        ] {
-            let bad = Grant {
-                address_v4: Some(net.parse().unwrap()),
-                ..grant()
-            };
-            assert_eq!(bad.encode(), Err(HandshakeError::Malformed), "{net}");
-        }
-        for net in ["::/0", "::1/128", "ff02::1/64", "::ffff:10.0.0.1/96"] {
-            let bad = Grant {
-                address_v6: Some(net.parse().unwrap()),
-                ..grant()
-            };
+        for net in ["0.0.0.0/0", "10.8.0.0/24", "10.8.0.255/24"] {
+            let bad = with_v4(net);
             assert_eq!(bad.encode(), Err(HandshakeError::Malformed), "{net}");
         }
         for net in ["10.8.0.0/31", "10.8.0.255/31", "10.8.0.7/32"] {
@@ -517,6 +507,49 @@ mod tests {
             Ok(none),
             "an empty pool must be told"
         );
+    }
+
+    /// Neither side lets it pass: a server that would take its client over gets no session.
+    #[test]
+    fn special_addresses_and_boundless_networks_are_not_assigned() {
+        let bytes = grant().encode().unwrap();
+        for net in [
+            "10.8.0.7/0",
+            "10.8.0.7/7",
+            "0.1.2.3/32",
+            "127.0.0.1/8",
+            "169.254.169.254/16",
+            "224.0.0.1/24",
+            "240.0.0.1/24",
+            "255.255.255.255/32",
+        ] {
+            let bad = with_v4(net);
+            assert_eq!(bad.encode(), Err(HandshakeError::Assignment), "{net}");
+            let net: Ipv4Net = net.parse().unwrap();
+            let mut received = bytes.clone();
+            received[19..23].copy_from_slice(&net.addr().octets());
+            received[23] = net.prefix_len();
+            let result = Grant::decode(&received);
+            assert_eq!(result, Err(HandshakeError::Assignment), "{net}");
+        }
+        for net in [
+            "fd00::7/0",
+            "fd00::7/31",
+            "::/128",
+            "::1/128",
+            "fe80::1/64",
+            "ff02::1/64",
+            "::ffff:10.0.0.1/96",
+        ] {
+            let bad = Grant {
+                address_v6: Some(net.parse().unwrap()),
+                ..grant()
+            };
+            assert_eq!(bad.encode(), Err(HandshakeError::Assignment), "{net}");
+        }
+        for net in ["10.8.0.7/8", "10.8.0.6/30"] {
+            assert!(with_v4(net).encode().is_ok(), "{net}");
+        }
     }
 
     #[test]
@@ -576,6 +609,13 @@ mod tests {
             mtu: 1400,
             address_v4: Some(Ipv4Addr::new(10, 8, 0, 7)),
             address_v6: None,
+        }
+    }
+
+    fn with_v4(net: &str) -> Grant {
+        Grant {
+            address_v4: Some(net.parse().unwrap()),
+            ..grant()
         }
     }
 

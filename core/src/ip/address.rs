@@ -2,6 +2,48 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// Ranges that no route, address or name server in a tunnel may lie in, with their names
+/// (RFC 6890; RFC 5771; RFC 1112, section 4; RFC 4291, section 2).
+const SPECIAL: [(IpNet, &str); 10] = [
+    (v4([0, 0, 0, 0], 8), "an unspecified"),
+    (v4([127, 0, 0, 0], 8), "a loopback"),
+    (v4([169, 254, 0, 0], 16), "a link-local"),
+    (v4([224, 0, 0, 0], 4), "a multicast"),
+    (v4([240, 0, 0, 0], 4), "a reserved"),
+    (v6([0; 8], 128), "an unspecified"),
+    (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "a loopback"),
+    (v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), "an IPv4-mapped"),
+    (v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10), "a link-local"),
+    (v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), "a multicast"),
+];
+
+/// The link-local ranges, in which clouds put their metadata services.
+pub const LINK_LOCAL: [IpNet; 2] = [
+    v4([169, 254, 0, 0], 16),
+    v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], prefix_len: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix_len))
+}
+
+const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix_len: u8) -> IpNet {
+    let address = Ipv6Addr::new(a, b, c, d, e, f, g, h);
+    IpNet::V6(Ipv6Net::new_assert(address, prefix_len))
+}
+
+/// What kind of range `network` lies in, if that is one whose addresses no tunnel may carry: "a
+/// loopback", "a multicast" and the like, to be put before "address" or "network".
+///
+/// A wider network, such as a default route, holds such ranges and is none itself.
+pub fn special_range(network: IpNet) -> Option<&'static str> {
+    let mut ranges = SPECIAL.iter();
+    let found = ranges.find(|(range, _)| range.contains(&network));
+    found.map(|(_, kind)| *kind)
+}
+
 /// Whether a packet from `source` may be routed: one host, and not one that every host has for
 /// itself.
 ///
@@ -74,6 +116,39 @@ mod tests {
             assert!(!is_unicast_source(address), "{address}");
             assert!(!is_unicast_destination(address), "{address}");
         }
+    }
+
+    #[test]
+    fn special_ranges_are_named_and_wider_networks_are_not_special() {
+        for (network, kind) in [
+            ("0.0.0.0/8", Some("an unspecified")),
+            ("0.0.0.0/32", Some("an unspecified")),
+            ("127.0.0.0/8", Some("a loopback")),
+            ("169.254.169.254/32", Some("a link-local")),
+            ("224.0.0.0/4", Some("a multicast")),
+            ("239.1.2.0/24", Some("a multicast")),
+            ("240.0.0.0/4", Some("a reserved")),
+            ("255.255.255.255/32", Some("a reserved")),
+            ("::/128", Some("an unspecified")),
+            ("::1/128", Some("a loopback")),
+            ("::ffff:10.0.0.0/104", Some("an IPv4-mapped")),
+            ("fe80::/10", Some("a link-local")),
+            ("febf::1/128", Some("a link-local")),
+            ("ff02::1/128", Some("a multicast")),
+            ("0.0.0.0/0", None),
+            ("128.0.0.0/1", None),
+            ("::/0", None),
+            ("fe00::/8", None),
+            ("10.8.0.0/24", None),
+            ("fd00::/8", None),
+        ] {
+            assert_eq!(special_range(network.parse().unwrap()), kind, "{network}");
+        }
+        assert!(
+            LINK_LOCAL
+                .iter()
+                .all(|net| special_range(*net) == Some("a link-local"))
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod routing;
 mod sessions;
 mod strangers;
 mod traffic;
+mod trust;
 
 use core::net::Ipv4Addr;
 
