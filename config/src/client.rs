@@ -10,7 +10,7 @@ use toml::de::DeValue;
 use crate::peers::required;
 use crate::problem::ConfigError;
 use crate::reader::secret::{PRESHARED_KEY, PRIVATE_KEY};
-use crate::reader::value::{expected, host_address, nearest, parsed, public_key, route};
+use crate::reader::value::{boolean, expected, host_address, nearest, parsed, public_key, route};
 use crate::reader::{Entry, Found, Reader, Section};
 use crate::sections::{self, MTU, MonitoringDefaults, seconds, values};
 use crate::settings::{ClientHost, ClientSettings, Dns, Endpoint, Routes, TunOptions};
@@ -56,6 +56,7 @@ pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Optio
     let limits = reader.section(root, "limits");
     let security = reader.section(root, "security");
     let device = sections::device(reader, &network);
+    let routes = routes(reader, &client);
     let host = ClientHost {
         server: servers(reader, &client),
         tun: TunOptions {
@@ -64,8 +65,9 @@ pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Optio
             addresses: Vec::new(),
             offload: device.offload,
         },
-        routes: routes(reader, &client),
-        dns: dns(reader, &client),
+        inbound: inbound(reader, &client),
+        dns: dns(reader, &client, &routes),
+        routes,
         monitoring: sections::monitoring(reader, root, &MONITORING, &[]),
         socket: device.socket,
     };
@@ -213,7 +215,16 @@ fn routes<'t>(reader: &mut Reader<'t>, client: &Section<'t>) -> Routes {
     }
 }
 
-fn dns<'t>(reader: &mut Reader<'t>, client: &Section<'t>) -> Dns {
+fn inbound<'t>(reader: &mut Reader<'t>, client: &Section<'t>) -> bool {
+    match reader.read(client, "inbound", boolean) {
+        Entry::Given(Found { value, .. }) => value,
+        Entry::Absent | Entry::Invalid => true,
+    }
+}
+
+/// Without a word, the server names name servers for a client that it also sends elsewhere; who
+/// lists what goes through the tunnel lists the name servers as well.
+fn dns<'t>(reader: &mut Reader<'t>, client: &Section<'t>, routes: &Routes) -> Dns {
     let names = &["server", "none"];
     match reader.read(client, "dns", name_or_list(names, "IP addresses")) {
         Entry::Given(Found { value, .. }) => match value {
@@ -221,6 +232,9 @@ fn dns<'t>(reader: &mut Reader<'t>, client: &Section<'t>) -> Dns {
             NameOrList::Name(_) => Dns::Server,
             NameOrList::List => Dns::List(values(reader.list(client, "dns", host_address))),
         },
-        Entry::Absent | Entry::Invalid => Dns::Server,
+        Entry::Absent | Entry::Invalid => match routes {
+            Routes::Server | Routes::Full => Dns::Server,
+            Routes::List(_) | Routes::None => Dns::None,
+        },
     }
 }

@@ -14,7 +14,7 @@ use crate::peers;
 use crate::problem::ConfigError;
 use crate::reader::secret::PRIVATE_KEY;
 use crate::reader::value::{
-    boolean, expected, found, host_address, integer, network, parsed, route,
+    boolean, expected, found, integer, network, parsed, remote_host_address, route,
 };
 use crate::reader::{At, Entry, Found, Reader, Section};
 use crate::sections::{self, MAX_RATE, MonitoringDefaults, values};
@@ -222,7 +222,7 @@ fn secret_key<'t>(reader: &mut Reader<'t>, security: &Section<'t>, path: &Path) 
 }
 
 fn push<'t>(reader: &mut Reader<'t>, network: &Section<'t>, tunnel: &Tunnel) -> Push {
-    let dns = reader.list(network, "dns", host_address);
+    let dns = reader.list(network, "dns", remote_host_address);
     let routes = reader.list(network, "push_routes", route);
     if let Entry::Given(dns) = &dns {
         for Found { value, at } in &dns.value {

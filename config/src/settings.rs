@@ -72,6 +72,8 @@ pub struct ClientHost {
     pub routes: Routes,
     /// Whom to ask for names.
     pub dns: Dns,
+    /// Whether connections may come in from the tunnel, not only answers.
+    pub inbound: bool,
     /// Metrics and logs.
     pub monitoring: Monitoring,
     /// Options of the connection's socket.
@@ -168,9 +170,9 @@ pub enum Routes {
     Server,
     /// Everything.
     Full,
-    /// These networks.
+    /// These networks, and the server's address in the tunnel.
     List(Vec<IpNet>),
-    /// Nothing; routing is someone else's affair.
+    /// Nothing but the server's address in the tunnel; routing is someone else's affair.
     None,
 }
 

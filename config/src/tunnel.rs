@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use lostlove_core::config::{MAX_MTU, MIN_IPV6_MTU};
+use lostlove_core::config::{MAX_MTU, MIN_IPV6_MTU, MIN_PREFIX_V4, MIN_PREFIX_V6};
+use lostlove_core::ip::special_range;
 use toml::de::DeValue;
 
 use crate::pool::reserved;
@@ -20,8 +21,8 @@ pub(crate) const ADDRESS_V6: Ipv6Net =
     Ipv6Net::new_assert(Ipv6Addr::new(0xfd4c, 0x4c50, 1, 0, 0, 0, 0, 1), 64);
 
 /// At least one client beside the server, network and broadcast address.
-const PREFIX_V4: RangeInclusive<u8> = 8..=30;
-const PREFIX_V6: RangeInclusive<u8> = 32..=126;
+const PREFIX_V4: RangeInclusive<u8> = MIN_PREFIX_V4..=30;
+const PREFIX_V6: RangeInclusive<u8> = MIN_PREFIX_V6..=126;
 
 /// The tunnel's network, as far as it is known.
 pub(crate) struct Tunnel {
@@ -127,8 +128,7 @@ fn address_v4(value: &DeValue<'_>) -> Result<Ipv4Net, String> {
     let what = "an IPv4 address with prefix length such as \"10.8.0.1/24\"";
     let net: Ipv4Net = parsed(what)(value)?;
     check(IpNet::V4(net), &PREFIX_V4, value)?;
-    let address = net.addr();
-    if address.is_multicast() || address.is_loopback() || address.is_link_local() {
+    if special_range(IpNet::from(IpAddr::V4(net.addr()))).is_some() {
         return Err(expected("a unicast address", value));
     }
     Ok(net)
@@ -138,9 +138,7 @@ fn address_v6(value: &DeValue<'_>) -> Result<Ipv6Net, String> {
     let what = "an IPv6 address with prefix length such as \"fd00:1:2::1/64\"";
     let net: Ipv6Net = parsed(what)(value)?;
     check(IpNet::V6(net), &PREFIX_V6, value)?;
-    let address = net.addr();
-    let mapped = address.to_ipv4_mapped().is_some();
-    if address.is_multicast() || address.is_unicast_link_local() || mapped {
+    if special_range(IpNet::from(IpAddr::V6(net.addr()))).is_some() {
         return Err(expected("a unicast address", value));
     }
     Ok(net)

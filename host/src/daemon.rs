@@ -26,7 +26,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use lostlove_core::config::{Config, Role as EndpointRole};
+use lostlove_core::config::{Config, Role as EndpointRole, TunSettings};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
@@ -384,20 +384,33 @@ impl Daemon {
                     dialer.start(attempt);
                 }
             }
-            Event::Configure(settings) => {
-                let network = self.network.as_mut();
-                if let Some(Err(error)) = network.map(|network| network.configure(&settings)) {
-                    self.fail(error, now);
-                }
-            }
+            Event::Configure(settings) => self.configure(&settings, now),
             Event::Established { .. } => self.metrics.set_ready(self.failure.is_none()),
             Event::ProbeEstablished { .. } => {}
             Event::Closed { id, .. } => {
                 if self.role == Role::Client {
                     self.metrics.set_ready(false);
+                    if let Some(network) = &mut self.network {
+                        network.session_ended(self.endpoint.stats().tun_packets_out);
+                    }
                 }
                 self.connections.remove(id);
             }
+        }
+    }
+
+    /// Sets the client's network up, or takes leave of a server whose assignment cannot be used.
+    fn configure(&mut self, settings: &TunSettings, now: Instant) {
+        let Some(network) = &mut self.network else {
+            return;
+        };
+        match network.configure(settings, self.endpoint.stats().tun_packets_out) {
+            Ok(sources) => self.endpoint.set_sources(&sources.inside, &sources.outside),
+            Err(NetError::Refused(refusal)) => {
+                warn!(%refusal, "the server's assignment cannot be used; trying again later");
+                self.endpoint.refuse_assignment(now);
+            }
+            Err(error) => self.fail(error, now),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lostlove_core::crypto::{KeyError, PublicKey};
+use lostlove_core::ip::special_range;
 use toml::de::DeValue;
 
 /// Longer values are cut in messages.
@@ -177,16 +178,19 @@ pub(crate) fn network(value: &DeValue<'_>) -> Result<IpNet, String> {
 /// A network that can be routed into a tunnel.
 pub(crate) fn route(value: &DeValue<'_>) -> Result<IpNet, String> {
     let network = network(value)?;
-    let address = network.network();
-    let mapped = matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
-    let local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    if address.is_multicast() || address.is_loopback() || local || mapped {
+    if special_range(network).is_some() {
         return Err(expected("a network of routable unicast addresses", value));
     }
     Ok(network)
+}
+
+/// The address of a host that others can reach.
+pub(crate) fn remote_host_address(value: &DeValue<'_>) -> Result<IpAddr, String> {
+    let address = host_address(value)?;
+    if special_range(IpNet::from(address)).is_some() {
+        return Err(expected("an address that clients can reach", value));
+    }
+    Ok(address)
 }
 
 /// The address of one host.
@@ -322,6 +326,8 @@ mod tests {
             "::1/128",
             "fe80::/10",
             "::ffff:10.0.0.0/104",
+            "0.0.0.0/8",
+            "240.0.0.0/4",
         ] {
             let message = route(&value(&format!("'{text}'"))).unwrap_err();
             let expected = "expected a network of routable unicast addresses";

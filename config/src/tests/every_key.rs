@@ -93,6 +93,7 @@ const CLIENT: &[(&str, &str)] = &[
     ("client.preshared_key_file", "'other.key'"),
     ("client.routes", "'full'"),
     ("client.dns", "'none'"),
+    ("client.inbound", "false"),
     ("client.reconnect_min", "2"),
     ("client.reconnect_max", "20"),
     ("network.tun_name", "'tun7'"),

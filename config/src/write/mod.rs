@@ -168,8 +168,17 @@ pub fn client_toml(new: &NewClient<'_>) -> Zeroizing<String> {
         Routes::List(routes) => line(&mut text, format_args!("routes = {}", List(routes.iter()))),
     }
     text.push_str(
-        "# Name servers: \"server\" takes those the server names, \"none\" changes nothing.\n\
-         dns = \"server\"\n",
+        "# Name servers: \"server\" takes those the server names, \"none\" changes nothing.\n",
+    );
+    // Names of the networks that stay outside are known there alone.
+    match new.routes {
+        Routes::Full => text.push_str("dns = \"server\"\n"),
+        Routes::Server | Routes::List(_) | Routes::None => text.push_str("dns = \"none\"\n"),
+    }
+    text.push_str(
+        "# Uncomment it to let only answers in from the tunnel: then neither the server nor other\n\
+         # clients can open a connection to this machine.\n\
+         #inbound = false\n",
     );
     text
 }
@@ -202,6 +211,7 @@ mod tests {
     use lostlove_core::config::Role;
 
     use super::*;
+    use crate::settings::Dns;
     use crate::testing::{Folder, key, server_of};
 
     #[test]
@@ -250,6 +260,12 @@ mod tests {
             assert!(text.capacity() == CLIENT_CAPACITY, "it was moved");
             let settings = folder.client(&text).unwrap();
             assert_eq!(settings.host.routes, routes);
+            let takes_servers = matches!(routes, Routes::Full);
+            assert_eq!(settings.host.dns == Dns::Server, takes_servers);
+            // As users of other tunnels expect; the line that changes it is there.
+            assert!(settings.host.inbound);
+            let closed = text.replace("#inbound", "inbound");
+            assert!(!folder.client(&closed).unwrap().host.inbound);
             assert_eq!(settings.host.server[0].to_string(), "[2001:db8::1]:443");
             let Role::Client(client) = &settings.endpoint.role else {
                 panic!("a client's file makes a client");

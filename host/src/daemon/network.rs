@@ -3,10 +3,10 @@
 use ipnet::IpNet;
 use lostlove_config::{ClientHost, Dns, Routes, ServerHost};
 use lostlove_core::config::TunSettings;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::net::{
-    ClientNet, ClientRoutes, ClientSetup, Masquerade, NetError, Paths, ServerNet, ServerSetup,
+    ClientNet, ClientSetup, Masquerade, NetError, Paths, ServerNet, ServerSetup, Sources,
 };
 
 /// Packets that wait in the kernel for the daemon to read, as many as a WireGuard device or an
@@ -30,8 +30,24 @@ enum Kind {
 
 struct ClientNetwork {
     net: ClientNet,
+    profile: Profile,
+    /// What the system is set up for.
+    current: Option<Current>,
+    /// The last assignment that carried packets.
+    proven: Option<TunSettings>,
+}
+
+/// What the client's file says.
+struct Profile {
     routes: Routes,
     dns: Dns,
+    inbound: bool,
+}
+
+struct Current {
+    settings: TunSettings,
+    /// Packets handed to the TUN device when the session began.
+    packets: u64,
 }
 
 impl Network {
@@ -60,16 +76,34 @@ impl Network {
     pub(super) fn client(host: &ClientHost, tun: &str) -> Result<Self, NetError> {
         Ok(Self(Kind::Client(Box::new(ClientNetwork {
             net: ClientNet::new(tun, &Paths::default())?,
-            routes: host.routes.clone(),
-            dns: host.dns.clone(),
+            profile: Profile {
+                routes: host.routes.clone(),
+                dns: host.dns.clone(),
+                inbound: host.inbound,
+            },
+            current: None,
+            proven: None,
         }))))
     }
 
-    /// Makes a client's system as its server assigned.
-    pub(super) fn configure(&mut self, settings: &TunSettings) -> Result<(), NetError> {
+    /// Makes a client's system as its server assigned, and returns where packets from the tunnel
+    /// may come from. `packets` is how many were handed to the TUN device so far.
+    pub(super) fn configure(
+        &mut self,
+        settings: &TunSettings,
+        packets: u64,
+    ) -> Result<Sources, NetError> {
         match &mut self.0 {
-            Kind::Server(_) => Ok(()),
-            Kind::Client(client) => client.configure(settings),
+            Kind::Server(_) => Ok(Sources::default()),
+            Kind::Client(client) => client.configure(settings, packets),
+        }
+    }
+
+    /// A session is over. An assignment that has never carried a packet may be what cut the client
+    /// off, so it does not outlive its session.
+    pub(super) fn session_ended(&mut self, packets: u64) {
+        if let Kind::Client(client) = &mut self.0 {
+            client.session_ended(packets);
         }
     }
 
@@ -86,31 +120,85 @@ impl Network {
 }
 
 impl ClientNetwork {
-    fn configure(&mut self, settings: &TunSettings) -> Result<(), NetError> {
-        let addresses: Vec<IpNet> = [
-            settings.address_v4.map(IpNet::V4),
-            settings.address_v6.map(IpNet::V6),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        let routes = match &self.routes {
-            Routes::Full => ClientRoutes::Full,
-            Routes::Server => ClientRoutes::List(&settings.push.routes),
-            Routes::List(networks) => ClientRoutes::List(networks),
-            Routes::None => ClientRoutes::List(&[]),
+    fn configure(&mut self, settings: &TunSettings, packets: u64) -> Result<Sources, NetError> {
+        let result = self.profile.apply(&mut self.net, settings);
+        match &result {
+            Err(NetError::Refused(_)) => self.reconsider(),
+            _ => {
+                self.current = Some(Current {
+                    settings: settings.clone(),
+                    packets,
+                });
+            }
+        }
+        result
+    }
+
+    /// What was in order before may no longer be: the host may have moved to another network.
+    fn reconsider(&mut self) {
+        let current = self.current.as_ref();
+        let is_refused = |current: &Current| {
+            self.profile
+                .check(&mut self.net, &current.settings)
+                .is_err()
         };
-        let dns = match &self.dns {
-            Dns::Server => &settings.push.dns[..],
-            Dns::List(servers) => servers,
-            Dns::None => &[],
+        if current.is_some_and(is_refused) {
+            self.clear();
+        }
+    }
+
+    fn session_ended(&mut self, packets: u64) {
+        let Some(current) = &self.current else { return };
+        if packets > current.packets {
+            self.proven = Some(current.settings.clone());
+        } else if self.proven.as_ref() != Some(&current.settings) {
+            info!("the assignment has carried no packet, and is taken back");
+            self.roll_back(packets);
+        }
+    }
+
+    /// Goes back to what has carried packets, if anything has.
+    fn roll_back(&mut self, packets: u64) {
+        let Some(settings) = self.proven.clone() else {
+            return self.clear();
         };
-        self.net.apply(&ClientSetup {
+        match self.profile.apply(&mut self.net, &settings) {
+            Ok(_) => self.current = Some(Current { settings, packets }),
+            Err(error) => {
+                warn!(%error, "cannot go back to the assignment before");
+                self.clear();
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        self.current = None;
+        for error in self.net.clear() {
+            warn!(%error, "cannot restore the system's network");
+        }
+    }
+}
+
+impl Profile {
+    fn apply(&self, net: &mut ClientNet, settings: &TunSettings) -> Result<Sources, NetError> {
+        self.with_setup(settings, |setup| net.apply(setup))
+    }
+
+    fn check(&self, net: &mut ClientNet, settings: &TunSettings) -> Result<(), NetError> {
+        self.with_setup(settings, |setup| net.check(setup))
+    }
+
+    fn with_setup<T>(&self, settings: &TunSettings, act: impl FnOnce(&ClientSetup<'_>) -> T) -> T {
+        let v4 = settings.address_v4.map(IpNet::V4).into_iter();
+        let addresses: Vec<_> = v4.chain(settings.address_v6.map(IpNet::V6)).collect();
+        act(&ClientSetup {
             mtu: settings.mtu,
             txqueuelen: QUEUE_LEN,
             addresses: &addresses,
-            routes,
-            dns,
+            push: &settings.push,
+            routes: &self.routes,
+            dns: &self.dns,
+            inbound: self.inbound,
         })
     }
 }

@@ -103,6 +103,7 @@ fn describe_route(route: &Route) -> String {
     match route.target {
         RouteTarget::Interface(_) => format!("route {destination} into the tunnel"),
         RouteTarget::Unreachable => format!("unreachable route {destination}"),
+        RouteTarget::Throw => format!("route {destination} past the tunnel"),
     }
 }
 

@@ -3,42 +3,35 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use lostlove_config::{Dns, Routes};
+use lostlove_core::config::Push;
 
+use super::allowed::Sources;
 use super::change::Change;
-use super::dns::Dns;
+use super::dns::Dns as Resolver;
 use super::guard::Guard;
 use super::netlink::LinkSetup;
-use super::overlap::warn_of_overlaps;
 use super::plan::{Plan, is_planned};
+use super::surroundings::Surroundings;
 use super::{NetError, Paths, nft, set_up_link, sysctl};
 
-/// What a client needs of the system, usually as its server said.
+/// What a server assigns to a client, and what the client's profile allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientSetup<'a> {
     /// The device's MTU in bytes.
     pub mtu: u16,
     /// Length of its transmit queue, in packets (or super-packets, with offload).
     pub txqueuelen: u32,
-    /// The client's addresses, with the prefix lengths of the tunnel's networks, which are always
-    /// routed into the tunnel.
+    /// The client's addresses, with the prefix lengths of the tunnel's networks.
     pub addresses: &'a [IpNet],
-    /// What else goes into the tunnel.
-    pub routes: ClientRoutes<'a>,
-    /// Resolvers to use instead of the system's, always reached through the tunnel; empty to leave
-    /// the system's as they are.
-    pub dns: &'a [IpAddr],
-}
-
-/// What goes into a client's tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientRoutes<'a> {
-    /// Everything but networks for which the system has routes of its own besides the default
-    /// route, such as the local network. A family in which the tunnel has no address is blocked,
-    /// or it would leak.
-    Full,
-    /// These networks, as if their routes stood among the system's own: the longest prefix wins,
-    /// the tunnel where they are equal.
-    List(&'a [IpNet]),
+    /// What the server recommends.
+    pub push: &'a Push,
+    /// What the profile sends into the tunnel.
+    pub routes: &'a Routes,
+    /// Which name servers the profile wants, always reached through the tunnel.
+    pub dns: &'a Dns,
+    /// Whether connections may come in from the tunnel, not only answers.
+    pub inbound: bool,
 }
 
 /// Everything a client has changed on the system. Undone on [`Self::restore`] and on drop.
@@ -53,10 +46,12 @@ pub enum ClientRoutes<'a> {
 pub struct ClientNet {
     guard: Guard,
     link: Option<(u32, LinkSetup)>,
-    guarded: Option<Vec<IpNet>>,
-    /// The networks that were last compared with the local ones.
-    compared: Vec<IpNet>,
+    guarded: Option<(Vec<IpNet>, bool)>,
+    /// What the operator was last told.
+    remarks: Vec<String>,
     dns: Vec<IpAddr>,
+    /// The system's own name servers, which cannot be seen while others are set.
+    resolvers: Vec<IpAddr>,
 }
 
 impl ClientNet {
@@ -73,27 +68,31 @@ impl ClientNet {
             guard: Guard::open(tun, paths)?,
             link: None,
             guarded: None,
-            compared: Vec::new(),
+            remarks: Vec::new(),
             dns: Vec::new(),
+            resolvers: Vec::new(),
         })
     }
 
-    /// Makes the system as `setup` says. May be called again: what is the same stays untouched, new
+    /// Makes the system as `setup` says, as far as the profile allows, and returns where packets
+    /// from the tunnel may come from. May be called again: what is the same stays untouched, new
     /// routes come before old ones go.
     ///
     /// Without IPv6 in the kernel, or below its smallest MTU, IPv6 addresses are left out with a
-    /// warning. Name servers that cannot be set are a warning too, and are tried again next time.
+    /// warning. So is what the server recommends and the profile does not allow. Name servers that
+    /// cannot be set are a warning too, and are tried again next time.
     ///
     /// # Errors
     ///
-    /// Whatever the system refuses. What was changed so far stays changed until the next call or
-    /// [`Self::restore`].
-    pub fn apply(&mut self, setup: &ClientSetup<'_>) -> Result<(), NetError> {
+    /// [`NetError::Refused`] if the addresses cannot be used here; nothing was changed then. Else
+    /// whatever the system refuses: what was changed so far stays changed until the next call,
+    /// [`Self::clear`] or [`Self::restore`].
+    pub fn apply(&mut self, setup: &ClientSetup<'_>) -> Result<Sources, NetError> {
         let index = self.guard.index()?;
-        let plan = Plan::new(setup, index, &self.guard.paths);
+        let plan = self.plan(setup, index)?;
+        self.remark(&plan.remarks);
         self.set_up_link(setup, index)?;
-        self.guard_addresses(&plan.addresses);
-        self.compare(&plan.addresses, index);
+        self.guard_addresses(&plan.addresses, setup.inbound)?;
         for change in &plan.changes {
             self.guard.make(change)?;
         }
@@ -108,15 +107,52 @@ impl ClientNet {
         for change in outdated {
             self.guard.undo(&change)?;
         }
-        if let Err(error) = self.set_dns(setup.dns) {
+        if let Err(error) = self.set_dns(&plan.dns) {
             tracing::warn!(%error, "the system's name servers stay as they are");
         }
-        Ok(())
+        Ok(plan.sources)
+    }
+
+    /// Whether `setup` could be applied, without changing anything.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::Refused`], or that the device is gone.
+    pub fn check(&mut self, setup: &ClientSetup<'_>) -> Result<(), NetError> {
+        let index = self.guard.index()?;
+        self.plan(setup, index).map(drop)
+    }
+
+    /// Undoes everything and stays in charge, and returns what could not be undone.
+    pub fn clear(&mut self) -> Vec<NetError> {
+        self.guarded = None;
+        self.dns.clear();
+        self.guard.undo_all()
     }
 
     /// Undoes everything, and returns what could not be undone.
     pub fn restore(mut self) -> Vec<NetError> {
         self.guard.restore()
+    }
+
+    fn plan(&mut self, setup: &ClientSetup<'_>, index: u32) -> Result<Plan, NetError> {
+        let mut around = Surroundings::look(&mut self.guard.netlink, &self.guard.paths, index);
+        if self.dns.is_empty() {
+            self.resolvers.clone_from(&around.resolvers);
+        } else {
+            around.resolvers.clone_from(&self.resolvers);
+        }
+        Ok(Plan::new(setup, &around, index)?)
+    }
+
+    /// Tells what was left out, once.
+    fn remark(&mut self, remarks: &[String]) {
+        if self.remarks != remarks {
+            for remark in remarks {
+                tracing::warn!("{remark}");
+            }
+            self.remarks = remarks.to_vec();
+        }
     }
 
     fn set_up_link(&mut self, setup: &ClientSetup<'_>, index: u32) -> Result<(), NetError> {
@@ -137,36 +173,35 @@ impl ClientNet {
 
     /// Installs the firewall's part. Without it a strict reverse path filter would drop the
     /// server's answers, because the way back to it seems to be the tunnel.
-    fn guard_addresses(&mut self, addresses: &[IpNet]) {
-        if self.guarded.as_deref() == Some(addresses) {
-            return;
+    ///
+    /// # Errors
+    ///
+    /// Where the firewall is to keep connections out, and cannot.
+    fn guard_addresses(&mut self, addresses: &[IpNet], inbound: bool) -> Result<(), NetError> {
+        let wanted = (addresses.to_vec(), inbound);
+        if self.guarded.as_ref() == Some(&wanted) {
+            return Ok(());
         }
         let table = nft::table_name(self.guard.tun());
-        let chains = nft::client_chains(self.guard.tun(), addresses);
+        let chains = nft::client_chains(self.guard.tun(), addresses, inbound);
         let change = Change::Nft {
             table: table.clone(),
         };
         let installed = self
             .guard
             .make_with(&change, |guard| nft::install(&guard.paths, &table, &chains));
-        if let Err(error) = installed {
-            tracing::warn!(%error, "no firewall protects the tunnel's addresses");
-            if sysctl::has_strict_rp_filter(&self.guard.paths) {
-                self.try_sysctl(&sysctl::rp_filter_key("all"), "2");
+        match installed {
+            Ok(()) => self.try_sysctl(sysctl::SRC_VALID_MARK, "1"),
+            Err(error) if !inbound => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "no firewall protects the tunnel's addresses");
+                if sysctl::has_strict_rp_filter(&self.guard.paths) {
+                    self.try_sysctl(&sysctl::rp_filter_key("all"), "2");
+                }
             }
-        } else {
-            self.try_sysctl(sysctl::SRC_VALID_MARK, "1");
         }
-        self.guarded = Some(addresses.to_vec());
-    }
-
-    /// Compares the tunnel's networks with the local ones, once.
-    fn compare(&mut self, addresses: &[IpNet], index: u32) {
-        if self.compared != addresses {
-            let advice = "change the local network, or network.tun_address on the server";
-            warn_of_overlaps(addresses, index, advice);
-            self.compared = addresses.to_vec();
-        }
+        self.guarded = Some(wanted);
+        Ok(())
     }
 
     /// Sets a parameter that only matters where reverse path filters are strict.
@@ -189,7 +224,7 @@ impl ClientNet {
                 self.guard.undo(&Change::Dns(dns))?;
             }
         } else {
-            let choose = || Dns::choose(&self.guard.paths, self.guard.tun());
+            let choose = || Resolver::choose(&self.guard.paths, self.guard.tun());
             let dns = current.unwrap_or_else(choose);
             let change = Change::Dns(dns.clone());
             self.guard.make_with(&change, |_| dns.set(servers))?;

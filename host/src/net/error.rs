@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
+use super::allowed::Refusal;
+
 /// What can go wrong with the system's network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
@@ -49,10 +51,13 @@ pub enum NetError {
     Ipv6Disabled,
     /// NAT, or a limit of what passes, is wanted without nftables.
     #[error(
-        "`nft` was not found: install the package nftables, or do without network.nat, inbound \
-         and client_access = \"internet\""
+        "`nft` was not found: install the package nftables, or do without network.nat, inbound and \
+         client_access = \"internet\" (server), or inbound = false (client)"
     )]
     NftMissing,
+    /// The server's assignment cannot be used here.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// A program failed.
     #[error("`{command}` failed: {message}")]
     Command {
@@ -91,6 +96,7 @@ impl NetError {
             | Self::NoInterface(_)
             | Self::Ipv6Disabled
             | Self::NftMissing
+            | Self::Refused(_)
             | Self::Command { .. } => false,
         }
     }

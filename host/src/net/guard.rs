@@ -173,7 +173,8 @@ impl Guard {
         errors
     }
 
-    fn undo_all(&mut self) -> Vec<NetError> {
+    /// Takes everything back and goes on, and returns what went wrong.
+    pub(super) fn undo_all(&mut self) -> Vec<NetError> {
         let changes = self.journal.changes().to_vec();
         let mut errors: Vec<_> = changes
             .iter()

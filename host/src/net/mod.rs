@@ -12,7 +12,8 @@
 
 use std::path::PathBuf;
 
-pub use self::client::{ClientNet, ClientRoutes, ClientSetup};
+pub use self::allowed::{Refusal, Sources};
+pub use self::client::{ClientNet, ClientSetup};
 pub use self::error::NetError;
 use self::guard::Guard;
 pub use self::guard::clean_up_after_crash;
@@ -20,11 +21,13 @@ pub use self::netlink::{LinkSetup, Netlink, Route, RouteTarget, Rule, RuleFamily
 pub use self::overlap::local_networks;
 pub use self::server::{Masquerade, ServerNet, ServerSetup};
 
+mod allowed;
 mod change;
 mod client;
 mod command;
 mod dns;
 mod error;
+mod foreign;
 mod guard;
 mod journal;
 mod netlink;
@@ -34,6 +37,7 @@ mod plan;
 mod policy;
 mod ports;
 mod server;
+mod surroundings;
 mod sysctl;
 
 #[cfg(test)]

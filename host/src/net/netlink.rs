@@ -59,6 +59,8 @@ pub enum RouteTarget {
     Interface(u32),
     /// They are refused with an ICMP error.
     Unreachable,
+    /// This table says nothing about them; those behind it do.
+    Throw,
 }
 
 /// A policy rule that looks into a routing table.
@@ -219,8 +221,20 @@ impl Netlink {
     /// The kernel's answer.
     pub fn addresses(&mut self) -> io::Result<Vec<(u32, IpNet)>> {
         let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        self.send(message, NLM_F_DUMP)?;
-        let mut addresses = Vec::new();
+        self.dump(message, |message| match message {
+            RouteNetlinkMessage::NewAddress(message) => address_of(&message),
+            _ => None,
+        })
+    }
+
+    /// Asks for all objects of a kind, and returns what `pick` takes of them.
+    pub(super) fn dump<T>(
+        &mut self,
+        request: RouteNetlinkMessage,
+        pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        self.send(request, NLM_F_DUMP)?;
+        let mut found = Vec::new();
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
             for message in messages(&datagram) {
@@ -229,10 +243,8 @@ impl Netlink {
                     continue;
                 }
                 match message.payload {
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(message)) => {
-                        addresses.extend(address_of(&message));
-                    }
-                    NetlinkPayload::Done(_) => return Ok(addresses),
+                    NetlinkPayload::InnerMessage(message) => found.extend(pick(message)),
+                    NetlinkPayload::Done(_) => return Ok(found),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => {}
                 }
@@ -359,6 +371,7 @@ fn route_message(route: &Route) -> RouteMessage {
             message.attributes.push(RouteAttribute::Oif(index));
         }
         RouteTarget::Unreachable => message.header.kind = RouteType::Unreachable,
+        RouteTarget::Throw => message.header.kind = RouteType::Throw,
     }
     message
 }

@@ -55,8 +55,9 @@ fn remove_for(family: &str, paths: &Paths, table: &str) -> Result<(), NetError> 
 }
 
 /// A client's chains: nobody on another network reaches the tunnel's addresses, and answers to the
-/// tunnel's own sockets carry their mark, so that strict reverse path filters let them in.
-pub(super) fn client_chains(tun: &str, addresses: &[IpNet]) -> String {
+/// tunnel's own sockets carry their mark, so that strict reverse path filters let them in. Unless
+/// `inbound`, only answers come out of the tunnel.
+pub(super) fn client_chains(tun: &str, addresses: &[IpNet], inbound: bool) -> String {
     let tun = quoted(tun);
     let mut chains = String::from(
         "chain guard_addresses {\ntype filter hook prerouting priority raw; policy accept;\n",
@@ -82,6 +83,16 @@ pub(super) fn client_chains(tun: &str, addresses: &[IpNet]) -> String {
          meta l4proto tcp meta mark {FWMARK} ct mark set meta mark\n\
          }}\n"
     );
+    if !inbound {
+        let _ = write!(
+            chains,
+            "chain answers_only {{\n\
+             type filter hook prerouting priority filter; policy accept;\n\
+             iifname {tun} ct state established,related accept\n\
+             iifname {tun} counter drop\n\
+             }}\n"
+        );
+    }
     chains
 }
 

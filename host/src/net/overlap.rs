@@ -39,7 +39,7 @@ pub(super) fn warn_of_overlaps(tunnel: &[IpNet], index: u32, advice: &str) {
     }
 }
 
-const fn is_of_no_account(address: IpAddr) -> bool {
+pub(super) const fn is_of_no_account(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),

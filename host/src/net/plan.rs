@@ -1,112 +1,87 @@
-//! From what a client needs to the addresses, routes and rules that give it.
+//! From what a client is allowed to the addresses, routes and rules that give it.
 
-use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
+use super::allowed::{Allowed, Refusal, Sources};
 use super::change::Change;
-use super::client::{ClientRoutes, ClientSetup};
+use super::client::ClientSetup;
 use super::netlink::{Route, RouteTarget};
-use super::{FWMARK, Paths, policy, sysctl};
+use super::surroundings::Surroundings;
+use super::{FWMARK, policy};
 
 /// The client's routing table is this plus the device's index, far from the small numbers that
 /// administrators and other programs use.
 const FIRST_TABLE: u32 = 0x4C4C_0000;
 
-/// The smallest MTU of an interface with IPv6 (RFC 8200, section 5).
-const MIN_IPV6_MTU: u16 = 1280;
-
-/// The addresses, routes and rules that a setup comes down to.
+/// What a setup comes down to.
 pub(super) struct Plan {
+    /// The client's addresses, with the prefix lengths of the tunnel's networks.
     pub(super) addresses: Vec<IpNet>,
+    /// Addresses, routes and rules.
     pub(super) changes: Vec<Change>,
+    /// The name servers to use.
+    pub(super) dns: Vec<IpAddr>,
+    /// Where packets from the tunnel may come from.
+    pub(super) sources: Sources,
+    /// What the operator should know.
+    pub(super) remarks: Vec<String>,
 }
 
 impl Plan {
-    pub(super) fn new(setup: &ClientSetup<'_>, index: u32, paths: &Paths) -> Self {
-        let addresses = usable_addresses(setup, paths);
+    /// Plans for the interface of this index.
+    pub(super) fn new(
+        setup: &ClientSetup<'_>,
+        around: &Surroundings,
+        index: u32,
+    ) -> Result<Self, Refusal> {
+        let allowed = Allowed::new(setup, around)?;
         let table = FIRST_TABLE.wrapping_add(index);
-        let routes = routes(setup, &addresses, index, paths);
-        let destinations = routes.iter().map(|route| &route.destination);
+        let routes = routes(&allowed, table, index);
+        let destinations = allowed.inside.iter().chain(&allowed.blocked);
         let rules = policy::rules(destinations, table, FWMARK);
         // A whole prefix would put the tunnel's network into the main table, and make a second
         // address of that network depend on the first.
-        let hosts = addresses.iter().map(|address| IpNet::from(address.addr()));
+        let hosts = allowed.addresses.iter().map(|own| IpNet::from(own.addr()));
         let changes = hosts
             .map(|address| Change::Address { index, address })
             .chain(routes.into_iter().map(Change::Route))
             .chain(rules.into_iter().map(Change::Rule))
             .collect();
-        Self { addresses, changes }
-    }
-}
-
-fn usable_addresses(setup: &ClientSetup<'_>, paths: &Paths) -> Vec<IpNet> {
-    let v6 = setup.mtu >= MIN_IPV6_MTU && sysctl::has_ipv6(paths);
-    let is_usable = |address: &&IpNet| v6 || matches!(address, IpNet::V4(_));
-    let usable: Vec<_> = setup.addresses.iter().filter(is_usable).copied().collect();
-    if usable.len() < setup.addresses.len() {
-        tracing::warn!(
-            mtu = setup.mtu,
-            "no IPv6 through the tunnel: the kernel has it disabled, or the MTU is below 1280"
-        );
-    }
-    usable
-}
-
-/// The routes of the tunnel's table.
-fn routes(
-    setup: &ClientSetup<'_>,
-    addresses: &[IpNet],
-    index: u32,
-    paths: &Paths,
-) -> BTreeSet<Route> {
-    let table = FIRST_TABLE.wrapping_add(index);
-    let has_address = |family: IpNet| addresses.iter().any(|own| is_same_family(*own, family));
-    let defaults = [
-        IpNet::from(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
-        IpNet::from(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
-    ];
-    let listed = match setup.routes {
-        ClientRoutes::Full => &defaults,
-        ClientRoutes::List(list) => list,
-    };
-    let resolvers = setup.dns.iter().copied().filter(|dns| !dns.is_loopback());
-    let mut routes: BTreeSet<_> = addresses
-        .iter()
-        .chain(listed)
-        .copied()
-        .chain(resolvers.map(IpNet::from))
-        .filter(|destination| has_address(*destination))
-        .map(|destination| Route {
-            destination: destination.trunc(),
-            target: RouteTarget::Interface(index),
-            table,
-            metric: 0,
+        Ok(Self {
+            addresses: allowed.addresses,
+            changes,
+            dns: allowed.dns,
+            sources: allowed.sources,
+            remarks: allowed.remarks,
         })
-        .collect();
-    if matches!(setup.routes, ClientRoutes::Full) {
-        let blocked = defaults
-            .into_iter()
-            .filter(|default| !has_address(*default))
-            .filter(|default| matches!(default, IpNet::V4(_)) || sysctl::knows_ipv6(paths));
-        routes.extend(blocked.map(|destination| Route {
-            destination,
-            target: RouteTarget::Unreachable,
-            table,
-            // Behind a route into the tunnel, should an address of this family come later.
-            metric: u32::MAX,
-        }));
     }
-    routes
 }
 
-const fn is_same_family(left: IpNet, right: IpNet) -> bool {
-    matches!(
-        (left, right),
-        (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_))
-    )
+/// The routes of the tunnel's table. What goes past the tunnel comes first: nothing is taken into
+/// it for a moment.
+fn routes(allowed: &Allowed, table: u32, index: u32) -> Vec<Route> {
+    let route = |destination: &IpNet, target| Route {
+        destination: *destination,
+        target,
+        table,
+        metric: 0,
+    };
+    let past = allowed.outside.iter();
+    // A metric of its own, so that it can come before a route into the tunnel goes.
+    let past = past.map(|net| Route {
+        metric: 1,
+        ..route(net, RouteTarget::Throw)
+    });
+    let into = allowed.inside.iter();
+    let into = into.map(|net| route(net, RouteTarget::Interface(index)));
+    let nowhere = allowed.blocked.iter().map(|net| Route {
+        // Behind a route into the tunnel, should an address of this family come later.
+        metric: u32::MAX,
+        ..route(net, RouteTarget::Unreachable)
+    });
+    past.chain(into).chain(nowhere).collect()
 }
 
 /// Whether a [`Plan`] decides about the change.

@@ -50,12 +50,9 @@ fn a_marked_socket_stays_outside() {
         let uplink = uplink(ns);
         let _tun = open("tun0");
         let mut net = new(ns);
-        for routes in [
-            ClientRoutes::Full,
-            ClientRoutes::List(&[parse("203.0.0.0/8")]),
-        ] {
+        for routes in [Routes::Full, list(&["203.0.0.0/8"])] {
             let setup = ClientSetup {
-                routes,
+                routes: &routes,
                 ..full(&[V4, V6])
             };
             net.apply(&setup).unwrap();
@@ -127,10 +124,9 @@ fn listed_networks_are_routed_by_the_longest_prefix() {
         ns.shell("ip route add 10.1.0.0/16 dev up0; ip route add 10.2.0.0/24 dev up0");
         let _tun = open("tun0");
         let mut net = new(ns);
-        let list = ["10.0.0.0/8", "10.1.0.0/16", "192.0.2.64/26", "fd99::/16"].map(parse);
         let setup = ClientSetup {
-            routes: ClientRoutes::List(&list),
-            dns: &["192.0.2.9".parse().unwrap()],
+            routes: &list(&["10.0.0.0/8", "10.1.0.0/16", "192.0.2.64/26", "fd99::/16"]),
+            dns: &Dns::List(vec!["192.0.2.9".parse().unwrap()]),
             ..full(&[V4])
         };
         net.apply(&setup).unwrap();
@@ -190,9 +186,8 @@ fn what_is_applied_is_undone() {
         let resolv_conf = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
         let tun = open("tun0");
         let mut net = new(ns);
-        let dns = ["10.8.0.1".parse().unwrap()];
         let setup = ClientSetup {
-            dns: &dns,
+            dns: &tunnels_own(),
             ..full(&[V4, V6])
         };
         net.apply(&setup).unwrap();
@@ -223,13 +218,12 @@ fn name_servers_that_cannot_be_set_are_a_warning() {
         fs::write(&script, "#!/bin/sh\necho no space left >&2; exit 1\n").unwrap();
         ns.shell(&format!("chmod +x {}", script.display()));
         let mut net = new(ns);
-        let dns = ["10.8.0.1".parse().unwrap()];
         let setup = ClientSetup {
-            dns: &dns,
+            dns: &tunnels_own(),
             ..full(&[V4])
         };
 
-        let text = capture(|| net.apply(&setup).unwrap());
+        let text = capture(|| drop(net.apply(&setup).unwrap()));
 
         assert!(text.contains("no space left"), "{text}");
         assert_eq!(ns.route(SERVER), "tun0");
@@ -321,9 +315,8 @@ fn two_tunnels_stand_side_by_side() {
         first.apply(&full(&[V4])).unwrap();
         let rules = ns.shell("ip rule; ip -6 rule");
         let mut second = ClientNet::new("tun1", &ns.paths).unwrap();
-        let list = [parse("10.77.0.0/16")];
         let setup = ClientSetup {
-            routes: ClientRoutes::List(&list),
+            routes: &list(&["10.77.0.0/16"]),
             ..full(&[OTHER])
         };
 
@@ -352,7 +345,7 @@ fn wait_to_be_killed(directory: &std::path::Path) {
     let _tun = open("tun0");
     let mut net = ClientNet::new("tun0", &paths).unwrap();
     let setup = ClientSetup {
-        dns: &["10.8.0.1".parse().unwrap()],
+        dns: &tunnels_own(),
         ..full(&[V4])
     };
     net.apply(&setup).unwrap();
@@ -380,6 +373,21 @@ fn run_and_kill(ns: &Namespace) {
     child.wait().unwrap();
 }
 
+/// A server that recommends nothing.
+static NOTHING: Push = Push {
+    dns: Vec::new(),
+    routes: Vec::new(),
+};
+
+/// The server's address in the tunnel as the name server.
+fn tunnels_own() -> Dns {
+    Dns::List(vec!["10.8.0.1".parse().unwrap()])
+}
+
+fn list(networks: &[&str]) -> Routes {
+    Routes::List(networks.iter().map(|net| parse(net)).collect())
+}
+
 fn new(ns: &Namespace) -> ClientNet {
     ClientNet::new("tun0", &ns.paths).unwrap()
 }
@@ -389,8 +397,10 @@ fn full(addresses: &[IpNet]) -> ClientSetup<'_> {
         mtu: 1400,
         txqueuelen: 20,
         addresses,
-        routes: ClientRoutes::Full,
-        dns: &[],
+        push: &NOTHING,
+        routes: &Routes::Full,
+        dns: &Dns::None,
+        inbound: true,
     }
 }
 
@@ -442,3 +452,5 @@ fn open(name: &str) -> Tun {
 fn parse(text: &str) -> IpNet {
     text.parse().unwrap()
 }
+
+mod trust;

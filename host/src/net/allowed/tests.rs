@@ -1,0 +1,571 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use lostlove_core::config::Push;
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn an_address_or_network_that_no_tunnel_may_have_is_refused() {
+    for (address, sentence) in [
+        (
+            "10.8.0.2/0",
+            "the server says that the tunnel's network is 0.0.0.0/0: expected a prefix length of 8 or more",
+        ),
+        (
+            "10.8.0.2/7",
+            "the server says that the tunnel's network is 10.0.0.0/7: expected a prefix length of 8 or more",
+        ),
+        (
+            "fd00::2/31",
+            "the server says that the tunnel's network is fd00::/31: expected a prefix length of 32 or more",
+        ),
+        (
+            "127.0.0.2/8",
+            "the server assigns 127.0.0.2, a loopback address",
+        ),
+        (
+            "169.254.1.2/16",
+            "the server assigns 169.254.1.2, a link-local address",
+        ),
+        (
+            "224.0.0.2/24",
+            "the server assigns 224.0.0.2, a multicast address",
+        ),
+        (
+            "0.1.2.3/8",
+            "the server assigns 0.1.2.3, an unspecified address",
+        ),
+        (
+            "240.0.0.2/24",
+            "the server assigns 240.0.0.2, a reserved address",
+        ),
+        (
+            "fe80::2/64",
+            "the server assigns fe80::2, a link-local address",
+        ),
+        ("::1/128", "the server assigns ::1, a loopback address"),
+        (
+            "::ffff:10.8.0.2/120",
+            "the server assigns ::ffff:10.8.0.2, an IPv4-mapped address",
+        ),
+    ] {
+        for routes in every_profile() {
+            let words = Words::new(&[address]);
+            let refusal = words.judge(&routes, &Dns::Server, &home()).unwrap_err();
+            assert_eq!(refusal.to_string(), sentence);
+        }
+    }
+    for widest in ["10.8.0.2/8", "fd00::2/32"] {
+        let words = Words::new(&[widest]);
+        assert!(words.judge(&Routes::Server, &Dns::Server, &home()).is_ok());
+    }
+}
+
+#[test]
+fn where_the_host_is_already_is_no_tunnels_network() {
+    for (address, sentence) in [
+        (
+            "192.0.2.2/24",
+            "the server assigns 192.0.2.2, which is an address of eth0 here: change the one or the \
+             other (network.tun_address on the server)",
+        ),
+        (
+            "192.0.2.77/24",
+            "the tunnel's network 192.0.2.0/24 overlaps 192.0.2.0/24 of eth0: change the one or \
+             the other (network.tun_address on the server), or list 192.0.2.0/24 in client.routes",
+        ),
+        (
+            "192.0.2.77/32",
+            "the tunnel's network 192.0.2.77/32 overlaps 192.0.2.0/24 of eth0: change the one or \
+             the other (network.tun_address on the server), or list 192.0.2.77/32 in client.routes",
+        ),
+        (
+            "192.0.3.1/16",
+            "the tunnel's network 192.0.0.0/16 overlaps 192.0.2.0/24 of eth0: change the one or \
+             the other (network.tun_address on the server), or list 192.0.0.0/16 in client.routes",
+        ),
+        (
+            "198.51.100.9/24",
+            "the tunnel's network 198.51.100.0/24 holds 198.51.100.1, the default gateway of \
+             ppp0: change network.tun_address on the server, or list 198.51.100.0/24 in \
+             client.routes",
+        ),
+        (
+            "2001:db8:1::9/48",
+            "the tunnel's network 2001:db8:1::/48 overlaps 2001:db8:1::/64 of eth0: change the one \
+             or the other (network.tun_address on the server), or list 2001:db8:1::/48 in \
+             client.routes",
+        ),
+    ] {
+        for routes in every_profile() {
+            let words = Words::new(&[address]);
+            let refusal = words.judge(&routes, &Dns::Server, &home()).unwrap_err();
+            assert_eq!(refusal.to_string(), sentence);
+        }
+    }
+}
+
+/// The profile's word counts more than the surroundings, but an address cannot be in two places.
+#[test]
+fn a_profile_that_lists_the_tunnels_network_gets_it() {
+    let routes = list(&["192.0.2.0/24"]);
+    let words = Words::new(&["192.0.2.77/24"]);
+    let allowed = words.judge(&routes, &Dns::None, &home()).unwrap();
+    assert!(allowed.inside.contains(&net("192.0.2.0/24")));
+
+    let words = Words::new(&["192.0.2.2/24"]);
+    let refusal = words.judge(&routes, &Dns::None, &home()).unwrap_err();
+    assert!(matches!(refusal, Refusal::Taken { .. }), "{refusal}");
+    let elsewhere = list(&["192.0.0.0/8"]);
+    let words = Words::new(&["192.0.2.77/24"]);
+    let refusal = words.judge(&elsewhere, &Dns::None, &home()).unwrap_err();
+    assert!(matches!(refusal, Refusal::Overlap { .. }), "{refusal}");
+}
+
+/// What a server pushes, and how wide it says that its network is, changes nothing.
+#[test]
+fn a_list_of_routes_is_all_that_is_routed() {
+    let words = Words::new(&["10.8.0.2/8", "fd00::2/64"])
+        .routes(&["0.0.0.0/1", "172.16.0.0/12"])
+        .dns(&["10.8.0.1", "172.16.0.53", "9.9.9.9"]);
+
+    let routes = list(&["172.16.5.0/24", "2001:db8:7::/48"]);
+    let allowed = words.judge(&routes, &Dns::None, &home()).unwrap();
+    assert_eq!(
+        inside(&allowed),
+        [
+            "10.0.0.1/32",
+            "172.16.5.0/24",
+            "2001:db8:7::/48",
+            "fd00::1/128"
+        ]
+    );
+    assert_eq!(allowed.dns, [] as [IpAddr; 0]);
+
+    let allowed = words.judge(&Routes::None, &Dns::None, &home()).unwrap();
+    assert_eq!(inside(&allowed), ["10.0.0.1/32", "fd00::1/128"]);
+    let named = Dns::List(vec![address("172.16.0.53"), address("127.0.0.1")]);
+    let allowed = words.judge(&Routes::None, &named, &home()).unwrap();
+    assert_eq!(
+        inside(&allowed),
+        ["10.0.0.1/32", "172.16.0.53/32", "fd00::1/128"]
+    );
+    assert_eq!(allowed.dns, [address("172.16.0.53"), address("127.0.0.1")]);
+}
+
+/// With a list, the server's name servers count where the file says so, and only within the list.
+#[test]
+fn pushed_name_servers_are_used_within_what_is_routed() {
+    let words = Words::new(&["10.8.0.2/24"])
+        .routes(&["172.16.0.0/12"])
+        .dns(&[
+            "10.8.0.1",
+            "172.16.0.53",
+            "9.9.9.9",
+            "192.0.2.9",
+            "127.0.0.53",
+            "fd00::1",
+        ]);
+    for (routes, expected, refused) in [
+        (Routes::Full, &["10.8.0.1", "172.16.0.53", "9.9.9.9"][..], 3),
+        (Routes::Server, &["10.8.0.1", "172.16.0.53"], 4),
+        (list(&["172.16.0.0/16"]), &["10.8.0.1", "172.16.0.53"], 4),
+        (Routes::None, &["10.8.0.1"], 5),
+    ] {
+        let allowed = words.judge(&routes, &Dns::Server, &home()).unwrap();
+        let expected: Vec<_> = expected.iter().map(|it| address(it)).collect();
+        assert_eq!(allowed.dns, expected, "{routes:?}");
+        let said = allowed
+            .remarks
+            .iter()
+            .filter(|it| it.contains("name server"));
+        assert_eq!(said.count(), refused, "{:?}", allowed.remarks);
+        for server in expected {
+            assert!(allowed.goes_inside(server, &home()), "{server}");
+        }
+    }
+}
+
+#[test]
+fn refused_name_servers_are_said_with_the_reason() {
+    let words = Words::new(&["10.8.0.2/24"]).dns(&["169.254.169.254", "192.0.2.9"]);
+    let allowed = words.judge(&Routes::Full, &Dns::Server, &home()).unwrap();
+    assert_eq!(
+        allowed.remarks,
+        [
+            "the server names the name server 169.254.169.254, a link-local address: it is not used",
+            "the server names the name server 192.0.2.9, which is not routed into the tunnel: it \
+             is not used; client.dns can name it"
+        ]
+    );
+}
+
+/// The machine's own network, router and name server do not vanish into the tunnel.
+#[test]
+fn pushed_networks_that_the_client_sits_in_stay_outside_and_are_named() {
+    let mut around = home();
+    around.resolvers = vec![address("172.16.0.53")];
+    let words = Words::new(&["10.8.0.2/24"]).routes(&[
+        "192.0.2.0/24",
+        "192.0.2.128/25",
+        "192.0.0.0/16",
+        "198.51.100.0/24",
+        "172.16.0.0/12",
+        "169.254.0.0/16",
+        "240.0.0.0/5",
+    ]);
+    let allowed = words.judge(&Routes::Server, &Dns::None, &around).unwrap();
+
+    assert_eq!(
+        inside(&allowed),
+        [
+            "10.8.0.0/24",
+            "172.16.0.0/12",
+            "192.0.0.0/16",
+            "198.51.100.0/24"
+        ]
+    );
+    for own in ["192.0.2.1", "192.0.2.130", "198.51.100.1", "172.16.0.53"] {
+        assert!(!allowed.goes_inside(address(own), &around), "{own}");
+    }
+    for theirs in ["192.0.7.1", "198.51.100.2", "172.16.0.54"] {
+        assert!(allowed.goes_inside(address(theirs), &around), "{theirs}");
+    }
+    for named in [
+        ["192.0.2.0/24", "192.0.2.0/24 of eth0"],
+        ["192.0.2.128/25", "192.0.2.0/24 of eth0"],
+        ["192.0.0.0/16", "192.0.2.0/24 of eth0"],
+        ["198.51.100.1", "the default gateway"],
+        ["172.16.0.53", "the name server in use"],
+        ["169.254.0.0/16", "a link-local network"],
+        ["240.0.0.0/5", "a reserved network"],
+    ] {
+        let is_named = |remark: &String| named.iter().all(|word| remark.contains(word));
+        assert!(
+            allowed.remarks.iter().any(is_named),
+            "{named:?}: {:?}",
+            allowed.remarks
+        );
+    }
+}
+
+/// Clouds have their metadata services there: no server may stand in for them.
+#[test]
+fn link_local_addresses_stay_outside_whatever_is_routed() {
+    let words = Words::new(&["10.8.0.2/24", "fd00::2/64"]).routes(&["0.0.0.0/0", "::/0"]);
+    for routes in [Routes::Full, Routes::Server, list(&["128.0.0.0/1", "::/0"])] {
+        let allowed = words.judge(&routes, &Dns::None, &home()).unwrap();
+        for special in ["169.254.169.254", "fe80::1"] {
+            assert!(
+                !allowed.goes_inside(address(special), &home()),
+                "{routes:?}"
+            );
+        }
+        assert!(allowed.goes_inside(address("203.0.113.9"), &home()));
+    }
+}
+
+#[test]
+fn a_full_tunnel_blocks_the_family_that_it_lacks() {
+    let words = Words::new(&["10.8.0.2/24"]);
+    let allowed = words.judge(&Routes::Full, &Dns::None, &home()).unwrap();
+    assert_eq!(allowed.blocked, [net("::/0")]);
+    let mut old = home();
+    old.knows_ipv6 = false;
+    let allowed = words.judge(&Routes::Full, &Dns::None, &old).unwrap();
+    assert_eq!(allowed.blocked, [] as [IpNet; 0]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// For any grant and push of a hostile server the plan stays within what the profile allows.
+    #[test]
+    fn no_server_gets_more_than_the_profile_allows(
+        words in words(),
+        routes in routes(),
+        dns in dns(),
+        around in surroundings(),
+        destination in addresses(),
+    ) {
+        let Ok(allowed) = words.judge(&routes, &dns, &around) else {
+            return Ok(());
+        };
+        for own in &allowed.addresses {
+            prop_assert!(words.addresses.contains(own));
+            prop_assert!(special_range(IpNet::from(own.addr())).is_none());
+            let widest = if own.addr().is_ipv4() { 8 } else { 32 };
+            prop_assert!(own.prefix_len() >= widest);
+            prop_assert!(around.addresses.iter().all(|taken| taken.value != own.addr()));
+        }
+        for destination in interesting(&words, &routes, &dns, &around).chain([destination]) {
+            if allowed.goes_inside(destination, &around) {
+                let may = may_go_inside(destination, &words, &routes, &dns, &around);
+                prop_assert!(may, "{} with {:?}", destination, allowed);
+            }
+            let believed = is_believed(&allowed.sources, destination);
+            prop_assert!(!believed || allowed.goes_inside(destination, &around));
+        }
+        for server in &allowed.dns {
+            let named = match &dns {
+                Dns::None => false,
+                Dns::List(servers) => servers.contains(server),
+                Dns::Server => words.push.dns.contains(server)
+                    && special_range(IpNet::from(*server)).is_none()
+                    && allowed.goes_inside(*server, &around),
+            };
+            prop_assert!(named, "{} with {:?}", server, allowed);
+        }
+    }
+}
+
+/// What a profile allows, said in another way than the code says it.
+fn may_go_inside(
+    destination: IpAddr,
+    words: &Words,
+    routes: &Routes,
+    dns: &Dns,
+    around: &Surroundings,
+) -> bool {
+    let profile_names = |servers: &[IpAddr]| servers.contains(&destination);
+    if matches!(dns, Dns::List(servers) if profile_names(servers)) {
+        return true;
+    }
+    if LINK_LOCAL.iter().any(|range| range.contains(&destination)) {
+        return false;
+    }
+    let networks = words.addresses.iter();
+    let is_servers = |own: &IpNet| server_of(*own) == Some(IpNet::from(destination));
+    let is_local = around
+        .networks
+        .iter()
+        .any(|it| it.value.contains(&destination))
+        || around.gateways.iter().any(|it| it.value == destination);
+    let is_resolver = around.resolvers.contains(&destination);
+    match routes {
+        Routes::Full => !is_local,
+        Routes::Server => !is_local && !is_resolver,
+        Routes::List(listed) if listed.iter().any(|net| net.contains(&destination)) => true,
+        Routes::List(_) | Routes::None => {
+            networks.clone().any(is_servers) && !is_resolver && !is_local
+        }
+    }
+}
+
+fn is_believed(sources: &Sources, address: IpAddr) -> bool {
+    let inside = longest(sources.inside.iter(), address);
+    inside.is_some() && inside >= longest(sources.outside.iter(), address)
+}
+
+/// Addresses at which something could go wrong.
+fn interesting<'a>(
+    words: &'a Words,
+    routes: &'a Routes,
+    dns: &'a Dns,
+    around: &'a Surroundings,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    let named: &[IpAddr] = match dns {
+        Dns::List(servers) => servers,
+        Dns::Server | Dns::None => &[],
+    };
+    let networks = words.addresses.iter().chain(&words.push.routes);
+    let networks = networks.chain(listed(routes)).copied();
+    let networks = networks.chain(around.networks.iter().map(|it| it.value));
+    let networks = networks.flat_map(|net| [net.addr(), net.network(), net.broadcast()]);
+    let hosts = words
+        .push
+        .dns
+        .iter()
+        .chain(named)
+        .chain(&around.resolvers)
+        .copied();
+    let hosts = hosts.chain(around.gateways.iter().map(|it| it.value));
+    let special = ["169.254.169.254", "127.0.0.1", "fe80::1", "8.8.8.8"].map(address);
+    networks.chain(hosts).chain(special)
+}
+
+/// What a server says.
+#[derive(Clone, Debug)]
+struct Words {
+    mtu: u16,
+    addresses: Vec<IpNet>,
+    push: Push,
+}
+
+impl Words {
+    fn new(addresses: &[&str]) -> Self {
+        Self {
+            mtu: 1400,
+            addresses: addresses.iter().map(|it| net(it)).collect(),
+            push: Push::default(),
+        }
+    }
+
+    fn routes(mut self, routes: &[&str]) -> Self {
+        self.push.routes = routes.iter().map(|it| net(it)).collect();
+        self
+    }
+
+    fn dns(mut self, servers: &[&str]) -> Self {
+        self.push.dns = servers.iter().map(|it| address(it)).collect();
+        self
+    }
+
+    fn judge(&self, routes: &Routes, dns: &Dns, around: &Surroundings) -> Result<Allowed, Refusal> {
+        let setup = ClientSetup {
+            mtu: self.mtu,
+            txqueuelen: 20,
+            addresses: &self.addresses,
+            push: &self.push,
+            routes,
+            dns,
+            inbound: true,
+        };
+        Allowed::new(&setup, around)
+    }
+}
+
+/// A host on a network, with a router there and one behind a modem.
+fn home() -> Surroundings {
+    let named = |interface: &str, value: &str| Named {
+        interface: interface.to_owned(),
+        value: address(value),
+    };
+    let network = |value: &str| Named {
+        interface: "eth0".to_owned(),
+        value: net(value),
+    };
+    Surroundings {
+        addresses: vec![named("eth0", "192.0.2.2"), named("eth0", "2001:db8:1::2")],
+        networks: vec![network("192.0.2.0/24"), network("2001:db8:1::/64")],
+        gateways: vec![named("eth0", "192.0.2.1"), named("ppp0", "198.51.100.1")],
+        routes: Vec::new(),
+        resolvers: vec![address("192.0.2.53")],
+        has_ipv6: true,
+        knows_ipv6: true,
+    }
+}
+
+fn every_profile() -> [Routes; 4] {
+    [
+        Routes::Full,
+        Routes::Server,
+        Routes::None,
+        list(&["172.16.0.0/12"]),
+    ]
+}
+
+fn words() -> impl Strategy<Value = Words> {
+    let v4 = prop::option::of(networks_v4());
+    let v6 = prop::option::of(networks_v6());
+    let routes = prop::collection::vec(prop_oneof![networks_v4(), networks_v6()], 0..6);
+    let servers = prop::collection::vec(addresses(), 0..4);
+    let mtu = prop::sample::select(vec![1279, 1280, 1400]);
+    (mtu, v4, v6, servers, routes).prop_map(|(mtu, v4, v6, dns, routes)| Words {
+        mtu,
+        addresses: v4.into_iter().chain(v6).collect(),
+        push: Push { dns, routes },
+    })
+}
+
+fn routes() -> impl Strategy<Value = Routes> {
+    // The profile's own word is judged elsewhere: no special ranges come here.
+    let listed = prop_oneof![networks_v4(), networks_v6()]
+        .prop_map(|net| net.trunc())
+        .prop_filter("not special", |net| special_range(*net).is_none());
+    prop_oneof![
+        Just(Routes::Full),
+        Just(Routes::Server),
+        Just(Routes::None),
+        prop::collection::vec(listed, 0..4).prop_map(Routes::List),
+    ]
+}
+
+fn dns() -> impl Strategy<Value = Dns> {
+    prop_oneof![
+        Just(Dns::Server),
+        Just(Dns::None),
+        prop::collection::vec(addresses(), 0..3).prop_map(Dns::List),
+    ]
+}
+
+fn surroundings() -> impl Strategy<Value = Surroundings> {
+    let own = prop::collection::vec(prop_oneof![networks_v4(), networks_v6()], 0..4);
+    let gateways = prop::collection::vec(addresses(), 0..3);
+    let resolvers = prop::collection::vec(addresses(), 0..3);
+    let routes = prop::collection::vec(networks_v4(), 0..3);
+    (own, gateways, resolvers, routes, any::<bool>()).prop_map(
+        |(own, gateways, resolvers, routes, ipv6)| Surroundings {
+            addresses: own.iter().map(|net| named(net.addr())).collect(),
+            networks: own.iter().map(|net| named(net.trunc())).collect(),
+            gateways: gateways.into_iter().map(named).collect(),
+            routes: routes.iter().map(IpNet::trunc).collect(),
+            resolvers,
+            has_ipv6: ipv6,
+            knows_ipv6: ipv6,
+        },
+    )
+}
+
+fn named<T>(value: T) -> Named<T> {
+    Named {
+        interface: "eth0".to_owned(),
+        value,
+    }
+}
+
+/// In few networks, so that they often meet, and in special ranges.
+fn addresses() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        networks_v4().prop_map(|net| net.addr()),
+        networks_v6().prop_map(|net| net.addr()),
+    ]
+}
+
+fn networks_v4() -> impl Strategy<Value = IpNet> {
+    let starts = vec![
+        0x0A08_0000,
+        0x0A00_0000,
+        0xC0A8_0100,
+        0x0808_0808,
+        0xA9FE_A9F0,
+        0x7F00_0000,
+    ];
+    let lengths = vec![0, 1, 7, 8, 16, 24, 28, 31, 32];
+    let start = prop::sample::select(starts);
+    (start, 0_u32..16, prop::sample::select(lengths)).prop_map(|(start, host, len)| {
+        let address = Ipv4Addr::from(start + host);
+        IpNet::new(address.into(), len).unwrap()
+    })
+}
+
+fn networks_v6() -> impl Strategy<Value = IpNet> {
+    let starts: Vec<u128> = ["fd00::", "fd00:0:0:1::", "2001:db8::", "fe80::"]
+        .map(|text| text.parse::<Ipv6Addr>().unwrap().into())
+        .to_vec();
+    let lengths = vec![0, 8, 31, 32, 64, 124, 127, 128];
+    let start = prop::sample::select(starts);
+    (start, 0_u128..16, prop::sample::select(lengths)).prop_map(|(start, host, len)| {
+        let address = Ipv6Addr::from(start + host);
+        IpNet::new(address.into(), len).unwrap()
+    })
+}
+
+fn inside(allowed: &Allowed) -> Vec<String> {
+    let mut texts: Vec<_> = allowed.inside.iter().map(ToString::to_string).collect();
+    texts.sort();
+    texts
+}
+
+fn list(networks: &[&str]) -> Routes {
+    Routes::List(networks.iter().map(|it| net(it)).collect())
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}

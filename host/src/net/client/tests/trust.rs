@@ -1,0 +1,232 @@
+//! What a server can do to its client's network, and what not.
+
+use super::*;
+
+/// Whatever the server says, a list of routes is all that is routed.
+#[test]
+fn a_server_does_not_widen_a_list_of_routes() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        let push = push(&["0.0.0.0/0", "203.0.113.0/24"], &["9.9.9.9", "192.0.2.53"]);
+        let resolv_conf = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
+        let addresses = [parse("10.8.0.2/8"), V6];
+        for routes in [list(&["10.77.0.0/16"]), Routes::None] {
+            let setup = ClientSetup {
+                push: &push,
+                routes: &routes,
+                ..full(&addresses)
+            };
+            net.apply(&setup).unwrap();
+
+            let is_listed = matches!(routes, Routes::List(_));
+            for (destination, device) in [
+                ("10.77.0.1", if is_listed { "tun0" } else { "up0" }),
+                ("10.0.0.1", "tun0"),
+                ("fd00::1", "tun0"),
+                ("10.9.9.9", "up0"),
+                (SERVER, "up0"),
+                ("9.9.9.9", "up0"),
+                ("192.0.2.53", "up0"),
+                ("2001:db8:ffff::7", "up0"),
+            ] {
+                assert_eq!(ns.route(destination), device, "{destination} {routes:?}");
+            }
+            let now = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
+            assert_eq!(now, resolv_conf);
+        }
+    });
+}
+
+/// The machine's own network, its router and its name server stay where they are.
+#[test]
+fn pushed_networks_that_the_client_sits_in_stay_outside() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        ns.shell("ip route replace default via 198.51.100.1 dev up0 onlink");
+        fs::write(
+            &ns.paths.resolv_conf,
+            "nameserver 203.0.113.53
+",
+        )
+        .unwrap();
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        let wide = push(
+            &[
+                "192.0.2.0/24",
+                "192.0.2.128/25",
+                "198.51.100.0/24",
+                "203.0.113.0/24",
+                "128.0.0.0/1",
+            ],
+            &["203.0.113.53", "203.0.113.54"],
+        );
+        let setup = ClientSetup {
+            push: &wide,
+            routes: &Routes::Server,
+            dns: &Dns::Server,
+            ..full(&[V4])
+        };
+
+        let text = capture(|| drop(net.apply(&setup).unwrap()));
+
+        for (destination, device) in [
+            ("192.0.2.77", "up0"),
+            ("192.0.2.177", "up0"),
+            ("198.51.100.1", "up0"),
+            ("198.51.100.2", "tun0"),
+            ("203.0.113.53", "up0"),
+            ("203.0.113.54", "tun0"),
+            ("169.254.169.254", "up0"),
+        ] {
+            assert_eq!(ns.route(destination), device, "{destination}");
+        }
+        for named in [
+            "192.0.2.128/25",
+            "192.0.2.0/24 of up0",
+            "198.51.100.1",
+            "203.0.113.53",
+        ] {
+            assert!(text.contains(named), "{text}");
+        }
+        let used = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
+        assert!(
+            used.contains(
+                "nameserver 203.0.113.54
+"
+            ),
+            "{used}"
+        );
+        assert!(!used.contains("203.0.113.53"), "{used}");
+
+        // While the tunnel's name servers are set, the system's own are still known.
+        let text = capture(|| drop(net.apply(&setup).unwrap()));
+        assert_eq!(text, "", "nothing is said twice");
+        assert_eq!(ns.route("203.0.113.53"), "up0");
+        assert_eq!(ns.route("203.0.113.54"), "tun0");
+    });
+}
+
+/// A grant that another interface or the local network has would cut the machine off.
+#[test]
+fn addresses_that_the_host_has_already_are_refused_and_nothing_changes() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        ns.shell("ip addr add 10.9.0.2/32 dev lo");
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        let before = ns.snapshot();
+        for (address, words) in [
+            ("192.0.2.2/24", "192.0.2.2, which is an address of up0"),
+            ("10.9.0.2/24", "10.9.0.2, which is an address of lo"),
+            ("192.0.2.9/24", "192.0.2.0/24 overlaps 192.0.2.0/24 of up0"),
+            ("192.9.9.9/8", "192.0.0.0/8 overlaps 192.0.2.0/24 of up0"),
+            ("10.8.0.2/0", "0.0.0.0/0"),
+            ("127.0.0.2/8", "a loopback address"),
+        ] {
+            let addresses = [parse(address)];
+            for routes in [Routes::Full, Routes::Server, Routes::None] {
+                let setup = ClientSetup {
+                    routes: &routes,
+                    ..full(&addresses)
+                };
+                let error = net.apply(&setup).unwrap_err();
+                assert!(matches!(error, NetError::Refused(_)), "{error}");
+                assert!(error.to_string().contains(words), "{error}");
+                assert_eq!(ns.snapshot(), before);
+            }
+        }
+        let addresses = [parse("192.0.2.9/24")];
+        let listed = ClientSetup {
+            routes: &list(&["192.0.2.0/24"]),
+            ..full(&addresses)
+        };
+        net.apply(&listed).unwrap();
+        assert_eq!(ns.route("192.0.2.77"), "tun0");
+    });
+}
+
+/// What is cleared can be applied again.
+#[test]
+fn a_cleared_network_is_as_before_and_can_be_set_up_again() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        ns.shell("ip link set tun0 up");
+        let resolv_conf = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
+        let mut net = new(ns);
+        let setup = ClientSetup {
+            dns: &tunnels_own(),
+            ..full(&[V4, V6])
+        };
+        for _ in 0..2 {
+            net.apply(&setup).unwrap();
+            assert_eq!(ns.route(SERVER), "tun0");
+            let applied = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
+            assert!(applied.contains("nameserver 10.8.0.1\n"), "{applied}");
+
+            assert!(net.clear().is_empty());
+
+            assert_eq!(ns.route(SERVER), "up0");
+            assert_eq!(ns.shell("nft list ruleset; ip rule | grep -c ''"), "3\n");
+            let cleared = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
+            assert_eq!(cleared, resolv_conf);
+        }
+    });
+}
+
+/// What goes past the tunnel may go into it with the next setup, and the other way round.
+#[test]
+fn routes_change_sides_with_the_setup() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        fs::write(&ns.paths.resolv_conf, "nameserver 203.0.113.53\n").unwrap();
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        let pushed = push(&["203.0.113.0/24", "2001:db8:ffff::/48"], &[]);
+        let named = Dns::List(vec!["203.0.113.53".parse().unwrap()]);
+        for _ in 0..2 {
+            for (dns, device) in [(&Dns::None, "up0"), (&named, "tun0")] {
+                let setup = ClientSetup {
+                    push: &pushed,
+                    routes: &Routes::Server,
+                    dns,
+                    ..full(&[V4, V6])
+                };
+                net.apply(&setup).unwrap();
+                assert_eq!(ns.route("203.0.113.53"), device);
+                assert_eq!(ns.route("203.0.113.54"), "tun0");
+            }
+        }
+    });
+}
+
+/// A firewall that is to keep connections out and cannot is not passed over.
+#[test]
+fn answers_only_needs_nftables() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let mut paths = ns.paths.clone();
+        paths.nft = ns.file("no-nft");
+        let mut net = ClientNet::new("tun0", &paths).unwrap();
+        let setup = ClientSetup {
+            inbound: false,
+            ..full(&[V4])
+        };
+
+        let error = net.apply(&setup).unwrap_err();
+
+        assert!(error.to_string().contains("inbound = false"), "{error}");
+        assert_eq!(ns.route(SERVER), "up0");
+    });
+}
+
+fn push(routes: &[&str], dns: &[&str]) -> Push {
+    Push {
+        dns: dns.iter().map(|server| server.parse().unwrap()).collect(),
+        routes: routes.iter().map(|net| parse(net)).collect(),
+    }
+}

@@ -1,0 +1,189 @@
+//! Where this host is: what it has addresses of, is connected to, and asks for names.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use super::netlink::Netlink;
+use super::overlap::is_of_no_account;
+use super::{Paths, sysctl};
+
+/// What a client's host has besides the tunnel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Surroundings {
+    /// Addresses of interfaces other than the tunnel's.
+    pub(super) addresses: Vec<Named<IpAddr>>,
+    /// Networks that these interfaces are in.
+    pub(super) networks: Vec<Named<IpNet>>,
+    /// Routers of default routes.
+    pub(super) gateways: Vec<Named<IpAddr>>,
+    /// Where other routes of the main table lead, beyond `networks`.
+    pub(super) routes: Vec<IpNet>,
+    /// Name servers in use, but for those of the tunnel and of this host itself.
+    pub(super) resolvers: Vec<IpAddr>,
+    /// Whether IPv6 addresses can be used.
+    pub(super) has_ipv6: bool,
+    /// Whether there could be IPv6 traffic.
+    pub(super) knows_ipv6: bool,
+}
+
+/// Something of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Named<T> {
+    /// The interface's name.
+    pub(super) interface: String,
+    pub(super) value: T,
+}
+
+impl Surroundings {
+    /// Looks around, past the interface of index `tun`. What the system does not tell is missing.
+    pub(super) fn look(netlink: &mut Netlink, paths: &Paths, tun: u32) -> Self {
+        let mut found = Self {
+            resolvers: resolvers(paths),
+            has_ipv6: sysctl::has_ipv6(paths),
+            knows_ipv6: sysctl::knows_ipv6(paths),
+            ..Self::default()
+        };
+        let looked = found
+            .add_addresses(netlink, tun)
+            .and_then(|()| found.add_routes(netlink, tun));
+        if let Err(error) = looked {
+            tracing::warn!(%error, "cannot list this host's addresses and routes");
+        }
+        found
+    }
+
+    fn add_addresses(&mut self, netlink: &mut Netlink, tun: u32) -> io::Result<()> {
+        for (index, address) in netlink.addresses()? {
+            if index == tun || is_of_no_account(address.addr()) {
+                continue;
+            }
+            let interface = netlink.name_of(index);
+            self.add_network(&interface, address.trunc());
+            self.addresses.push(Named {
+                interface,
+                value: address.addr(),
+            });
+        }
+        Ok(())
+    }
+
+    fn add_routes(&mut self, netlink: &mut Netlink, tun: u32) -> io::Result<()> {
+        for route in netlink.main_routes()? {
+            let Some(index) = route.interfaces.first().filter(|index| **index != tun) else {
+                continue;
+            };
+            if route.destination.prefix_len() == 0 {
+                let interface = netlink.name_of(*index);
+                self.gateways
+                    .extend(route.gateways.into_iter().map(|value| Named {
+                        interface: interface.clone(),
+                        value,
+                    }));
+            } else if is_of_no_account(route.destination.addr()) {
+            } else if route.is_automatic && route.gateways.is_empty() {
+                // IPv6 has the network in a route alone where a DHCP server gave the address.
+                let interface = netlink.name_of(*index);
+                self.add_network(&interface, route.destination.trunc());
+            } else {
+                self.routes.push(route.destination.trunc());
+            }
+        }
+        Ok(())
+    }
+
+    fn add_network(&mut self, interface: &str, value: IpNet) {
+        let network = Named {
+            interface: interface.to_owned(),
+            value,
+        };
+        if !self.networks.contains(&network) {
+            self.networks.push(network);
+        }
+    }
+}
+
+/// The name servers of `/etc/resolv.conf`, and behind systemd-resolved those that it asks.
+fn resolvers(paths: &Paths) -> Vec<IpAddr> {
+    let behind = paths.systemd_resolved.join("resolv.conf");
+    let mut found = Vec::new();
+    for server in [paths.resolv_conf.as_path(), &behind]
+        .into_iter()
+        .flat_map(name_servers)
+    {
+        if !is_of_no_account(server) && !found.contains(&server) {
+            found.push(server);
+        }
+    }
+    found
+}
+
+fn name_servers(resolv_conf: &Path) -> Vec<IpAddr> {
+    // There need not be one.
+    let text = fs::read_to_string(resolv_conf).unwrap_or_default();
+    let servers = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let is_server = words.next() == Some("nameserver");
+        words.next().filter(|_| is_server)?.parse().ok()
+    });
+    servers.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::namespace;
+
+    #[test]
+    fn addresses_networks_gateways_and_resolvers_are_seen() {
+        namespace::run(|ns| {
+            ns.shell(
+                "ip link add lan0 type veth peer name lan1; ip link set lan0 up; \
+                 ip link set lan1 up; ip link add tun0 type veth peer name x; ip link set tun0 up; \
+                 ip addr add 192.0.2.2/24 dev lan0; ip addr add 10.8.0.2/24 dev tun0; \
+                 ip addr add 2001:db8:1::2/128 dev lan0 nodad; \
+                 ip -6 route add 2001:db8:1::/64 dev lan0 proto ra; \
+                 ip route add default via 192.0.2.1; \
+                 ip -6 route add default via fe80::1 dev lan0; \
+                 ip route add 10.1.0.0/16 via 192.0.2.9; \
+                 ip route add default via 10.8.0.1 dev tun0 metric 9",
+            );
+            fs::write(
+                &ns.paths.resolv_conf,
+                "search example\nnameserver 192.0.2.53\nnameserver 127.0.0.53\n#nameserver 9.9.9.9\n",
+            )
+            .unwrap();
+            let mut netlink = Netlink::open().unwrap();
+            let tun = netlink.index_of("tun0").unwrap();
+
+            let found = Surroundings::look(&mut netlink, &ns.paths, tun);
+
+            assert_eq!(
+                texts(&found.addresses),
+                ["lan0 192.0.2.2", "lan0 2001:db8:1::2"]
+            );
+            let mut networks = texts(&found.networks);
+            networks.sort();
+            assert_eq!(
+                networks,
+                [
+                    "lan0 192.0.2.0/24",
+                    "lan0 2001:db8:1::/64",
+                    "lan0 2001:db8:1::2/128"
+                ]
+            );
+            assert_eq!(texts(&found.gateways), ["lan0 192.0.2.1", "lan0 fe80::1"]);
+            assert_eq!(found.routes, ["10.1.0.0/16".parse().unwrap()]);
+            assert_eq!(found.resolvers, ["192.0.2.53".parse::<IpAddr>().unwrap()]);
+            assert!(found.has_ipv6 && found.knows_ipv6);
+        });
+    }
+
+    fn texts<T: ToString>(named: &[Named<T>]) -> Vec<String> {
+        let text = |it: &Named<T>| format!("{} {}", it.interface, it.value.to_string());
+        named.iter().map(text).collect()
+    }
+}
