@@ -95,26 +95,30 @@ pub struct Sources {
 
 /// What is left of an assignment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Allowed {
+pub struct Allowed {
     /// The client's addresses, with the prefix lengths of the tunnel's networks.
-    pub(super) addresses: Vec<IpNet>,
+    pub addresses: Vec<IpNet>,
     /// What goes into the tunnel, the longest prefix of these and the system's routes deciding.
-    pub(super) inside: BTreeSet<IpNet>,
+    pub inside: BTreeSet<IpNet>,
     /// What goes past it in spite of `inside`.
-    pub(super) outside: BTreeSet<IpNet>,
+    pub outside: BTreeSet<IpNet>,
     /// What goes nowhere.
-    pub(super) blocked: Vec<IpNet>,
+    pub blocked: Vec<IpNet>,
     /// The name servers to use.
-    pub(super) dns: Vec<IpAddr>,
+    pub dns: Vec<IpAddr>,
     /// Where packets from the tunnel may come from.
-    pub(super) sources: Sources,
+    pub sources: Sources,
     /// What was left out or will not work, for the operator.
-    pub(super) remarks: Vec<String>,
+    pub remarks: Vec<String>,
 }
 
 impl Allowed {
     /// Judges an assignment.
-    pub(super) fn new(setup: &ClientSetup<'_>, around: &Surroundings) -> Result<Self, Refusal> {
+    ///
+    /// # Errors
+    ///
+    /// If its addresses or networks cannot be used here.
+    pub fn new(setup: &ClientSetup<'_>, around: &Surroundings) -> Result<Self, Refusal> {
         let mut allowed = Self::default();
         allowed.take_addresses(setup, around)?;
         allowed.take_routes(setup, around);
@@ -274,7 +278,7 @@ impl Allowed {
 
     /// Whether packets to `address` go into the tunnel: the longest prefix decides, the tunnel's
     /// where both have it.
-    pub(super) fn goes_inside(&self, address: IpAddr, around: &Surroundings) -> bool {
+    pub fn goes_inside(&self, address: IpAddr, around: &Surroundings) -> bool {
         let local = around.networks.iter().map(|local| &local.value);
         let inside = longest(self.inside.iter(), address);
         inside.is_some() && inside >= longest(self.outside.iter().chain(local), address)

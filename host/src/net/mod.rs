@@ -12,7 +12,7 @@
 
 use std::path::PathBuf;
 
-pub use self::allowed::{Refusal, Sources};
+pub use self::allowed::{Allowed, Refusal, Sources};
 pub use self::client::{ClientNet, ClientSetup};
 pub use self::error::NetError;
 use self::guard::Guard;
@@ -20,6 +20,7 @@ pub use self::guard::clean_up_after_crash;
 pub use self::netlink::{LinkSetup, Netlink, Route, RouteTarget, Rule, RuleFamily, TABLE_MAIN};
 pub use self::overlap::local_networks;
 pub use self::server::{Masquerade, ServerNet, ServerSetup};
+pub use self::surroundings::{Named, Surroundings};
 
 mod allowed;
 mod change;

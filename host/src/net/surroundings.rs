@@ -13,29 +13,30 @@ use super::{Paths, sysctl};
 
 /// What a client's host has besides the tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Surroundings {
+pub struct Surroundings {
     /// Addresses of interfaces other than the tunnel's.
-    pub(super) addresses: Vec<Named<IpAddr>>,
+    pub addresses: Vec<Named<IpAddr>>,
     /// Networks that these interfaces are in.
-    pub(super) networks: Vec<Named<IpNet>>,
+    pub networks: Vec<Named<IpNet>>,
     /// Routers of default routes.
-    pub(super) gateways: Vec<Named<IpAddr>>,
+    pub gateways: Vec<Named<IpAddr>>,
     /// Where other routes of the main table lead, beyond `networks`.
-    pub(super) routes: Vec<IpNet>,
+    pub routes: Vec<IpNet>,
     /// Name servers in use, but for those of the tunnel and of this host itself.
-    pub(super) resolvers: Vec<IpAddr>,
+    pub resolvers: Vec<IpAddr>,
     /// Whether IPv6 addresses can be used.
-    pub(super) has_ipv6: bool,
+    pub has_ipv6: bool,
     /// Whether there could be IPv6 traffic.
-    pub(super) knows_ipv6: bool,
+    pub knows_ipv6: bool,
 }
 
 /// Something of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Named<T> {
+pub struct Named<T> {
     /// The interface's name.
-    pub(super) interface: String,
-    pub(super) value: T,
+    pub interface: String,
+    /// The thing.
+    pub value: T,
 }
 
 impl Surroundings {
