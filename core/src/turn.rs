@@ -6,8 +6,8 @@
 
 use chacha20::ChaCha20Rng;
 use rand_core::SeedableRng as _;
-use zeroize::Zeroizing;
 
+use crate::crypto::{DERIVATION, Secret, wiping};
 use crate::error::NoEntropy;
 use crate::time::Instant;
 
@@ -42,9 +42,12 @@ impl Turn<'_> {
         &mut self,
         act: impl FnOnce(&mut ChaCha20Rng) -> R,
     ) -> Result<R, NoEntropy> {
-        let mut seed = Zeroizing::new([0; 32]);
-        self.entropy.draw(&mut seed)?;
-        Ok(act(&mut ChaCha20Rng::from_seed(*seed)))
+        let mut drawn = Ok(());
+        let seed = Secret::new(|seed| drawn = self.entropy.draw(seed));
+        drawn?;
+        Ok(wiping::<DERIVATION, _>(|| {
+            act(&mut ChaCha20Rng::from_seed(*seed.as_bytes()))
+        }))
     }
 }
 

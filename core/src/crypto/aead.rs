@@ -6,9 +6,9 @@ use core::hint::black_box;
 use ring::aead::{
     AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
 };
-use zeroize::Zeroizing;
 
 use super::Suite;
+use super::secret::{RECORD, Secret, wiping};
 use crate::error::ProtocolError;
 
 /// The keys and the IV that seal one direction's packets until the next rotation.
@@ -17,10 +17,12 @@ use crate::error::ProtocolError;
 /// one key must never see a sequence number twice. [`Suite::Hse`] uses the same nonce in both of
 /// its layers, under independent keys.
 ///
-/// The IV and the expanded keys are erased on drop.
+/// The IV and the expanded keys are erased on drop. ring's assembly keeps the key of ChaCha20 in
+/// its frame while it works, and leaves it there: that is wiped after each record, since a later
+/// erasure would have to know where on the stack the records were sealed.
 pub struct PacketKey {
     cipher: Cipher,
-    iv: Zeroizing<[u8; NONCE_LEN]>,
+    iv: Secret<NONCE_LEN>,
 }
 
 enum Cipher {
@@ -38,7 +40,7 @@ impl PacketKey {
         suite: Suite,
         chacha: &[u8; 32],
         aes: &[u8; 32],
-        iv: Zeroizing<[u8; NONCE_LEN]>,
+        iv: Secret<NONCE_LEN>,
     ) -> Self {
         let cipher = match suite {
             Suite::Hse => Cipher::Hse {
@@ -84,10 +86,11 @@ impl PacketKey {
             Cipher::Hse { inner, outer } => {
                 let len = outer.open(self.nonce(sequence), aad, buf)?;
                 let opened = buf.get_mut(..len).ok_or(ProtocolError::Crypto)?;
-                inner.open(self.nonce(sequence), aad, opened)
+                wiping::<RECORD, _>(|| inner.open(self.nonce(sequence), aad, opened))
             }
-            Cipher::Aes256Gcm(key) | Cipher::ChaCha20Poly1305(key) => {
-                key.open(self.nonce(sequence), aad, buf)
+            Cipher::Aes256Gcm(key) => key.open(self.nonce(sequence), aad, buf),
+            Cipher::ChaCha20Poly1305(key) => {
+                wiping::<RECORD, _>(|| key.open(self.nonce(sequence), aad, buf))
             }
         }
     }
@@ -96,17 +99,19 @@ impl PacketKey {
         match &self.cipher {
             Cipher::Hse { inner, outer } => {
                 let inner_end = buf.len().checked_sub(outer.tag_len())?;
-                inner.seal(self.nonce(sequence), aad, buf.get_mut(..inner_end)?)?;
+                let text = buf.get_mut(..inner_end)?;
+                wiping::<RECORD, _>(|| inner.seal(self.nonce(sequence), aad, text))?;
                 outer.seal(self.nonce(sequence), aad, buf)
             }
-            Cipher::Aes256Gcm(key) | Cipher::ChaCha20Poly1305(key) => {
-                key.seal(self.nonce(sequence), aad, buf)
+            Cipher::Aes256Gcm(key) => key.seal(self.nonce(sequence), aad, buf),
+            Cipher::ChaCha20Poly1305(key) => {
+                wiping::<RECORD, _>(|| key.seal(self.nonce(sequence), aad, buf))
             }
         }
     }
 
     fn nonce(&self, sequence: u64) -> Nonce {
-        let mut nonce = *self.iv;
+        let mut nonce = *self.iv.as_bytes();
         for (byte, counter) in nonce[4..].iter_mut().zip(sequence.to_be_bytes()) {
             *byte ^= counter;
         }
@@ -182,8 +187,12 @@ mod tests {
     const AES: [u8; 32] = [0xae; 32];
     const IV: [u8; 12] = [0x17; 12];
 
+    fn secret<const N: usize>(bytes: [u8; N]) -> Secret<N> {
+        Secret::new(|place| *place = bytes)
+    }
+
     fn key(suite: Suite) -> PacketKey {
-        PacketKey::new(suite, &CHACHA, &AES, Zeroizing::new(IV))
+        PacketKey::new(suite, &CHACHA, &AES, secret(IV))
     }
 
     fn sealed(key: &PacketKey, sequence: u64, aad: &[u8], plaintext: &[u8]) -> Vec<u8> {
@@ -218,7 +227,7 @@ mod tests {
             Suite::ChaCha20Poly1305,
             &chacha.try_into().unwrap(),
             &AES,
-            Zeroizing::new(iv.try_into().unwrap()),
+            secret(iv.try_into().unwrap()),
         );
         let aad = hex("50515253c0c1c2c3c4c5c6c7");
         let plaintext = b"Ladies and Gentlemen of the class of '99: If I could offer you only \
@@ -246,7 +255,7 @@ mod tests {
             Suite::Aes256Gcm,
             &CHACHA,
             &aes.try_into().unwrap(),
-            Zeroizing::new(xor(&iv, &mask).try_into().unwrap()),
+            secret(xor(&iv, &mask).try_into().unwrap()),
         );
         let aad = hex("feedfacedeadbeeffeedfacedeadbeefabaddad2");
         let plaintext = hex(
@@ -320,7 +329,7 @@ mod tests {
         let forged = sealed(&aes, 0, b"", &inner);
         assert_eq!(opened(&hse, 0, b"", &forged), Err(ProtocolError::Crypto));
 
-        let guessed = PacketKey::new(Suite::Hse, &CHACHA, &[0; 32], Zeroizing::new(IV));
+        let guessed = PacketKey::new(Suite::Hse, &CHACHA, &[0; 32], secret(IV));
         assert!(opened(&guessed, 0, b"", &record).is_err());
         let forged = sealed(&guessed, 0, b"", b"plaintext");
         assert_eq!(opened(&hse, 0, b"", &forged), Err(ProtocolError::Crypto));

@@ -5,7 +5,9 @@ use core::fmt;
 use ml_kem::kem::{Decapsulate as _, Encapsulate as _, KeyExport as _};
 use ml_kem::ml_kem_768;
 use rand_core::CryptoRng;
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::{ZeroizeOnDrop, Zeroizing};
+
+use super::secret::{KEY_AGREEMENT, Secret, wiping};
 
 /// Bytes of an encapsulation key (FIPS 203, table 3).
 pub const ENCAPSULATION_KEY_LEN: usize = 1184;
@@ -24,13 +26,13 @@ pub enum KemError {
 }
 
 /// What both sides of an encapsulation share. Erased on drop.
-#[derive(Zeroize, ZeroizeOnDrop)]
-pub struct SharedSecret([u8; 32]);
+#[derive(ZeroizeOnDrop)]
+pub struct SharedSecret(Secret<32>);
 
 impl SharedSecret {
     /// The 32 secret bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+        self.0.as_bytes()
     }
 }
 
@@ -42,21 +44,25 @@ impl fmt::Debug for SharedSecret {
 
 impl From<ml_kem::kem::SharedKey<ml_kem::MlKem768>> for SharedSecret {
     fn from(shared: ml_kem::kem::SharedKey<ml_kem::MlKem768>) -> Self {
-        Self(*Zeroizing::new(shared.0))
+        let shared = Zeroizing::new(shared.0);
+        Self(Secret::new(|bytes| *bytes = *shared))
     }
 }
 
-/// The secret half of an ephemeral key pair. Erased on drop.
-pub struct DecapsulationKey(ml_kem_768::DecapsulationKey);
+/// The secret half of an ephemeral key pair. It stays where it was made until it is erased, on
+/// drop.
+pub struct DecapsulationKey(Box<ml_kem_768::DecapsulationKey>);
 
 impl DecapsulationKey {
     /// Draws a key pair from 64 random bytes, and returns the encapsulation key encoded.
     pub fn generate(rng: &mut impl CryptoRng) -> (Self, [u8; ENCAPSULATION_KEY_LEN]) {
-        let mut seed = Zeroizing::new([0; 64]);
-        rng.fill_bytes(seed.as_mut_slice());
-        let key = ml_kem_768::DecapsulationKey::from_seed((*seed).into());
-        let encapsulation_key = key.encapsulation_key().to_bytes().0;
-        (Self(key), encapsulation_key)
+        wiping::<KEY_AGREEMENT, _>(|| {
+            let mut seed = Zeroizing::new([0; 64]);
+            rng.fill_bytes(seed.as_mut_slice());
+            let key = Box::new(ml_kem_768::DecapsulationKey::from_seed((*seed).into()));
+            let encapsulation_key = key.encapsulation_key().to_bytes().0;
+            (Self(key), encapsulation_key)
+        })
     }
 
     /// Recovers the shared secret from `ciphertext`.
@@ -69,9 +75,7 @@ impl DecapsulationKey {
     ///
     /// [`KemError::Length`] when `ciphertext` is not [`CIPHERTEXT_LEN`] bytes long.
     pub fn decapsulate(&self, ciphertext: &[u8]) -> Result<SharedSecret, KemError> {
-        let shared = self.0.decapsulate_slice(ciphertext);
-        shared
-            .map(SharedSecret::from)
+        wiping::<KEY_AGREEMENT, _>(|| self.0.decapsulate_slice(ciphertext).map(SharedSecret::from))
             .map_err(|_| KemError::Length(ciphertext.len()))
     }
 }
@@ -95,8 +99,10 @@ pub fn encapsulate(
         .try_into()
         .map_err(|_| KemError::Length(encapsulation_key.len()))?;
     let key = ml_kem_768::EncapsulationKey::new(&key).map_err(|_| KemError::NotReduced)?;
-    let (ciphertext, shared) = key.encapsulate_with_rng(rng);
-    Ok((ciphertext.0, shared.into()))
+    Ok(wiping::<KEY_AGREEMENT, _>(|| {
+        let (ciphertext, shared) = key.encapsulate_with_rng(rng);
+        (ciphertext.0, shared.into())
+    }))
 }
 
 #[cfg(test)]

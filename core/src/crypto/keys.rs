@@ -7,7 +7,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rand_core::CryptoRng;
 use x25519_dalek::StaticSecret;
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::{ZeroizeOnDrop, Zeroizing};
+
+use super::secret::Secret;
 
 /// A text that is not a key. It never repeats the text, which may be a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,37 +91,34 @@ impl FromStr for PublicKey {
 }
 
 /// An X25519 secret key. Erased on drop; neither `Debug` nor `Display` shows it.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct SecretKey([u8; 32]);
+#[derive(Clone, ZeroizeOnDrop)]
+pub struct SecretKey(Secret<32>);
 
 impl SecretKey {
     /// Draws a fresh key.
     pub fn generate(rng: &mut impl CryptoRng) -> Self {
-        let mut bytes = [0; 32];
-        rng.fill_bytes(&mut bytes);
-        let key = Self(bytes);
-        bytes.zeroize();
-        key
+        Self(Secret::new(|bytes| rng.fill_bytes(bytes)))
     }
 
     /// Takes 32 bytes as they are.
-    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        let bytes = Zeroizing::new(bytes);
+        Self(Secret::new(|place| *place = *bytes))
     }
 
     /// The 32 secret bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+        self.0.as_bytes()
     }
 
     /// The public key that belongs to this secret key.
     pub fn public_key(&self) -> PublicKey {
-        PublicKey(x25519_dalek::PublicKey::from(&StaticSecret::from(self.0)).to_bytes())
+        PublicKey(x25519_dalek::PublicKey::from(&StaticSecret::from(*self.as_bytes())).to_bytes())
     }
 
     /// The text form, for writing a key file.
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(encode(&self.0))
+        Zeroizing::new(encode(self.as_bytes()))
     }
 }
 
@@ -133,38 +132,35 @@ impl FromStr for SecretKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        decode(text).map(|bytes| Self(*bytes))
+        decode(text).map(|bytes| Self::from_bytes(*bytes))
     }
 }
 
 /// 32 bytes that a client and the server share in advance, mixed into the handshake on top of the
 /// key exchange. Erased on drop; neither `Debug` nor `Display` shows it.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct PresharedKey([u8; 32]);
+#[derive(Clone, ZeroizeOnDrop)]
+pub struct PresharedKey(Secret<32>);
 
 impl PresharedKey {
     /// Draws a fresh key.
     pub fn generate(rng: &mut impl CryptoRng) -> Self {
-        let mut bytes = [0; 32];
-        rng.fill_bytes(&mut bytes);
-        let key = Self(bytes);
-        bytes.zeroize();
-        key
+        Self(Secret::new(|bytes| rng.fill_bytes(bytes)))
     }
 
     /// Takes 32 bytes as they are.
-    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        let bytes = Zeroizing::new(bytes);
+        Self(Secret::new(|place| *place = *bytes))
     }
 
     /// The 32 secret bytes.
     pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+        self.0.as_bytes()
     }
 
     /// The text form, for writing a key file.
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(encode(&self.0))
+        Zeroizing::new(encode(self.as_bytes()))
     }
 }
 
@@ -178,7 +174,7 @@ impl FromStr for PresharedKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        decode(text).map(|bytes| Self(*bytes))
+        decode(text).map(|bytes| Self::from_bytes(*bytes))
     }
 }
 

@@ -4,6 +4,7 @@ mod aead;
 pub mod kem;
 mod keys;
 mod schedule;
+mod secret;
 mod suite;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -11,4 +12,5 @@ pub(crate) mod testing;
 pub use aead::PacketKey;
 pub use keys::{KeyError, PresharedKey, PublicKey, SecretKey};
 pub use schedule::{Direction, FreshSecret, Master, TrafficSecret};
+pub(crate) use secret::{DERIVATION, KEY_AGREEMENT, Secret, wiping};
 pub use suite::{Suite, UnknownSuite};

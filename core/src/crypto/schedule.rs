@@ -20,8 +20,9 @@ use core::fmt;
 
 use hkdf::Hkdf;
 use sha2::Sha512;
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
+use super::secret::{DERIVATION, Secret, wiping};
 use super::{PacketKey, Suite};
 
 /// Which way packets travel. Each direction has keys of its own.
@@ -43,8 +44,8 @@ impl Direction {
 }
 
 /// The secret of a session, from which both directions start. Erased on drop.
-#[derive(Zeroize, ZeroizeOnDrop)]
-pub struct Master([u8; SECRET_LEN]);
+#[derive(ZeroizeOnDrop)]
+pub struct Master(Secret<SECRET_LEN>);
 
 impl Master {
     /// Derives the master secret from both hellos' randoms and `ikm`, the secret output of the
@@ -59,9 +60,7 @@ impl Master {
 
     /// The first traffic secret of `direction`.
     pub fn traffic(&self, direction: Direction) -> TrafficSecret {
-        let mut secret = TrafficSecret([0; SECRET_LEN]);
-        expand(&self.0, direction.label(), &mut secret.0);
-        secret
+        TrafficSecret(expand(&self.0, direction.label()))
     }
 }
 
@@ -72,32 +71,33 @@ impl fmt::Debug for Master {
 }
 
 /// What the packet keys of one direction come from, until the next rotation. Erased on drop.
-#[derive(Zeroize, ZeroizeOnDrop)]
-pub struct TrafficSecret([u8; SECRET_LEN]);
+#[derive(ZeroizeOnDrop)]
+pub struct TrafficSecret(Secret<SECRET_LEN>);
 
 impl TrafficSecret {
     /// The next secret of the ratchet. This one cannot be computed back from it.
     pub fn rotate(&self) -> Self {
-        let mut next = Self([0; SECRET_LEN]);
-        expand(&self.0, b"rotate", &mut next.0);
-        next
+        Self(expand(&self.0, b"rotate"))
     }
 
     /// The next secret after a fresh key exchange inside the session. It takes both this secret
     /// and `fresh` to compute it.
     pub fn mix(&self, fresh: &FreshSecret) -> Self {
-        Self(extract_and_expand(&self.0, &fresh.0, b"mix"))
+        let (salt, ikm) = (self.0.as_bytes(), fresh.0.as_bytes());
+        Self(extract_and_expand(salt, ikm, b"mix"))
     }
 
     /// The keys that seal and open packets under this secret.
     pub fn packet_key(&self, suite: Suite) -> PacketKey {
-        let mut chacha = Zeroizing::new([0; 32]);
-        let mut aes = Zeroizing::new([0; 32]);
-        let mut iv = Zeroizing::new([0; 12]);
-        expand(&self.0, b"chacha", chacha.as_mut_slice());
-        expand(&self.0, b"aes", aes.as_mut_slice());
-        expand(&self.0, b"iv", iv.as_mut_slice());
-        PacketKey::new(suite, &chacha, &aes, iv)
+        wiping::<DERIVATION, _>(|| {
+            let hkdf = from_prk(&self.0);
+            let mut chacha = Zeroizing::new([0; 32]);
+            let mut aes = Zeroizing::new([0; 32]);
+            fill(&hkdf, b"chacha", chacha.as_mut_slice());
+            fill(&hkdf, b"aes", aes.as_mut_slice());
+            let iv = Secret::new(|iv| fill(&hkdf, b"iv", iv));
+            PacketKey::new(suite, &chacha, &aes, iv)
+        })
     }
 }
 
@@ -108,8 +108,8 @@ impl fmt::Debug for TrafficSecret {
 }
 
 /// The result of a fresh key exchange inside the session. Erased on drop.
-#[derive(Zeroize, ZeroizeOnDrop)]
-pub struct FreshSecret([u8; SECRET_LEN]);
+#[derive(ZeroizeOnDrop)]
+pub struct FreshSecret(Secret<SECRET_LEN>);
 
 impl FreshSecret {
     /// Derives the secret from the key agreements in `ikm`, bound to `transcript`: every public
@@ -120,7 +120,7 @@ impl FreshSecret {
 
     #[cfg(test)]
     pub(crate) const fn as_bytes(&self) -> &[u8; SECRET_LEN] {
-        &self.0
+        self.0.as_bytes()
     }
 }
 
@@ -130,15 +130,22 @@ impl fmt::Debug for FreshSecret {
     }
 }
 
-fn extract_and_expand(salt: &[u8], ikm: &[u8], info: &[u8]) -> [u8; SECRET_LEN] {
-    let mut okm = [0; SECRET_LEN];
-    fill(&Hkdf::<Sha512>::new(Some(salt), ikm), info, &mut okm);
-    okm
+fn extract_and_expand(salt: &[u8], ikm: &[u8], info: &[u8]) -> Secret<SECRET_LEN> {
+    wiping::<DERIVATION, _>(|| {
+        let hkdf = Hkdf::<Sha512>::new(Some(salt), ikm);
+        Secret::new(|okm| fill(&hkdf, info, okm))
+    })
 }
 
-fn expand(secret: &[u8; SECRET_LEN], info: &[u8], okm: &mut [u8]) {
-    let hkdf = Hkdf::<Sha512>::from_prk(secret).expect("the secret is one SHA-512 output long");
-    fill(&hkdf, info, okm);
+fn expand(secret: &Secret<SECRET_LEN>, info: &[u8]) -> Secret<SECRET_LEN> {
+    wiping::<DERIVATION, _>(|| {
+        let hkdf = from_prk(secret);
+        Secret::new(|okm| fill(&hkdf, info, okm))
+    })
+}
+
+fn from_prk(secret: &Secret<SECRET_LEN>) -> Hkdf<Sha512> {
+    Hkdf::from_prk(secret.as_bytes()).expect("the secret is one SHA-512 output long")
 }
 
 fn fill(hkdf: &Hkdf<Sha512>, info: &[u8], okm: &mut [u8]) {
@@ -228,7 +235,7 @@ mod tests {
                  998d2ab686239cdabe8c8cf18c100fa510503b4868416be974a82926305d5ed0",
             ),
         ] {
-            assert_eq!(secret.as_slice(), hex(expected));
+            assert_eq!(secret.as_bytes().as_slice(), hex(expected));
         }
     }
 
@@ -260,16 +267,18 @@ mod tests {
 
     #[test]
     fn mixing_takes_both_secrets() {
+        let bytes = |secret: &TrafficSecret| *secret.0.as_bytes();
         let mixed = secret(b"old").mix(&fresh(b"new"));
-        assert_ne!(mixed.0, secret(b"other").mix(&fresh(b"new")).0);
-        assert_ne!(mixed.0, secret(b"old").mix(&fresh(b"other")).0);
-        assert_ne!(mixed.0, secret(b"old").rotate().0);
+        assert_ne!(bytes(&mixed), bytes(&secret(b"other").mix(&fresh(b"new"))));
+        assert_ne!(bytes(&mixed), bytes(&secret(b"old").mix(&fresh(b"other"))));
+        assert_ne!(bytes(&mixed), bytes(&secret(b"old").rotate()));
     }
 
     #[test]
     fn a_fresh_secret_is_bound_to_its_transcript() {
         let one = FreshSecret::derive(b"one", b"agreed");
-        assert_ne!(one.0, FreshSecret::derive(b"two", b"agreed").0);
+        let two = FreshSecret::derive(b"two", b"agreed");
+        assert_ne!(one.as_bytes(), two.as_bytes());
     }
 
     /// Case 33.

@@ -5,16 +5,17 @@ use sha2::{Digest as _, Sha512};
 use zeroize::Zeroizing;
 
 use super::message::{ClientHello, ServerHello};
-use crate::crypto::PresharedKey;
 use crate::crypto::kem::SharedSecret;
+use crate::crypto::{PresharedKey, Secret};
 
-/// The psk of Noise's second message. See the module's front page for the formula.
+/// The psk of Noise's second message. See the module's front page for the formula. It leaves
+/// traces on the stack.
 pub(super) fn noise_psk(
     client: &ClientHello,
     server: &ServerHello,
     kem: &SharedSecret,
     preshared_key: Option<&PresharedKey>,
-) -> Zeroizing<[u8; 32]> {
+) -> Secret<32> {
     let mut ikm = Zeroizing::new([0; 64]);
     ikm[..32].copy_from_slice(kem.as_bytes());
     if let Some(key) = preshared_key {
@@ -24,11 +25,11 @@ pub(super) fn noise_psk(
         .chain_update(client.transcript())
         .chain_update(server.transcript())
         .finalize();
-    let mut psk = Zeroizing::new([0; 32]);
-    Hkdf::<Sha512>::new(None, &*ikm)
-        .expand_multi_info(&[b"LLP-v1-psk", &transcript], &mut *psk)
-        .expect("32 bytes are less than HKDF's limit of 255 hashes");
-    psk
+    Secret::new(|psk| {
+        Hkdf::<Sha512>::new(None, &*ikm)
+            .expand_multi_info(&[b"LLP-v1-psk", &transcript], psk)
+            .expect("32 bytes are less than HKDF's limit of 255 hashes");
+    })
 }
 
 #[cfg(test)]
@@ -71,7 +72,7 @@ mod tests {
             let hash = Sha512::digest(&transcript);
             let okm = hmac(&prk, &[b"LLP-v1-psk", &hash, &[1]]);
             let psk = noise_psk(&client, &server, &kem, preshared_key.as_ref());
-            assert_eq!(*psk, okm[..32]);
+            assert_eq!(psk.as_bytes()[..], okm[..32]);
         }
     }
 
@@ -85,7 +86,7 @@ mod tests {
         let psk = |change: fn(&mut ClientHello, &mut ServerHello)| {
             let (mut client, mut server, kem) = base();
             change(&mut client, &mut server);
-            *noise_psk(&client, &server, &kem, None)
+            *noise_psk(&client, &server, &kem, None).as_bytes()
         };
         let all = [
             psk(|_, _| ()),

@@ -12,7 +12,7 @@ use super::noise::Noise;
 use super::payload::{ClientOffer, Grant};
 use crate::config;
 use crate::crypto::kem::DecapsulationKey;
-use crate::crypto::{Master, PresharedKey, Suite};
+use crate::crypto::{KEY_AGREEMENT, Master, PresharedKey, Suite, wiping};
 use crate::error::HandshakeError;
 
 /// A client's handshake that waits for the server's answer.
@@ -36,6 +36,14 @@ impl Initiator {
     /// [`HandshakeError::Malformed`] if `offer.mtu` is out of range,
     /// [`HandshakeError::Authentication`] if the server's key has low order.
     pub fn start(
+        client: &config::Client,
+        offer: &ClientOffer,
+        rng: &mut impl CryptoRng,
+    ) -> Result<(Self, Vec<u8>), HandshakeError> {
+        wiping::<KEY_AGREEMENT, _>(|| Self::begin(client, offer, rng))
+    }
+
+    fn begin(
         client: &config::Client,
         offer: &ClientOffer,
         rng: &mut impl CryptoRng,
@@ -83,6 +91,10 @@ impl Initiator {
     /// the ciphertext has a wrong length; [`HandshakeError::Authentication`] for all that fails a
     /// proof.
     pub fn finish(&mut self, server_hello_json: &[u8]) -> Result<ClientOutcome, HandshakeError> {
+        wiping::<KEY_AGREEMENT, _>(|| self.complete(server_hello_json))
+    }
+
+    fn complete(&mut self, server_hello_json: &[u8]) -> Result<ClientOutcome, HandshakeError> {
         let answer = ServerHello::parse(server_hello_json)?;
         if answer.minor_version != MINOR_VERSION {
             return Err(HandshakeError::Version);
@@ -98,7 +110,8 @@ impl Initiator {
         if !grant.honours(&self.offer) {
             return Err(HandshakeError::Malformed);
         }
-        let master = Master::derive(&self.hello.random, &answer.random, &*self.noise.split());
+        let keys = self.noise.split();
+        let master = Master::derive(&self.hello.random, &answer.random, keys.as_bytes());
         Ok(ClientOutcome {
             session: answer.session,
             suite,

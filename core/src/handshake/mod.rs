@@ -55,9 +55,7 @@
 //!   what the server pushes.
 //!
 //! The implementation of ML-KEM-768 (crate `ml-kem`) has not been audited. It only adds to
-//! X25519: a fault in it cannot make the handshake weaker than X25519 alone. The state of the
-//! Noise handshake (crate `snow`) does not erase its chaining key when it is dropped; all
-//! secrets that this module holds itself are erased.
+//! X25519: a fault in it cannot make the handshake weaker than X25519 alone.
 
 mod binding;
 mod initiator;

@@ -1,5 +1,7 @@
 //! The Noise handshake itself: `snow` for the state machine, with randomness as an argument.
 
+use core::hint::black_box;
+
 use rand_core::CryptoRng;
 use snow::params::NoiseParams;
 use snow::resolvers::CryptoResolver;
@@ -7,12 +9,15 @@ use snow::{Builder, HandshakeState};
 use zeroize::Zeroizing;
 
 use super::primitives::{EphemeralSlot, KEY_LEN, Primitives, TAG_LEN};
-use crate::crypto::{PublicKey, SecretKey};
+use crate::crypto::{PublicKey, Secret, SecretKey};
 use crate::error::HandshakeError;
 
 /// One side of a running `IKpsk2` handshake.
+///
+/// The keys that `snow` holds are erased on drop, in their one place on the heap. What it leaves
+/// on the stack is its callers' to wipe.
 pub(super) struct Noise {
-    state: HandshakeState,
+    state: Box<HandshakeState>,
     ephemeral: EphemeralSlot,
 }
 
@@ -28,7 +33,7 @@ impl Noise {
             .remote_public_key(server_key.as_bytes())
             .and_then(Builder::build_initiator)
             .map_err(failure)?;
-        Ok(Self { state, ephemeral })
+        Ok(Self::new(state, ephemeral))
     }
 
     /// The side that answers.
@@ -40,12 +45,20 @@ impl Noise {
         let state = builder(Primitives(ephemeral.clone()), secret_key, prologue)?
             .build_responder()
             .map_err(failure)?;
-        Ok(Self { state, ephemeral })
+        Ok(Self::new(state, ephemeral))
+    }
+
+    fn new(state: HandshakeState, ephemeral: EphemeralSlot) -> Self {
+        let state = Box::new(state);
+        Self { state, ephemeral }
     }
 
     /// Sets the key that is mixed into the second message.
-    pub(super) fn set_psk(&mut self, psk: &[u8; 32]) -> Result<(), HandshakeError> {
-        self.state.set_psk(PSK_POSITION, psk).map_err(failure)
+    pub(super) fn set_psk(&mut self, psk: &Secret<32>) -> Result<(), HandshakeError> {
+        let psk = psk.as_bytes();
+        self.state
+            .set_psk(PSK_POSITION.into(), psk)
+            .map_err(failure)
     }
 
     /// Writes the next message, with an ephemeral key drawn from `rng`.
@@ -83,14 +96,38 @@ impl Noise {
     }
 
     /// Both keys of the finished handshake (Noise specification, section 5.2, `Split`).
-    pub(super) fn split(&mut self) -> Zeroizing<[u8; 64]> {
+    pub(super) fn split(&mut self) -> Secret<64> {
         let (first, second) = self.state.dangerously_get_raw_split();
         let (first, second) = (Zeroizing::new(first), Zeroizing::new(second));
-        let mut keys = Zeroizing::new([0; 64]);
-        keys[..32].copy_from_slice(&*first);
-        keys[32..].copy_from_slice(&*second);
-        keys
+        Secret::new(|keys| {
+            keys[..32].copy_from_slice(&*first);
+            keys[32..].copy_from_slice(&*second);
+        })
     }
+
+    /// Puts a handshake of public values over the keys, where they lie: `snow` erases neither its
+    /// chaining key nor the psk.
+    fn erase(&mut self) {
+        if let Ok(blank) = blank() {
+            *self.state = blank;
+            // Else the write to what is about to be freed could be left out.
+            black_box(&mut self.state);
+        }
+    }
+}
+
+impl Drop for Noise {
+    fn drop(&mut self) {
+        self.erase();
+    }
+}
+
+/// A handshake that holds no secret, with something in every place that may hold one.
+fn blank() -> Result<HandshakeState, snow::Error> {
+    let resolver = Box::new(Primitives(EphemeralSlot::default()));
+    Builder::with_resolver(BLANK_PROTOCOL.parse()?, resolver)
+        .psk(PSK_POSITION, &[0; 32])?
+        .build_initiator()
 }
 
 fn builder<'a>(
@@ -115,8 +152,11 @@ fn failure(error: snow::Error) -> HandshakeError {
 
 /// The protocol's name, which is also hashed into every handshake.
 const PROTOCOL: &str = "Noise_IKpsk2_25519_ChaChaPoly_SHA512";
+/// What is put over a handshake: the same primitives without static keys, which would cost two
+/// multiplications.
+const BLANK_PROTOCOL: &str = "Noise_NNpsk2_25519_ChaChaPoly_SHA512";
 /// `psk2`: mixed in at the end of the second message.
-const PSK_POSITION: usize = 2;
+const PSK_POSITION: u8 = 2;
 /// What the first message needs on top of its payload: ephemeral key, static key, two tags.
 const MAX_OVERHEAD: usize = 2 * (KEY_LEN + TAG_LEN);
 
@@ -143,7 +183,7 @@ pub(super) mod tests {
     ) -> Vec<u8> {
         let secret = SecretKey::from_bytes([7; 32]);
         let slot = EphemeralSlot::default();
-        slot.put(Zeroizing::new([9; 32]));
+        slot.put(Secret::new(|bytes| *bytes = [9; 32]));
         let resolver = Forger {
             inner: Primitives(slot),
             statics: Mutex::new(vec![low_ephemeral, low_static]),
@@ -164,7 +204,7 @@ pub(super) mod tests {
     #[test]
     fn the_published_vector_is_reproduced() {
         let prologue = unhex("4a6f686e2047616c74");
-        let psk = key("54686973206973206d7920417573747269616e20706572737065637469766521");
+        let psk = secret("54686973206973206d7920417573747269616e20706572737065637469766521");
         let client = SecretKey::from_bytes(key(
             "e61ef9919cde45dd5f82166404bd08e38bceb5dfdfded0a34c8df7ed542214d1",
         ));
@@ -203,7 +243,8 @@ pub(super) mod tests {
                     439d4281152f79326f2ff6fbe353a46fda11dfb988b6637f74";
         assert_eq!(alice.state.get_handshake_hash(), unhex(hash));
         let keys = alice.split();
-        assert_eq!(*keys, *bob.split());
+        let keys = keys.as_bytes();
+        assert_eq!(keys, bob.split().as_bytes());
         // The vector's first transport message of either side shows the split keys.
         let transport = [
             (
@@ -222,6 +263,21 @@ pub(super) mod tests {
             cipher.encrypt(0, &[], &unhex(plain), &mut out);
             assert_eq!(out, unhex(sealed));
         }
+    }
+
+    /// Case 33.
+    #[test]
+    fn an_erased_handshake_is_no_secret() {
+        let mut rng = ChaCha20Rng::from_seed([1; 32]);
+        let server = SecretKey::from_bytes([2; 32]).public_key();
+        let client = SecretKey::from_bytes([1; 32]);
+        let mut noise = Noise::initiator(&client, &server, b"").unwrap();
+        noise.write(b"payload", &mut rng).unwrap();
+        let mut blank = Noise::new(blank().unwrap(), EphemeralSlot::default());
+        assert_ne!(noise.split().as_bytes(), blank.split().as_bytes());
+        noise.erase();
+        assert_eq!(noise.split().as_bytes(), blank.split().as_bytes());
+        assert_eq!(noise.peer_key(), None);
     }
 
     /// Case 21: the forger's message is accepted where the zeros are, and only there.
@@ -276,7 +332,7 @@ pub(super) mod tests {
     }
 
     fn write_with(noise: &mut Noise, ephemeral: &str, payload: &[u8]) -> Vec<u8> {
-        noise.ephemeral.put(Zeroizing::new(key(ephemeral)));
+        noise.ephemeral.put(secret(ephemeral));
         let mut message = vec![0; payload.len() + MAX_OVERHEAD];
         let len = noise.state.write_message(payload, &mut message).unwrap();
         message.truncate(len);
@@ -287,6 +343,10 @@ pub(super) mod tests {
         (0..hex.len() / 2)
             .map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap())
             .collect()
+    }
+
+    fn secret(hex: &str) -> Secret<32> {
+        Secret::new(|bytes| *bytes = key(hex))
     }
 
     fn key(hex: &str) -> [u8; 32] {

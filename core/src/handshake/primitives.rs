@@ -12,6 +12,8 @@ use snow::types::{Cipher, Dh, Hash, Random};
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
+use crate::crypto::Secret;
+
 /// The primitives of `Noise_IKpsk2_25519_ChaChaPoly_SHA512`.
 pub(super) struct Primitives(pub(super) EphemeralSlot);
 
@@ -45,16 +47,14 @@ impl CryptoResolver for Primitives {
 /// Hands the bytes of one ephemeral key to `snow`, once. A responder has no randomness before it
 /// decides to answer, but `snow` wants its source at the start.
 #[derive(Clone, Default)]
-pub(super) struct EphemeralSlot(Arc<Mutex<Option<Zeroizing<[u8; KEY_LEN]>>>>);
+pub(super) struct EphemeralSlot(Arc<Mutex<Option<Secret<KEY_LEN>>>>);
 
 impl EphemeralSlot {
     pub(super) fn fill(&self, rng: &mut impl CryptoRng) {
-        let mut bytes = Zeroizing::new([0; KEY_LEN]);
-        rng.fill_bytes(&mut *bytes);
-        self.put(bytes);
+        self.put(Secret::new(|bytes| rng.fill_bytes(bytes)));
     }
 
-    pub(super) fn put(&self, bytes: Zeroizing<[u8; KEY_LEN]>) {
+    pub(super) fn put(&self, bytes: Secret<KEY_LEN>) {
         if let Ok(mut slot) = self.0.lock() {
             *slot = Some(bytes);
         }
@@ -65,8 +65,8 @@ impl Random for EphemeralSlot {
     fn try_fill_bytes(&mut self, dest: &mut [u8]) -> Result<(), snow::Error> {
         let bytes = self.0.lock().ok().and_then(|mut slot| slot.take());
         match bytes {
-            Some(bytes) if bytes.len() == dest.len() => {
-                dest.copy_from_slice(&*bytes);
+            Some(bytes) if dest.len() == KEY_LEN => {
+                dest.copy_from_slice(bytes.as_bytes());
                 Ok(())
             }
             _ => Err(snow::Error::Rng),
@@ -269,7 +269,7 @@ pub(super) mod tests {
     #[test]
     fn an_ephemeral_key_is_used_once() {
         let mut slot = EphemeralSlot::default();
-        slot.put(Zeroizing::new([5; 32]));
+        slot.put(Secret::new(|bytes| *bytes = [5; 32]));
         let mut bytes = [0; 32];
         assert!(slot.try_fill_bytes(&mut bytes).is_ok());
         assert_eq!(bytes, [5; 32]);

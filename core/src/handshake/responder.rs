@@ -10,7 +10,9 @@ use super::binding::noise_psk;
 use super::message::{self, ClientMessage, ServerHello};
 use super::noise::Noise;
 use super::payload::{ClientOffer, Grant};
-use crate::crypto::{Master, PresharedKey, PublicKey, SecretKey, Suite, kem};
+use crate::crypto::{
+    KEY_AGREEMENT, Master, PresharedKey, PublicKey, SecretKey, Suite, kem, wiping,
+};
 use crate::error::HandshakeError;
 
 /// A `ClientHello` that a server can answer.
@@ -42,8 +44,11 @@ pub fn read_client_hello(
     if !hello.minor_versions.contains(&MINOR_VERSION) {
         return Err(HandshakeError::Version);
     }
-    let mut noise = Noise::responder(secret_key, &hello.transcript())?;
-    let payload = noise.read(&hello.noise)?;
+    let (noise, payload) = wiping::<KEY_AGREEMENT, _>(|| {
+        let mut noise = Noise::responder(secret_key, &hello.transcript())?;
+        let payload = noise.read(&hello.noise)?;
+        Ok::<_, HandshakeError>((noise, payload))
+    })?;
     // Names that this version does not know cannot be chosen.
     let suites = hello.suites.iter().filter_map(|name| name.parse().ok());
     let offer = ClientOffer::decode(suites.collect(), &payload)?;
@@ -107,7 +112,7 @@ impl Responder {
             .find(|suite| self.offer.suites.contains(suite))
             .ok_or(HandshakeError::NoCommonSuite)?;
         let grant = grant.agree(&self.offer);
-        self.answer(preshared_key, suite, session, grant, rng)
+        wiping::<KEY_AGREEMENT, _>(|| self.answer(preshared_key, suite, session, grant, rng))
     }
 
     /// Answers with exactly this suite and grant.
@@ -136,7 +141,8 @@ impl Responder {
         self.noise.set_psk(&psk)?;
         answer.noise = self.noise.write(&payload, rng)?;
         let json = answer.to_json()?;
-        let master = Master::derive(&self.hello.random, &answer.random, &*self.noise.split());
+        let keys = self.noise.split();
+        let master = Master::derive(&self.hello.random, &answer.random, keys.as_bytes());
         let outcome = ServerOutcome {
             suite,
             master,

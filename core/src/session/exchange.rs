@@ -43,8 +43,8 @@ use rand_core::CryptoRng;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
-use crate::crypto::FreshSecret;
 use crate::crypto::kem::{self, CIPHERTEXT_LEN, DecapsulationKey, ENCAPSULATION_KEY_LEN};
+use crate::crypto::{FreshSecret, KEY_AGREEMENT, Secret, wiping};
 use crate::error::ProtocolError;
 
 const DH_LEN: usize = 32;
@@ -55,7 +55,7 @@ pub const RESPONSE_LEN: usize = DH_LEN + CIPHERTEXT_LEN;
 
 /// An exchange that the client started. Its secrets are erased on drop.
 pub struct ExchangeInit {
-    dh: StaticSecret,
+    dh: Secret<DH_LEN>,
     kem: DecapsulationKey,
     init: Vec<u8>,
 }
@@ -63,15 +63,17 @@ pub struct ExchangeInit {
 impl ExchangeInit {
     /// Draws both key pairs, and returns the payload for a sealed HandshakeInit.
     pub fn start(rng: &mut impl CryptoRng) -> (Self, Vec<u8>) {
-        let dh = ephemeral(rng);
-        let (kem, encapsulation_key) = DecapsulationKey::generate(rng);
-        let init = [
-            PublicKey::from(&dh).as_bytes().as_slice(),
-            encapsulation_key.as_slice(),
-        ]
-        .concat();
-        let payload = init.clone();
-        (Self { dh, kem, init }, payload)
+        wiping::<KEY_AGREEMENT, _>(|| {
+            let dh = ephemeral(rng);
+            let (kem, encapsulation_key) = DecapsulationKey::generate(rng);
+            let init = [
+                public_key(&dh).as_bytes().as_slice(),
+                encapsulation_key.as_slice(),
+            ]
+            .concat();
+            let payload = init.clone();
+            (Self { dh, kem, init }, payload)
+        })
     }
 
     /// Completes the exchange with the payload of the server's HandshakeResponse.
@@ -82,11 +84,13 @@ impl ExchangeInit {
     /// order.
     pub fn finish(self, response: &[u8]) -> Result<FreshSecret, ProtocolError> {
         let (server, ciphertext) = split(response)?;
-        let kem = self
-            .kem
-            .decapsulate(ciphertext)
-            .map_err(|_| ProtocolError::Exchange)?;
-        combine(&self.dh, server, &kem, &self.init, response)
+        wiping::<KEY_AGREEMENT, _>(|| {
+            let kem = self
+                .kem
+                .decapsulate(ciphertext)
+                .map_err(|_| ProtocolError::Exchange)?;
+            combine(&self.dh, server, &kem, &self.init, response)
+        })
     }
 }
 
@@ -108,22 +112,22 @@ pub fn respond(
     rng: &mut impl CryptoRng,
 ) -> Result<(Vec<u8>, FreshSecret), ProtocolError> {
     let (client, encapsulation_key) = split(init)?;
-    let dh = ephemeral(rng);
-    let (ciphertext, kem) =
-        kem::encapsulate(encapsulation_key, rng).map_err(|_| ProtocolError::Exchange)?;
-    let response = [
-        PublicKey::from(&dh).as_bytes().as_slice(),
-        ciphertext.as_slice(),
-    ]
-    .concat();
-    let fresh = combine(&dh, client, &kem, init, &response)?;
-    Ok((response, fresh))
+    wiping::<KEY_AGREEMENT, _>(|| {
+        let dh = ephemeral(rng);
+        let (ciphertext, kem) =
+            kem::encapsulate(encapsulation_key, rng).map_err(|_| ProtocolError::Exchange)?;
+        let response = [public_key(&dh).as_bytes().as_slice(), ciphertext.as_slice()].concat();
+        let fresh = combine(&dh, client, &kem, init, &response)?;
+        Ok((response, fresh))
+    })
 }
 
-fn ephemeral(rng: &mut impl CryptoRng) -> StaticSecret {
-    let mut bytes = Zeroizing::new([0; DH_LEN]);
-    rng.fill_bytes(bytes.as_mut_slice());
-    StaticSecret::from(*bytes)
+fn ephemeral(rng: &mut impl CryptoRng) -> Secret<DH_LEN> {
+    Secret::new(|bytes| rng.fill_bytes(bytes))
+}
+
+fn public_key(dh: &Secret<DH_LEN>) -> PublicKey {
+    PublicKey::from(&StaticSecret::from(*dh.as_bytes()))
 }
 
 fn split(payload: &[u8]) -> Result<(&[u8; DH_LEN], &[u8]), ProtocolError> {
@@ -131,12 +135,13 @@ fn split(payload: &[u8]) -> Result<(&[u8; DH_LEN], &[u8]), ProtocolError> {
 }
 
 fn combine(
-    dh: &StaticSecret,
+    dh: &Secret<DH_LEN>,
     theirs: &[u8; DH_LEN],
     kem: &kem::SharedSecret,
     init: &[u8],
     response: &[u8],
 ) -> Result<FreshSecret, ProtocolError> {
+    let dh = StaticSecret::from(*dh.as_bytes());
     let shared = dh.diffie_hellman(&PublicKey::from(*theirs));
     if !shared.was_contributory() {
         return Err(ProtocolError::Exchange);
@@ -257,7 +262,7 @@ mod tests {
     #[test]
     fn the_secret_takes_both_key_agreements_and_both_messages() {
         let (own, other) = (ephemeral(&mut rng(1)), ephemeral(&mut rng(2)));
-        let theirs = PublicKey::from(&ephemeral(&mut rng(3)));
+        let theirs = public_key(&ephemeral(&mut rng(3)));
         let (_, public) = DecapsulationKey::generate(&mut rng(4));
         let kem = |seed| kem::encapsulate(&public, &mut rng(seed)).unwrap().1;
         let secret = |dh, seed, init, response| {
