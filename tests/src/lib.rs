@@ -38,6 +38,7 @@
 
 pub mod daemon;
 pub mod entropy;
+pub mod erasure;
 pub mod lab;
 pub mod memory;
 pub mod programs;

@@ -31,6 +31,19 @@ pub struct Secrets {
     pub client_seed: [u8; 32],
 }
 
+impl Secrets {
+    /// All of them, in the order of the fields.
+    pub const fn all_mut(&mut self) -> [&mut [u8; 32]; 5] {
+        [
+            &mut self.server,
+            &mut self.client,
+            &mut self.preshared,
+            &mut self.server_seed,
+            &mut self.client_seed,
+        ]
+    }
+}
+
 impl Default for Secrets {
     fn default() -> Self {
         Self {
@@ -97,13 +110,28 @@ pub struct Pair {
     pub now: Instant,
     server_entropy: Seeded,
     client_entropy: Seeded,
+    /// What crossed so far, if that is recorded; what the server sent is marked `true`.
+    pub wire: Option<Vec<(bool, Vec<u8>)>>,
     server_id: ConnectionId,
     client_id: ConnectionId,
 }
 
 impl Pair {
     /// Connects the two, and lets their first packets cross.
-    pub fn new([server, client]: [Config; 2], secrets: &Secrets) -> Self {
+    pub fn new(configs: [Config; 2], secrets: &Secrets) -> Self {
+        Self::connect(configs, secrets, None)
+    }
+
+    /// The same, and records what crosses.
+    pub fn recorded(configs: [Config; 2], secrets: &Secrets) -> Self {
+        Self::connect(configs, secrets, Some(Vec::new()))
+    }
+
+    fn connect(
+        [server, client]: [Config; 2],
+        secrets: &Secrets,
+        wire: Option<Vec<(bool, Vec<u8>)>>,
+    ) -> Self {
         let now = Instant::from_millis(1000);
         let mut server = Endpoint::new(server, now);
         let mut client = Endpoint::new(client, now);
@@ -124,6 +152,7 @@ impl Pair {
             now,
             server_entropy: Seeded::new(secrets.server_seed),
             client_entropy,
+            wire,
             server_id,
             client_id,
         };
@@ -165,6 +194,9 @@ impl Pair {
             let mut sent = 0;
             for mut piece in from.outgoing(from_id) {
                 sent += piece.len();
+                if let Some(wire) = &mut self.wire {
+                    wire.push((from_server, piece.to_vec()));
+                }
                 while let Some(buf) = to.recv_buf(to_id).filter(|_| !piece.is_empty()) {
                     let len = buf.len().min(piece.len());
                     buf[..len].copy_from_slice(&piece[..len]);
