@@ -245,13 +245,18 @@ fn clients_do_not_reach_metadata_services_unless_the_configuration_says_so() {
     let [link_local, others @ ..] = services;
     let mut settings = lab.server_settings();
     let mut server = lab.start_server(settings.set("network.push_routes", INTERNET));
-    let daemon = lab.start_client(0, &lab.client_settings(0));
+    let mut profile = lab.client_settings(0);
+    let host = |service: IpAddr| match service {
+        IpAddr::V4(_) => quoted(format!("{service}/32")),
+        IpAddr::V6(_) => quoted(format!("{service}/128")),
+    };
+    let hosts = others.map(host).join(", ");
+    let routes = INTERNET.replace(']', &format!(", {hosts}]"));
+    let daemon = lab.start_client(0, profile.set("client.routes", routes));
     client.await_ping(INTERNET_V4);
-    for service in services {
-        let family = if service.is_ipv4() { "-4" } else { "-6" };
-        let route = format!("{family} route add {service} dev {DEVICE}");
-        client.netns.ip(&route).unwrap();
-    }
+    // No profile has this one.
+    let route = format!("-4 route add {link_local} dev {DEVICE}");
+    client.netns.ip(&route).unwrap();
     for service in others {
         refuse_at_once(client, &listen(internet, service));
     }
