@@ -51,6 +51,9 @@ pub struct ServerCheck {
     /// The key that the file takes and that does not exist, at [`default_key_path`]: so it is with
     /// a file of LLP 1.0, which knew no keys.
     pub missing_key: Option<PathBuf>,
+    /// The outgoing interface that the file names for `nat`. Whether there is one, only the host
+    /// can tell.
+    pub nat_interface: Option<String>,
     /// What is allowed and probably not meant, one line each.
     pub warnings: Vec<String>,
 }
@@ -69,8 +72,10 @@ pub fn check_server(path: &Path) -> Result<ServerCheck, ConfigError> {
     let root = reader.root(tree.get_ref());
     let parts = settings(&mut reader, &root, path);
     let ((), warnings) = reader.finish(Some(()))?;
+    let nat = parts.settings.and_then(|settings| settings.host.nat);
     Ok(ServerCheck {
         missing_key: parts.missing_key.map(|found| found.value),
+        nat_interface: nat.and_then(|nat| nat.interface),
         warnings,
     })
 }

@@ -37,6 +37,18 @@ fn a_bad_value_is_named_with_its_place() {
     }
 }
 
+/// The file may be right for another machine, or an interface that is still to come.
+#[test]
+fn translation_on_an_interface_that_is_not_there_is_a_warning() {
+    let dir = Directory::new();
+    let [(program, mut server), _] = dir.daemons();
+    let output = dir.check(&program, server.set("network.nat", "\"nosuch0\""));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let warning = "warning: network.nat names the interface \"nosuch0\", which is not there";
+    assert!(text.contains(warning), "{text}");
+}
+
 #[test]
 fn an_unknown_key_is_refused_with_the_nearest_name() {
     let dir = Directory::new();

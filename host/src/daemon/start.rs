@@ -22,7 +22,7 @@ use crate::keytool::{self, FirstStart, KeytoolError};
 use crate::listen::{SocketOptions, listen};
 use crate::log::{self, Verbosity};
 use crate::metrics::Metrics;
-use crate::net::{FWMARK, NetError};
+use crate::net::{FWMARK, NetError, Paths, missing_nat_interface};
 use crate::signal::Signals;
 use crate::tun::{Tun, TunConfig, TunError};
 
@@ -259,7 +259,10 @@ fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
     }
     let warnings = match role {
         Role::Server => {
-            let check = lostlove_config::check_server(config)?;
+            let mut check = lostlove_config::check_server(config)?;
+            let interface = check.nat_interface.as_deref();
+            let missing = |name| missing_nat_interface(name, &Paths::default());
+            check.warnings.extend(interface.and_then(missing));
             if let Some(key) = check.missing_key {
                 keytool::plan_default_key(config).map_err(before_the_log)?;
                 println!("note: there is no key yet; a start makes {}", key.display());

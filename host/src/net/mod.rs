@@ -19,7 +19,7 @@ use self::guard::Guard;
 pub use self::guard::clean_up_after_crash;
 pub use self::netlink::{LinkSetup, Netlink, Route, RouteTarget, Rule, RuleFamily, TABLE_MAIN};
 pub use self::overlap::local_networks;
-pub use self::server::{Masquerade, ServerNet, ServerSetup};
+pub use self::server::{Masquerade, ServerNet, ServerSetup, missing_nat_interface};
 pub use self::surroundings::{Named, Surroundings};
 
 mod allowed;

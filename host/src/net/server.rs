@@ -121,7 +121,13 @@ fn install_firewall(
     setup: &ServerSetup<'_>,
     index: u32,
 ) -> Result<(), NetError> {
-    warn_of_missing_interface(guard, setup);
+    let interface = setup
+        .masquerade
+        .as_ref()
+        .and_then(|it| it.interface.as_ref());
+    if let Some(warning) = interface.and_then(|it| missing_nat_interface(it, &guard.paths)) {
+        tracing::warn!("{warning}");
+    }
     let table = nft::table_name(setup.tun);
     let chains = nft::server::chains(setup, &surroundings(guard, setup, index));
     let change = Change::Nft {
@@ -169,19 +175,18 @@ fn needs_firewall(setup: &ServerSetup<'_>) -> bool {
         || setup.access.scope == AccessScope::Internet
 }
 
-/// Without the interface that they are named for, rules wait for one in silence.
-fn warn_of_missing_interface(guard: &Guard, setup: &ServerSetup<'_>) {
-    let named = setup.masquerade.as_ref();
-    let named = named.and_then(|masquerade| masquerade.interface.as_ref());
-    let known = sysctl::all_interfaces(&guard.paths);
-    if let Some(interface) = named.filter(|name| !known.contains(name)) {
-        tracing::warn!(
-            %interface,
-            ?known,
-            "network.nat names an interface that is not there: until it is, clients leave by \
-             others with their own addresses, which nobody answers"
-        );
+/// What to say of an interface for NAT that is not there, for its rules wait for it in silence;
+/// none if it is.
+pub fn missing_nat_interface(interface: &str, paths: &Paths) -> Option<String> {
+    let known = sysctl::all_interfaces(paths);
+    if known.iter().any(|name| name == interface) {
+        return None;
     }
+    let known = known.join(", ");
+    Some(format!(
+        "network.nat names the interface {interface:?}, which is not there ({known}): until it is, \
+         clients leave by others with their own addresses, which nobody answers"
+    ))
 }
 
 /// What the firewall depends on of the host as it is now, before forwarding is switched on.

@@ -283,7 +283,7 @@ fn translation_on_an_interface_that_is_not_there_is_a_warning() {
                 ..SETUP
             };
             let text = capture(|| drop(ServerNet::set_up(&setup, &ns.paths).unwrap()));
-            text.contains("network.nat names an interface that is not there")
+            text.contains("which is not there (tun0)")
         };
         assert!(set_up("eth0"));
         let _uplink = open_as("eth0");
