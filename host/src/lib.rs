@@ -12,6 +12,7 @@ pub mod dial;
 pub mod entropy;
 pub mod keytool;
 pub mod listen;
+pub mod lock;
 pub mod log;
 pub mod metrics;
 #[cfg(target_os = "linux")]

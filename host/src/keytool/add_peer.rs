@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lostlove_config::write::{self, Assigned, NewClient, NewPeer};
 use lostlove_config::{ConfigError, Endpoint, Routes, ServerSettings, load_server};
@@ -11,6 +11,7 @@ use lostlove_core::crypto::{PresharedKey, PublicKey, SecretKey};
 use zeroize::Zeroizing;
 
 use super::{KeytoolError, address, files, random};
+use crate::lock::LockFile;
 
 /// What to add, and to what.
 #[derive(Clone, Debug)]
@@ -51,7 +52,7 @@ pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer,
         path: request.config.clone(),
         source,
     };
-    let _lock = files::lock_folder_of(&request.config).map_err(unreadable)?;
+    let _lock = lock(&request.config)?;
     let settings = load_server(&request.config)?;
     let server = match &request.server {
         Some(server) => server.clone(),
@@ -77,6 +78,15 @@ pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer,
         return Err(error);
     }
     Ok(AddedPeer { assigned, server })
+}
+
+/// Locks the folder of a configuration; if there is none, that is what is said.
+fn lock(config: &Path) -> Result<LockFile, KeytoolError> {
+    if let Err(source) = fs::metadata(config) {
+        let path = config.to_owned();
+        return Err(ConfigError::Unreadable { path, source }.into());
+    }
+    files::lock_folder_of(config)
 }
 
 /// A client's secrets.
@@ -147,7 +157,6 @@ fn server_key(settings: &ServerSettings) -> Result<PublicKey, KeytoolError> {
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::path::Path;
 
     use lostlove_config::load_client;
     use tempfile::TempDir;

@@ -4,15 +4,22 @@ use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::KeytoolError;
+use crate::lock::LockFile;
 
 /// Mode of a folder for secrets.
 const FOLDER_MODE: u32 = 0o700;
+
+/// The lock of a folder with a configuration.
+const LOCK_NAME: &str = ".lostlove.lock";
+
+/// Thousands of peers are added in a row by a script, each in a fraction of a second.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Creates `path` with mode 0600.
 ///
@@ -80,11 +87,11 @@ pub(super) fn create_folder_of(path: &Path) -> Result<(), KeytoolError> {
 ///
 /// # Errors
 ///
-/// When the folder cannot be opened.
-pub(super) fn lock_folder_of(path: &Path) -> io::Result<File> {
-    let folder = File::open(folder_of(path))?;
-    flock(&folder, FlockOperation::LockExclusive)?;
-    Ok(folder)
+/// When the lock's file cannot be made there, or somebody holds it for longer than these files
+/// take to be written.
+pub(super) fn lock_folder_of(path: &Path) -> Result<LockFile, KeytoolError> {
+    let lock = folder_of(path).join(LOCK_NAME);
+    Ok(LockFile::acquire(&lock, LOCK_PATIENCE)?)
 }
 
 /// A temporary file beside `path` that holds `text`, with mode 0600.
@@ -110,6 +117,8 @@ fn folder_of(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use rustix::fs::{FlockOperation, flock};
 
     use super::*;
 
@@ -174,10 +183,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("server.toml");
         let lock = lock_folder_of(&path).unwrap();
-        let other = File::open(folder.path()).unwrap();
-        assert!(flock(&other, FlockOperation::NonBlockingLockExclusive).is_err());
+        let file = folder.path().join(LOCK_NAME);
+        assert!(LockFile::acquire(&file, Duration::ZERO).is_err());
         drop(lock);
-        flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(names(folder.path()).is_empty());
+        LockFile::acquire(&file, Duration::ZERO).unwrap();
+    }
+
+    /// Anybody can lock a folder that he may read.
+    #[test]
+    fn a_lock_on_the_folder_itself_is_in_nobodys_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let foreign = File::open(folder.path()).unwrap();
+        flock(&foreign, FlockOperation::LockExclusive).unwrap();
+        lock_folder_of(&folder.path().join("server.toml")).unwrap();
     }
 
     #[test]

@@ -46,8 +46,7 @@ pub struct FirstStart {
 /// written.
 pub fn first_start(config: &Path) -> Result<FirstStart, KeytoolError> {
     files::create_folder_of(config)?;
-    let _lock = files::lock_folder_of(config)
-        .map_err(KeytoolError::io(format!("make {}", config.display())))?;
+    let _lock = files::lock_folder_of(config)?;
     files::check_free(config)?;
     let key = default_key_path(config);
     let secret_key = read_or_create_key(&key)?;

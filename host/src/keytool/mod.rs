@@ -18,6 +18,7 @@ pub use self::first_start::{
 };
 pub use self::keys::{genkey, genpsk, is_exposed, pubkey};
 use crate::cli::Exit;
+use crate::lock::LockError;
 
 /// Why a key or a profile could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,9 @@ pub enum KeytoolError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// Another process changes the same files, or holds their lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// There is no default route to guess this host's public address from.
     #[error("cannot tell where clients reach this server: say it with --server HOST:PORT")]
     NoAddress,
@@ -54,7 +58,10 @@ impl KeytoolError {
 impl From<&KeytoolError> for Exit {
     fn from(error: &KeytoolError) -> Self {
         match error {
-            KeytoolError::Io { source, .. } => Self::from(source),
+            KeytoolError::Io { source, .. } | KeytoolError::Lock(LockError::Io { source, .. }) => {
+                Self::from(source)
+            }
+            KeytoolError::Lock(LockError::Held { .. }) => Self::Failure,
             KeytoolError::Config(error) => Self::from(error),
             KeytoolError::NotServer => Self::BadConfiguration,
             KeytoolError::Key(_) | KeytoolError::NoAddress => Self::Failure,

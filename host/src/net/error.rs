@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 
 use super::allowed::Refusal;
+use crate::lock::LockError;
 
 /// What can go wrong with the system's network.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,9 @@ pub enum NetError {
         /// The system's answer.
         source: io::Error,
     },
+    /// Another process keeps this one from what they share.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The resolver's configuration cannot be changed.
     #[error("cannot change {}: {source}", path.display())]
     ResolvConf {
@@ -91,8 +95,10 @@ impl NetError {
             Self::Netlink { source, .. }
             | Self::Sysctl { source, .. }
             | Self::Journal { source, .. }
+            | Self::Lock(LockError::Io { source, .. })
             | Self::ResolvConf { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
             Self::AlreadyRunning { .. }
+            | Self::Lock(LockError::Held { .. })
             | Self::NoInterface(_)
             | Self::Ipv6Disabled
             | Self::NftMissing

@@ -1,12 +1,18 @@
 //! Making changes so that all of them are undone, whatever happens.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::change::Change;
 use super::dns::Dns;
 use super::journal::Journal;
 use super::netlink::Netlink;
 use super::{NetError, Paths};
+use crate::lock::LockFile;
+
+/// How long to wait for others of this kind, who hold the lock while they read and write a kernel
+/// parameter or two.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Undoes what a dead process left for the device `tun` in the caller's network namespace, and
 /// returns what could not be undone. [`ServerNet`](super::ServerNet) and
@@ -28,6 +34,8 @@ pub(super) struct Guard {
     journal: Journal,
     tun: String,
     armed: bool,
+    /// Whether it was in vain to wait for the lock on what is shared.
+    gave_up: bool,
 }
 
 impl Guard {
@@ -56,6 +64,7 @@ impl Guard {
             journal,
             tun: tun.to_owned(),
             armed: true,
+            gave_up: false,
         })
     }
 
@@ -109,7 +118,7 @@ impl Guard {
     /// Sets a kernel parameter, remembering its value, or the one it had before another live
     /// process set it: who ends last puts that back.
     pub(super) fn set_sysctl(&mut self, key: &str, new: &str) -> Result<(), NetError> {
-        let _lock = self.journal.lock_shared()?;
+        let _lock = self.journal.lock_shared(PATIENCE)?;
         let old = super::sysctl::read(&self.paths, key).map_err(|source| NetError::Sysctl {
             key: key.to_owned(),
             value: new.to_owned(),
@@ -132,7 +141,7 @@ impl Guard {
 
     /// What a kernel parameter is, or was before a live process of ours set it to `new`.
     pub(super) fn former_value(&self, key: &str, new: &str) -> Option<String> {
-        let _lock = self.journal.lock_shared().ok()?;
+        let _lock = self.journal.lock_shared(PATIENCE).ok()?;
         let value = super::sysctl::read(&self.paths, key).ok()?;
         if value != new {
             return Some(value);
@@ -157,11 +166,31 @@ impl Guard {
             change.revert(&mut self.netlink, &self.paths)?;
             return self.journal.undone(change);
         };
-        let _lock = self.journal.lock_shared()?;
+        let _lock = self.lock_or_go_on();
         if self.others_old_value(key, new).is_none() {
             change.revert(&mut self.netlink, &self.paths)?;
         }
         self.journal.undone(change)
+    }
+
+    /// The lock on what is shared, if it can be had in time. To put the system back is worth more
+    /// than to be alone meanwhile, and somebody who holds one lock holds the next as well.
+    fn lock_or_go_on(&mut self) -> Option<LockFile> {
+        let patience = if self.gave_up {
+            Duration::ZERO
+        } else {
+            PATIENCE
+        };
+        match self.journal.lock_shared(patience) {
+            Ok(lock) => Some(lock),
+            Err(error) => {
+                if !self.gave_up {
+                    tracing::warn!(%error, tun = %self.tun, "undoing changes without the lock");
+                }
+                self.gave_up = true;
+                None
+            }
+        }
     }
 
     /// Takes everything back, and returns what went wrong. What could not be taken back stays

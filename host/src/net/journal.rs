@@ -8,6 +8,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::change::Change;
 use super::{NetError, Paths};
+use crate::lock::LockFile;
 
 /// The record of one device, locked.
 #[derive(Debug)]
@@ -38,9 +40,10 @@ impl Journal {
     pub(super) fn open(tun: &str, paths: &Paths) -> Result<Self, NetError> {
         let directory = &paths.state_dir;
         let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o755);
+        builder.recursive(true).mode(0o700);
         builder
             .create(directory)
+            .and_then(|()| is_ours(directory))
             .map_err(|source| journal_error(directory, source))?;
         let path = directory.join(format!("{tun}.{}.json", namespace()));
         let mut file = lock(tun, &path)?;
@@ -71,15 +74,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Keeps other processes from judging or changing what they share, until the result is dropped.
-    pub(super) fn lock_shared(&self) -> Result<File, NetError> {
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let lock = || {
-            let file = File::open(directory)?;
-            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-            Ok(file)
-        };
-        lock().map_err(|source| journal_error(directory, source))
+    /// Keeps other processes from judging or changing what they share, until the result is
+    /// dropped. Waits for them for `patience`.
+    pub(super) fn lock_shared(&self, patience: Duration) -> Result<LockFile, NetError> {
+        Ok(LockFile::acquire(
+            &self.path.with_file_name("lock"),
+            patience,
+        )?)
     }
 
     /// The changes of other live processes in the same network namespace.
@@ -127,6 +128,23 @@ impl Journal {
         line.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()))
             .map_err(|source| journal_error(&self.path, source))
     }
+}
+
+/// Refuses a folder in which others could put or replace a file.
+fn is_ours(directory: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(directory)?;
+    let own = rustix::process::geteuid().as_raw();
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    if ![0, own].contains(&owner) {
+        let text = format!("expected user {own} to own the folder, found user {owner}");
+        return Err(io::Error::other(text));
+    }
+    if mode & 0o022 != 0 {
+        let text =
+            format!("expected a folder that only its owner can write, found mode {mode:04o}");
+        return Err(io::Error::other(text));
+    }
+    Ok(())
 }
 
 /// Opens and locks the file that `path` names, also when another process removes it meanwhile.
