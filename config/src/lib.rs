@@ -34,6 +34,6 @@ pub use problem::{ConfigError, Position, Problem};
 pub use server::{ServerCheck, check_server, default_key_path, load_server};
 pub use settings::{
     AccessScope, ClientAccess, ClientHost, ClientSettings, DEFAULT_PORT, Dns, Endpoint,
-    InvalidEndpoint, LogFormat, LogLevel, Monitoring, Nat, PortRange, Routes, ServerHost,
-    ServerSettings, SocketOptions, TunOptions, UnknownLogLevel, overlaps,
+    InvalidEndpoint, LogFormat, LogLevel, MetricsListener, Monitoring, Nat, PortRange, Routes,
+    ServerHost, ServerSettings, SocketOptions, TunOptions, UnknownLogLevel, overlaps,
 };

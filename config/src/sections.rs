@@ -11,7 +11,7 @@ use crate::reader::value::{
     algorithm_name, boolean, fractional_seconds, integer, interface_name, one_of, parsed,
 };
 use crate::reader::{Entry, Found, Reader, Section};
-use crate::settings::{LogFormat, LogLevel, Monitoring, SocketOptions};
+use crate::settings::{LogFormat, LogLevel, MetricsListener, Monitoring, SocketOptions};
 
 /// Default of `network.tun_name`.
 pub(crate) const TUN_NAME: &str = "lostlove0";
@@ -131,6 +131,7 @@ pub(crate) fn monitoring<'t>(
         .read(&section, "enable_metrics", boolean)
         .or(defaults.enable_metrics);
     let port = reader.read(&section, "metrics_port", integer(1..=u16::MAX));
+    let port_is_chosen = matches!(port, Entry::Given(_));
     let address = reader.read(&section, "metrics_address", parsed("an IP address"));
     if let Entry::Given(Found { value, at }) = &address
         && enabled
@@ -155,7 +156,10 @@ pub(crate) fn monitoring<'t>(
     }
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     Monitoring {
-        metrics: enabled.then_some(metrics),
+        metrics: enabled.then_some(MetricsListener {
+            address: metrics,
+            port_is_chosen,
+        }),
         log_level: reader
             .read(&section, "log_level", one_of(&LogLevel::NAMES))
             .or(LogLevel::Info),

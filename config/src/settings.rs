@@ -191,11 +191,21 @@ pub enum Dns {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Monitoring {
     /// Where to serve metrics and health over HTTP; none for nowhere.
-    pub metrics: Option<SocketAddr>,
+    pub metrics: Option<MetricsListener>,
     /// The least important messages to log.
     pub log_level: LogLevel,
     /// The form of a log line.
     pub log_format: LogFormat,
+}
+
+/// Where metrics and health are served over HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricsListener {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Whether the file names the port. If not, a daemon goes on without metrics when another
+    /// program has it.
+    pub port_is_chosen: bool,
 }
 
 /// How important a log message is.

@@ -1,27 +1,26 @@
 //! Metrics and health over HTTP, for Prometheus and for service managers.
 
 mod http;
+mod serve;
 mod text;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lostlove_core::stats::{PeerStats, Stats};
+use tracing::warn;
 
+use self::serve::{Door, Service};
 use crate::cli::Role;
 use crate::wake::Wake;
 
-/// How long an HTTP request waits for the event loop's figures. A loop that takes longer does not
-/// move packets either.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Serves an endpoint's figures over HTTP from threads of its own.
+/// Serves an endpoint's figures over HTTP from a thread of its own.
 ///
 /// - `GET /metrics`: Prometheus' text format 0.0.4.
 /// - `GET /healthz`: 200 if the event loop answers within a second, else 503.
@@ -32,7 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// waits for a request or its client. Without an address nothing is served and all of them do
 /// nothing.
 ///
-/// There is neither encryption nor a password: the address should be one of this host's own.
+/// There is neither encryption nor a password: the address should be one of this host's own. It is
+/// asked by that address or as `localhost`; other names in `Host` get 421.
 #[derive(Debug)]
 pub struct Metrics {
     server: Option<Server>,
@@ -45,9 +45,33 @@ impl Metrics {
     ///
     /// When the address cannot be listened on, or there is no descriptor or thread left.
     pub fn start(address: Option<SocketAddr>, role: Role) -> io::Result<Self> {
-        let server = address.map(|address| Server::start(address, role));
+        let server = address.map(|address| Server::start(Door::Open(bind(address)?), role));
         Ok(Self {
             server: server.transpose()?,
+        })
+    }
+
+    /// Begins to serve on `address`, which nobody chose: if another program has it, that is a
+    /// warning, and it is served as soon as it is free.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be listened on for another reason, or there is no descriptor or
+    /// thread left.
+    pub fn start_once_free(address: SocketAddr, role: Role) -> io::Result<Self> {
+        let door = match bind(address) {
+            Ok(listener) => Door::Open(listener),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                warn!(
+                    "{error}: going on without metrics until it is free; set \
+                     monitoring.metrics_port to another one, or monitoring.enable_metrics = false"
+                );
+                Door::Taken(address)
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            server: Some(Server::start(door, role)?),
         })
     }
 
@@ -62,6 +86,7 @@ impl Metrics {
             // A full channel holds figures that nobody has asked for yet; the next request
             // throws them away.
             let _ = server.figures.try_send(snapshot);
+            server.shared.published.wake();
         }
     }
 
@@ -85,28 +110,26 @@ impl Metrics {
         server.map(|server| server.shared.wanted.as_fd())
     }
 
-    /// Where it serves, with the port that the system chose if that was 0.
+    /// Where it serves from the start, with the port that the system chose if that was 0.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.server.as_ref().map(|server| server.address)
+        self.server.as_ref().and_then(|server| server.address)
     }
 }
 
 #[derive(Debug)]
 struct Server {
-    address: SocketAddr,
+    address: Option<SocketAddr>,
     figures: SyncSender<Snapshot>,
     shared: Arc<Shared>,
-    acceptor: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    fn start(address: SocketAddr, role: Role) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).map_err(|error| {
-            let message = format!("cannot serve metrics on {address}: {error}");
-            io::Error::new(error.kind(), message)
-        })?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
+    fn start(door: Door, role: Role) -> io::Result<Self> {
+        let address = match &door {
+            Door::Open(listener) => Some(listener.local_addr()?),
+            Door::Taken(_) => None,
+        };
         let (figures, receiver) = sync_channel(1);
         let shared = Arc::new(Shared {
             role,
@@ -115,37 +138,42 @@ impl Server {
                 .unwrap_or_default(),
             ready: AtomicBool::new(false),
             wanted: Wake::new()?,
+            published: Wake::new()?,
             stop: Wake::new()?,
-            connections: AtomicUsize::new(0),
-            figures: Mutex::new(Figures {
-                receiver,
-                last: Snapshot::default(),
-            }),
         });
         let for_thread = Arc::clone(&shared);
-        let acceptor = thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("metrics".to_owned())
-            .spawn(move || http::serve(&listener, &for_thread))?;
+            .spawn(move || Service::new(door, &for_thread, receiver).run())?;
         Ok(Self {
             address,
             figures,
             shared,
-            acceptor: Some(acceptor),
+            thread: Some(thread),
         })
     }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address).map_err(|error| {
+        let message = format!("cannot serve metrics on {address}: {error}");
+        io::Error::new(error.kind(), message)
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stop.wake();
-        if let Some(acceptor) = self.acceptor.take() {
+        if let Some(thread) = self.thread.take() {
             // A panic there has already been reported.
-            let _ = acceptor.join();
+            let _ = thread.join();
         }
     }
 }
 
-/// What the event loop and the HTTP threads share.
+/// What the event loop and the HTTP thread share.
 #[derive(Debug)]
 struct Shared {
     role: Role,
@@ -153,16 +181,8 @@ struct Shared {
     started: Duration,
     ready: AtomicBool,
     wanted: Wake,
+    published: Wake,
     stop: Wake,
-    connections: AtomicUsize,
-    figures: Mutex<Figures>,
-}
-
-/// The HTTP threads' end of the channel. The event loop never takes this lock.
-#[derive(Debug)]
-struct Figures {
-    receiver: Receiver<Snapshot>,
-    last: Snapshot,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -175,25 +195,6 @@ struct Snapshot {
 enum Freshness {
     Fresh,
     Stale,
-}
-
-impl Shared {
-    /// Asks the event loop for figures, and makes do with the last ones if it does not answer.
-    fn snapshot(&self) -> (Snapshot, Freshness) {
-        let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(early) = figures.receiver.try_recv() {
-            figures.last = early;
-        }
-        self.wanted.wake();
-        let freshness = match figures.receiver.recv_timeout(PATIENCE) {
-            Ok(snapshot) => {
-                figures.last = snapshot;
-                Freshness::Fresh
-            }
-            Err(_) => Freshness::Stale,
-        };
-        (figures.last.clone(), freshness)
-    }
 }
 
 #[cfg(test)]

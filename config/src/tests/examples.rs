@@ -56,6 +56,12 @@ fn file(keys: impl IntoIterator<Item = (String, String)>) -> String {
     text
 }
 
+/// Settings as text, but for whether the port for metrics was chosen, which no value tells.
+fn values(settings: &impl std::fmt::Debug) -> String {
+    let chosen = "port_is_chosen: true";
+    format!("{settings:?}").replace(chosen, "port_is_chosen: false")
+}
+
 fn names(text: &str) -> BTreeSet<String> {
     keys(text).into_iter().map(|(key, _)| key).collect()
 }
@@ -85,10 +91,10 @@ fn each_default_that_the_server_example_states_is_the_default() {
     let default = format!("{:?}", folder.server("").unwrap());
     for one in &stated {
         let settings = folder.server(&file([one.clone()])).unwrap();
-        assert_eq!(format!("{settings:?}"), default, "{}", one.1);
+        assert_eq!(values(&settings), default, "{}", one.1);
     }
     let settings = folder.server(&file(stated)).unwrap();
-    assert_eq!(format!("{settings:?}"), default);
+    assert_eq!(values(&settings), default);
 }
 
 #[test]
@@ -109,7 +115,7 @@ fn each_default_that_the_client_example_states_is_the_default() {
             None => format!("{}{}", minimal_client(), file([(key, line.clone())])),
         };
         let settings = folder.client(&text).unwrap();
-        assert_eq!(format!("{settings:?}"), default, "{line}");
+        assert_eq!(values(&settings), default, "{line}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What people read: place, key, what was expected, and the nearest valid name.
 
-use crate::settings::{Nat, PortRange};
+use crate::settings::{MetricsListener, Nat, PortRange};
 use crate::testing::{Folder, key, minimal_client, server_of};
 
 /// Wrong server files and all that is said about them.
@@ -323,7 +323,11 @@ fn a_file_with_the_keys_of_llp_1_0_alone_loads() {
     assert_eq!(settings.host.listen, ["0.0.0.0:8443".parse().unwrap()]);
     assert_eq!(settings.host.worker_threads, 4);
     let metrics = settings.host.monitoring.metrics;
-    assert_eq!(metrics, Some("127.0.0.1:9090".parse().unwrap()));
+    let expected = MetricsListener {
+        address: "127.0.0.1:9090".parse().unwrap(),
+        port_is_chosen: true,
+    };
+    assert_eq!(metrics, Some(expected));
     let server = server_of(&settings);
     assert_eq!(server.rate_limit, Some(10_485_760));
     assert_eq!(server.secret_key.as_bytes(), key(200).as_bytes());

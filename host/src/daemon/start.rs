@@ -308,7 +308,12 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
             (network, Vec::new(), Some(dialer), Some(FWMARK))
         }
     };
-    let metrics = Metrics::start(monitoring.metrics, role)?;
+    let metrics = match monitoring.metrics {
+        Some(listener) if !listener.port_is_chosen => {
+            Metrics::start_once_free(listener.address, role)?
+        }
+        listener => Metrics::start(listener.map(|listener| listener.address), role)?,
+    };
     let announcement = Announcement {
         host,
         tun: tun.name().to_owned(),

@@ -1,143 +1,27 @@
 //! As much of HTTP/1.1 as a scraper needs: one request a connection, no bodies in.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::Ordering;
-use std::thread;
-use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tracing::debug;
 
 use super::{Freshness, Shared, text};
-
-/// Connections at once; more are closed at once. Two scrapers and somebody with a browser fit.
-pub(super) const MAX_CONNECTIONS: usize = 8;
-
-/// Bytes of a request's head.
-pub(super) const MAX_HEAD: usize = 8 * 1024;
 
 /// Header lines of a request.
 const MAX_HEADERS: usize = 64;
 
-/// Time for a whole request to arrive, and again for the response to leave.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Wait after an accept that failed, as for want of descriptors, so that it does not spin.
-const RETRY: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 100_000_000,
-};
-
-/// Accepts connections until `shared.stop` is readable, each to a thread of its own.
-pub(super) fn serve(listener: &TcpListener, shared: &Arc<Shared>) {
-    loop {
-        let mut fds = [
-            PollFd::new(&shared.stop, PollFlags::IN),
-            PollFd::new(listener, PollFlags::IN),
-        ];
-        // Failures such as EINTR leave no events; accepting then says that it would block.
-        let _ = poll(&mut fds, None);
-        if !fds[0].revents().is_empty() {
-            return;
-        }
-        match listener.accept() {
-            Ok((stream, _)) => admit(stream, shared),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => {
-                debug!(%error, "cannot accept a connection for metrics");
-                let _ = poll(
-                    &mut [PollFd::new(&shared.stop, PollFlags::IN)],
-                    Some(&RETRY),
-                );
-            }
-        }
-    }
-}
-
-fn admit(stream: TcpStream, shared: &Arc<Shared>) {
-    // This thread alone adds, so the limit holds without a compare-and-swap.
-    if shared.connections.load(Ordering::Acquire) >= MAX_CONNECTIONS {
-        return;
-    }
-    shared.connections.fetch_add(1, Ordering::AcqRel);
-    let slot = Slot(Arc::clone(shared));
-    let spawned = thread::Builder::new()
-        .name("metrics-request".to_owned())
-        .spawn(move || {
-            if let Err(error) = answer(&stream, &slot.0) {
-                debug!(%error, "a request for metrics failed");
-            }
-        });
-    if let Err(error) = spawned {
-        debug!(%error, "no thread for a request for metrics");
-    }
-}
-
-/// A connection's place among [`MAX_CONNECTIONS`], given back when dropped.
-struct Slot(Arc<Shared>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-fn answer(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
-    let Some(request) = read_request(stream)? else {
-        return Ok(());
-    };
-    let response = match &request {
-        Request::Get(path) | Request::Head(path) => route(path, shared),
-        Request::OtherMethod => Response::plain("405 Method Not Allowed"),
-        Request::Malformed => Response::plain("400 Bad Request"),
-        Request::TooLarge => Response::plain("431 Request Header Fields Too Large"),
-        Request::Late => Response::plain("408 Request Timeout"),
-    };
-    let bytes = response.to_bytes(&request);
-    write_all(stream, &bytes)?;
-    stream.shutdown(Shutdown::Write)
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Request {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Request {
     Get(String),
     Head(String),
     OtherMethod,
     Malformed,
+    /// For a name that may be anybody's.
+    Misdirected,
     TooLarge,
     Late,
 }
 
-/// Reads a request's head; none if the client closes or vanishes before its end.
-fn read_request(mut stream: &TcpStream) -> io::Result<Option<Request>> {
-    let deadline = Instant::now() + TIMEOUT;
-    let mut head = [0; MAX_HEAD];
-    let mut filled = 0;
-    loop {
-        let Some(left) = remaining(deadline) else {
-            return Ok(Some(Request::Late));
-        };
-        stream.set_read_timeout(Some(left))?;
-        let Some(free) = head.get_mut(filled..).filter(|free| !free.is_empty()) else {
-            return Ok(Some(Request::TooLarge));
-        };
-        match stream.read(free) {
-            Ok(0) => return Ok(None),
-            Ok(count) => filled += count,
-            Err(error) if is_retry(&error) => continue,
-            Err(error) => return Err(error),
-        }
-        if let Some(request) = head.get(..filled).and_then(parse) {
-            return Ok(Some(request));
-        }
-    }
-}
-
 /// None if the head is not complete.
-fn parse(head: &[u8]) -> Option<Request> {
+pub(super) fn parse(head: &[u8]) -> Option<Request> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(head) {
@@ -145,6 +29,9 @@ fn parse(head: &[u8]) -> Option<Request> {
         Ok(httparse::Status::Complete(_)) => {
             let target = request.path.unwrap_or_default();
             let path = target.split('?').next().unwrap_or_default().to_owned();
+            if let Err(refusal) = judge_host(request.headers) {
+                return Some(refusal);
+            }
             Some(match request.method {
                 Some("GET") => Request::Get(path),
                 Some("HEAD") => Request::Head(path),
@@ -156,22 +43,82 @@ fn parse(head: &[u8]) -> Option<Request> {
     }
 }
 
-fn route(path: &str, shared: &Shared) -> Response {
-    match path {
-        "/metrics" => {
-            let (snapshot, _) = shared.snapshot();
-            Response {
-                status: "200 OK",
-                content_type: text::CONTENT_TYPE,
-                body: text::render(shared.role, shared.started, &snapshot),
-            }
+/// Refuses what a browser may send for a web page of somebody else's: a page can have its own name
+/// resolved to this machine's address (DNS rebinding), and then may read what comes from there.
+fn judge_host(headers: &[httparse::Header<'_>]) -> Result<(), Request> {
+    let is_host = |header: &&httparse::Header<'_>| header.name.eq_ignore_ascii_case("host");
+    let mut hosts = headers.iter().filter(is_host);
+    match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => Err(Request::Malformed),
+        (Some(host), None) if !is_nobodys_name(host.value) => Err(Request::Misdirected),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `Host` is a literal address or `localhost`, with or without a port.
+fn is_nobodys_name(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else {
+        return false;
+    };
+    let host = host.trim();
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some((address, rest)) = host.strip_prefix('[').and_then(|it| it.split_once(']')) {
+        let is_end = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
+        return is_end && address.parse::<Ipv6Addr>().is_ok();
+    }
+    let (name, port) = host.split_once(':').unwrap_or((host, ""));
+    let is_own = name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok();
+    is_own && is_port(port)
+}
+
+impl Request {
+    /// Whether the answer has figures, or is whether there are any.
+    pub(super) fn wants_figures(&self) -> bool {
+        match self {
+            Self::Get(path) | Self::Head(path) => path == "/metrics" || path == "/healthz",
+            _ => false,
         }
-        "/healthz" => match shared.snapshot() {
-            (_, Freshness::Fresh) => Response::plain("200 OK"),
-            (_, Freshness::Stale) => Response::plain("503 Service Unavailable"),
+    }
+
+    /// The whole answer. `page` makes the page of figures.
+    pub(super) fn answer(
+        &self,
+        shared: &Shared,
+        freshness: Freshness,
+        page: impl FnOnce() -> String,
+    ) -> Vec<u8> {
+        let response = match self {
+            Self::Get(path) | Self::Head(path) => route(path, shared, freshness, page),
+            Self::OtherMethod => Response::plain("405 Method Not Allowed"),
+            Self::Malformed => Response::plain("400 Bad Request"),
+            Self::Misdirected => Response {
+                body: "421 Misdirected Request: expected an IP address or localhost as Host\n"
+                    .into(),
+                ..Response::plain("421 Misdirected Request")
+            },
+            Self::TooLarge => Response::plain("431 Request Header Fields Too Large"),
+            Self::Late => Response::plain("408 Request Timeout"),
+        };
+        response.to_bytes(self)
+    }
+}
+
+fn route(
+    path: &str,
+    shared: &Shared,
+    freshness: Freshness,
+    page: impl FnOnce() -> String,
+) -> Response {
+    match (path, freshness) {
+        ("/metrics", _) => Response {
+            status: "200 OK",
+            content_type: text::CONTENT_TYPE,
+            body: page(),
         },
-        "/readyz" if shared.ready.load(Ordering::Relaxed) => Response::plain("200 OK"),
-        "/readyz" => Response::plain("503 Service Unavailable"),
+        ("/healthz", Freshness::Fresh) => Response::plain("200 OK"),
+        ("/healthz", Freshness::Stale) => Response::plain("503 Service Unavailable"),
+        ("/readyz", _) if shared.ready.load(Ordering::Relaxed) => Response::plain("200 OK"),
+        ("/readyz", _) => Response::plain("503 Service Unavailable"),
         _ => Response::plain("404 Not Found"),
     }
 }
@@ -211,42 +158,13 @@ impl Response {
     }
 }
 
-fn write_all(mut stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    let deadline = Instant::now() + TIMEOUT;
-    while !bytes.is_empty() {
-        let left = remaining(deadline).ok_or(ErrorKind::TimedOut)?;
-        stream.set_write_timeout(Some(left))?;
-        match stream.write(bytes) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-            Err(error) if is_retry(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// The time to `deadline`; none if it has passed.
-fn remaining(deadline: Instant) -> Option<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    (!left.is_zero()).then_some(left)
-}
-
-/// Interrupted, or out of the time that [`remaining`] then judges.
-fn is_retry(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_head_is_parsed_once_it_is_complete() {
-        let head = b"GET /metrics?x=1 HTTP/1.1\r\nHost: a\r\n\r\n";
+        let head = b"GET /metrics?x=1 HTTP/1.1\r\nHost: localhost\r\n\r\n";
         assert_eq!(parse(head), Some(Request::Get("/metrics".to_owned())));
         assert_eq!(parse(&head[..head.len() - 1]), None);
         assert_eq!(parse(b""), None);
@@ -270,5 +188,42 @@ mod tests {
         head.extend(b"a: b\r\n".repeat(MAX_HEADERS + 1));
         head.extend(b"\r\n");
         assert_eq!(parse(&head), Some(Request::TooLarge));
+    }
+
+    #[test]
+    fn a_host_is_a_literal_address_or_localhost() {
+        let request = |host: &str| parse(format!("GET /healthz HTTP/1.1\r\n{host}\r\n").as_bytes());
+        for good in [
+            "",
+            "Host: 127.0.0.1\r\n",
+            "host: 10.0.0.1:9190\r\n",
+            "HOST:[::1]\r\n",
+            "Host: [2001:db8::1]:9190\r\n",
+            "Host: localhost\r\n",
+            "Host: LocalHost:9190\r\n",
+        ] {
+            assert_eq!(
+                request(good),
+                Some(Request::Get("/healthz".to_owned())),
+                "{good}"
+            );
+        }
+        for bad in [
+            "rebind.example",
+            "rebind.example:9190",
+            "localhost.rebind.example",
+            "127.0.0.1.rebind.example",
+            "localhost:x",
+            "[::1]x",
+            "[::1",
+            "::1",
+            "",
+            "\u{fc}",
+        ] {
+            let refused = request(&format!("Host: {bad}\r\n"));
+            assert_eq!(refused, Some(Request::Misdirected), "{bad}");
+        }
+        let two = request("Host: localhost\r\nHost: rebind.example\r\n");
+        assert_eq!(two, Some(Request::Malformed));
     }
 }

@@ -87,7 +87,7 @@ fn what_is_not_there_is_refused() {
 fn an_oversize_head_is_refused() {
     let metrics = metrics();
     let mut request = b"GET /metrics HTTP/1.1\r\nx: ".to_vec();
-    request.resize(http::MAX_HEAD, b'a');
+    request.resize(serve::MAX_HEAD, b'a');
     assert_eq!(status(&metrics, &request), "431");
 }
 
@@ -104,25 +104,91 @@ fn a_stuck_scraper_blocks_nobody() {
     let request = "GET /metrics HTTP/1.1\r\n\r\n";
     let response = scrape(&metrics, request, &Stats::default());
     assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
-    assert!(start.elapsed() < http::TIMEOUT / 2, "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < serve::TIMEOUT / 2,
+        "{:?}",
+        start.elapsed()
+    );
 }
 
-/// Case 97.
+/// Case 97: whoever is silent gives way to whoever asks.
 #[test]
-fn connections_beyond_the_limit_are_closed_and_places_come_free() {
+fn silent_connections_keep_nobody_out() {
     let metrics = metrics();
-    let mut idle: Vec<TcpStream> = (0..http::MAX_CONNECTIONS)
+    let request = "GET /healthz HTTP/1.1\r\n\r\n";
+    let mut silent: Vec<TcpStream> = (0..serve::MAX_CONNECTIONS + 20)
         .map(|_| connect(&metrics))
         .collect();
-    let mut surplus = connect(&metrics);
-    assert!(is_closed(&mut surplus));
-    for mut stream in idle.drain(..) {
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        assert!(is_closed(&mut stream));
+    let mut half: Vec<TcpStream> = (0..8).map(|_| connect(&metrics)).collect();
+    for stream in &mut half {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap();
     }
-    let deadline = Instant::now() + http::TIMEOUT / 2;
-    while exchange(&metrics, b"GET /readyz HTTP/1.1\r\n\r\n").is_empty() {
-        assert!(Instant::now() < deadline);
+    let start = Instant::now();
+    let response = scrape(&metrics, request, &Stats::default());
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    assert!(
+        start.elapsed() < serve::TIMEOUT / 2,
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(is_closed(&mut silent[0]), "the oldest went first");
+    half[7].write_all(b"\r\n").unwrap();
+    let response = read_to_end(&mut half[7]);
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+}
+
+/// Case 97: a crowd of scrapers costs the event loop next to nothing, and all are answered.
+#[test]
+fn fifty_scrapes_at_once_are_all_answered() {
+    let metrics = metrics();
+    let mut streams: Vec<TcpStream> = (0..50).map(|_| connect(&metrics)).collect();
+    for stream in &mut streams {
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    }
+    let stats = Stats {
+        sessions: 42,
+        ..Stats::default()
+    };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                if metrics.wants_update() {
+                    metrics.publish(&stats, &[]);
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let answered = streams
+            .iter_mut()
+            .map(read_to_end)
+            .filter(|response| response.contains("\nlostlove_sessions 42\n"))
+            .count();
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(answered, 50);
+    });
+}
+
+#[test]
+fn a_name_of_somebody_elses_is_refused() {
+    let metrics = metrics();
+    let request = b"GET /metrics HTTP/1.1\r\nHost: rebind.example:9190\r\n\r\n";
+    assert_eq!(status(&metrics, request), "421");
+}
+
+/// A port that nobody chose is no reason to do without a tunnel.
+#[test]
+fn a_taken_port_that_nobody_chose_is_served_once_it_is_free() {
+    let first = metrics();
+    let address = first.address().unwrap();
+    let second = Metrics::start_once_free(address, Role::Server).unwrap();
+    assert_eq!(second.address(), None);
+    second.publish(&Stats::default(), &[]);
+    drop(first);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while TcpStream::connect(address).is_err() {
+        assert!(Instant::now() < deadline, "never served");
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -160,7 +226,7 @@ fn metrics() -> Metrics {
 fn connect(metrics: &Metrics) -> TcpStream {
     let stream = TcpStream::connect(metrics.address().unwrap()).unwrap();
     stream
-        .set_read_timeout(Some(http::TIMEOUT + Duration::from_secs(5)))
+        .set_read_timeout(Some(serve::TIMEOUT + Duration::from_secs(5)))
         .unwrap();
     stream
 }
@@ -171,7 +237,7 @@ fn scrape(metrics: &Metrics, request: &str, stats: &Stats) -> String {
     stream.write_all(request.as_bytes()).unwrap();
     let fd = metrics.fd().unwrap();
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-    let limit = Timespec::try_from(http::TIMEOUT).unwrap();
+    let limit = Timespec::try_from(serve::TIMEOUT).unwrap();
     assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1);
     assert!(metrics.wants_update());
     assert!(!metrics.wants_update());

@@ -1,0 +1,375 @@
+//! One thread for the listener and all its connections, so that nobody who is slow or silent takes
+//! a place from somebody who asks.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tracing::{debug, info};
+
+use super::http::{self, Request};
+use super::{Freshness, Shared, Snapshot, text};
+
+/// Connections at once. When another comes, one that has not asked for anything gives way.
+pub(super) const MAX_CONNECTIONS: usize = 128;
+
+/// Bytes of a request's head.
+pub(super) const MAX_HEAD: usize = 8 * 1024;
+
+/// Time for a whole request to arrive, and again for the response to leave.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a request waits for the event loop's figures. A loop that takes longer does not move
+/// packets either.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Time for the client to close, once it has its answer: a close before it has read all would take
+/// the answer with it.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Wait after an accept that failed, as for want of descriptors, so that it does not spin.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// From one attempt to have a taken port to the next.
+const BIND_RETRY: Duration = Duration::from_secs(5);
+
+/// Reads from one connection before the others have their turn.
+const READS: usize = 4;
+
+/// Where connections come from.
+pub(super) enum Door {
+    Open(TcpListener),
+    /// Another program has the port; it may let go of it.
+    Taken(SocketAddr),
+}
+
+struct Connection {
+    stream: TcpStream,
+    head: Vec<u8>,
+    state: State,
+    deadline: Instant,
+}
+
+enum State {
+    Reading,
+    /// For the event loop's figures.
+    Waiting(Request),
+    Writing {
+        bytes: Vec<u8>,
+        written: usize,
+    },
+    /// For the other end to close.
+    Closing,
+    Over,
+}
+
+/// What the thread has.
+pub(super) struct Service<'a> {
+    shared: &'a Shared,
+    figures: Receiver<Snapshot>,
+    last: Snapshot,
+    door: Door,
+    /// When to knock again at a door that failed.
+    retry_at: Option<Instant>,
+    /// In the order in which they came.
+    connections: Vec<Connection>,
+}
+
+impl<'a> Service<'a> {
+    pub(super) fn new(door: Door, shared: &'a Shared, figures: Receiver<Snapshot>) -> Self {
+        let retry_at = match door {
+            Door::Open(_) => None,
+            Door::Taken(_) => Some(Instant::now() + BIND_RETRY),
+        };
+        Self {
+            shared,
+            figures,
+            last: Snapshot::default(),
+            door,
+            retry_at,
+            connections: Vec::new(),
+        }
+    }
+
+    /// Serves until `shared.stop` is readable.
+    pub(super) fn run(&mut self) {
+        while let Some(ready) = self.wait() {
+            let now = Instant::now();
+            if self.shared.published.clear() {
+                self.take_figures(now);
+            }
+            for (index, flags) in ready.iter().enumerate() {
+                if !flags.is_empty() {
+                    self.step(index, *flags, now);
+                }
+            }
+            self.expire(now);
+            self.connections
+                .retain(|connection| !matches!(connection.state, State::Over));
+            self.knock(now);
+        }
+    }
+
+    /// Waits until something is to be done, and says what the connections are ready for; none at
+    /// the end.
+    fn wait(&self) -> Option<Vec<PollFlags>> {
+        let is_paused = self.retry_at.is_some();
+        let listener = match &self.door {
+            Door::Open(listener) if !is_paused => Some(listener),
+            _ => None,
+        };
+        let mut fds = vec![
+            PollFd::new(&self.shared.stop, PollFlags::IN),
+            PollFd::new(&self.shared.published, PollFlags::IN),
+        ];
+        fds.extend(self.connections.iter().map(|connection| {
+            let flags = match connection.state {
+                State::Reading | State::Closing => PollFlags::IN,
+                State::Writing { .. } => PollFlags::OUT,
+                State::Waiting(_) | State::Over => PollFlags::empty(),
+            };
+            PollFd::new(&connection.stream, flags)
+        }));
+        fds.extend(listener.map(|listener| PollFd::new(listener, PollFlags::IN)));
+        let deadlines = self
+            .connections
+            .iter()
+            .map(|connection| connection.deadline);
+        let due = deadlines.chain(self.retry_at).min();
+        let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        // Failures such as EINTR leave no events.
+        let _ = poll(&mut fds, timeout.as_ref());
+        let mut events = fds.iter().map(PollFd::revents);
+        let is_over = events.next().is_some_and(|flags| !flags.is_empty());
+        let of_connections = events.skip(1).take(self.connections.len());
+        (!is_over).then(|| of_connections.collect())
+    }
+
+    /// Accepts who waits at the door, or tries to open it.
+    fn knock(&mut self, now: Instant) {
+        if self.retry_at.is_some_and(|due| now < due) {
+            return;
+        }
+        self.retry_at = None;
+        if let Door::Taken(address) = self.door {
+            match super::bind(address) {
+                Ok(listener) => {
+                    info!(%address, "metrics are served now");
+                    self.door = Door::Open(listener);
+                }
+                Err(_) => self.retry_at = Some(now + BIND_RETRY),
+            }
+        }
+        for _ in 0..MAX_CONNECTIONS {
+            let Door::Open(listener) = &self.door else {
+                return;
+            };
+            match listener.accept() {
+                Ok((stream, _)) => self.admit(stream, now),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    debug!(%error, "cannot accept a connection for metrics");
+                    self.evict();
+                    self.retry_at = Some(now + ACCEPT_RETRY);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: TcpStream, now: Instant) {
+        if stream.set_nonblocking(true).is_err() {
+            return;
+        }
+        if self.connections.len() >= MAX_CONNECTIONS {
+            self.evict();
+        }
+        self.connections.push(Connection {
+            stream,
+            head: Vec::new(),
+            state: State::Reading,
+            deadline: now + TIMEOUT,
+        });
+        // At once: who has asked already is not evicted as one who is silent.
+        self.step(self.connections.len() - 1, PollFlags::IN, now);
+    }
+
+    /// Closes the oldest connection that is owed nothing, or else the oldest.
+    fn evict(&mut self) {
+        let is_owed_nothing = |connection: &Connection| {
+            matches!(
+                connection.state,
+                State::Reading | State::Closing | State::Over
+            )
+        };
+        let index = self.connections.iter().position(is_owed_nothing);
+        if !self.connections.is_empty() {
+            self.connections.remove(index.unwrap_or(0));
+        }
+    }
+
+    fn step(&mut self, index: usize, flags: PollFlags, now: Instant) {
+        let Some(connection) = self.connections.get_mut(index) else {
+            return;
+        };
+        match &connection.state {
+            State::Reading => {
+                if let Some(request) = connection.read_request() {
+                    self.respond(index, request, now);
+                }
+            }
+            // It asked for no event, so the connection is broken.
+            State::Waiting(_) if !flags.is_empty() => connection.state = State::Over,
+            State::Writing { .. } => connection.write(now),
+            State::Closing => connection.discard(),
+            State::Waiting(_) | State::Over => {}
+        }
+    }
+
+    /// Answers a request, or asks the event loop for the figures that it wants.
+    fn respond(&mut self, index: usize, request: Request, now: Instant) {
+        if !request.wants_figures() {
+            let answer = request.answer(self.shared, Freshness::Stale, String::new);
+            if let Some(connection) = self.connections.get_mut(index) {
+                connection.begin_writing(answer, now);
+            }
+            return;
+        }
+        let is_waiting = |connection: &Connection| matches!(connection.state, State::Waiting(_));
+        if !self.connections.iter().any(is_waiting) {
+            // What was published before is older than the request.
+            self.last = self
+                .figures
+                .try_iter()
+                .last()
+                .unwrap_or(std::mem::take(&mut self.last));
+        }
+        self.shared.wanted.wake();
+        if let Some(connection) = self.connections.get_mut(index) {
+            connection.state = State::Waiting(request);
+            connection.deadline = now + PATIENCE;
+        }
+    }
+
+    /// The event loop has published: answers all who wait.
+    fn take_figures(&mut self, now: Instant) {
+        if let Ok(snapshot) = self.figures.try_recv() {
+            self.last = snapshot;
+            self.answer(Freshness::Fresh, now, |_| true);
+        }
+    }
+
+    /// Ends what has taken too long.
+    fn expire(&mut self, now: Instant) {
+        self.answer(Freshness::Stale, now, |connection| {
+            connection.deadline <= now
+        });
+        for connection in &mut self.connections {
+            if connection.deadline > now {
+                continue;
+            }
+            if let State::Reading = connection.state {
+                let answer = Request::Late.answer(self.shared, Freshness::Stale, String::new);
+                connection.begin_writing(answer, now);
+            } else {
+                connection.state = State::Over;
+            }
+        }
+    }
+
+    fn answer(&mut self, freshness: Freshness, now: Instant, whom: impl Fn(&Connection) -> bool) {
+        let Self {
+            shared,
+            last,
+            connections,
+            ..
+        } = self;
+        let mut page: Option<String> = None;
+        for connection in connections.iter_mut().filter(|connection| whom(connection)) {
+            let State::Waiting(request) = &connection.state else {
+                continue;
+            };
+            let render = || text::render(shared.role, shared.started, last);
+            let text = || page.get_or_insert_with(render).clone();
+            let answer = request.answer(shared, freshness, text);
+            connection.begin_writing(answer, now);
+        }
+    }
+}
+
+impl Connection {
+    /// Reads what there is of a request; the request, once it is complete or cannot become one.
+    fn read_request(&mut self) -> Option<Request> {
+        let mut buffer = [0; 2048];
+        for _ in 0..=MAX_HEAD / buffer.len() {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => {
+                    self.state = State::Over;
+                    return None;
+                }
+                Ok(count) => self.head.extend(buffer.iter().take(count)),
+                Err(error) if is_retry(&error) => return None,
+                Err(_) => {
+                    self.state = State::Over;
+                    return None;
+                }
+            }
+            if let Some(request) = http::parse(&self.head) {
+                return Some(request);
+            }
+            if self.head.len() >= MAX_HEAD {
+                return Some(Request::TooLarge);
+            }
+        }
+        None
+    }
+
+    fn begin_writing(&mut self, bytes: Vec<u8>, now: Instant) {
+        self.head = Vec::new();
+        self.state = State::Writing { bytes, written: 0 };
+        self.deadline = now + TIMEOUT;
+        self.write(now);
+    }
+
+    fn write(&mut self, now: Instant) {
+        let State::Writing { bytes, written } = &mut self.state else {
+            return;
+        };
+        while let Some(rest) = bytes.get(*written..).filter(|rest| !rest.is_empty()) {
+            match self.stream.write(rest) {
+                Ok(0) => break,
+                Ok(count) => *written += count,
+                Err(error) if is_retry(&error) => return,
+                Err(_) => {
+                    self.state = State::Over;
+                    return;
+                }
+            }
+        }
+        // Fails where the client is gone, which the next read tells.
+        let _ = self.stream.shutdown(Shutdown::Write);
+        self.state = State::Closing;
+        self.deadline = now + LINGER;
+    }
+
+    fn discard(&mut self) {
+        let mut buffer = [0; 16 * 1024];
+        for _ in 0..READS {
+            match self.stream.read(&mut buffer) {
+                Ok(count) if count > 0 => {}
+                Err(error) if is_retry(&error) => return,
+                Ok(_) | Err(_) => {
+                    self.state = State::Over;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn is_retry(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock)
+}
