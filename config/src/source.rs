@@ -123,8 +123,20 @@ pub(crate) fn read_config(path: &Path) -> Result<(Zeroizing<String>, Option<u32>
         source,
     };
     let (bytes, metadata) = read_file(path, MAX_CONFIG_BYTES).map_err(unreadable)?;
+    let reader = TheReader::of_this_process();
+    if let Some(message) = reader.distrusts(&metadata) {
+        return Err(ConfigError::Invalid(vec![Problem {
+            file: path.to_owned(),
+            position: None,
+            key: String::new(),
+            message,
+        }]));
+    }
     match std::str::from_utf8(&bytes) {
-        Ok(text) => Ok((Zeroizing::new(text.to_owned()), mode(&metadata))),
+        Ok(text) => Ok((
+            Zeroizing::new(text.to_owned()),
+            reader.secrecy_mode(path, &metadata),
+        )),
         Err(error) => {
             let valid = String::from_utf8_lossy(bytes.get(..error.valid_up_to()).unwrap_or(&[]));
             let valid = Zeroizing::new(valid.into_owned());
@@ -140,7 +152,8 @@ pub(crate) fn read_config(path: &Path) -> Result<(Zeroizing<String>, Option<u32>
 
 /// Permission bits of a file that may not exist (yet).
 pub(crate) fn mode_of(path: &Path) -> Option<u32> {
-    fs::metadata(path).ok().and_then(|metadata| mode(&metadata))
+    let metadata = fs::metadata(path).ok()?;
+    TheReader::of_this_process().secrecy_mode(path, &metadata)
 }
 
 /// Why a key file's text cannot be had.
@@ -148,14 +161,21 @@ pub(crate) enum KeyFileError {
     Io(io::Error),
     /// Group or others have access; holds the permission bits.
     Exposed(u32),
+    /// Somebody else could change it; holds what is wrong.
+    Untrusted(String),
     NotText,
 }
 
 /// Reads a file that holds one key and that nobody but its owner may open.
 pub(crate) fn read_key(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     let (bytes, metadata) = read_file(path, MAX_KEY_BYTES).map_err(KeyFileError::Io)?;
-    if let Some(mode) = mode(&metadata).filter(|mode| mode & 0o077 != 0) {
+    let reader = TheReader::of_this_process();
+    let mode = reader.secrecy_mode(path, &metadata);
+    if let Some(mode) = mode.filter(|mode| mode & 0o077 != 0) {
         return Err(KeyFileError::Exposed(mode));
+    }
+    if let Some(message) = reader.distrusts(&metadata) {
+        return Err(KeyFileError::Untrusted(message));
     }
     match std::str::from_utf8(&bytes) {
         Ok(text) => Ok(Zeroizing::new(text.to_owned())),
@@ -181,15 +201,76 @@ fn read_file(path: &Path, max: u64) -> io::Result<(Zeroizing<Vec<u8>>, Metadata)
     Ok((bytes, metadata))
 }
 
+/// Who reads a file, which decides whom it may belong to.
+#[derive(Clone, Debug, Default)]
+struct TheReader {
+    is_root: bool,
+    /// Who called `sudo`: his files are what he asked to be read.
+    called_by: Option<u32>,
+    /// Where systemd puts the credentials of a service.
+    credentials: Option<PathBuf>,
+}
+
 #[cfg(unix)]
-fn mode(metadata: &Metadata) -> Option<u32> {
-    use std::os::unix::fs::PermissionsExt;
-    Some(metadata.permissions().mode() & 0o7777)
+impl TheReader {
+    fn of_this_process() -> Self {
+        let caller = std::env::var("SUDO_UID").ok();
+        Self {
+            is_root: rustix::process::geteuid().is_root(),
+            called_by: caller.and_then(|uid| uid.parse().ok()),
+            credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+        }
+    }
+
+    /// What is wrong with a file that root reads and somebody else can change.
+    fn distrusts(&self, metadata: &Metadata) -> Option<String> {
+        use std::os::unix::fs::MetadataExt as _;
+        let (owner, mode) = (metadata.uid(), mode(metadata));
+        let is_foreign = owner != 0 && Some(owner) != self.called_by;
+        (self.is_root && (is_foreign || mode & 0o022 != 0)).then(|| {
+            format!(
+                "expected a file that only root can change, found one of user {owner} with mode \
+                 {mode:04o}"
+            )
+        })
+    }
+
+    /// Permission bits, but that a credential's group is not counted if it can only read: systemd
+    /// 257 lets the service's user in by an access list, whose mask these bits show.
+    #[expect(clippy::unnecessary_wraps, reason = "other systems have no modes")]
+    fn secrecy_mode(&self, path: &Path, metadata: &Metadata) -> Option<u32> {
+        use std::os::unix::fs::MetadataExt as _;
+        let mode = mode(metadata);
+        let is_credential = self.credentials.as_ref().is_some_and(|credentials| {
+            let folder = path.parent().map(Path::canonicalize);
+            matches!((folder, credentials.canonicalize()), (Some(Ok(a)), Ok(b)) if a == b)
+        });
+        if is_credential && metadata.uid() == 0 && mode & 0o077 == 0o040 {
+            return Some(mode & !0o040);
+        }
+        Some(mode)
+    }
+}
+
+#[cfg(unix)]
+fn mode(metadata: &Metadata) -> u32 {
+    use std::os::unix::fs::PermissionsExt as _;
+    metadata.permissions().mode() & 0o7777
 }
 
 #[cfg(not(unix))]
-fn mode(_metadata: &Metadata) -> Option<u32> {
-    None
+impl TheReader {
+    fn of_this_process() -> Self {
+        Self::default()
+    }
+
+    fn distrusts(&self, _metadata: &Metadata) -> Option<String> {
+        None
+    }
+
+    fn secrecy_mode(&self, _path: &Path, _metadata: &Metadata) -> Option<u32> {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -233,6 +314,95 @@ mod tests {
         let error = read_config(&path).unwrap_err();
         let expected = format!("{}:2:5: expected UTF-8 text", path.display());
         assert_eq!(error.to_string(), expected);
+    }
+
+    const ROOT: TheReader = TheReader {
+        is_root: true,
+        called_by: None,
+        credentials: None,
+    };
+
+    /// A file with this mode, which belongs to whoever runs the test.
+    fn file(mode: u32) -> (tempfile::TempDir, PathBuf, Metadata) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        fs::write(&path, "key").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        (folder, path, metadata)
+    }
+
+    #[test]
+    fn root_distrusts_what_others_can_change() {
+        use std::os::unix::fs::MetadataExt as _;
+        for (mode, is_good) in [
+            (0o600, true),
+            (0o644, true),
+            (0o400, true),
+            (0o620, false),
+            (0o602, false),
+            (0o666, false),
+        ] {
+            let (_folder, _, metadata) = file(mode);
+            let owner = metadata.uid();
+            let as_owner = TheReader {
+                called_by: Some(owner),
+                ..ROOT
+            };
+            let expected = format!(
+                "expected a file that only root can change, found one of user {owner} with mode \
+                 {mode:04o}"
+            );
+            let expected = (!is_good).then_some(expected);
+            assert_eq!(as_owner.distrusts(&metadata), expected);
+            assert_eq!(TheReader::default().distrusts(&metadata), None);
+        }
+    }
+
+    #[test]
+    fn root_distrusts_the_files_of_others_but_for_the_caller_of_sudo() {
+        let (_folder, path, metadata) = file(0o600);
+        if std::os::unix::fs::chown(&path, Some(12_345), None).is_err() {
+            // Whoever is not root owns the file himself.
+            assert!(ROOT.distrusts(&metadata).is_some());
+            return;
+        }
+        let metadata = fs::metadata(&path).unwrap();
+        let message = ROOT.distrusts(&metadata).unwrap();
+        assert!(
+            message.ends_with("of user 12345 with mode 0600"),
+            "{message}"
+        );
+        let called_by = |uid| TheReader {
+            called_by: Some(uid),
+            ..ROOT
+        };
+        assert_eq!(called_by(12_345).distrusts(&metadata), None);
+        assert!(called_by(12_346).distrusts(&metadata).is_some());
+    }
+
+    #[test]
+    fn a_credential_may_be_readable_for_its_group_and_nothing_else_may() {
+        for (mode, secrecy) in [
+            (0o440, 0o400),
+            (0o400, 0o400),
+            (0o460, 0o460),
+            (0o444, 0o444),
+        ] {
+            let (folder, path, metadata) = file(mode);
+            let reader = |credentials: &Path| TheReader {
+                credentials: Some(credentials.to_owned()),
+                ..ROOT
+            };
+            let is_roots = ROOT.distrusts(&metadata).is_none() || mode & 0o022 != 0;
+            let expected = if is_roots { secrecy } else { mode };
+            let inside = reader(folder.path()).secrecy_mode(&path, &metadata);
+            assert_eq!(inside, Some(expected), "{mode:o}");
+            for reader in [ROOT, reader(Path::new("/")), reader(Path::new("/absent"))] {
+                assert_eq!(reader.secrecy_mode(&path, &metadata), Some(mode));
+            }
+        }
     }
 
     #[test]

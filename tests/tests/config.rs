@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -74,6 +74,54 @@ fn a_key_that_others_can_read_is_refused_and_never_shown() {
             !text.contains(fs::read_to_string(&key).unwrap().trim()),
             "{text}"
         );
+    }
+}
+
+/// A file that another user owns or can write is not what root's daemon obeys.
+#[test]
+fn root_refuses_files_that_others_can_change() {
+    if !rustix::process::geteuid().is_root() {
+        skip("needs root");
+        return;
+    }
+    let dir = Directory::new();
+    let key = dir.path().join("private.key");
+    for (program, settings) in dir.daemons() {
+        let config = dir.write(&settings);
+        let check = |variable: &str, value: &std::ffi::OsStr| {
+            let output = Command::new(&program)
+                .args(["--check-config", "--config"])
+                .arg(&config)
+                .env_remove("SUDO_UID")
+                .env(variable, value)
+                .output()
+                .unwrap();
+            let text = String::from_utf8(output.stderr).unwrap();
+            (output.status.code(), text)
+        };
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let (good, unset) = (Some(0), "UNUSED");
+        mode(&config, 0o664);
+        let (code, text) = check(unset, "".as_ref());
+        assert_eq!(code, Some(78));
+        assert!(text.contains("config.toml: expected a file that only root can change, found one of user 0 with mode 0664"), "{text}");
+        mode(&config, 0o644);
+        assert_eq!(check(unset, "".as_ref()).0, good);
+        for path in [&config, &key] {
+            chown(path, Some(1234), None).unwrap();
+            let (code, text) = check(unset, "".as_ref());
+            assert_eq!(code, Some(78));
+            assert!(text.contains("user 1234 with mode 06"), "{text}");
+            assert_eq!(check("SUDO_UID", "1234".as_ref()).0, good);
+            chown(path, Some(0), None).unwrap();
+        }
+        mode(&key, 0o440);
+        assert_eq!(check(unset, "".as_ref()).0, Some(78));
+        let folder = dir.path().as_os_str();
+        assert_eq!(check("CREDENTIALS_DIRECTORY", folder).0, good);
+        mode(&key, 0o600);
     }
 }
 
@@ -161,6 +209,7 @@ impl Directory {
     fn write(&self, settings: &Settings) -> std::path::PathBuf {
         let path = self.path().join("config.toml");
         fs::write(&path, settings.to_string()).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path
     }
 

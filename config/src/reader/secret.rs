@@ -81,6 +81,7 @@ impl<'t> Reader<'t> {
             Err(KeyFileError::Exposed(mode)) => {
                 format!("expected mode 0600 of {shown}, found {mode:04o}")
             }
+            Err(KeyFileError::Untrusted(message)) => format!("{message}: {shown}"),
             Err(KeyFileError::Io(error)) => format!("cannot read {shown}: {error}"),
         };
         self.problem(at, message);

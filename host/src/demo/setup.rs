@@ -7,7 +7,7 @@
 //! ```
 
 use std::env;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -122,9 +122,9 @@ fn write_configs(suite: Suite) -> io::Result<Configs> {
         client: dir.join("client.toml"),
     };
     let client_public = client_key.public_key();
-    fs::write(
+    write_secret(
         &configs.server,
-        format!(
+        &format!(
             r#"[server]
 bind_address = "192.0.2.1"
 port = 8443
@@ -148,9 +148,9 @@ address_v6 = "{CLIENT_V6}"
         ),
     )?;
     let server_public = server_key.public_key();
-    fs::write(
+    write_secret(
         &configs.client,
-        format!(
+        &format!(
             r#"[client]
 server = "192.0.2.1:8443"
 server_public_key = "{server_public}"
