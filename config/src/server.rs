@@ -179,6 +179,7 @@ fn with_key<'t>(
         probe_sources,
         push,
         rate_limit,
+        leases: Vec::new(),
     };
     let endpoint = Config {
         role: Role::Server(role),

@@ -1,7 +1,7 @@
 //! What an [`Endpoint`](crate::endpoint::Endpoint) is told at its start: plain values, already
 //! valid. Reading and judging files is another crate's work.
 
-use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -71,13 +71,25 @@ pub struct Server {
     pub push: Push,
     /// Bytes per second that each client may send, and receive; per peer overridable.
     pub rate_limit: Option<u64>,
+    /// Addresses that were lent in earlier runs, the longest unused first. Those that no longer
+    /// fit are passed over.
+    pub leases: Vec<Lease>,
+}
+
+/// A tunnel address that a client without a fixed one was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The client's identity.
+    pub peer: PublicKey,
+    /// Its address.
+    pub address: IpAddr,
 }
 
 /// Settings a server gives to its clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Push {
     /// DNS servers reachable through the tunnel.
-    pub dns: Vec<core::net::IpAddr>,
+    pub dns: Vec<IpAddr>,
     /// Networks behind the server that clients with `routes = "server"` route into the tunnel.
     pub routes: Vec<IpNet>,
 }

@@ -1,12 +1,12 @@
 //! What an endpoint tells its driver.
 
 use core::fmt;
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 
 use uuid::Uuid;
 
 use crate::config::TunSettings;
-use crate::crypto::Suite;
+use crate::crypto::{PublicKey, Suite};
 use crate::error::{HandshakeError, ProtocolError};
 use crate::slab::impl_id;
 use crate::wire::DisconnectCode;
@@ -68,6 +68,20 @@ pub enum Event {
         remote: SocketAddr,
         /// The session's id.
         session: Uuid,
+    },
+    /// A client without a fixed address has this one from now on. Who writes it down, and says so
+    /// in [`Server::leases`](crate::config::Server::leases) at the next start, makes it last.
+    Leased {
+        /// The client's identity.
+        peer: PublicKey,
+        /// Its address; an earlier one of the same family is no longer its own.
+        address: IpAddr,
+    },
+    /// The last session of a client with such addresses has ended. They stay its own until
+    /// another needs them.
+    Released {
+        /// The client's identity.
+        peer: PublicKey,
     },
     /// The connection is over and its last bytes are flushed or given up: close the socket.
     /// Nothing is reported for this id afterwards.

@@ -40,6 +40,7 @@ pub use start::main;
 use crate::cli::Role;
 use crate::clock::Clock;
 use crate::dial::Dialer;
+use crate::leases::Leases;
 use crate::listen::{SocketOptions, configure};
 use crate::metrics::Metrics;
 use crate::net::NetError;
@@ -110,6 +111,8 @@ pub struct DaemonParts {
     pub network: Option<Network>,
     /// Options for accepted connections.
     pub socket_options: SocketOptions,
+    /// Remembers a server's leases; none to forget them.
+    pub leases: Option<Leases>,
 }
 
 /// All of a daemon but the waiting.
@@ -127,6 +130,7 @@ pub struct Daemon {
     metrics: Metrics,
     network: Option<Network>,
     socket_options: SocketOptions,
+    leases: Option<Leases>,
     connections: Connections,
     /// What to say, once, when the driver has begun.
     announcement: Option<Announcement>,
@@ -162,6 +166,7 @@ impl Daemon {
             network: parts.network,
             connections: Connections::new(parts.socket_options.clone()),
             socket_options: parts.socket_options,
+            leases: parts.leases,
             announcement: None,
             must_stop_now: false,
             failure: None,
@@ -387,6 +392,16 @@ impl Daemon {
             Event::Configure(settings) => self.configure(&settings, now),
             Event::Established { .. } => self.metrics.set_ready(self.failure.is_none()),
             Event::ProbeEstablished { .. } => {}
+            Event::Leased { peer, address } => {
+                if let Some(leases) = &mut self.leases {
+                    leases.leased(peer, address);
+                }
+            }
+            Event::Released { peer } => {
+                if let Some(leases) = &mut self.leases {
+                    leases.released(peer);
+                }
+            }
             Event::Closed { id, .. } => {
                 if self.role == Role::Client {
                     self.metrics.set_ready(false);

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod dial;
 pub mod entropy;
 pub mod keytool;
+pub mod leases;
 pub mod listen;
 pub mod lock;
 pub mod log;

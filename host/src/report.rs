@@ -32,6 +32,7 @@ pub fn report(role: Role, event: &Event) {
         Event::ProbeEstablished {
             remote, session, ..
         } => info!(%remote, %session, "LLP 1.0 probe session established"),
+        Event::Leased { .. } | Event::Released { .. } => {}
         Event::Closed {
             remote,
             peer,

@@ -215,6 +215,7 @@ impl Options {
             probe_sources: Vec::new(),
             push: Push::default(),
             rate_limit: self.rate_limit,
+            leases: Vec::new(),
         }
     }
 

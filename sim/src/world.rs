@@ -329,7 +329,7 @@ impl World {
             Event::ProbeEstablished { .. } => {
                 return self.unsafe_if(Some("a probe nobody allowed".to_owned()));
             }
-            Event::Closed { .. } => {}
+            Event::Leased { .. } | Event::Released { .. } | Event::Closed { .. } => {}
         }
         Ok(())
     }

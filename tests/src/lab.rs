@@ -178,7 +178,7 @@ pub struct Tunnel {
     pub clients: Vec<Daemon>,
 }
 
-/// A machine: a network namespace, a private `/run`, a key.
+/// A machine: a network namespace, a private `/run` and `/var/lib`, a key.
 pub struct Host {
     /// Unique in its lab.
     pub name: String,
@@ -192,8 +192,10 @@ pub struct Host {
 impl Host {
     fn new(name: &str, parent: &Path) -> Self {
         let dir = parent.join(name);
-        let run = dir.join("run");
-        fs::create_dir_all(&run).unwrap();
+        let [run, state] = ["run", "state"].map(|name| dir.join(name));
+        for folder in [&run, &state] {
+            fs::create_dir_all(folder).unwrap();
+        }
         let etc = private_etc(&dir);
         let mut key = [0; 32];
         getrandom::fill(&mut key).unwrap();
@@ -202,6 +204,7 @@ impl Host {
             netns: Netns::new()
                 .unwrap()
                 .bind(&run, Path::new("/run"))
+                .bind(&state, Path::new("/var/lib"))
                 .bind(&etc, Path::new("/etc")),
             key: SecretKey::from_bytes(key),
             dir,
@@ -218,6 +221,16 @@ impl Host {
     /// What its processes see as `/etc`.
     pub fn etc(&self) -> PathBuf {
         self.dir.join("etc")
+    }
+
+    /// What its processes see as `/run/lostlove`.
+    pub fn run(&self) -> PathBuf {
+        self.dir.join("run/lostlove")
+    }
+
+    /// What its processes see as `/var/lib/lostlove`.
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state/lostlove")
     }
 
     /// What its processes see as `/etc/resolv.conf`.

@@ -77,6 +77,7 @@ pub fn configs(secrets: &Secrets, suite: Suite, rotation: Rotation) -> [Config; 
         probe_sources: Vec::new(),
         push: Push::default(),
         rate_limit: None,
+        leases: Vec::new(),
     };
     let client = Client {
         secret_key: client_key,

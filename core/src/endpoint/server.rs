@@ -12,9 +12,9 @@ use super::{Endpoint, RoleState};
 use crate::config::{Role, Server};
 use crate::crypto::PublicKey;
 use crate::error::HandshakeError;
-use crate::event::{CloseReason, ConnectionId};
+use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientOffer, Grant};
-use crate::route::{AddressPool, PeerId};
+use crate::route::{AddressPool, PeerId, pools};
 use crate::time::Instant;
 use crate::wire::DisconnectCode;
 
@@ -28,20 +28,15 @@ pub(super) struct ServerState {
 
 impl ServerState {
     pub(super) fn new(server: &Server, now: Instant) -> Self {
-        let peers = || server.peers.iter();
+        let peers = server.peers.iter().zip(0..);
+        let keys = peers
+            .map(|(peer, id)| (peer.public_key, PeerId(id)))
+            .collect();
+        let (pool_v4, pool_v6) = pools(server, &keys, now);
         Self {
-            keys: peers()
-                .zip(0..)
-                .map(|(peer, id)| (peer.public_key, PeerId(id)))
-                .collect(),
-            pool_v4: AddressPool::new(
-                IpNet::V4(server.address_v4),
-                peers().filter_map(|peer| peer.address_v4.map(IpAddr::V4)),
-            ),
-            pool_v6: server.address_v6.map(|network| {
-                let fixed = peers().filter_map(|peer| peer.address_v6.map(IpAddr::V6));
-                AddressPool::new(IpNet::V6(network), fixed)
-            }),
+            keys,
+            pool_v4,
+            pool_v6,
             admission: Admission::new(now),
         }
     }
@@ -166,19 +161,32 @@ impl Endpoint {
         if !(holds_v4 && holds_v6) {
             return false;
         }
+        let is_fixed = |address| match address {
+            IpAddr::V4(_) => known.address_v4.is_some(),
+            IpAddr::V6(_) => known.address_v6.is_some(),
+        };
         for address in session.addresses.into_iter().flatten() {
             self.table.insert(IpNet::from(address), session.peer);
+            if !is_fixed(address) {
+                let peer = known.public_key;
+                self.tools.events.push_back(Event::Leased { peer, address });
+            }
         }
         true
     }
 
     /// A session ended: its leases may be given away, once nothing else is free.
     pub(super) fn peer_left(&mut self, peer: PeerId, now: Instant) {
-        if let RoleState::Server(server) = &mut self.role {
-            server.pool_v4.release(peer, now);
-            if let Some(pool) = &mut server.pool_v6 {
-                pool.release(peer, now);
-            }
+        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &mut self.role)
+        else {
+            return;
+        };
+        let went_v4 = state.pool_v4.release(peer, now);
+        let pool_v6 = state.pool_v6.as_mut();
+        let went_v6 = pool_v6.is_some_and(|pool| pool.release(peer, now));
+        if went_v4 || went_v6 {
+            let peer = server.peers[peer.index()].public_key;
+            self.tools.events.push_back(Event::Released { peer });
         }
     }
 }

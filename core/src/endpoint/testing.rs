@@ -43,6 +43,7 @@ pub(super) fn server_config(clients: u8) -> Config {
         probe_sources: vec!["127.0.0.0/8".parse().unwrap()],
         push: Push::default(),
         rate_limit: None,
+        leases: Vec::new(),
     }))
 }
 

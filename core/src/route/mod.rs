@@ -1,8 +1,10 @@
 //! Who owns which address.
 
+mod assign;
 mod pool;
 mod table;
 
+pub(crate) use assign::pools;
 pub use pool::AddressPool;
 pub use table::RoutingTable;
 

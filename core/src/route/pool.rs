@@ -2,11 +2,14 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
+use sha2::{Digest as _, Sha512};
 
 use super::PeerId;
+use crate::crypto::PublicKey;
 use crate::time::Instant;
 
 /// The addresses of one tunnel network, lent to peers.
@@ -14,6 +17,10 @@ use crate::time::Instant;
 /// A peer keeps its address over disconnections and gets it back when it returns. Only when
 /// nothing else is free does another peer get the address of one that is away, the longest
 /// absent first and not before [`Self::COOL_DOWN`]. The same calls give the same addresses.
+///
+/// What was lent is forgotten with the process unless the caller writes it down and
+/// [restores](Self::restore) it. Where it did not, [first choices](Self::prefer) make it likely
+/// that each peer gets the address that it had.
 ///
 /// Memory grows with the number of peers and reserved addresses, never with the size of the
 /// network, and no call takes longer than the logarithm of these, amortised.
@@ -27,24 +34,49 @@ pub struct AddressPool {
     leases: BTreeMap<PeerId, Lease>,
     /// The keys are the addresses of all leases.
     holders: BTreeMap<u128, PeerId>,
-    /// Leases of absent peers, by the beginning of the absence.
-    absent: BTreeSet<(Instant, PeerId)>,
-    /// All lendable addresses below this one are reserved or lent.
+    /// Leases of absent peers, by the order in which they went.
+    absent: BTreeSet<(u64, PeerId)>,
+    departures: u64,
+    /// Addresses that newcomers get last: each is a peer's first choice, or was lent to somebody
+    /// who is a peer no more.
+    claims: BTreeMap<u128, Claim>,
+    /// Claimed addresses that are free.
+    unused: BTreeSet<(Claim, u128)>,
+    homes: BTreeMap<PeerId, u128>,
+    /// All lendable addresses below this one are reserved, lent or claimed.
     frontier: u128,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Lease {
     address: u128,
-    absent_since: Option<Instant>,
+    absence: Option<Absence>,
     /// Whether the peer ever proved that it is the one.
     is_proven: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Absence {
+    since: Instant,
+    order: u64,
+}
+
+/// Whom an address is left to as long as there are others, in the order in which they lose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    /// Somebody who is a peer no more.
+    Former,
+    /// The peer whose first choice it is.
+    Home(PeerId),
 }
 
 impl AddressPool {
     /// How long the address of an absent peer is kept from others at least, so that packets
     /// still under way to it do not reach somebody else.
     pub const COOL_DOWN: Duration = Duration::from_secs(60);
+
+    /// Addresses from the one that a peer's key gives up to the last that may be its first choice.
+    const CHOICES: usize = 256;
 
     /// A pool of the addresses in the server's tunnel network.
     ///
@@ -77,23 +109,88 @@ impl AddressPool {
             leases: BTreeMap::new(),
             holders: BTreeMap::new(),
             absent: BTreeSet::new(),
+            departures: 0,
+            claims: BTreeMap::new(),
+            unused: BTreeSet::new(),
+            homes: BTreeMap::new(),
             frontier: first,
         }
     }
 
+    /// Says that `address` was lent before this pool was made: to `peer`, or to somebody who is a
+    /// peer no more. It then goes to others only when they need it. To be called before anything
+    /// is lent, the longest absent first; without effect if the address cannot be lent, or one of
+    /// the two has a lease already.
+    pub fn restore(&mut self, peer: Option<PeerId>, address: IpAddr, now: Instant) {
+        if address.is_ipv4() != self.is_v4 {
+            return;
+        }
+        let address = to_bits(address);
+        if !self.is_lendable(address) || !self.is_free(address) {
+            return;
+        }
+        match peer {
+            None => self.claim(address, Claim::Former),
+            Some(peer) if self.leases.contains_key(&peer) => {}
+            Some(peer) => {
+                self.lend(peer, address, true);
+                self.release(peer, now);
+            }
+        }
+    }
+
+    /// Gives `peer` a first choice, which follows from its key: an address that others get only
+    /// when they need it. To be called once for each peer, always in the same order, and after
+    /// [`Self::restore`]. A peer with a lease needs no choice, and there may be none left.
+    pub fn prefer(&mut self, peer: PeerId, key: &PublicKey) {
+        if self.leases.contains_key(&peer) {
+            return;
+        }
+        let mut address = self.chosen_by(key);
+        for _ in 0..Self::CHOICES {
+            if self.is_free(address) && !self.claims.contains_key(&address) {
+                self.claim(address, Claim::Home(peer));
+                self.homes.insert(peer, address);
+                return;
+            }
+            address = if address == self.last {
+                self.first
+            } else {
+                address + 1
+            };
+        }
+    }
+
+    /// A lendable address, or a reserved one, that is nearly always another for another key.
+    fn chosen_by(&self, key: &PublicKey) -> u128 {
+        let hash = Sha512::new()
+            .chain_update(b"LostLove address")
+            .chain_update(key.as_bytes())
+            .finalize();
+        let number = hash
+            .iter()
+            .take(16)
+            .fold(0, |number, byte| number << 8 | u128::from(*byte));
+        match (self.last - self.first).checked_add(1) {
+            Some(count) => self.first + number % count,
+            None => number,
+        }
+    }
+
     /// Lends `peer` an address from now until [`Self::release`]: the one it had, else `wanted`
-    /// if that is free, else the lowest free one, else that of the longest absent peer. None if
-    /// nothing can be had.
+    /// if that is free and nobody else's first choice, else its first choice, else the lowest free
+    /// one, else the first choice of another, else that of the longest absent peer. None if nothing
+    /// can be had.
     pub fn lease(&mut self, peer: PeerId, wanted: Option<IpAddr>, now: Instant) -> Option<IpAddr> {
         if let Some(lease) = self.leases.get_mut(&peer) {
             lease.is_proven = true;
-            if let Some(since) = lease.absent_since.take() {
-                self.absent.remove(&(since, peer));
+            if let Some(absence) = lease.absence.take() {
+                self.absent.remove(&(absence.order, peer));
             }
             return Some(from_bits(lease.address, self.is_v4));
         }
         let address = self
-            .free(wanted)
+            .free(peer, wanted)
             .or_else(|| self.reclaim(now))
             .inspect(|address| self.lend(peer, *address, true))?;
         Some(from_bits(address, self.is_v4))
@@ -110,7 +207,7 @@ impl AddressPool {
         if let Some(lease) = self.leases.get(&peer) {
             return Some(from_bits(lease.address, self.is_v4));
         }
-        let address = match self.free(wanted) {
+        let address = match self.free(peer, wanted) {
             Some(address) => {
                 self.lend(peer, address, false);
                 address
@@ -121,36 +218,65 @@ impl AddressPool {
     }
 
     /// Says that `peer` has no session left. Its address stays its own unless another peer needs
-    /// it later; one that was only reserved is free again. Without effect for a peer that has
-    /// none, or is absent already.
-    pub fn release(&mut self, peer: PeerId, now: Instant) {
+    /// it later; one that was only reserved is free again. Returns whether the peer went: not
+    /// without a lease, and not if it is absent already.
+    pub fn release(&mut self, peer: PeerId, now: Instant) -> bool {
         let Some(lease) = self.leases.get_mut(&peer) else {
-            return;
+            return false;
         };
         if !lease.is_proven {
             let address = lease.address;
             self.leases.remove(&peer);
-            self.holders.remove(&address);
-            self.frontier = self.frontier.min(address);
-        } else if lease.absent_since.is_none() {
-            lease.absent_since = Some(now);
-            self.absent.insert((now, peer));
+            self.take_back(address);
+            return false;
         }
+        if lease.absence.is_some() {
+            return false;
+        }
+        let order = self.departures;
+        self.departures += 1;
+        lease.absence = Some(Absence { since: now, order });
+        self.absent.insert((order, peer));
+        true
     }
 
     fn lend(&mut self, peer: PeerId, address: u128, is_proven: bool) {
         let lease = Lease {
             address,
-            absent_since: None,
+            absence: None,
             is_proven,
         };
         self.leases.insert(peer, lease);
         self.holders.insert(address, peer);
+        if let Some(claim) = self.claims.get(&address) {
+            self.unused.remove(&(*claim, address));
+        }
     }
 
-    /// `wanted` if that is free, else the lowest free address.
-    fn free(&mut self, wanted: Option<IpAddr>) -> Option<u128> {
-        self.wanted(wanted).or_else(|| self.lowest_free())
+    /// Makes an address free whose lease is gone.
+    fn take_back(&mut self, address: u128) {
+        self.holders.remove(&address);
+        if let Some(claim) = self.claims.get(&address) {
+            self.unused.insert((*claim, address));
+        } else {
+            self.frontier = self.frontier.min(address);
+        }
+    }
+
+    fn claim(&mut self, address: u128, claim: Claim) {
+        if let Entry::Vacant(entry) = self.claims.entry(address) {
+            entry.insert(claim);
+            self.unused.insert((claim, address));
+        }
+    }
+
+    /// The best free address for `peer`.
+    fn free(&mut self, peer: PeerId, wanted: Option<IpAddr>) -> Option<u128> {
+        let home = self.homes.get(&peer).copied();
+        self.wanted(peer, wanted)
+            .or(home.filter(|address| self.is_free(*address)))
+            .or_else(|| self.lowest_free())
+            .or_else(|| self.unused.first().map(|(_, address)| *address))
     }
 
     /// The address lent to `peer`, present or absent.
@@ -159,18 +285,19 @@ impl AddressPool {
         Some(from_bits(lease.address, self.is_v4))
     }
 
-    fn wanted(&self, wanted: Option<IpAddr>) -> Option<u128> {
+    fn wanted(&self, peer: PeerId, wanted: Option<IpAddr>) -> Option<u128> {
         let wanted = wanted.filter(|address| address.is_ipv4() == self.is_v4)?;
         let address = to_bits(wanted);
-        let is_lendable = (self.first..=self.last).contains(&address);
-        (is_lendable && self.is_free(address)).then_some(address)
+        let claim = self.claims.get(&address);
+        let is_anothers = claim.is_some_and(|claim| *claim != Claim::Home(peer));
+        (self.is_lendable(address) && self.is_free(address) && !is_anothers).then_some(address)
     }
 
     /// The frontier only moves down when a reservation comes to nothing.
     fn lowest_free(&mut self) -> Option<u128> {
         while self.frontier <= self.last {
             let address = self.frontier;
-            if self.is_free(address) {
+            if self.is_free(address) && !self.claims.contains_key(&address) {
                 return Some(address);
             }
             self.frontier = address.checked_add(1)?;
@@ -178,17 +305,21 @@ impl AddressPool {
         None
     }
 
+    fn is_lendable(&self, address: u128) -> bool {
+        (self.first..=self.last).contains(&address)
+    }
+
+    /// Neither reserved nor lent.
     fn is_free(&self, address: u128) -> bool {
         !self.reserved.contains(&address) && !self.holders.contains_key(&address)
     }
 
     /// The address of the peer that is absent for longest, and that peer.
     fn reclaimable(&self, now: Instant) -> Option<(u128, PeerId)> {
-        let (since, peer) = *self.absent.first()?;
-        if now.since(since) < Self::COOL_DOWN {
-            return None;
-        }
-        Some((self.leases.get(&peer)?.address, peer))
+        let (_, peer) = *self.absent.first()?;
+        let lease = self.leases.get(&peer)?;
+        let absence = lease.absence?;
+        (now.since(absence.since) >= Self::COOL_DOWN).then_some((lease.address, peer))
     }
 
     /// Takes that address.
@@ -196,7 +327,7 @@ impl AddressPool {
         let (address, peer) = self.reclaimable(now)?;
         self.absent.pop_first();
         self.leases.remove(&peer);
-        self.holders.remove(&address);
+        self.take_back(address);
         Some(address)
     }
 }
@@ -217,251 +348,4 @@ fn from_bits(bits: u128, is_v4: bool) -> IpAddr {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const NOW: Instant = Instant::from_millis(1_000_000);
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn address(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    fn pool(server: &str) -> AddressPool {
-        AddressPool::new(server.parse().unwrap(), [])
-    }
-
-    /// Leases addresses to ever new peers until there are no more, or `most` are out.
-    fn drain(pool: &mut AddressPool, most: u32) -> Vec<IpAddr> {
-        (1000..1000 + most)
-            .map_while(|peer| pool.lease(PeerId(peer), None, NOW))
-            .collect()
-    }
-
-    #[test]
-    fn addresses_come_lowest_first_without_the_special_ones() {
-        let mut v4 = pool("10.8.0.1/29");
-        let expected: Vec<_> = (2..=6)
-            .map(|last| address(&format!("10.8.0.{last}")))
-            .collect();
-        assert_eq!(drain(&mut v4, 100), expected);
-        let mut v6 = pool("fd00::2/125");
-        let expected: Vec<_> = [1, 3, 4, 5, 6, 7]
-            .map(|last| address(&format!("fd00::{last}")))
-            .into();
-        assert_eq!(drain(&mut v6, 100), expected);
-    }
-
-    #[test]
-    fn tiny_networks_have_no_address_to_spare() {
-        assert_eq!(drain(&mut pool("10.8.0.1/31"), 9), [address("10.8.0.0")]);
-        assert_eq!(drain(&mut pool("10.8.0.0/31"), 9), [address("10.8.0.1")]);
-        assert_eq!(drain(&mut pool("10.8.0.1/30"), 9), [address("10.8.0.2")]);
-        assert_eq!(drain(&mut pool("fd00::1/127"), 9), [address("fd00::")]);
-        assert!(drain(&mut pool("10.8.0.1/32"), 9).is_empty());
-        assert!(drain(&mut pool("fd00::1/128"), 9).is_empty());
-    }
-
-    #[test]
-    fn the_largest_networks_work() {
-        let mut v6 = pool("fd00::1/8");
-        assert_eq!(v6.lease(PeerId(1), None, NOW), Some(address("fd00::2")));
-        let top = address("fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
-        assert_eq!(v6.lease(PeerId(2), Some(top), NOW), Some(top));
-        let mut all = pool("::1/0");
-        assert_eq!(all.lease(PeerId(1), None, NOW), Some(address("::2")));
-        assert_eq!(drain(&mut pool("0.0.0.1/0"), 2)[1], address("0.0.0.3"));
-    }
-
-    /// Case 57: an exhausted pool refuses, and those who have addresses keep them.
-    #[test]
-    fn an_exhausted_pool_refuses_newcomers() {
-        let mut pool = pool("10.8.0.1/29");
-        let before = drain(&mut pool, 5);
-        assert_eq!(pool.lease(PeerId(7), None, NOW), None);
-        assert_eq!(pool.lease(PeerId(7), Some(before[0]), NOW), None);
-        for (peer, address) in (1000..).zip(before) {
-            assert_eq!(pool.address(PeerId(peer)), Some(address));
-        }
-    }
-
-    /// Case 57: the address of an absent peer is lent anew after the cool-down, the longest
-    /// absence first.
-    #[test]
-    fn absent_peers_lose_their_address_only_to_need() {
-        let mut pool = pool("10.8.0.1/29");
-        drain(&mut pool, 5);
-        pool.release(PeerId(1003), NOW);
-        pool.release(PeerId(1001), NOW + SECOND);
-        pool.release(PeerId(1003), NOW + SECOND * 2);
-        let almost = NOW + AddressPool::COOL_DOWN - Duration::from_nanos(1);
-        assert_eq!(pool.lease(PeerId(7), None, almost), None);
-        let then = NOW + AddressPool::COOL_DOWN;
-        assert_eq!(pool.lease(PeerId(7), None, then), Some(address("10.8.0.5")));
-        assert_eq!(pool.lease(PeerId(8), None, then), None);
-        assert_eq!(
-            pool.lease(PeerId(8), None, then + SECOND),
-            Some(address("10.8.0.3"))
-        );
-        assert_eq!(pool.address(PeerId(1003)), None);
-        assert_eq!(pool.lease(PeerId(1003), None, then + SECOND), None);
-    }
-
-    /// Case 58: who comes back gets the same address, at once or after years.
-    #[test]
-    fn a_returning_peer_keeps_its_address() {
-        let mut pool = pool("10.8.0.1/24");
-        let first = pool.lease(PeerId(1), None, NOW);
-        drain(&mut pool, 9);
-        assert_eq!(
-            pool.lease(PeerId(1), None, NOW),
-            first,
-            "while still connected"
-        );
-        pool.release(PeerId(1), NOW);
-        let later = NOW + SECOND * 100_000_000;
-        let other = Some(address("10.8.0.99"));
-        assert_eq!(pool.lease(PeerId(1), other, later), first);
-        assert_eq!(
-            pool.lease(PeerId(2), first, later),
-            Some(address("10.8.0.12"))
-        );
-    }
-
-    /// Case 58: who returned is not absent any more.
-    #[test]
-    fn a_returned_peer_cannot_lose_its_address() {
-        let mut pool = pool("10.8.0.1/30");
-        let first = pool.lease(PeerId(1), None, NOW);
-        pool.release(PeerId(1), NOW);
-        assert_eq!(pool.lease(PeerId(1), None, NOW + SECOND), first);
-        assert_eq!(
-            pool.lease(PeerId(2), None, NOW + AddressPool::COOL_DOWN * 2),
-            None
-        );
-        assert_eq!(pool.address(PeerId(1)), first);
-    }
-
-    /// Case 60: fixed addresses and the server's own are never lent.
-    #[test]
-    fn reserved_addresses_are_never_lent() {
-        let reserved = ["10.8.0.2", "10.8.0.4", "192.168.1.1", "fd00::3"].map(address);
-        let mut pool = AddressPool::new("10.8.0.5/29".parse().unwrap(), reserved);
-        for unavailable in ["10.8.0.2", "10.8.0.4", "10.8.0.5"] {
-            let given = pool.lease(PeerId(1), Some(address(unavailable)), NOW);
-            assert_eq!(given, Some(address("10.8.0.1")));
-        }
-        let rest = drain(&mut pool, 100);
-        assert_eq!(rest, [address("10.8.0.3"), address("10.8.0.6")]);
-    }
-
-    #[test]
-    fn wanted_addresses_are_given_when_free() {
-        let mut pool = pool("10.8.0.1/24");
-        let wanted = address("10.8.0.77");
-        assert_eq!(pool.lease(PeerId(1), Some(wanted), NOW), Some(wanted));
-        assert_eq!(
-            pool.lease(PeerId(2), Some(wanted), NOW),
-            Some(address("10.8.0.2"))
-        );
-        for (peer, unusable) in [
-            (3, "10.8.0.0"),
-            (4, "10.8.0.255"),
-            (5, "10.8.1.9"),
-            (6, "fd00::9"),
-            (7, "::10.8.0.99"),
-            (8, "::ffff:10.8.0.99"),
-        ] {
-            let lowest = address(&format!("10.8.0.{peer}"));
-            assert_eq!(
-                pool.lease(PeerId(peer), Some(address(unusable)), NOW),
-                Some(lowest)
-            );
-        }
-    }
-
-    /// Case 61: a wide IPv6 network costs neither time nor memory.
-    #[test]
-    fn a_wide_network_is_not_walked() {
-        let mut pool = pool("fd00::1/64");
-        assert_eq!(drain(&mut pool, 10_000).len(), 10_000);
-        assert_eq!(pool.holders.len(), 10_000);
-    }
-
-    #[derive(Clone, Copy, Debug)]
-    enum Step {
-        Lease(u32, Option<u8>),
-        Release(u32),
-        Wait(u64),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            (0..24_u32, any::<Option<u8>>()).prop_map(|(peer, wanted)| Step::Lease(peer, wanted)),
-            (0..24_u32).prop_map(Step::Release),
-            (0..40_u64).prop_map(Step::Wait),
-        ];
-        proptest::collection::vec(step, 0..300)
-    }
-
-    proptest! {
-        /// Cases 57 and 58: whatever happens, no address has two holders, connected peers keep
-        /// theirs, and a second run gives the same.
-        #[test]
-        fn no_address_is_lent_twice(steps in steps()) {
-            let mut pool = pool("10.8.0.1/28");
-            let mut twin = pool.clone();
-            let mut connected: BTreeMap<u32, IpAddr> = BTreeMap::new();
-            let mut now = NOW;
-            for step in steps {
-                match step {
-                    Step::Lease(peer, wanted) => {
-                        let wanted = wanted.map(|last| IpAddr::from([10, 8, 0, last]));
-                        let before = pool.address(PeerId(peer));
-                        let given = pool.lease(PeerId(peer), wanted, now);
-                        prop_assert_eq!(given, twin.lease(PeerId(peer), wanted, now));
-                        prop_assert!(before.is_none() || given == before);
-                        if let Some(address) = given {
-                            connected.remove(&peer);
-                            prop_assert!(connected.values().all(|taken| *taken != address));
-                            connected.insert(peer, address);
-                        } else {
-                            prop_assert!(!connected.contains_key(&peer));
-                        }
-                    }
-                    Step::Release(peer) => {
-                        connected.remove(&peer);
-                        pool.release(PeerId(peer), now);
-                        twin.release(PeerId(peer), now);
-                    }
-                    Step::Wait(seconds) => now = now + Duration::from_secs(seconds),
-                }
-                prop_assert_eq!(pool.holders.len(), pool.leases.len());
-                for (peer, address) in &connected {
-                    prop_assert_eq!(pool.address(PeerId(*peer)), Some(*address));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_reservation_takes_from_nobody_and_leaves_no_trace() {
-        let mut pool = pool("10.8.0.1/30");
-        let (first, second) = (PeerId(1), PeerId(2));
-        let only = Some(address("10.8.0.2"));
-        assert_eq!(pool.reserve(first, None, NOW), only);
-        assert_eq!(pool.reserve(second, None, NOW), None);
-        pool.release(first, NOW);
-        assert_eq!(pool.address(first), None);
-        assert_eq!(pool.lease(second, None, NOW), only);
-        pool.release(second, NOW);
-        let later = NOW + AddressPool::COOL_DOWN;
-        assert_eq!(pool.reserve(first, None, later), only);
-        pool.release(first, later);
-        assert_eq!(pool.address(second), only, "only a proof takes it away");
-        assert_eq!(pool.lease(first, only, later), only);
-        assert_eq!(pool.address(second), None);
-    }
-}
+mod tests;

@@ -109,6 +109,7 @@ impl Choices {
             probe_sources: vec!["127.0.0.0/8".parse().expect("a network")],
             push: Push::default(),
             rate_limit: None,
+            leases: Vec::new(),
         }))
     }
 

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use lostlove_config::{
     ClientSettings, ConfigError, ServerSettings, SocketOptions as ConfiguredOptions,
 };
-use lostlove_core::config::Config;
+use lostlove_core::config::{Config, Role as EndpointRole};
 use tracing::{error, info, warn};
 
 use super::acceptance::raise_descriptor_limit;
@@ -19,6 +19,7 @@ use crate::cli::{self, DaemonArgs, Exit, Role};
 use crate::dial::Dialer;
 use crate::entropy::SystemEntropy;
 use crate::keytool::{self, FirstStart, KeytoolError};
+use crate::leases::{self, Leases};
 use crate::listen::{SocketOptions, listen};
 use crate::log::{self, Verbosity};
 use crate::metrics::Metrics;
@@ -281,7 +282,7 @@ fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
 /// Opens and sets up everything. The TUN device first, for it is what most often fails.
 fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
     let Settings {
-        endpoint,
+        mut endpoint,
         monitoring,
         tun,
         socket,
@@ -314,6 +315,7 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         }
         listener => Metrics::start(listener.map(|listener| listener.address), role)?,
     };
+    let leases = remember_leases(&mut endpoint);
     let announcement = Announcement {
         host,
         tun: tun.name().to_owned(),
@@ -330,9 +332,21 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         metrics,
         network: Some(network),
         socket_options: SocketOptions::new(&socket, mark),
+        leases,
     });
     daemon.announcement = Some(announcement);
     Ok(daemon)
+}
+
+/// Takes up what is known of a server's leases.
+fn remember_leases(endpoint: &mut Config) -> Option<Leases> {
+    let EndpointRole::Server(server) = &mut endpoint.role else {
+        return None;
+    };
+    let key = server.secret_key.public_key();
+    let (leases, known) = Leases::open(&leases::state_directory(), &key);
+    server.leases = known;
+    Some(leases)
 }
 
 /// The one line of a quiet start. It is told when the driver has made its first round: who waits

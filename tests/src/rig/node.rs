@@ -150,6 +150,7 @@ impl Setup {
             probe_sources: Vec::new(),
             push: Push::default(),
             rate_limit: None,
+            leases: Vec::new(),
         }))
     }
 }
@@ -179,6 +180,7 @@ impl Parts {
                 metrics,
                 network: None,
                 socket_options: socket_options(),
+                leases: None,
             },
             tun,
             signals,

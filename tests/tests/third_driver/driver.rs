@@ -100,6 +100,8 @@ impl Driver {
                 // Here a real client gives the device its addresses and routes.
                 Some(Event::Configure(_)) => {}
                 Some(Event::Established { .. } | Event::ProbeEstablished { .. }) => {}
+                // A server would write down who has which address.
+                Some(Event::Leased { .. } | Event::Released { .. }) => {}
                 Some(Event::Closed { id, .. }) => {
                     self.connection.take_if(|open| open.id == id);
                 }

@@ -1,15 +1,102 @@
 //! Tunnel addresses and who holds them.
 
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
+use std::collections::BTreeMap;
 
-use super::super::testing::{Net, SERVER, client_config, server_config, udp};
+use super::super::testing::{Net, SERVER, client_config, secret, server_config, udp};
+use crate::config::Lease;
+use crate::crypto::PublicKey;
 use crate::error::HandshakeError;
 use crate::event::{CloseReason, Event};
 use crate::turn::testing::Seeded;
 use crate::wire::DisconnectCode;
 
 use super::{SERVER_ADDRESS, server_of};
+
+/// Case 58: clients of a server that lost its memory come back in another order.
+#[test]
+fn a_shuffled_restart_without_any_memory_gives_the_same_addresses() {
+    let addresses = |order: [u8; 8]| -> BTreeMap<u8, Ipv4Addr> {
+        let clients = order.map(client_config).to_vec();
+        let mut net = Net::new(server_config(8), clients);
+        net.unreachable_for.extend(0..order.len());
+        for client in 0..order.len() {
+            net.unreachable_for.remove(&client);
+            net.run(Duration::from_secs(60));
+        }
+        (0..)
+            .zip(order)
+            .map(|(n, id)| (id, net.address_v4(n)))
+            .collect()
+    };
+    assert_eq!(
+        addresses([1, 2, 3, 4, 5, 6, 7, 8]),
+        addresses([8, 3, 6, 1, 7, 2, 5, 4])
+    );
+}
+
+/// Case 58: what was leased before a restart is known again, as the host wrote it down.
+#[test]
+fn leases_that_are_written_down_outlive_a_restart() {
+    let mut config = server_config(2);
+    let key = |n: usize| secret(n as u8 + 1).public_key();
+    let known = [0, 1].map(|n| Lease {
+        peer: key(n),
+        address: format!("10.8.0.{}", 7 + n).parse().unwrap(),
+    });
+    server_of(&mut config).leases = known.to_vec();
+    let mut net = Net::new(config, vec![client_config(1), client_config(2)]);
+    net.settle();
+    for (n, lease) in known.iter().enumerate() {
+        assert_eq!(IpAddr::V4(net.address_v4(n)), lease.address);
+        let told = leased(&net, key(n));
+        assert!(told.contains(&lease.address), "{told:?}");
+        assert_eq!(told.len(), 2, "IPv6 is leased too: {told:?}");
+    }
+    net.unreachable_for.insert(0);
+    net.cut(0);
+    net.run(Duration::from_secs(330));
+    let released: Vec<_> = net
+        .events
+        .iter()
+        .filter_map(|(_, event)| match event {
+            Event::Released { peer } => Some(*peer),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(released, [key(0)]);
+}
+
+/// Case 60: who has a fixed address has no lease that could be written down.
+#[test]
+fn fixed_addresses_are_not_told_as_leases() {
+    let mut config = server_config(1);
+    let server = server_of(&mut config);
+    server.address_v6 = None;
+    server.peers[0].address_v4 = Some(Ipv4Addr::new(10, 8, 0, 9));
+    server.leases = vec![Lease {
+        peer: server.peers[0].public_key,
+        address: "10.8.0.7".parse().unwrap(),
+    }];
+    let mut net = Net::new(config, vec![client_config(1)]);
+    net.settle();
+    assert_eq!(net.address_v4(0), Ipv4Addr::new(10, 8, 0, 9));
+    net.cut(0);
+    net.run(Duration::from_secs(330));
+    let of_leases = |event: &Event| matches!(event, Event::Leased { .. } | Event::Released { .. });
+    assert!(!net.events.iter().any(|(_, event)| of_leases(event)));
+}
+
+fn leased(net: &Net, key: PublicKey) -> Vec<IpAddr> {
+    let events = net.events.iter();
+    events
+        .filter_map(|(_, event)| match event {
+            Event::Leased { peer, address } if *peer == key => Some(*address),
+            _ => None,
+        })
+        .collect()
+}
 
 /// Cases 31, 59 and 91: of two handshakes at once the last to be proved wins, and the old session
 /// is told why.
@@ -48,7 +135,9 @@ fn a_server_without_ipv6_gives_ipv4_alone() {
         Event::Configure(settings) => Some((settings.address_v4, settings.address_v6)),
         _ => None,
     });
-    assert_eq!(given, Some((Some("10.8.0.2/24".parse().unwrap()), None)));
+    let (v4, v6) = given.unwrap();
+    assert_eq!(v4.unwrap().trunc(), "10.8.0.0/24".parse().unwrap());
+    assert_eq!(v6, None);
     assert_eq!(net.server.stats().sessions, 1);
 }
 

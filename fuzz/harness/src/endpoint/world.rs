@@ -93,6 +93,7 @@ impl World {
                 Event::Established { id, .. } | Event::ProbeEstablished { id, .. } => {
                     assert!(self.nodes[which].open.contains(&id));
                 }
+                Event::Leased { .. } | Event::Released { .. } => assert_eq!(which, SERVER),
                 Event::Closed { id, .. } => {
                     let node = &mut self.nodes[which];
                     assert!(node.open.remove(&id), "closed twice, or never open");
