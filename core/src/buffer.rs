@@ -65,9 +65,12 @@ const _: () = assert!(Class::Small.capacity() > HEADROOM + TAILROOM + 1500);
 // A Receive buffer holds the longest packet on the wire.
 const _: () = assert!(Class::Receive.capacity() > HEADER_LEN + 65_535);
 
-/// Memory from a [`Pool`], and the part of it that is in use.
+/// Memory for packets on their way through an endpoint, and the part of it that is in use.
+///
+/// It has one owner at any time: whoever was given one gives it back, with what was read into it or
+/// with nothing. It cannot be copied, and its memory does not move.
 #[derive(Debug)]
-pub(crate) struct Buffer {
+pub struct Buffer {
     bytes: Box<[u8]>,
     class: Class,
     /// First used byte.
@@ -77,6 +80,35 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
+    /// Where bytes may be read to; never empty in a buffer that an endpoint hands out.
+    pub fn unfilled(&mut self) -> &mut [u8] {
+        let room = match self.class {
+            Class::Large => TAILROOM,
+            Class::Small | Class::Medium | Class::Receive => 0,
+        };
+        let end = self.bytes.len() - room;
+        &mut self.bytes[self.end..end]
+    }
+
+    /// Takes what was read into [`Self::unfilled`] into use.
+    pub(crate) fn fill(&mut self, len: usize) {
+        self.end = self.end.saturating_add(len).min(self.bytes.len());
+    }
+
+    /// Whether it holds as much as any read may bring.
+    pub(crate) fn is_for_reading(&self) -> bool {
+        self.class == Class::Receive
+    }
+
+    /// Appends as much of `bytes` as there is room for; how much that was.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> usize {
+        let tail = self.tail_mut();
+        let len = bytes.len().min(tail.len());
+        tail[..len].copy_from_slice(&bytes[..len]);
+        self.end += len;
+        len
+    }
+
     /// Bytes of memory behind this buffer.
     pub(crate) const fn capacity(&self) -> usize {
         self.class.capacity()
@@ -88,7 +120,7 @@ impl Buffer {
     }
 
     /// The used part.
-    pub(crate) fn used(&self) -> &[u8] {
+    pub fn used(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 

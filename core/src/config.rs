@@ -172,6 +172,9 @@ pub struct Limits {
     pub queue_age: Duration,
     /// Time given to queued packets when shutting down.
     pub drain_timeout: Duration,
+    /// How long a session outlives its connection, so that a peer which comes back at once finds
+    /// its address, its routes and what waits for it.
+    pub return_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -189,6 +192,7 @@ impl Default for Limits {
             queue_bytes: 2 * 1024 * 1024,
             queue_age: Duration::from_millis(250),
             drain_timeout: Duration::from_secs(2),
+            return_timeout: Duration::from_secs(10),
         }
     }
 }

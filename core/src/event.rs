@@ -9,6 +9,7 @@ use crate::config::TunSettings;
 use crate::crypto::{PublicKey, Suite};
 use crate::error::{HandshakeError, ProtocolError};
 use crate::slab::impl_id;
+use crate::time::Instant;
 use crate::wire::DisconnectCode;
 
 /// Names one TCP connection of one endpoint. Never reused: a late wake-up with an old id is
@@ -83,6 +84,26 @@ pub enum Event {
         /// The client's identity.
         peer: PublicKey,
     },
+    /// A session's connection broke without a Disconnect. The session goes on without one: packets
+    /// for it wait, and grow old, until the peer has shaken hands again.
+    Lost {
+        /// The connection, which is [`Event::Closed`] next.
+        id: ConnectionId,
+        /// The peer's configured name; `server` on a client.
+        peer: String,
+        /// When the session ends if the peer is not back.
+        until: Instant,
+    },
+    /// A session is over; once for each that was established and not taken over by a newer
+    /// handshake of its peer.
+    Ended {
+        /// The peer's configured name; `server` on a client.
+        peer: String,
+        /// The session's id, as it was last [`Event::Established`].
+        session: Uuid,
+        /// Why.
+        reason: CloseReason,
+    },
     /// The connection is over and its last bytes are flushed or given up: close the socket.
     /// Nothing is reported for this id afterwards.
     Closed {
@@ -119,6 +140,8 @@ pub enum CloseReason {
     Socket,
     /// The same key opened a newer session.
     Superseded,
+    /// The connection broke, and the peer did not come back in time.
+    NoReturn,
     /// No free tunnel address.
     PoolEmpty,
     /// `max_connections` sessions are up.
@@ -139,6 +162,7 @@ impl fmt::Display for CloseReason {
             Self::Timeout => f.write_str("nothing heard from the peer"),
             Self::EndOfStream => f.write_str("the peer closed the connection"),
             Self::Socket => f.write_str("connection lost"),
+            Self::NoReturn => f.write_str("connection lost, and the peer did not come back"),
             Self::Superseded => f.write_str("superseded by a newer session of the same key"),
             Self::PoolEmpty => f.write_str("no free tunnel address"),
             Self::TooManySessions => f.write_str("max_connections reached"),

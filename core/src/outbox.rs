@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::buffer::{Buffer, Class, Pool};
+use crate::event::ConnectionId;
 
 /// Sealed bytes to offer a socket at once. Fewer cost more system calls; more delay what is queued
 /// later and is more urgent, if the socket is slow. So one that was full is offered little, and
@@ -12,10 +13,40 @@ const MIN_TARGET: usize = 8 * 1024;
 /// Pieces offered to one vectored write.
 pub const MAX_PIECES: usize = 16;
 
+/// Bytes on their way to a connection's socket, as long as a driver has them.
+#[derive(Debug)]
+pub struct Batch {
+    connection: ConnectionId,
+    buffers: VecDeque<Buffer>,
+}
+
+impl Batch {
+    /// Whose they are.
+    pub const fn connection(&self) -> ConnectionId {
+        self.connection
+    }
+
+    /// The bytes to write, in at most [`MAX_PIECES`] pieces for a vectored write. There is at least
+    /// one, and none is empty.
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.buffers.iter().take(MAX_PIECES).map(Buffer::used)
+    }
+
+    /// Gives all buffers back.
+    pub(crate) fn release(self, pool: &mut Pool) {
+        for buffer in self.buffers {
+            pool.put(buffer);
+        }
+    }
+}
+
 /// The bytes that a connection's socket is to take next.
 #[derive(Debug)]
 pub(crate) struct Outbox {
+    /// While a batch is out, only what was sealed meanwhile.
     buffers: VecDeque<Buffer>,
+    /// A driver has a batch.
+    is_out: bool,
     /// Sealed bytes to have ready at once.
     target: usize,
 }
@@ -24,12 +55,19 @@ impl Outbox {
     pub(crate) const fn new() -> Self {
         Self {
             buffers: VecDeque::new(),
+            is_out: false,
             target: MAX_TARGET,
         }
     }
 
+    /// Whether nothing waits for the socket, nor is under way to it.
     pub(crate) fn is_empty(&self) -> bool {
-        self.buffers.is_empty()
+        self.buffers.is_empty() && !self.is_out
+    }
+
+    /// Whether a driver has a batch: then nothing more is sealed, and no other batch is given out.
+    pub(crate) const fn is_out(&self) -> bool {
+        self.is_out
     }
 
     /// Whether there is room for one more piece, and it would be welcome.
@@ -60,29 +98,43 @@ impl Outbox {
         self.buffers.push_back(buffer);
     }
 
-    /// The bytes to write, in pieces for a vectored write.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        self.buffers.iter().take(MAX_PIECES).map(Buffer::used)
+    /// Gives out what waits; none if nothing does, or if a batch is out.
+    pub(crate) fn take_batch(&mut self, connection: ConnectionId) -> Option<Batch> {
+        if self.is_out || self.buffers.is_empty() {
+            return None;
+        }
+        self.is_out = true;
+        Some(Batch {
+            connection,
+            buffers: core::mem::take(&mut self.buffers),
+        })
     }
 
-    /// The socket took `len` bytes.
-    pub(crate) fn advance(&mut self, mut len: usize, pool: &mut Pool) {
-        while let Some(front) = self.buffers.front_mut() {
+    /// The socket took `len` bytes of the batch that was out: the rest goes before what was sealed
+    /// meanwhile.
+    pub(crate) fn put_back(&mut self, batch: Batch, mut len: usize, pool: &mut Pool) {
+        let is_blocked = len == 0;
+        let mut buffers = batch.buffers;
+        while let Some(front) = buffers.front_mut() {
             if len < front.len() {
                 front.start += len;
-                return;
+                break;
             }
             len -= front.len();
-            if let Some(buffer) = self.buffers.pop_front() {
+            if let Some(buffer) = buffers.pop_front() {
                 pool.put(buffer);
             }
         }
-        self.target = (2 * self.target).min(MAX_TARGET);
-    }
-
-    /// The socket would take nothing.
-    pub(crate) const fn shrink_target(&mut self) {
-        self.target = MIN_TARGET;
+        if is_blocked {
+            self.target = MIN_TARGET;
+        } else if buffers.is_empty() {
+            self.target = (2 * self.target).min(MAX_TARGET);
+        }
+        if !self.buffers.is_empty() {
+            buffers.append(&mut self.buffers);
+        }
+        self.buffers = buffers;
+        self.is_out = false;
     }
 
     /// Gives all buffers back.

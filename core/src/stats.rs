@@ -18,8 +18,10 @@ pub struct Stats {
     pub handshakes_failed: [u64; HandshakeError::ALL.len()],
     /// Sessions that a peer has authenticated.
     pub sessions_established: u64,
-    /// Sessions now up.
+    /// Sessions now up, on a connection.
     pub sessions: u64,
+    /// Sessions whose connection is gone, and whose peer may come back to them.
+    pub sessions_absent: u64,
     /// LLP 1.0 probe sessions accepted.
     pub probes: u64,
     /// Connections that are not authenticated yet.

@@ -31,6 +31,8 @@ use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
 use lostlove_core::turn::{Entropy, Turn};
+use lostlove_pump as pump;
+use lostlove_pump::Progress;
 use tracing::{debug, error, info, warn};
 
 pub use network::Network;
@@ -44,7 +46,6 @@ use crate::leases::Leases;
 use crate::listen::{SocketOptions, configure};
 use crate::metrics::Metrics;
 use crate::net::NetError;
-use crate::pump::{self, Progress};
 use crate::report;
 use crate::signal::{Signal, Signals};
 use crate::tun::Tun;
@@ -391,7 +392,7 @@ impl Daemon {
             }
             Event::Configure(settings) => self.configure(&settings, now),
             Event::Established { .. } => self.metrics.set_ready(self.failure.is_none()),
-            Event::ProbeEstablished { .. } => {}
+            Event::ProbeEstablished { .. } | Event::Lost { .. } | Event::Ended { .. } => {}
             Event::Leased { peer, address } => {
                 if let Some(leases) = &mut self.leases {
                     leases.leased(peer, address);

@@ -1,7 +1,7 @@
 //! What LostLove's daemons need of the operating system, written once.
 //!
 //! [`daemon::main`] is the whole of every daemon but for waiting, which is a driver's affair.
-//! [`pump`] moves the bytes, for every driver the same.
+//! [`lostlove_pump`] moves the bytes, for every driver the same.
 
 pub mod cli;
 pub mod clock;
@@ -20,7 +20,6 @@ pub mod metrics;
 pub mod net;
 #[cfg(target_os = "linux")]
 pub mod netns;
-pub mod pump;
 pub mod report;
 pub mod signal;
 #[cfg(target_os = "linux")]

@@ -33,6 +33,18 @@ pub fn report(role: Role, event: &Event) {
             remote, session, ..
         } => info!(%remote, %session, "LLP 1.0 probe session established"),
         Event::Leased { .. } | Event::Released { .. } => {}
+        Event::Lost { peer, .. } => info!(%peer, "connection lost; the session waits for its peer"),
+        Event::Ended {
+            peer,
+            session,
+            reason: reason @ CloseReason::NoReturn,
+        } => info!(%peer, %session, %reason, "session ended"),
+        // The connection's end says it.
+        Event::Ended {
+            peer,
+            session,
+            reason,
+        } => debug!(%peer, %session, %reason, "session ended"),
         Event::Closed {
             remote,
             peer,
@@ -92,6 +104,7 @@ fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importanc
             | CloseReason::Timeout
             | CloseReason::EndOfStream
             | CloseReason::Socket
+            | CloseReason::NoReturn
             | CloseReason::Superseded
             | CloseReason::ShuttingDown
             | CloseReason::Unusable,

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use lostlove_core::ip::VirtioHeader;
-use lostlove_host::pump::PacketDevice;
+use lostlove_pump::PacketDevice;
 
 /// A packet and what stands in front of it on a device with offload.
 pub(crate) type Framed = (Vec<u8>, VirtioHeader);

@@ -10,7 +10,8 @@ use lostlove_core::error::DropReason;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
 use lostlove_core::turn::Turn;
-use lostlove_host::pump::{self, Progress};
+use lostlove_pump as pump;
+use lostlove_pump::Progress;
 
 use crate::choice::{Choice, Seeded};
 use crate::device::{Device, Framed};
@@ -53,6 +54,7 @@ pub(crate) struct Node {
     pub(crate) restarts: bool,
     offload: bool,
     queue_bound: usize,
+    queue_age: Duration,
     max_handshakes: u64,
     tun_ready: bool,
     /// How long a rate limit may hold packets back.
@@ -71,6 +73,7 @@ impl Node {
     pub(crate) fn new(number: usize, config: Config, entropy: Seeded, now: Instant) -> Self {
         // One super-packet always fits, however small the bound.
         let queue_bound = config.limits.queue_bytes.max(66_000);
+        let queue_age = config.limits.queue_age;
         let max_handshakes = config.limits.max_handshakes as u64;
         let rate = match &config.role {
             Role::Server(server) => server.rate_limit,
@@ -94,6 +97,7 @@ impl Node {
             session: None,
             restarts: false,
             queue_bound,
+            queue_age,
             max_handshakes,
             tun_ready: false,
             longest_pause,
@@ -249,7 +253,13 @@ impl Node {
     fn check(&self, now: Instant) -> Result<(), String> {
         let stats = self.endpoint.stats();
         let goes_on = |socket: &Socket| socket.is_blocked || socket.is_unblocked;
-        let soon = now + self.longest_pause;
+        // Of a session whose peer is away, packets wait until they are too old.
+        let pause = if stats.sessions_absent > 0 {
+            self.longest_pause.max(self.queue_age)
+        } else {
+            self.longest_pause
+        };
+        let soon = now + pause;
         if stats.queued_packets > 0
             && !self.sockets.iter().any(goes_on)
             && self.endpoint.poll_timeout().is_none_or(|at| at > soon)
@@ -272,7 +282,7 @@ impl Node {
                 "{entered} packets entered, {left} are accounted for: {stats:?}"
             ));
         }
-        let bound = self.queue_bound as u64 * stats.sessions;
+        let bound = self.queue_bound as u64 * (stats.sessions + stats.sessions_absent);
         if stats.queued_bytes > bound {
             return Err(format!(
                 "{} bytes queued, {bound} allowed",

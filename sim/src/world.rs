@@ -329,7 +329,11 @@ impl World {
             Event::ProbeEstablished { .. } => {
                 return self.unsafe_if(Some("a probe nobody allowed".to_owned()));
             }
-            Event::Leased { .. } | Event::Released { .. } | Event::Closed { .. } => {}
+            Event::Leased { .. }
+            | Event::Released { .. }
+            | Event::Lost { .. }
+            | Event::Ended { .. }
+            | Event::Closed { .. } => {}
         }
         Ok(())
     }

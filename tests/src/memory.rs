@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lostlove_core::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
 use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
-use lostlove_core::endpoint::{Endpoint, TunSink};
+use lostlove_core::endpoint::{Endpoint, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::ip::VirtioHeader;
 use lostlove_core::time::Instant;
@@ -163,7 +163,7 @@ impl Pair {
     }
 
     /// Carries bytes until neither side has any, and collects events.
-    pub fn settle(&mut self, sink: &mut TunSink<'_>) {
+    pub fn settle(&mut self, sink: &mut impl FnMut(TunPacket<'_>) -> bool) {
         loop {
             let moved = self.carry(true, sink) | self.carry(false, sink);
             while let Some(event) = self.server.poll_event() {
@@ -179,7 +179,11 @@ impl Pair {
     }
 
     /// Carries what one side has to send to the other; whether there was anything.
-    pub fn carry(&mut self, from_server: bool, sink: &mut TunSink<'_>) -> bool {
+    pub fn carry(
+        &mut self,
+        from_server: bool,
+        sink: &mut impl FnMut(TunPacket<'_>) -> bool,
+    ) -> bool {
         let server = (&mut self.server, self.server_id, &mut self.server_entropy);
         let client = (&mut self.client, self.client_id, &mut self.client_entropy);
         let ((from, from_id, _), (to, to_id, entropy)) = if from_server {
@@ -191,21 +195,25 @@ impl Pair {
         let turn = &mut Turn { now, entropy };
         while from.poll_transmit().is_some() {}
         let mut moved = false;
-        while from.prepare(from_id, now) {
+        while let Some(batch) = from.take_batch(from_id, now) {
             let mut sent = 0;
-            for mut piece in from.outgoing(from_id) {
+            for mut piece in batch.pieces() {
                 sent += piece.len();
                 if let Some(wire) = &mut self.wire {
                     wire.push((from_server, piece.to_vec()));
                 }
-                while let Some(buf) = to.recv_buf(to_id).filter(|_| !piece.is_empty()) {
-                    let len = buf.len().min(piece.len());
-                    buf[..len].copy_from_slice(&piece[..len]);
+                while !piece.is_empty() {
+                    let Some(mut buffer) = to.take_buffer(to_id) else {
+                        break;
+                    };
+                    let room = buffer.unfilled();
+                    let len = room.len().min(piece.len());
+                    room[..len].copy_from_slice(&piece[..len]);
                     piece = &piece[len..];
-                    to.handle_received(to_id, len, sink, turn);
+                    to.handle_received(to_id, buffer, len, sink, turn);
                 }
             }
-            from.handle_sent(from_id, sent);
+            from.handle_written(batch, sent, now);
             moved = true;
         }
         moved
@@ -217,15 +225,16 @@ impl Pair {
         from_server: bool,
         packet: &[u8],
         header: &VirtioHeader,
-        sink: &mut TunSink<'_>,
+        sink: &mut impl FnMut(TunPacket<'_>) -> bool,
     ) {
         let from = if from_server {
             &mut self.server
         } else {
             &mut self.client
         };
-        from.tun_buf()[..packet.len()].copy_from_slice(packet);
-        from.handle_tun(packet.len(), header, self.now);
+        let mut buffer = from.take_tun_buffer();
+        buffer.unfilled()[..packet.len()].copy_from_slice(packet);
+        from.handle_tun(buffer, packet.len(), header, self.now);
         self.carry(from_server, sink);
     }
 

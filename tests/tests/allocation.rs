@@ -167,8 +167,10 @@ fn bursts_allocate_nothing() {
     let burst = |traffic: &mut Traffic| {
         for _ in 0..64 {
             let pair = &mut traffic.pair;
-            pair.server.tun_buf()[..bytes.len()].copy_from_slice(&bytes);
-            pair.server.handle_tun(bytes.len(), &header, pair.now);
+            let mut buffer = pair.server.take_tun_buffer();
+            buffer.unfilled()[..bytes.len()].copy_from_slice(&bytes);
+            pair.server
+                .handle_tun(buffer, bytes.len(), &header, pair.now);
         }
         traffic.pair.carry(true, &mut |_| true);
     };

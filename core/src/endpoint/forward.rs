@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 
 use super::session::SessionId;
-use super::{Endpoint, RoleState, TunPacket, TunSink};
+use super::{Endpoint, RoleState, TunPacket};
 use crate::buffer::{Class, HEADROOM};
 use crate::config::{Role, Server};
 use crate::error::DropReason;
@@ -37,7 +37,7 @@ impl Endpoint {
         from: SessionId,
         packet: &mut [u8],
         offload: Offload,
-        sink: &mut TunSink<'_>,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
         now: Instant,
     ) {
         self.tools.stats.peer_packets_in += 1;
@@ -115,7 +115,7 @@ impl Endpoint {
         packet: &mut [u8],
         info: &IpInfo,
         offload: Offload,
-        sink: &mut TunSink<'_>,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
     ) -> Result<(), DropReason> {
         let Some(coalescer) = &mut self.coalescer else {
             return self.write_to_tun(packet, info, offload, sink);
@@ -136,7 +136,10 @@ impl Endpoint {
 
     /// Hands over the datagrams that waited for others of their flow, which they do until the end
     /// of what one read of a socket brought.
-    pub(super) fn flush_datagrams(&mut self, sink: &mut TunSink<'_>) {
+    pub(super) fn flush_datagrams(
+        &mut self,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+    ) {
         let Some(mut coalescer) = self.coalescer.take() else {
             return;
         };
@@ -152,7 +155,7 @@ impl Endpoint {
     fn deliver_datagrams(
         &mut self,
         coalesced: Coalesced<'_>,
-        sink: &mut TunSink<'_>,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
     ) -> Result<(), DropReason> {
         self.tools.stats.coalesced_datagrams += coalesced.datagrams - 1;
         let info = ip::parse(coalesced.packet)?;
@@ -164,7 +167,7 @@ impl Endpoint {
         packet: &mut [u8],
         info: &IpInfo,
         offload: Offload,
-        sink: &mut TunSink<'_>,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
     ) -> Result<(), DropReason> {
         let is_udp_super = offload.segment_size > 0 && info.protocol == protocol::UDP;
         if self.config.tun_offload && (self.config.tun_udp_offload || !is_udp_super) {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::connection::{Connection, Greeting, Proposal, Stage};
 use super::lane::{self, Lane};
-use super::session::{Agreed, Ending, Session};
+use super::session::{Agreed, Ending, Session, SessionId};
 use super::{Endpoint, RoleState};
 use crate::config::Role;
 use crate::crypto::Suite;
@@ -265,17 +265,15 @@ impl Endpoint {
         }
     }
 
-    /// Lets packets flow: the peer has proved its key. Its older session ends.
+    /// Lets packets flow: the peer has proved its key. A session that it has goes on with what this
+    /// handshake agreed on, and another connection that it is on ends.
     fn establish(&mut self, id: ConnectionId, proposal: Proposal, now: Instant) {
         let Proposal { agreed, mut lane } = proposal;
         let peer = agreed.peer;
-        let known = &self.peers[peer.index()];
-        let counted = (known.name.clone(), known.usage.clone());
-        let rate_limit = self.rate_limit(peer);
-        let limits = &self.config.limits;
-        let session = self
-            .sessions
-            .insert(|_| Session::new(&agreed, id, counted, rate_limit, limits, now));
+        let (session, previous) = match self.peers[peer.index()].session {
+            Some(session) => (session, self.renew(session, &agreed, id)),
+            None => (self.new_session(&agreed, id, now), None),
+        };
         // A client's first sealed packet is its proof; both sides learn the round trip.
         lane.send_keepalive();
         let Some(connection) = self.connections.get_mut(id) else {
@@ -285,14 +283,11 @@ impl Endpoint {
         let lane = Box::new(lane);
         connection.stage = Stage::Active { session, lane };
         self.leave_handshake(remote, None);
-        // In this order, or the old session's end would give the address back.
-        let previous = self.peers[peer.index()].session.replace(session);
-        if let Some(on) = previous.and_then(|id| self.sessions.get(id)?.connection()) {
+        // Not before the session has moved, or the old connection's end would be the session's.
+        if let Some(on) = previous {
             self.disconnect(on, Ending::superseded(), now);
         }
         let known = &self.peers[peer.index()];
-        known.usage.forget_round_trips();
-        self.tools.stats.sessions += 1;
         self.tools.stats.sessions_established += 1;
         self.tools.events.push_back(Event::Established {
             id,
@@ -301,6 +296,33 @@ impl Endpoint {
             session: agreed.uuid,
             suite: agreed.suite,
         });
+    }
+
+    /// Moves the peer's session here; the connection it was on.
+    fn renew(&mut self, id: SessionId, agreed: &Agreed, on: ConnectionId) -> Option<ConnectionId> {
+        let session = self.sessions.get_mut(id)?;
+        let previous = session.connection();
+        if previous.is_none() {
+            self.tools.stats.sessions_absent -= 1;
+            self.tools.stats.sessions += 1;
+        }
+        session.renew(agreed, on, &mut self.tools);
+        self.rearm_session(id);
+        self.wants_transmit(on);
+        previous
+    }
+
+    fn new_session(&mut self, agreed: &Agreed, on: ConnectionId, now: Instant) -> SessionId {
+        let known = &self.peers[agreed.peer.index()];
+        let counted = (known.name.clone(), known.usage.clone());
+        let rate_limit = self.rate_limit(agreed.peer);
+        let limits = &self.config.limits;
+        let session = self
+            .sessions
+            .insert(|_| Session::new(agreed, on, counted, rate_limit, limits, now));
+        self.peers[agreed.peer.index()].session = Some(session);
+        self.tools.stats.sessions += 1;
+        session
     }
 
     fn rate_limit(&self, peer: PeerId) -> Option<u64> {

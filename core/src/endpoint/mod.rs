@@ -17,9 +17,12 @@
 //!
 //! # Bytes
 //!
-//! The endpoint owns the buffers and lends them: a socket reads into [`Endpoint::recv_buf`] and
-//! writes from [`Endpoint::outgoing`]; the TUN device reads into [`Endpoint::tun_buf`]. Packets
-//! are sealed and opened in that same memory.
+//! A buffer has one owner. To read, a driver takes one ([`Endpoint::take_buffer`],
+//! [`Endpoint::take_tun_buffer`]), lets the socket or the TUN device fill it, and hands it back with
+//! what it holds; to write, it takes a [`Batch`] and hands it back with how much the socket took.
+//! Packets are sealed and opened in that same memory. What a driver has cannot be used for anything
+//! else meanwhile, so that a kernel may work on it for as long as it likes: what comes back to a
+//! connection that is over just goes to the pool.
 
 mod admission;
 mod client;
@@ -40,7 +43,6 @@ use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::buffer::{Buffer, Class, HEADROOM, MAX_PACKET_LEN};
 use crate::config::{Config, Role};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId, Event};
@@ -65,7 +67,8 @@ use connection::{Connection, Greeting, Stage};
 use server::ServerState;
 use session::{Ending, Session, SessionId, Where};
 
-pub use crate::outbox::MAX_PIECES;
+pub use crate::buffer::Buffer;
+pub use crate::outbox::{Batch, MAX_PIECES};
 
 /// A packet for the TUN device, and the virtio header that goes in front of it on a device with
 /// offload.
@@ -76,9 +79,6 @@ pub struct TunPacket<'a> {
     /// Describes it to the kernel; all zero without offload.
     pub header: VirtioHeader,
 }
-
-/// Takes packets to the TUN device; says whether the device took the packet.
-pub type TunSink<'a> = dyn FnMut(TunPacket<'_>) -> bool + 'a;
 
 /// ICMP errors per second, and at once: what Linux allows itself by default.
 const ICMP_RATE: u64 = 1000;
@@ -120,10 +120,6 @@ pub struct Endpoint {
     table: RoutingTable,
     transmit: VecDeque<ConnectionId>,
     deadlines: BTreeSet<(Instant, Due)>,
-    /// Where the TUN device's next packet goes.
-    tun_buffer: Buffer,
-    /// Where sockets read to while their connection holds no partial packet.
-    inbox: Option<Buffer>,
     /// An ICMP error that waits for the TUN device.
     reply: Option<IcmpPacket>,
     icmp_bucket: TokenBucket,
@@ -136,8 +132,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// Makes an endpoint.
     pub fn new(config: Config, now: Instant) -> Self {
-        let mut tools = Tools::new(config.unix_time_at_zero);
-        let tun_buffer = tools.pool.take(Class::Large);
+        let tools = Tools::new(config.unix_time_at_zero);
         let takes_datagrams = config.tun_offload && config.tun_udp_offload;
         let (names, role): (Vec<Arc<str>>, _) = match &config.role {
             Role::Client(client) => {
@@ -161,8 +156,6 @@ impl Endpoint {
             table: RoutingTable::default(),
             transmit: VecDeque::new(),
             deadlines: BTreeSet::new(),
-            tun_buffer,
-            inbox: None,
             reply: None,
             icmp_bucket: TokenBucket::new(ICMP_RATE, ICMP_BURST, now),
             coalescer: takes_datagrams.then(Coalescer::empty),
@@ -225,7 +218,33 @@ impl Endpoint {
             Stage::Probe { .. } | Stage::Active { .. } if clean => CloseReason::EndOfStream,
             Stage::Probe { .. } | Stage::Active { .. } => CloseReason::Socket,
         };
+        self.lose(id, now);
         self.remove(id, reason, now);
+    }
+
+    /// Lets the session of a broken connection go on without one, for some time.
+    fn lose(&mut self, id: ConnectionId, now: Instant) {
+        let Some(of) = self.connections.get(id).and_then(Connection::session) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(of) else {
+            return;
+        };
+        // One that only drains has nothing to come back to.
+        if !matches!(session.place, Where::On(on) if on == id) || self.shutting_down {
+            return;
+        }
+        let until = now + self.config.limits.return_timeout;
+        session.place = Where::Away { until };
+        session.watch_age(&self.config.limits, now);
+        self.tools.events.push_back(Event::Lost {
+            id,
+            peer: session.name.to_string(),
+            until,
+        });
+        self.tools.stats.sessions -= 1;
+        self.tools.stats.sessions_absent += 1;
+        self.rearm_session(of);
     }
 
     /// Begins to end everything: sessions flush their queues, say Disconnect and close, at the
@@ -236,10 +255,17 @@ impl Endpoint {
             client.stop_dialling();
         }
         for id in self.connections.ids() {
-            match self.connections.get(id).and_then(Connection::session) {
-                Some(session) => self.drain(session, now),
-                None => self.remove(id, CloseReason::ShuttingDown, now),
+            if self
+                .connections
+                .get(id)
+                .and_then(Connection::session)
+                .is_none()
+            {
+                self.remove(id, CloseReason::ShuttingDown, now);
             }
+        }
+        for id in self.sessions.ids() {
+            self.drain(id, now);
         }
     }
 
@@ -248,7 +274,9 @@ impl Endpoint {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
-        if let Where::On(on) = session.place {
+        if matches!(session.place, Where::Away { .. }) {
+            self.end_session(id, CloseReason::ShuttingDown, now);
+        } else if let Where::On(on) = session.place {
             session.place = Where::Draining {
                 on,
                 until: now + self.config.limits.drain_timeout,
@@ -273,7 +301,7 @@ impl Endpoint {
     }
 
     /// A connection that has something to write. The driver answers with
-    /// [`Endpoint::prepare`] once the socket takes bytes.
+    /// [`Endpoint::take_batch`] once the socket takes bytes.
     pub fn poll_transmit(&mut self) -> Option<ConnectionId> {
         while let Some(id) = self.transmit.pop_front() {
             if let Some(connection) = self.connections.get_mut(id) {
@@ -293,11 +321,6 @@ impl Endpoint {
         }
     }
 
-    /// Where the next TUN packet is to be read to: 65,535 bytes.
-    pub fn tun_buf(&mut self) -> &mut [u8] {
-        &mut self.tun_buffer.bytes_mut()[HEADROOM..HEADROOM + MAX_PACKET_LEN]
-    }
-
     /// Counters.
     pub const fn stats(&self) -> &Stats {
         &self.tools.stats
@@ -307,11 +330,16 @@ impl Endpoint {
     pub fn peer_stats(&self) -> impl Iterator<Item = PeerStats> {
         self.peers.iter().map(|peer| PeerStats {
             name: peer.name.to_string(),
-            connected: peer.session.is_some(),
+            connected: self.is_present(peer),
             bytes_in: peer.usage.bytes_in(),
             bytes_out: peer.usage.bytes_out(),
             rtt: peer.usage.rtt(),
         })
+    }
+
+    fn is_present(&self, peer: &PeerState) -> bool {
+        let session = peer.session.and_then(|id| self.sessions.get(id));
+        session.is_some_and(|session| session.connection().is_some())
     }
 
     /// Puts the connection on the list for [`Endpoint::poll_transmit`].
@@ -376,13 +404,13 @@ impl Endpoint {
         let peer = self.peer_of(id);
         if let Some(connection) = self.connections.get_mut(id) {
             let closing = Stage::Closing {
-                reason,
+                reason: reason.clone(),
                 peer,
                 expires_at: now + LINGER,
             };
             let before = core::mem::replace(&mut connection.stage, closing);
             let remote = connection.remote;
-            self.undo(before, (id, remote), now);
+            self.undo(before, (id, remote), reason, now);
         }
     }
 
@@ -403,7 +431,12 @@ impl Endpoint {
             self.deadlines.remove(&(at, Due::Connection(id)));
         }
         connection.release(&mut self.tools);
-        self.undo(connection.stage, (id, connection.remote), now);
+        self.undo(
+            connection.stage,
+            (id, connection.remote),
+            reason.clone(),
+            now,
+        );
         self.tools.stats.connections_closed += 1;
         self.tools.events.push_back(Event::Closed {
             id,
@@ -430,7 +463,13 @@ impl Endpoint {
 
     /// Undoes what a stage that a connection has left stood for: a place among the handshakes, an
     /// offered address, a session.
-    fn undo(&mut self, stage: Stage, (id, remote): (ConnectionId, SocketAddr), now: Instant) {
+    fn undo(
+        &mut self,
+        stage: Stage,
+        (id, remote): (ConnectionId, SocketAddr),
+        reason: CloseReason,
+        now: Instant,
+    ) {
         match stage {
             Stage::Greeting { step, expires_at } => {
                 self.leave_handshake(remote, Some(expires_at));
@@ -438,7 +477,13 @@ impl Endpoint {
                     self.abandon_offer(proposal.agreed.peer, now);
                 }
             }
-            Stage::Active { session, .. } => self.end_session(session, id, now),
+            Stage::Active { session, .. } => {
+                // Unless it is elsewhere by now, or waits for its peer.
+                let is_here = |session: &Session| session.connection() == Some(id);
+                if self.sessions.get(session).is_some_and(is_here) {
+                    self.end_session(session, reason, now);
+                }
+            }
             Stage::Probe { .. } | Stage::Closing { .. } => {}
         }
     }
@@ -460,12 +505,8 @@ impl Endpoint {
         }
     }
 
-    /// Ends a session whose connection `on` ends, unless it is elsewhere by now.
-    fn end_session(&mut self, id: SessionId, on: ConnectionId, now: Instant) {
-        let is_here = |session: &Session| session.connection() == Some(on);
-        if !self.sessions.get(id).is_some_and(is_here) {
-            return;
-        }
+    /// Ends a session, wherever it is.
+    fn end_session(&mut self, id: SessionId, reason: CloseReason, now: Instant) {
         let Some(mut session) = self.sessions.remove(id) else {
             return;
         };
@@ -475,7 +516,15 @@ impl Endpoint {
         session
             .queue
             .clear(&mut self.tools.pool, &mut self.tools.stats);
-        self.tools.stats.sessions -= 1;
+        match session.place {
+            Where::Away { .. } => self.tools.stats.sessions_absent -= 1,
+            Where::On(_) | Where::Draining { .. } => self.tools.stats.sessions -= 1,
+        }
+        self.tools.events.push_back(Event::Ended {
+            peer: session.name.to_string(),
+            session: session.uuid,
+            reason,
+        });
         let peer = &mut self.peers[session.peer.index()];
         if peer.session == Some(id) {
             peer.session = None;

@@ -1,8 +1,8 @@
 //! Bytes from sockets: cut into LLP packets, opened, and acted on.
 
-use super::connection::{Greeting, Stage};
+use super::connection::{Connection, Greeting, Stage};
 use super::lane::Heard;
-use super::{Endpoint, RoleState, TunSink};
+use super::{Endpoint, RoleState, TunPacket};
 use crate::buffer::{Buffer, Class};
 use crate::error::{FrameError, HandshakeError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId};
@@ -26,57 +26,94 @@ enum Step {
 }
 
 impl Endpoint {
-    /// Where the connection's next bytes are to be read to; never empty. None once the
-    /// connection is gone.
-    pub fn recv_buf(&mut self, id: ConnectionId) -> Option<&mut [u8]> {
+    /// A buffer for the connection's next bytes, with room in it. None once the connection is gone.
+    /// It comes back with [`Endpoint::handle_received`], or with [`Endpoint::put_back`] if nothing
+    /// was read. Several may be out at once, and come back in the order of the stream.
+    pub fn take_buffer(&mut self, id: ConnectionId) -> Option<Buffer> {
         let connection = self.connections.get_mut(id)?;
         let is_sealed = connection.is_sealed();
-        let Some(inbox) = &mut connection.inbox else {
-            let shared = self
-                .inbox
-                .get_or_insert_with(|| self.tools.pool.take(Class::Receive));
-            (shared.start, shared.end) = (0, 0);
-            return Some(shared.tail_mut());
+        let Some(inbox) = connection.inbox.take() else {
+            return Some(self.tools.pool.take(Class::Receive));
         };
-        if inbox.capacity() < Class::Receive.capacity() && is_sealed {
-            // A longer packet than expected: go on in a buffer that holds any.
-            let connection = self.connections.get_mut(id)?;
-            let small = connection.inbox.take()?;
+        Some(self.make_room(inbox, is_sealed))
+    }
+
+    /// Room for the rest of a packet, behind the part of it that is there.
+    fn make_room(&mut self, mut inbox: Buffer, is_sealed: bool) -> Buffer {
+        if is_sealed && !inbox.is_for_reading() {
+            // It may be long: go on in a buffer that holds any.
             let mut large = self.tools.pool.take(Class::Receive);
-            large.tail_mut()[..small.len()].copy_from_slice(small.used());
-            large.end = small.len();
-            self.tools.pool.put(small);
-            return Some(connection.inbox.insert(large).tail_mut());
+            large.append(inbox.used());
+            self.tools.pool.put(inbox);
+            return large;
         }
-        let inbox = self.connections.get_mut(id)?.inbox.as_mut()?;
         if inbox.start > 0 && inbox.start + MAX_RECORD_LEN > inbox.capacity() {
             inbox.compact();
         }
-        Some(inbox.tail_mut())
+        inbox
     }
 
-    /// `len` bytes were read into [`Endpoint::recv_buf`]. Packets for the TUN device go to
-    /// `sink`.
+    /// Nothing was read into the buffer.
+    pub fn put_back(&mut self, id: ConnectionId, buffer: Buffer) {
+        self.keep_rest(id, buffer);
+    }
+
+    /// `len` bytes were read into the buffer's [unfilled](Buffer::unfilled) part. Packets for the
+    /// TUN device go to `sink`, which says whether the device took them.
     pub fn handle_received(
         &mut self,
         id: ConnectionId,
+        mut buffer: Buffer,
         len: usize,
-        sink: &mut TunSink<'_>,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
         turn: &mut Turn<'_>,
     ) {
         let Some(connection) = self.connections.get_mut(id) else {
+            self.tools.pool.put(buffer);
             return;
         };
         connection.last_received = turn.now;
         self.tools.stats.socket_bytes_in += len as u64;
-        let Some(mut inbox) = connection.inbox.take().or_else(|| self.inbox.take()) else {
-            return;
-        };
-        inbox.end = (inbox.end + len).min(inbox.capacity());
-        self.process(id, &mut inbox, sink, turn);
+        buffer.fill(len);
+        if let Some(rest) = connection.inbox.take() {
+            self.join(id, rest, &mut buffer, sink, turn);
+        }
+        self.process(id, &mut buffer, sink, turn);
         self.flush_datagrams(sink);
-        self.keep_rest(id, inbox);
+        self.keep_rest(id, buffer);
         self.after_received(id, turn.now);
+    }
+
+    /// Another buffer came back first and left a part of a packet: completes that from the front of
+    /// this one, and processes it.
+    fn join(
+        &mut self,
+        id: ConnectionId,
+        mut rest: Buffer,
+        buffer: &mut Buffer,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        turn: &mut Turn<'_>,
+    ) {
+        while rest.len() > 0 && buffer.len() > 0 {
+            let is_sealed = self.connections.get(id).is_some_and(Connection::is_sealed);
+            rest = self.make_room(rest, is_sealed);
+            let wanted = if is_sealed {
+                missing(rest.used()).min(buffer.len())
+            } else {
+                buffer.len()
+            };
+            let taken = rest.append(&buffer.used()[..wanted]);
+            buffer.start += taken;
+            self.process(id, &mut rest, sink, turn);
+            if taken == 0 {
+                break;
+            }
+        }
+        if rest.len() > 0 {
+            // All of the new buffer is in it.
+            core::mem::swap(&mut rest, buffer);
+        }
+        self.tools.pool.put(rest);
     }
 
     /// What was read may have left something to write, errors for packets among it.
@@ -101,27 +138,17 @@ impl Endpoint {
 
     /// Keeps what is not a whole packet yet, in a buffer of its size.
     fn keep_rest(&mut self, id: ConnectionId, inbox: Buffer) {
-        let is_large = inbox.capacity() == Class::Receive.capacity();
         let Some(connection) = self.connections.get_mut(id).filter(|_| inbox.len() > 0) else {
-            self.give_back(inbox);
+            self.tools.pool.put(inbox);
             return;
         };
-        if is_large && inbox.len() <= MAX_HELLO_LEN + HEADER_LEN {
+        if inbox.is_for_reading() && inbox.len() <= MAX_HELLO_LEN + HEADER_LEN {
             let mut small = self.tools.pool.take(Class::Medium);
-            small.tail_mut()[..inbox.len()].copy_from_slice(inbox.used());
-            small.end = inbox.len();
+            small.append(inbox.used());
             connection.inbox = Some(small);
-            self.give_back(inbox);
+            self.tools.pool.put(inbox);
         } else {
             connection.inbox = Some(inbox);
-        }
-    }
-
-    fn give_back(&mut self, inbox: Buffer) {
-        if self.inbox.is_none() && inbox.capacity() == Class::Receive.capacity() {
-            self.inbox = Some(inbox);
-        } else {
-            self.tools.pool.put(inbox);
         }
     }
 
@@ -130,7 +157,7 @@ impl Endpoint {
         &mut self,
         id: ConnectionId,
         inbox: &mut Buffer,
-        sink: &mut TunSink<'_>,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
         turn: &mut Turn<'_>,
     ) {
         while let Some(connection) = self.connections.get(id) {
@@ -287,7 +314,7 @@ impl Endpoint {
         &mut self,
         id: ConnectionId,
         inbox: &mut Buffer,
-        sink: &mut TunSink<'_>,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
         turn: &mut Turn<'_>,
     ) {
         loop {
@@ -325,7 +352,7 @@ impl Endpoint {
         &mut self,
         id: ConnectionId,
         inbox: &mut Buffer,
-        sink: &mut TunSink<'_>,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
         turn: &mut Turn<'_>,
     ) -> Result<Step, ProtocolError> {
         let Some(Frame { header, len }) = next_packet(inbox.used(), Protection::Sealed)? else {
@@ -357,7 +384,7 @@ impl Endpoint {
         id: ConnectionId,
         header: &Header,
         plaintext: &mut [u8],
-        sink: &mut TunSink<'_>,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
         now: Instant,
     ) -> Result<(), ProtocolError> {
         let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
@@ -414,6 +441,15 @@ impl Endpoint {
         }
         Ok(())
     }
+}
+
+/// Bytes that a sealed packet lacks, as far as its part tells.
+fn missing(part: &[u8]) -> usize {
+    let whole = match part.first_chunk::<HEADER_LEN>() {
+        Some(header) => HEADER_LEN + usize::from(u16::from_be_bytes([header[13], header[14]])),
+        None => HEADER_LEN,
+    };
+    whole.saturating_sub(part.len())
 }
 
 /// What the peer is told: the one place where that is decided.

@@ -45,6 +45,7 @@ pub(crate) struct Agreed {
 
 /// An authenticated peer: what waits for it and what it may do. Its keys are its connection's.
 pub(crate) struct Session {
+    pub(crate) uuid: Uuid,
     pub(crate) peer: PeerId,
     /// The peer's configured name; `server` on a client.
     pub(crate) name: Arc<str>,
@@ -67,6 +68,10 @@ pub(crate) struct Session {
 /// Where a session is.
 pub(crate) enum Where {
     On(ConnectionId),
+    /// Its connection broke; its peer has until then to come back.
+    Away {
+        until: Instant,
+    },
     /// A Disconnect follows when the queue has drained, or at this time.
     Draining {
         on: ConnectionId,
@@ -106,6 +111,7 @@ impl Session {
         let bucket = rate_limit
             .map(|rate| TokenBucket::new(rate, (rate / BURST_DIVISOR).max(MIN_BURST), now));
         Self {
+            uuid: agreed.uuid,
             peer: agreed.peer,
             name,
             began_at: agreed.began_at,
@@ -122,17 +128,33 @@ impl Session {
         }
     }
 
+    /// The same peer has shaken hands again. What was agreed is agreed anew; what waits, the rate
+    /// limits with it, stays. But packets that would be too large by now, or come from or go to an
+    /// address that is the peer's no more, would be dropped at the far end.
+    pub(crate) fn renew(&mut self, agreed: &Agreed, on: ConnectionId, tools: &mut Tools) {
+        if agreed.mtu < self.mtu || agreed.addresses != self.addresses {
+            self.queue.clear(&mut tools.pool, &mut tools.stats);
+        }
+        self.uuid = agreed.uuid;
+        self.began_at = agreed.began_at;
+        self.mtu = agreed.mtu;
+        self.addresses = agreed.addresses;
+        self.place = Where::On(on);
+        self.usage.forget_round_trips();
+    }
+
     /// The connection it is on.
     pub(crate) const fn connection(&self) -> Option<ConnectionId> {
         match &self.place {
             Where::On(on) | Where::Draining { on, .. } => Some(*on),
+            Where::Away { .. } => None,
         }
     }
 
     /// The MTU for a packet that is to be queued; none for a session that only flushes.
     pub(crate) const fn open_mtu(&self) -> Option<u16> {
         match &self.place {
-            Where::On(_) => Some(self.mtu),
+            Where::On(_) | Where::Away { .. } => Some(self.mtu),
             Where::Draining { .. } => None,
         }
     }
@@ -153,7 +175,7 @@ impl Session {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let place = match &self.place {
             Where::On(_) => None,
-            Where::Draining { until, .. } => Some(*until),
+            Where::Draining { until, .. } | Where::Away { until } => Some(*until),
         };
         [place, self.paced_until, self.stale_at]
             .into_iter()
@@ -176,6 +198,11 @@ impl Session {
             Where::Draining { ending, .. } if self.queue.is_empty() => Some(ending.clone()),
             _ => None,
         }
+    }
+
+    /// Whether its peer has not come back in time.
+    pub(crate) fn is_abandoned(&self, now: Instant) -> bool {
+        matches!(self.place, Where::Away { until } if until <= now)
     }
 
     /// How it ends if its time to drain is over.

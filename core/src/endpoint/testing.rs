@@ -6,7 +6,7 @@ use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 
 use super::connection::Connection;
-use super::{Endpoint, TunPacket, TunSink};
+use super::{Buffer, Endpoint, TunPacket};
 use crate::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
 use crate::crypto::{SecretKey, Suite};
 use crate::error::HandshakeError;
@@ -111,30 +111,51 @@ impl Machine {
         &mut self,
         id: ConnectionId,
         bytes: &[u8],
-        sink: &mut TunSink<'_>,
+        sink: &mut dyn FnMut(TunPacket<'_>) -> bool,
         now: Instant,
     ) {
         let mut rest = bytes;
-        while let Some(buf) = self.endpoint.recv_buf(id).filter(|_| !rest.is_empty()) {
-            assert!(!buf.is_empty(), "it would look like the end of the stream");
-            let len = buf.len().min(rest.len());
-            buf[..len].copy_from_slice(&rest[..len]);
+        while !rest.is_empty() {
+            let Some(mut buffer) = self.endpoint.take_buffer(id) else {
+                return;
+            };
+            let room = buffer.unfilled();
+            assert!(!room.is_empty(), "it would look like the end of the stream");
+            let len = room.len().min(rest.len());
+            room[..len].copy_from_slice(&rest[..len]);
             rest = &rest[len..];
             let entropy = &mut self.entropy;
-            self.endpoint
-                .handle_received(id, len, sink, &mut Turn { now, entropy });
+            let turn = &mut Turn { now, entropy };
+            self.endpoint.handle_received(id, buffer, len, sink, turn);
         }
+    }
+
+    /// Hands back a buffer with `len` new bytes; how many packets reached the TUN device.
+    pub(super) fn receive(
+        &mut self,
+        id: ConnectionId,
+        buffer: Buffer,
+        len: usize,
+        now: Instant,
+    ) -> usize {
+        let mut delivered = 0;
+        let mut sink = |_: TunPacket<'_>| {
+            delivered += 1;
+            true
+        };
+        let entropy = &mut self.entropy;
+        let turn = &mut Turn { now, entropy };
+        self.endpoint
+            .handle_received(id, buffer, len, &mut sink, turn);
+        delivered
     }
 
     /// Offers a socket what there is at once, of which it takes `room` bytes; none if there is
     /// nothing.
     pub(super) fn write(&mut self, id: ConnectionId, room: usize, now: Instant) -> Option<Vec<u8>> {
-        if !self.endpoint.prepare(id, now) {
-            return None;
-        }
-        let offered = self.endpoint.outgoing(id).flatten();
-        let taken: Vec<u8> = offered.take(room).copied().collect();
-        self.endpoint.handle_sent(id, taken.len());
+        let batch = self.endpoint.take_batch(id, now)?;
+        let taken: Vec<u8> = batch.pieces().flatten().take(room).copied().collect();
+        self.endpoint.handle_written(batch, taken.len(), now);
         Some(taken)
     }
 
@@ -462,8 +483,9 @@ impl Net {
     pub(super) fn send_super_packet(&mut self, which: usize, packet: &[u8], header: &VirtioHeader) {
         let now = self.now;
         let endpoint = self.endpoint(which);
-        endpoint.tun_buf()[..packet.len()].copy_from_slice(packet);
-        endpoint.handle_tun(packet.len(), header, now);
+        let mut buffer = endpoint.take_tun_buffer();
+        buffer.unfilled()[..packet.len()].copy_from_slice(packet);
+        endpoint.handle_tun(buffer, packet.len(), header, now);
         while let Some(reply) = self.endpoint(which).take_reply() {
             let to = if which == SERVER {
                 &mut self.received_by_server

@@ -76,17 +76,19 @@ impl Endpoint {
             return;
         };
         session.armed_for = None;
-        let Some(on) = session.connection() else {
-            return;
-        };
-        if let Some(Ending { code, reason }) = session.overdue(now) {
+        let on = session.connection();
+        if session.is_abandoned(now) {
+            self.end_session(id, CloseReason::NoReturn, now);
+        } else if let (Some(on), Some(Ending { code, reason })) = (on, session.overdue(now)) {
             self.begin_closing(on, Some(code), reason, now);
             self.rearm(on);
         } else {
             session.handle_timeout(&self.config.limits, &mut self.tools, now);
             self.rearm_session(id);
         }
-        self.wants_transmit(on);
+        if let Some(on) = on {
+            self.wants_transmit(on);
+        }
     }
 
     pub(super) fn count_handshake_failure(&mut self, error: HandshakeError) {

@@ -4,45 +4,50 @@ use super::Endpoint;
 use super::connection::Stage;
 use super::session::Ending;
 use crate::event::{CloseReason, ConnectionId};
+use crate::outbox::Batch;
 use crate::time::Instant;
 
 impl Endpoint {
-    /// Seals what is due on the connection and says whether there is anything to write; call it
-    /// when the socket takes bytes, then write [`Endpoint::outgoing`].
-    pub fn prepare(&mut self, id: ConnectionId, now: Instant) -> bool {
+    /// Seals what is due on the connection, and gives it out to be written; call it when the socket
+    /// takes bytes. [`Endpoint::handle_written`] ends that, and then this is to be called again,
+    /// until there is nothing to write. None as well while a batch of this connection is out.
+    pub fn take_batch(&mut self, id: ConnectionId, now: Instant) -> Option<Batch> {
+        let connection = self.connections.get(id)?;
+        if connection.outbox.is_out() {
+            return None;
+        }
         self.seal(id, now);
-        let Some(connection) = self.connections.get(id) else {
-            return false;
+        let connection = self.connections.get_mut(id)?;
+        let batch = connection.outbox.take_batch(id);
+        if batch.is_some() || !self.remove_if_flushed(id, now) {
+            self.rearm(id);
+        }
+        batch
+    }
+
+    /// The socket took `len` bytes of the batch; 0 if it is full. What is left goes out with the
+    /// next one.
+    pub fn handle_written(&mut self, batch: Batch, len: usize, now: Instant) {
+        let id = batch.connection();
+        let Some(connection) = self.connections.get_mut(id) else {
+            batch.release(&mut self.tools.pool);
+            return;
         };
-        let flushed = connection.outbox.is_empty();
-        match &connection.stage {
-            Stage::Closing { reason, .. } if flushed => {
+        self.tools.stats.socket_bytes_out += len as u64;
+        connection.outbox.put_back(batch, len, &mut self.tools.pool);
+        self.remove_if_flushed(id, now);
+    }
+
+    /// Ends a connection that was to write its last bytes and has; whether that is so.
+    fn remove_if_flushed(&mut self, id: ConnectionId, now: Instant) -> bool {
+        let connection = self.connections.get(id);
+        match connection.map(|known| (&known.stage, known.outbox.is_empty())) {
+            Some((Stage::Closing { reason, .. }, true)) => {
                 let reason = reason.clone();
                 self.remove(id, reason, now);
+                true
             }
-            _ => self.rearm(id),
-        }
-        !flushed
-    }
-
-    /// The bytes to write, in pieces for a vectored write.
-    pub fn outgoing(&self, id: ConnectionId) -> impl Iterator<Item = &[u8]> {
-        let connection = self.connections.get(id);
-        connection.into_iter().flat_map(|c| c.outbox.pieces())
-    }
-
-    /// The socket took `len` bytes.
-    pub fn handle_sent(&mut self, id: ConnectionId, len: usize) {
-        if let Some(connection) = self.connections.get_mut(id) {
-            self.tools.stats.socket_bytes_out += len as u64;
-            connection.outbox.advance(len, &mut self.tools.pool);
-        }
-    }
-
-    /// The socket would take nothing.
-    pub fn handle_blocked(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connections.get_mut(id) {
-            connection.outbox.shrink_target();
+            _ => false,
         }
     }
 

@@ -4,33 +4,68 @@ use core::net::IpAddr;
 
 use super::session::{Session, SessionId};
 use super::{Endpoint, RoleState};
-use crate::buffer::{Class, HEADROOM};
+use crate::buffer::{Buffer, Class, HEADROOM};
 use crate::config::Role;
 use crate::error::DropReason;
 use crate::ip::{self, IcmpPacket, IpInfo, Offload, Unreachable, VirtioHeader};
 use crate::queue::Queued;
 use crate::time::Instant;
 
-/// What is to become of a packet from the TUN device.
-enum Routed {
-    /// It goes to this session as it is.
-    Whole(SessionId, Queued),
+/// Where a packet from the TUN device goes as it is.
+struct Routed {
+    id: SessionId,
+    offload: Offload,
+    flow: u32,
+}
+
+/// Why a packet from the TUN device is not queued as it is.
+enum Outcome {
+    Dropped(DropReason),
     /// Its pieces are queued.
-    Pieces,
+    Cut,
+}
+
+impl From<DropReason> for Outcome {
+    fn from(reason: DropReason) -> Self {
+        Self::Dropped(reason)
+    }
 }
 
 impl Endpoint {
-    /// A packet of `len` bytes was read into [`Endpoint::tun_buf`]; `header` is what the device
-    /// put in front of it, all zero without offload.
-    pub fn handle_tun(&mut self, len: usize, header: &VirtioHeader, now: Instant) {
-        self.tun_buffer.start = HEADROOM;
-        self.tun_buffer.end = (HEADROOM + len).min(self.tun_buffer.capacity());
+    /// A buffer for the TUN device's next packet, with room for 65,535 bytes, and for the protocol's
+    /// own before and behind them. It comes back with [`Endpoint::handle_tun`], or with
+    /// [`Endpoint::put_tun_back`] if nothing was read.
+    pub fn take_tun_buffer(&mut self) -> Buffer {
+        let mut buffer = self.tools.pool.take(Class::Large);
+        (buffer.start, buffer.end) = (HEADROOM, HEADROOM);
+        buffer
+    }
+
+    /// Nothing was read into the buffer.
+    pub fn put_tun_back(&mut self, buffer: Buffer) {
+        self.tools.pool.put(buffer);
+    }
+
+    /// A packet of `len` bytes was read into the buffer's [unfilled](Buffer::unfilled) part;
+    /// `header` is what the device put in front of it, all zero without offload.
+    pub fn handle_tun(
+        &mut self,
+        mut buffer: Buffer,
+        len: usize,
+        header: &VirtioHeader,
+        now: Instant,
+    ) {
+        buffer.fill(len);
         self.tools.stats.tun_packets_in += 1;
         self.tools.stats.tun_bytes_in += len as u64;
-        match self.route_tun_packet(header, now) {
-            Ok(Routed::Whole(id, queued)) => self.enqueue(id, queued),
-            Ok(Routed::Pieces) => {}
-            Err(reason) => self.tools.stats.drop_packet(reason),
+        match self.route(&mut buffer, header, now) {
+            Ok(routed) => self.queue_tun_packet(&routed, buffer, now),
+            Err(outcome) => {
+                if let Outcome::Dropped(reason) = outcome {
+                    self.tools.stats.drop_packet(reason);
+                }
+                self.tools.pool.put(buffer);
+            }
         }
     }
 
@@ -49,62 +84,51 @@ impl Endpoint {
         }
     }
 
-    fn route_tun_packet(
+    /// The session that a packet goes to as it is.
+    fn route(
         &mut self,
+        buffer: &mut Buffer,
         header: &VirtioHeader,
         now: Instant,
-    ) -> Result<Routed, DropReason> {
-        let info = ip::parse(self.tun_buffer.used())?;
-        let offload = ip::offload_from_virtio(header, self.tun_buffer.used_mut(), &info)?;
+    ) -> Result<Routed, Outcome> {
+        let info = ip::parse(buffer.used())?;
+        let offload = ip::offload_from_virtio(header, buffer.used_mut(), &info)?;
         if !ip::is_unicast_destination(info.destination) {
-            return Err(DropReason::NotUnicast);
+            return Err(DropReason::NotUnicast.into());
         }
         let Some(peer) = self.table.lookup(info.destination) else {
-            self.reply_unreachable(&info, Unreachable::NoRoute, now);
-            return Err(DropReason::NoRoute);
+            self.reply_unreachable(buffer, &info, Unreachable::NoRoute, now);
+            return Err(DropReason::NoRoute.into());
         };
         let Some(id) = self.peers[peer.index()].session else {
             // A client's own applications should wait out a reconnection, not fail.
             if matches!(self.role, RoleState::Server(_)) {
-                self.reply_unreachable(&info, Unreachable::Host, now);
+                self.reply_unreachable(buffer, &info, Unreachable::Host, now);
             }
-            return Err(DropReason::NotConnected);
+            return Err(DropReason::NotConnected.into());
         };
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
         if mtu < self.config.mtu {
             // The device's own MTU is larger, so nobody else tells the two ends.
-            ip::mss_clamp(self.tun_buffer.used_mut(), &info, offload, mtu);
+            ip::mss_clamp(buffer.used_mut(), &info, offload, mtu);
         }
-        if ip::max_segment_len(self.tun_buffer.used(), &info, offload) > usize::from(mtu) {
-            return self
-                .cut_tun_packet(|this, packet| {
-                    this.enqueue_fragments(id, packet, &info, offload, now)
-                })
-                .inspect_err(|_| {
-                    self.reply_too_big(&info, mtu, now);
-                });
-        }
-        let len = ip::segments_len(self.tun_buffer.used(), &info, offload);
-        if len == Err(DropReason::SegmentSize) {
-            return self.cut_tun_packet(|this, packet| {
-                this.enqueue_segments(id, packet, &info, offload, now)
+        if ip::max_segment_len(buffer.used(), &info, offload) > usize::from(mtu) {
+            let queued = self.enqueue_fragments(id, buffer.used_mut(), &info, offload, now);
+            return Err(match queued {
+                Ok(()) => Outcome::Cut,
+                Err(reason) => {
+                    let too_big = ip::packet_too_big(buffer.used(), &info, mtu, info.destination);
+                    self.reply(too_big, now);
+                    reason.into()
+                }
             });
         }
-        let flow = ip::flow_hash(self.tun_buffer.used(), &info);
-        Ok(Routed::Whole(id, self.take_tun_packet(offload, flow, now)))
-    }
-
-    /// Queues the packet in pieces, as `enqueue` does.
-    fn cut_tun_packet(
-        &mut self,
-        enqueue: impl FnOnce(&mut Self, &mut [u8]) -> Result<(), DropReason>,
-    ) -> Result<Routed, DropReason> {
-        let empty = self.tools.pool.take(Class::Small);
-        let mut buffer = core::mem::replace(&mut self.tun_buffer, empty);
-        let result = enqueue(self, buffer.used_mut());
-        let empty = core::mem::replace(&mut self.tun_buffer, buffer);
-        self.tools.pool.put(empty);
-        result.map(|()| Routed::Pieces)
+        if ip::segments_len(buffer.used(), &info, offload) == Err(DropReason::SegmentSize) {
+            self.enqueue_segments(id, buffer.used_mut(), &info, offload, now)?;
+            return Err(Outcome::Cut);
+        }
+        let flow = ip::flow_hash(buffer.used(), &info);
+        Ok(Routed { id, offload, flow })
     }
 
     /// Queues the segments of a super-packet that the peer would refuse.
@@ -153,25 +177,23 @@ impl Endpoint {
         self.sessions.get(id).and_then(Session::open_mtu)
     }
 
-    /// Moves a large packet out of the TUN buffer with its memory; copies a small one, so that a
-    /// queue of small packets does not pin large buffers.
-    fn take_tun_packet(&mut self, offload: Offload, flow: u32, now: Instant) -> Queued {
-        if Class::for_packet(self.tun_buffer.len()) == Class::Large {
-            let fresh = self.tools.pool.take(Class::Large);
-            let buffer = core::mem::replace(&mut self.tun_buffer, fresh);
-            return Queued {
+    /// Queues a packet: a large one with its memory, of a small one a copy, so that a queue of small
+    /// packets does not pin large buffers.
+    fn queue_tun_packet(&mut self, routed: &Routed, buffer: Buffer, now: Instant) {
+        let Routed { id, offload, flow } = *routed;
+        let queued = if Class::for_packet(buffer.len()) == Class::Large {
+            Queued {
                 buffer,
                 offload,
                 flow,
                 queued_at: now,
-            };
-        }
-        let empty = self.tools.pool.take(Class::Small);
-        let packet = core::mem::replace(&mut self.tun_buffer, empty);
-        let queued = self.queued_copy(packet.used(), offload, flow, now);
-        let empty = core::mem::replace(&mut self.tun_buffer, packet);
-        self.tools.pool.put(empty);
-        queued
+            }
+        } else {
+            let copy = self.queued_copy(buffer.used(), offload, flow, now);
+            self.tools.pool.put(buffer);
+            copy
+        };
+        self.enqueue(id, queued);
     }
 
     pub(super) fn enqueue(&mut self, id: SessionId, queued: Queued) {
@@ -182,26 +204,27 @@ impl Endpoint {
         };
         let now = queued.queued_at;
         session.push(queued, &mut self.tools);
-        let Some(on) = session.connection() else {
-            return;
-        };
-        let connection = self.connections.get(on);
-        let is_full = connection.is_some_and(|connection| !connection.outbox.is_empty());
-        // Its socket is full, so it may be long until `prepare`.
-        if is_full && session.stale_at.is_none() {
+        let on = session.connection();
+        let connection = on.and_then(|on| self.connections.get(on));
+        let is_open = connection.is_some_and(|connection| connection.outbox.is_empty());
+        // Its socket is full, or there is none, so it may be long until `prepare`.
+        if !is_open && session.stale_at.is_none() {
             session.watch_age(&self.config.limits, now);
             self.rearm_session(id);
         }
-        self.wants_transmit(on);
+        if let Some(on) = on {
+            self.wants_transmit(on);
+        }
     }
 
-    fn reply_unreachable(&mut self, info: &IpInfo, why: Unreachable, now: Instant) {
-        let reply = ip::unreachable(self.tun_buffer.used(), info, why, info.destination);
-        self.reply(reply, now);
-    }
-
-    fn reply_too_big(&mut self, info: &IpInfo, mtu: u16, now: Instant) {
-        let reply = ip::packet_too_big(self.tun_buffer.used(), info, mtu, info.destination);
+    fn reply_unreachable(
+        &mut self,
+        buffer: &Buffer,
+        info: &IpInfo,
+        why: Unreachable,
+        now: Instant,
+    ) {
+        let reply = ip::unreachable(buffer.used(), info, why, info.destination);
         self.reply(reply, now);
     }
 

@@ -119,7 +119,7 @@ pub fn read_entries(
     payload: &mut [u8],
     more: bool,
     partial: &mut Partial,
-    sink: &mut dyn FnMut(&mut [u8], Offload),
+    sink: &mut impl FnMut(&mut [u8], Offload),
 ) -> Result<(), FrameError> {
     let result = read(payload, partial, sink).filter(|()| partial.is_empty() != more);
     result.ok_or_else(|| {
@@ -131,7 +131,7 @@ pub fn read_entries(
 fn read(
     payload: &mut [u8],
     partial: &mut Partial,
-    sink: &mut dyn FnMut(&mut [u8], Offload),
+    sink: &mut impl FnMut(&mut [u8], Offload),
 ) -> Option<()> {
     if payload.is_empty() {
         return None;

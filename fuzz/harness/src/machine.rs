@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 
 use lostlove_core::config::Config;
-use lostlove_core::endpoint::{Endpoint, TunSink};
+use lostlove_core::endpoint::{Buffer, Endpoint, TunPacket};
 use lostlove_core::error::{HandshakeError, NoEntropy};
 use lostlove_core::event::ConnectionId;
+use lostlove_core::ip::VirtioHeader;
 use lostlove_core::time::Instant;
 use lostlove_core::turn::{Entropy, Turn};
 use rand_chacha::ChaCha20Rng;
@@ -48,13 +49,38 @@ impl Machine {
     pub(crate) fn handle_received(
         &mut self,
         id: ConnectionId,
-        len: usize,
-        sink: &mut TunSink<'_>,
+        (buffer, len): (Buffer, usize),
+        sink: &mut impl FnMut(TunPacket<'_>) -> bool,
         now: Instant,
     ) {
         let entropy = &mut self.entropy;
-        self.endpoint
-            .handle_received(id, len, sink, &mut Turn { now, entropy });
+        let turn = &mut Turn { now, entropy };
+        self.endpoint.handle_received(id, buffer, len, sink, turn);
+    }
+
+    /// Reads from a connection's socket what fits a buffer of `bytes`, and returns the rest; none
+    /// once the connection is gone.
+    pub(crate) fn read<'a>(
+        &mut self,
+        id: ConnectionId,
+        bytes: &'a [u8],
+        sink: &mut impl FnMut(TunPacket<'_>) -> bool,
+        now: Instant,
+    ) -> Option<&'a [u8]> {
+        let mut buffer = self.endpoint.take_buffer(id)?;
+        let room = buffer.unfilled();
+        assert!(!room.is_empty(), "it would look like the end of the stream");
+        let (fitting, rest) = bytes.split_at(room.len().min(bytes.len()));
+        room[..fitting.len()].copy_from_slice(fitting);
+        self.handle_received(id, (buffer, fitting.len()), sink, now);
+        Some(rest)
+    }
+
+    /// Gives a packet to the TUN device.
+    pub(crate) fn tun_packet(&mut self, packet: &[u8], header: &VirtioHeader, now: Instant) {
+        let mut buffer = self.endpoint.take_tun_buffer();
+        buffer.unfilled()[..packet.len()].copy_from_slice(packet);
+        self.endpoint.handle_tun(buffer, packet.len(), header, now);
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {

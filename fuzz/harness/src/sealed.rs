@@ -106,20 +106,19 @@ fn plain(packet_type: PacketType, json: &[u8]) -> Vec<u8> {
 fn outgoing(endpoint: &mut Machine, id: ConnectionId, now: Instant) -> Vec<u8> {
     let mut bytes = Vec::new();
     while endpoint.poll_transmit().is_some() {}
-    while endpoint.prepare(id, now) {
+    while let Some(batch) = endpoint.take_batch(id, now) {
         let before = bytes.len();
-        for piece in endpoint.outgoing(id) {
+        for piece in batch.pieces() {
             bytes.extend_from_slice(piece);
         }
-        endpoint.handle_sent(id, bytes.len() - before);
+        endpoint.handle_written(batch, bytes.len() - before, now);
     }
     bytes
 }
 
 fn receive(endpoint: &mut Machine, id: ConnectionId, bytes: &[u8], now: Instant) {
-    let buf = endpoint.recv_buf(id).expect("the connection is open");
-    buf[..bytes.len()].copy_from_slice(bytes);
-    endpoint.handle_received(id, bytes.len(), &mut |_| true, now);
+    let rest = endpoint.read(id, bytes, &mut |_| true, now);
+    assert!(rest.is_some_and(<[u8]>::is_empty), "the connection is open");
 }
 
 impl Rig {
@@ -288,8 +287,7 @@ impl Rig {
         let (source, destination) = (packet::address(input, is_v4), packet::address(input, is_v4));
         let header = VirtioHeader::from_bytes(input.array());
         let packet = Plan::read(input, source, destination).build();
-        self.endpoint.tun_buf()[..packet.len()].copy_from_slice(&packet);
-        self.endpoint.handle_tun(packet.len(), &header, self.now);
+        self.endpoint.tun_packet(&packet, &header, self.now);
         if let Some(reply) = self.endpoint.take_reply() {
             assert!(ip::parse(reply.as_bytes()).is_ok());
         }
@@ -313,20 +311,16 @@ impl Rig {
         let (first, second) = bytes.split_at(cut.min(bytes.len()));
         for mut bytes in [first, second] {
             while !bytes.is_empty() {
-                let Some(buf) = self.endpoint.recv_buf(self.id) else {
-                    return;
-                };
-                assert!(!buf.is_empty(), "it would look like the end of the stream");
-                let len = buf.len().min(bytes.len());
-                buf[..len].copy_from_slice(&bytes[..len]);
-                bytes = &bytes[len..];
                 let (is_server, allowed) = (self.is_server, &self.allowed);
                 let mut sink = |packet: TunPacket<'_>| {
                     check_sunk(&packet, is_server, allowed);
                     true
                 };
-                self.endpoint
-                    .handle_received(self.id, len, &mut sink, self.now);
+                let read = self.endpoint.read(self.id, bytes, &mut sink, self.now);
+                let Some(rest) = read else {
+                    return;
+                };
+                bytes = rest;
             }
         }
     }

@@ -9,11 +9,12 @@ use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::ConnectionId;
 use lostlove_core::time::Instant;
 use lostlove_core::turn::Turn;
+use lostlove_pump as pump;
+use lostlove_pump::{PacketDevice, Progress};
 
 use super::congestion::Congestion;
 use super::{Change, Slots};
 use crate::listen::SocketOptions;
-use crate::pump::{self, PacketDevice, Progress};
 
 /// All sockets.
 pub(super) struct Connections {

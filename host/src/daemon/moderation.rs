@@ -9,8 +9,7 @@
 use std::time::Duration;
 
 use lostlove_core::time::Instant;
-
-use crate::pump::{Drained, Progress};
+use lostlove_pump::{Drained, Progress};
 
 /// From the end of one turn's work to the beginning of the next: ten thousand wake-ups in a second
 /// cost little.

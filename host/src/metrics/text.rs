@@ -97,6 +97,11 @@ const FAMILIES: &[Family] = &[
     gauge("lostlove_sessions", "Sessions now up.", |stats| {
         stats.sessions
     }),
+    gauge(
+        "lostlove_sessions_absent",
+        "Sessions that wait for their peer to come back.",
+        |stats| stats.sessions_absent,
+    ),
     counter(
         "lostlove_probes_total",
         "LLP 1.0 probe sessions accepted.",

@@ -10,6 +10,9 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use lostlove_core::ip::VirtioHeader;
+use lostlove_pump::PacketDevice;
+
 pub use self::error::TunError;
 
 mod error;
@@ -185,6 +188,21 @@ fn check_name(name: &str) -> Result<(), TunError> {
         return Err(TunError::InvalidName(name.to_owned()));
     }
     Ok(())
+}
+
+impl PacketDevice for Tun {
+    fn recv(&self, buf: &mut [u8]) -> io::Result<(usize, VirtioHeader)> {
+        let received = Self::recv(self, buf)?;
+        let header = received
+            .header
+            .map(VirtioHeader::from_bytes)
+            .unwrap_or_default();
+        Ok((received.len, header))
+    }
+
+    fn send(&self, packet: &[u8], header: &VirtioHeader) -> io::Result<()> {
+        Self::send(self, packet, &header.to_bytes())
+    }
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use lostlove_core::time::Instant;
 use lostlove_core::turn::Turn;
 use lostlove_host::clock::Clock;
 use lostlove_host::entropy::SystemEntropy;
-use lostlove_host::pump::{self, Progress};
 use lostlove_host::tun::Tun;
+use lostlove_pump as pump;
+use lostlove_pump::Progress;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 pub(crate) struct Driver {
@@ -99,7 +100,12 @@ impl Driver {
                 Some(Event::Dial { .. }) => self.dial(now),
                 // Here a real client gives the device its addresses and routes.
                 Some(Event::Configure(_)) => {}
-                Some(Event::Established { .. } | Event::ProbeEstablished { .. }) => {}
+                Some(
+                    Event::Established { .. }
+                    | Event::ProbeEstablished { .. }
+                    | Event::Lost { .. }
+                    | Event::Ended { .. },
+                ) => {}
                 // A server would write down who has which address.
                 Some(Event::Leased { .. } | Event::Released { .. }) => {}
                 Some(Event::Closed { id, .. }) => {

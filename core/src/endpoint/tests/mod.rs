@@ -1,6 +1,7 @@
 //! Conversations between a server and its clients.
 
 mod addresses;
+mod buffers;
 mod floods;
 mod probes;
 mod randomness;
@@ -8,6 +9,7 @@ mod recordings;
 mod routing;
 mod sessions;
 mod strangers;
+mod survival;
 mod traffic;
 mod trust;
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ipnet::IpNet;
 use lostlove_core::config::TunSettings;
-use lostlove_core::endpoint::TunPacket;
+use lostlove_core::endpoint::{Batch, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::ip::{self, VirtioHeader};
 use lostlove_core::time::Instant;
@@ -42,6 +42,8 @@ struct Node {
     closed: BTreeSet<ConnectionId>,
     /// Connections whose link was full.
     blocked: BTreeSet<ConnectionId>,
+    /// What a link that takes nothing has not given back yet, as a kernel may.
+    held: Vec<Batch>,
     settings: Option<TunSettings>,
     is_shutting_down: bool,
 }
@@ -64,6 +66,7 @@ impl World {
             open: BTreeSet::new(),
             closed: BTreeSet::new(),
             blocked: BTreeSet::new(),
+            held: Vec::new(),
             settings: None,
             is_shutting_down: false,
         });
@@ -90,7 +93,10 @@ impl World {
             match event {
                 Event::Dial { .. } => self.dial(which),
                 Event::Configure(settings) => self.nodes[which].settings = Some(settings),
-                Event::Established { id, .. } | Event::ProbeEstablished { id, .. } => {
+                Event::Ended { .. } => {}
+                Event::Established { id, .. }
+                | Event::ProbeEstablished { id, .. }
+                | Event::Lost { id, .. } => {
                     assert!(self.nodes[which].open.contains(&id));
                 }
                 Event::Leased { .. } | Event::Released { .. } => assert_eq!(which, SERVER),
@@ -134,6 +140,7 @@ impl World {
     /// Writes what `which` has to send into its links.
     fn transmit(&mut self, which: usize) {
         let now = self.now;
+        self.finish_writes(which);
         let node = &mut self.nodes[which];
         let mut ready: Vec<ConnectionId> = core::mem::take(&mut node.blocked).into_iter().collect();
         ready.extend(core::iter::from_fn(|| node.endpoint.poll_transmit()));
@@ -144,19 +151,42 @@ impl World {
             let mut unread = Pipe::default();
             let pipe = link.map_or(&mut unread, |link| &mut link.pipes[end]);
             let node = &mut self.nodes[which];
-            while node.endpoint.prepare(id, now) {
-                let room = match pipe.is_stalled {
-                    true => 0,
-                    false => LINK_CAPACITY.saturating_sub(pipe.bytes.len()),
-                };
-                let pieces = node.endpoint.outgoing(id).flatten().copied();
-                let bytes: Vec<u8> = pieces.take(room).collect();
-                node.endpoint.handle_sent(id, bytes.len());
-                if bytes.is_empty() {
+            while let Some(batch) = node.endpoint.take_batch(id, now) {
+                if pipe.is_stalled && !id.slot().is_multiple_of(2) {
+                    assert!(node.endpoint.take_batch(id, now).is_none(), "one at a time");
+                    node.held.push(batch);
+                    break;
+                }
+                let len = pipe.write(&batch);
+                node.endpoint.handle_written(batch, len, now);
+                if len == 0 {
                     node.blocked.insert(id);
                     break;
                 }
-                pipe.bytes.extend(bytes);
+            }
+        }
+    }
+
+    /// Gives back what was held, unless its link still takes nothing.
+    fn finish_writes(&mut self, which: usize) {
+        let end = usize::from(which == SERVER);
+        for batch in core::mem::take(&mut self.nodes[which].held) {
+            let id = batch.connection();
+            let mut links = self.links.iter_mut();
+            let link = links.find(|link| link.ends[end] == Some(id) && link.is_at(which));
+            let node = &mut self.nodes[which];
+            match link.map(|link| &mut link.pipes[end]) {
+                Some(pipe) if pipe.is_stalled => node.held.push(batch),
+                Some(pipe) => {
+                    let len = pipe.write(&batch);
+                    node.endpoint.handle_written(batch, len, self.now);
+                    node.blocked.insert(id);
+                }
+                // Its connection is over.
+                None => {
+                    let len = batch.pieces().map(<[u8]>::len).sum();
+                    node.endpoint.handle_written(batch, len, self.now);
+                }
             }
         }
     }
@@ -169,7 +199,8 @@ impl World {
             node.open.len() as u64
         );
         assert!(stats.sessions + stats.handshaking <= node.open.len() as u64);
-        assert!(stats.queued_bytes <= MAX_QUEUED * (stats.sessions + 1));
+        let sessions = stats.sessions + stats.sessions_absent;
+        assert!(stats.queued_bytes <= MAX_QUEUED * (sessions + 1));
         let due = node.endpoint.poll_timeout();
         assert!(
             node.open.is_empty() || due.is_some(),
@@ -213,21 +244,16 @@ impl World {
         let at = link % self.links.len();
         let pipe = &mut self.links[at].pipes[usize::from(!to_server)];
         let len = len.min(pipe.bytes.len());
-        let mut bytes: Vec<u8> = pipe.bytes.drain(..len).collect();
-        let mut unread = bytes.as_mut_slice();
+        let bytes: Vec<u8> = pipe.bytes.drain(..len).collect();
+        let mut unread = bytes.as_slice();
         let allowed = self.allowed(which, id);
         let node = &mut self.nodes[which];
         while !unread.is_empty() {
-            let Some(buf) = node.endpoint.recv_buf(id) else {
+            let mut sink = |packet: TunPacket<'_>| check_sunk(&packet, which, &allowed);
+            let Some(rest) = node.endpoint.read(id, unread, &mut sink, self.now) else {
                 return;
             };
-            assert!(!buf.is_empty(), "it would look like the end of the stream");
-            let len = buf.len().min(unread.len());
-            let (now, rest) = unread.split_at_mut(len);
-            buf[..len].copy_from_slice(now);
             unread = rest;
-            let mut sink = |packet: TunPacket<'_>| check_sunk(&packet, which, &allowed);
-            node.endpoint.handle_received(id, len, &mut sink, self.now);
         }
     }
 
@@ -316,8 +342,7 @@ impl World {
 
     pub(super) fn tun_packet(&mut self, which: usize, packet: &[u8], header: &VirtioHeader) {
         let endpoint = &mut self.nodes[which].endpoint;
-        endpoint.tun_buf()[..packet.len()].copy_from_slice(packet);
-        endpoint.handle_tun(packet.len(), header, self.now);
+        endpoint.tun_packet(packet, header, self.now);
         if let Some(reply) = endpoint.take_reply() {
             assert!(ip::parse(reply.as_bytes()).is_ok());
         }
@@ -332,15 +357,21 @@ impl World {
         };
         let before = node.endpoint.stats().clone();
         match call & 7 {
-            0 => assert!(node.endpoint.recv_buf(id).is_none()),
+            0 => assert!(node.endpoint.take_buffer(id).is_none()),
             1 => {
                 let mut sink = |_: TunPacket<'_>| panic!("nobody sent this");
-                node.endpoint.handle_received(id, len, &mut sink, now);
+                // It was taken while the connection stood.
+                let buffer = node.endpoint.take_tun_buffer();
+                let len = len.min(60_000);
+                node.endpoint
+                    .handle_received(id, (buffer, len), &mut sink, now);
             }
             2 => node.endpoint.handle_disconnected(id, true, now),
-            3 => assert!(!node.endpoint.prepare(id, now)),
-            4 => node.endpoint.handle_sent(id, len),
-            _ => assert_eq!(node.endpoint.outgoing(id).count(), 0),
+            3 => assert!(node.endpoint.take_batch(id, now).is_none()),
+            _ => {
+                let buffer = node.endpoint.take_tun_buffer();
+                node.endpoint.put_back(id, buffer);
+            }
         }
         assert_eq!(*node.endpoint.stats(), before);
     }
@@ -389,10 +420,26 @@ impl World {
             self.now = self.now.max(due);
             self.time_out();
         }
-        for node in &self.nodes {
+        for node in &mut self.nodes {
+            for batch in node.held.drain(..) {
+                node.endpoint.handle_written(batch, 0, self.now);
+            }
             assert!(node.endpoint.is_shut_down());
             assert_eq!(node.endpoint.stats().queued_bytes, 0);
         }
+    }
+}
+
+impl Pipe {
+    /// Takes what there is room for; how much that was.
+    fn write(&mut self, batch: &Batch) -> usize {
+        let room = match self.is_stalled {
+            true => 0,
+            false => LINK_CAPACITY.saturating_sub(self.bytes.len()),
+        };
+        let before = self.bytes.len();
+        self.bytes.extend(batch.pieces().flatten().take(room));
+        self.bytes.len() - before
     }
 }
 

@@ -1,0 +1,101 @@
+//! Packets between the TUN device and the endpoint.
+
+use std::io;
+
+use lostlove_core::endpoint::{Endpoint, TunPacket};
+use lostlove_core::ip::VirtioHeader;
+use lostlove_core::time::Instant;
+
+use crate::Progress;
+
+/// Packets that the TUN device may deliver before the sockets get their turn: more than local
+/// connections leave in its queue, as an urgent packet may be the last one.
+const BUDGET_PACKETS: usize = 128;
+
+/// What a turn of the TUN device has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Whether the device has more: [`Progress::Ready`] if it may, else [`Progress::Blocked`].
+    pub progress: Progress,
+    /// How many packets were read.
+    pub packets: usize,
+    /// Bytes of the largest of them.
+    pub largest: usize,
+}
+
+/// One IP packet at a time, each with a virtio header.
+pub trait PacketDevice {
+    /// Reads one packet into `buf`.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when no packet waits; anything else is fatal for the device.
+    fn recv(&self, buf: &mut [u8]) -> io::Result<(usize, VirtioHeader)>;
+
+    /// Writes one packet.
+    ///
+    /// # Errors
+    ///
+    /// Any error means that this packet was not taken.
+    fn send(&self, packet: &[u8], header: &VirtioHeader) -> io::Result<()>;
+}
+
+pub(crate) fn send_packet(device: &impl PacketDevice, packet: &TunPacket<'_>) -> bool {
+    loop {
+        match device.send(packet.bytes, &packet.header) {
+            Ok(()) => return true,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                tracing::trace!(%error, bytes = packet.bytes.len(), "TUN device refused a packet");
+                return false;
+            }
+        }
+    }
+}
+
+/// Reads packets from the TUN device and queues them, for the caller's turn over
+/// [`Endpoint::poll_transmit`].
+///
+/// # Errors
+///
+/// The device failed for good.
+pub fn drain_device(
+    endpoint: &mut Endpoint,
+    device: &impl PacketDevice,
+    now: Instant,
+) -> io::Result<Drained> {
+    let mut drained = Drained {
+        progress: Progress::Ready,
+        packets: 0,
+        largest: 0,
+    };
+    for _ in 0..BUDGET_PACKETS {
+        let mut buffer = endpoint.take_tun_buffer();
+        match device.recv(buffer.unfilled()) {
+            Ok((len, header)) => {
+                drained.packets += 1;
+                drained.largest = drained.largest.max(len);
+                endpoint.handle_tun(buffer, len, &header, now);
+                if let Some(reply) = endpoint.take_reply() {
+                    let packet = TunPacket {
+                        bytes: reply.as_bytes(),
+                        header: VirtioHeader::default(),
+                    };
+                    send_packet(device, &packet);
+                }
+            }
+            Err(error) => {
+                endpoint.put_tun_back(buffer);
+                match error.kind() {
+                    io::ErrorKind::WouldBlock => {
+                        drained.progress = Progress::Blocked;
+                        break;
+                    }
+                    io::ErrorKind::Interrupted => {}
+                    _ => return Err(error),
+                }
+            }
+        }
+    }
+    Ok(drained)
+}
