@@ -222,6 +222,12 @@ mod tests {
         assert_eq!(folder.server("").unwrap().host.inbound, None);
     }
 
+    /// Without one there is a warning.
+    fn peer() -> String {
+        let public_key = key(1).public_key();
+        format!("[[peers]]\nname = 'a'\npublic_key = '{public_key}'\n")
+    }
+
     #[test]
     fn metadata_services_are_denied_until_somebody_says_otherwise() {
         let folder = Folder::new();
@@ -233,7 +239,7 @@ mod tests {
             assert!(access.deny.iter().any(|denied| denied.contains(&service)));
         }
         let warnings = |value: &str| {
-            let text = format!("[network]\nclient_deny = {value}\n");
+            let text = format!("[network]\nclient_deny = {value}\n{}", peer());
             let warnings = folder.server(&text).unwrap().warnings;
             let warnings = warnings.iter().map(|it| folder.strip(it));
             warnings.collect::<Vec<_>>()
@@ -264,7 +270,10 @@ mod tests {
     fn ports_without_translation_are_of_no_use() {
         let folder = Folder::new();
         let text = "[network]\nnat = false\nnat_ports = '40000-50000'\n";
-        let warnings = folder.server(text).unwrap().warnings;
+        let warnings = folder
+            .server(&(text.to_owned() + &peer()))
+            .unwrap()
+            .warnings;
         let warnings: Vec<_> = warnings.iter().map(|it| folder.strip(it)).collect();
         assert_eq!(
             warnings,
