@@ -56,8 +56,8 @@ pub enum HandshakeError {
     /// The key encapsulation key or ciphertext is unusable.
     #[error("unusable key encapsulation")]
     Kem,
-    /// A 1.0 hello from a source that may not probe.
-    #[error("LLP 1.0 hello from a source that may not probe")]
+    /// A 1.0 hello from a source that may not probe, or one probe too many.
+    #[error("LLP 1.0 hello from a source that may not probe, or too many probes at once")]
     ProbeRefused,
     /// Bytes that are no LLP packet, before any hello.
     #[error("not LLP")]
@@ -92,6 +92,9 @@ pub enum HandshakeError {
          /32 (IPv6)"
     )]
     Assignment,
+    /// The connection ended between the answer to a hello and the client's proof.
+    #[error("the client left without its proof (another preshared key, or a recorded hello?)")]
+    Unproven,
 }
 
 impl From<NoEntropy> for HandshakeError {
@@ -102,7 +105,7 @@ impl From<NoEntropy> for HandshakeError {
 
 impl HandshakeError {
     /// Every variant, in the order of [`Self::index`].
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Malformed,
         Self::Version,
         Self::NoCommonSuite,
@@ -120,6 +123,7 @@ impl HandshakeError {
         Self::Abandoned,
         Self::NoEntropy,
         Self::Assignment,
+        Self::Unproven,
     ];
 
     /// Position in [`Self::ALL`], for arrays of counters.
@@ -147,6 +151,7 @@ impl HandshakeError {
             Self::Abandoned => "abandoned",
             Self::NoEntropy => "no_entropy",
             Self::Assignment => "assignment",
+            Self::Unproven => "unproven",
         }
     }
 }
@@ -177,9 +182,15 @@ pub enum ProtocolError {
     /// A packet type that does not belong in an active session.
     #[error("unexpected packet type")]
     Unexpected,
-    /// A stream id beyond the limit, or too many unfinished entries.
-    #[error("stream limit exceeded")]
-    StreamLimit,
+    /// Data on stream 0, or on a stream beyond the limit.
+    #[error("data on stream {0}, which is none for data")]
+    Stream(u16),
+    /// More streams have an unfinished entry than may.
+    #[error("too many unfinished entries")]
+    UnfinishedEntries,
+    /// More answers to KeepAlives wait unsent than may.
+    #[error("too many answers wait unsent")]
+    UnsentAnswers,
     /// The in-session key exchange went wrong.
     #[error("key exchange failed")]
     Exchange,

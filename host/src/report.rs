@@ -120,7 +120,8 @@ const fn handshake_importance(error: HandshakeError) -> Importance {
         | HandshakeError::Authentication
         | HandshakeError::UnknownPeer
         | HandshakeError::Kem
-        | HandshakeError::ProbeRefused => Importance::Rejected,
+        | HandshakeError::ProbeRefused
+        | HandshakeError::Unproven => Importance::Rejected,
         HandshakeError::Malformed
         | HandshakeError::NotLlp
         | HandshakeError::Unexpected

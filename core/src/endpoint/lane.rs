@@ -27,7 +27,7 @@ const OVERSUPPLY: u32 = 2;
 /// Streams of one connection with an unfinished entry: bounds what they hold to 256 KiB.
 const MAX_PARTIALS: usize = 4;
 /// A peer that sends KeepAlives and does not read the answers is not worth memory.
-const MAX_CONTROL: usize = 64;
+const MAX_ANSWERS: usize = 64;
 
 /// Which end of the connection this is: a client asks for exchanges, a server answers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +181,7 @@ impl Lane {
         if partial.is_empty() {
             tools.keep_partial(partial);
         } else if self.partials.len() >= MAX_PARTIALS {
-            return Err(ProtocolError::StreamLimit);
+            return Err(ProtocolError::UnfinishedEntries);
         } else {
             self.partials.push((stream, partial));
         }
@@ -292,8 +292,9 @@ impl Lane {
             PacketType::KeepAlive => {
                 decode_keep_alive(payload)?;
                 self.acknowledge(header.sequence, header.timestamp_ms, Then::Nothing);
-                if self.control.len() > MAX_CONTROL {
-                    return Err(ProtocolError::StreamLimit);
+                let is_answer = |control: &&Control| control.packet_type == PacketType::Ack;
+                if self.control.iter().filter(is_answer).count() > MAX_ANSWERS {
+                    return Err(ProtocolError::UnsentAnswers);
                 }
             }
             PacketType::Ack => {

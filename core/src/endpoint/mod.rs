@@ -211,9 +211,8 @@ impl Endpoint {
             Stage::Greeting { step, .. } => match step {
                 Greeting::Failed(error) => CloseReason::Handshake(*error),
                 Greeting::AwaitServerHello(_) => self.abandoned(HandshakeError::NoAnswer),
-                Greeting::AwaitHello | Greeting::AwaitProof(_) => {
-                    self.abandoned(HandshakeError::Abandoned)
-                }
+                Greeting::AwaitHello => self.abandoned(HandshakeError::Abandoned),
+                Greeting::AwaitProof(_) => self.abandoned(HandshakeError::Unproven),
             },
             Stage::Probe { .. } | Stage::Active { .. } if clean => CloseReason::EndOfStream,
             Stage::Probe { .. } | Stage::Active { .. } => CloseReason::Socket,

@@ -17,6 +17,14 @@ use crate::wire::{
 /// The longest packet on the wire.
 const MAX_RECORD_LEN: usize = HEADER_LEN + MAX_PAYLOAD_LEN;
 
+/// Whether a client's first sealed packet says that it is longer than any hello may be.
+fn is_too_long(bytes: &[u8]) -> bool {
+    let header = bytes
+        .first_chunk()
+        .and_then(|bytes| Header::decode(bytes).ok());
+    header.is_some_and(|header| usize::from(header.payload_len) > MAX_UNSEALED_LEN)
+}
+
 /// What one step did with the bytes at hand.
 enum Step {
     /// Consumed so many; there may be more to do.
@@ -233,10 +241,14 @@ impl Endpoint {
             return Ok(Step::Incomplete);
         };
         let is_client = matches!(self.role, RoleState::Client(_));
+        if header.packet_type == PacketType::HandshakeInit && header.is_legacy_hello() && !is_client
+        {
+            return self.process_legacy_hello(id, bytes, turn);
+        }
+        if (header.stream, header.sequence, header.flags) != (0, 0, Flags::NONE) {
+            return Err(HandshakeError::Malformed);
+        }
         match (header.packet_type, is_client) {
-            (PacketType::HandshakeInit, false) if header.is_legacy_hello() => {
-                self.process_legacy_hello(id, bytes, turn)
-            }
             (PacketType::HandshakeInit, false) => {
                 self.answer_hello(id, &bytes[HEADER_LEN..len], turn)?;
                 Ok(Step::Consumed(len))
@@ -318,6 +330,11 @@ impl Endpoint {
         turn: &mut Turn<'_>,
     ) {
         loop {
+            if self.awaits_proof(id) && is_too_long(inbox.used()) {
+                // A proof is short; nobody unknown gets memory for more.
+                self.fail_handshake(id, HandshakeError::TooLong, turn.now);
+                break;
+            }
             let step = self.process_record(id, inbox, sink, turn);
             let awaits_proof = match self.connections.get(id).map(|known| &known.stage) {
                 Some(Stage::Active { .. }) => false,
@@ -329,11 +346,6 @@ impl Endpoint {
             };
             match step {
                 Ok(Step::Consumed(len)) => inbox.start += len,
-                // A proof is short; nobody unknown gets memory for more.
-                Ok(Step::Incomplete) if awaits_proof && inbox.len() > MAX_UNSEALED_LEN => {
-                    self.fail_handshake(id, HandshakeError::TooLong, turn.now);
-                    break;
-                }
                 Ok(Step::Incomplete) => return,
                 Err(_) if awaits_proof => {
                     self.fail_handshake(id, HandshakeError::Authentication, turn.now);
@@ -346,6 +358,14 @@ impl Endpoint {
             }
         }
         inbox.start = inbox.end;
+    }
+
+    fn awaits_proof(&self, id: ConnectionId) -> bool {
+        let stage = self.connections.get(id).map(|known| &known.stage);
+        let Some(Stage::Greeting { step, .. }) = stage else {
+            return false;
+        };
+        matches!(step, Greeting::AwaitProof(_))
     }
 
     fn process_record(
@@ -393,7 +413,7 @@ impl Endpoint {
         };
         let (session, stream) = (*session, header.stream);
         if stream == 0 || stream > self.config.limits.max_streams {
-            return Err(ProtocolError::StreamLimit);
+            return Err(ProtocolError::Stream(stream));
         }
         let mut partial = lane.take_partial(stream, &mut self.tools);
         if header.flags.contains(Flags::RST) {
@@ -458,7 +478,9 @@ const fn code_for(error: ProtocolError) -> DisconnectCode {
         ProtocolError::Crypto | ProtocolError::KeyOverused | ProtocolError::Exchange => {
             DisconnectCode::Crypto
         }
-        ProtocolError::StreamLimit => DisconnectCode::FlowControl,
+        ProtocolError::Stream(_)
+        | ProtocolError::UnfinishedEntries
+        | ProtocolError::UnsentAnswers => DisconnectCode::FlowControl,
         ProtocolError::SequenceExhausted | ProtocolError::NoEntropy => DisconnectCode::Internal,
         ProtocolError::Frame(
             FrameError::BadMagic(_)

@@ -9,7 +9,7 @@ use rand_core::SeedableRng as _;
 use super::testing::{Machine, client_config, server_config, udp};
 use crate::config::{Role, Rotation};
 use crate::crypto::{Direction, Suite};
-use crate::error::{DropReason, FrameError, ProtocolError};
+use crate::error::{DropReason, FrameError, HandshakeError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientOffer, Initiator};
 use crate::ip::Offload;
@@ -176,6 +176,26 @@ fn a_first_record_of_data_in_pieces_is_read() {
     assert_eq!(rogue.server.stats().sessions, 1);
 }
 
+/// However TCP cuts it, and with the tag, but without the header.
+#[test]
+fn a_first_record_may_have_as_many_bytes_as_a_hello() {
+    for (payload_len, sessions) in [(4096, 1), (4097, 0), (65_000, 0)] {
+        for piece in [100, 1000, usize::MAX] {
+            let mut rogue = Rogue::unproven();
+            let packet = vec![0; payload_len - 4 - rogue.sealer.tag_len()];
+            let record = rogue.seal(PacketType::Data, 1, Flags::NONE, &entry(&packet));
+            assert_eq!(record.len(), HEADER_LEN + payload_len);
+            for bytes in record.chunks(piece.min(record.len())) {
+                rogue.server.read(rogue.id, bytes, NOW);
+            }
+            let stats = rogue.server.stats();
+            assert_eq!(stats.sessions, sessions, "{payload_len} in {piece}s");
+            let refused = stats.handshakes_failed[HandshakeError::TooLong.index()];
+            assert_eq!(refused, 1 - sessions);
+        }
+    }
+}
+
 /// Cases 4, 6, 10, 11 and 12: each is authentic and breaks one rule, and the session ends.
 #[test]
 fn an_authentic_packet_that_breaks_a_rule_ends_the_session() {
@@ -184,14 +204,14 @@ fn an_authentic_packet_that_breaks_a_rule_ends_the_session() {
     let bad_control = ProtocolError::Frame(FrameError::BadControl);
     let bad_entry = ProtocolError::Frame(FrameError::BadEntry);
     let cases: [(PacketType, u16, Flags, &[u8], ProtocolError); 15] = [
-        (Data, 0, none, b"\0\x01\0\0x", ProtocolError::StreamLimit),
-        (Data, 257, none, b"\0\x01\0\0x", ProtocolError::StreamLimit),
+        (Data, 0, none, b"\0\x01\0\0x", ProtocolError::Stream(0)),
+        (Data, 257, none, b"\0\x01\0\0x", ProtocolError::Stream(257)),
         (
             Data,
             65_535,
             none,
             b"\0\x01\0\0x",
-            ProtocolError::StreamLimit,
+            ProtocolError::Stream(65_535),
         ),
         (Data, 1, none, b"", bad_entry),
         (Data, 1, none, b"\0\x02\0\0x", bad_entry),
@@ -317,7 +337,7 @@ fn unfinished_packets_are_bounded() {
     assert_eq!(rogue.delivered, 257);
     assert_eq!(rogue.close_reason(), None);
     rogue.send(PacketType::Data, 6, Flags::MORE, &start);
-    let too_many = CloseReason::Protocol(ProtocolError::StreamLimit);
+    let too_many = CloseReason::Protocol(ProtocolError::UnfinishedEntries);
     assert_eq!(rogue.close_reason(), Some(too_many));
 }
 
@@ -418,14 +438,14 @@ fn what_the_device_does_not_take_is_counted() {
 #[test]
 fn a_client_that_asks_and_does_not_read_is_closed() {
     let mut rogue = Rogue::new();
-    // One KeepAlive of the server's own and the answer to the proof are waiting already.
-    for _ in 0..62 {
+    // The answer to the proof waits already.
+    for _ in 0..63 {
         rogue.send(PacketType::KeepAlive, 0, Flags::NONE, &[]);
     }
     assert_eq!(rogue.server.stats().protocol_errors, 0);
     rogue.send(PacketType::KeepAlive, 0, Flags::NONE, &[]);
     assert_eq!(rogue.server.stats().protocol_errors, 1);
-    let too_many = CloseReason::Protocol(ProtocolError::StreamLimit);
+    let too_many = CloseReason::Protocol(ProtocolError::UnsentAnswers);
     assert_eq!(rogue.close_reason(), Some(too_many));
 }
 

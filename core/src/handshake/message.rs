@@ -235,7 +235,9 @@ fn parse_json<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, HandshakeErro
     if json.len() > MAX_HELLO_LEN {
         return Err(HandshakeError::TooLong);
     }
-    serde_json::from_slice(json).map_err(|_| HandshakeError::Malformed)
+    // As bytes, serde_json would not look into strings that it skips.
+    let text = core::str::from_utf8(json).map_err(|_| HandshakeError::Malformed)?;
+    serde_json::from_str(text).map_err(|_| HandshakeError::Malformed)
 }
 
 fn to_json(hello: &impl Serialize) -> Result<Vec<u8>, HandshakeError> {
@@ -314,6 +316,37 @@ mod tests {
         let server = server_hello();
         let json = server.to_json().unwrap();
         assert_eq!(ServerHello::parse(&json).unwrap(), server);
+    }
+
+    /// What the page says of spelling, of members that nobody reads, and of those given twice.
+    #[test]
+    fn one_way_to_write_numbers_and_any_json_in_unknown_members() {
+        let json = String::from_utf8(client_hello().to_json().unwrap()).unwrap();
+        let version = "\"protocol_version\":1";
+        let with = |text: &str| {
+            assert!(json.contains(version));
+            ClientMessage::parse(json.replace(version, text).as_bytes()).err()
+        };
+        for text in [
+            "\"protocol_version\" : \t1",
+            "\"protocol\\u005fversion\":1",
+            "\"x\":1.5e3,\"x\":[],\"protocol_version\":1",
+            "\"x\":\"\\ud800\",\"protocol_version\":1",
+        ] {
+            assert_eq!(with(text), None, "{text}");
+        }
+        for number in ["1.0", "1e0", "-0", "01", "\"1\"", "true", "65536"] {
+            let text = format!("\"protocol_version\":{number}");
+            assert_eq!(with(&text), Some(HandshakeError::Malformed), "{text}");
+        }
+        let twice = format!("{version},{version}");
+        assert_eq!(with(&twice), Some(HandshakeError::Malformed));
+        let bytes = [&json.as_bytes()[..json.len() - 2], b",\"x\":\"\xff\"}}"].concat();
+        assert_eq!(
+            ClientMessage::parse(&bytes).err(),
+            Some(HandshakeError::Malformed),
+            "it is not UTF-8"
+        );
     }
 
     #[test]

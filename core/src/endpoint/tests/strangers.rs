@@ -122,6 +122,41 @@ fn every_stranger_meets_the_same_silence_until_the_deadline() {
     }
 }
 
+/// There is one header that a hello may have.
+#[test]
+fn a_hello_is_on_stream_0_has_sequence_0_and_no_flags() {
+    let flight = Net::connected(1).link(0).up.transcript.clone();
+    let header = Header::decode(flight.first_chunk().unwrap()).unwrap();
+    let json = &flight[24..24 + usize::from(header.payload_len)];
+    let answer_to = |header: Header| {
+        let bytes = [header.encode(json).as_slice(), json].concat();
+        let (answer, server, _) = server_answer_to(&bytes);
+        let failed = server.stats().handshakes_failed;
+        (answer.is_empty(), failed[HandshakeError::Malformed.index()])
+    };
+    assert_eq!(answer_to(header), (false, 0));
+    for wrong in [
+        Header {
+            stream: 1,
+            ..header
+        },
+        Header {
+            sequence: 1,
+            ..header
+        },
+        Header {
+            flags: Flags::PRIORITY,
+            ..header
+        },
+        Header {
+            flags: Flags::FIN,
+            ..header
+        },
+    ] {
+        assert_eq!(answer_to(wrong), (true, 1), "{wrong:?}");
+    }
+}
+
 #[test]
 fn an_unknown_client_and_a_wrong_preshared_key_get_no_session() {
     let mut unknown = Net::new(server_config(1), vec![client_config(2)]);
@@ -246,7 +281,7 @@ fn an_unproven_connection_is_nobodys() {
         Event::Closed { peer, reason, .. } => Some((peer.clone(), reason.clone())),
         _ => None,
     });
-    let reason = CloseReason::Handshake(HandshakeError::Abandoned);
+    let reason = CloseReason::Handshake(HandshakeError::Unproven);
     assert_eq!(closed, Some((None, reason)));
 }
 
