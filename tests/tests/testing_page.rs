@@ -26,24 +26,49 @@ fn every_case_has_one_row() {
     assert_eq!(numbers, expected);
 }
 
+/// Those of the words, files and then names of tests in them, that are not there.
+fn missing(words: &[&str]) -> Vec<String> {
+    let mut file = String::new();
+    let is_missing = |word: &&&str| match word.contains('/') {
+        true => {
+            file = fs::read_to_string(workspace().join(word)).unwrap_or_default();
+            file.is_empty()
+        }
+        false => !file.contains(&format!("fn {word}(")),
+    };
+    let missing = words.iter().filter(is_missing);
+    missing.map(|word| (*word).to_owned()).collect()
+}
+
 #[test]
 fn every_test_that_the_page_names_is_there() {
     let page = fs::read_to_string(workspace().join("docs/testing.md")).unwrap();
-    let mut missing = Vec::new();
-    for (number, words) in rows(&page) {
-        let mut file = String::new();
-        for word in words {
-            if word.contains('/') {
-                file = fs::read_to_string(workspace().join(word)).unwrap_or_default();
-            }
-            let is_there = match word.contains('/') {
-                true => !file.is_empty(),
-                false => file.contains(&format!("fn {word}(")),
-            };
-            if !is_there {
-                missing.push(format!("case {number}: {word}"));
-            }
-        }
-    }
+    let missing: Vec<_> = rows(&page)
+        .iter()
+        .flat_map(|(number, words)| {
+            let named = move |word| format!("case {number}: {word}");
+            missing(words).into_iter().map(named)
+        })
+        .collect();
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// The last column of who can do what.
+#[test]
+fn every_test_that_the_threat_model_names_is_there() {
+    let page = fs::read_to_string(workspace().join("docs/protocol.md")).unwrap();
+    let section = page.split_once("### Who can do what").unwrap().1;
+    let table = section.split_once("###").unwrap().0;
+    let rows: Vec<_> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
+        .filter(|row| row.contains('`'))
+        .collect();
+    assert_eq!(rows.len(), 8);
+    for row in rows {
+        let held_by = row.rsplit(" | ").next().unwrap();
+        let words: Vec<_> = held_by.split('`').skip(1).step_by(2).collect();
+        assert!(!words.is_empty(), "{row}");
+        assert_eq!(missing(&words), [""; 0], "{row}");
+    }
 }
