@@ -124,7 +124,7 @@ impl Lookups {
     pub(crate) fn new(networks: u32) -> Self {
         let mut table = RoutingTable::new();
         for index in 0..networks {
-            table.insert(Self::network(index), PeerId(index));
+            table.insert(Self::network(index), PeerId::first(index));
         }
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let address = || {

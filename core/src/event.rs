@@ -142,6 +142,10 @@ pub enum CloseReason {
     Superseded,
     /// The connection broke, and the peer did not come back in time.
     NoReturn,
+    /// The peer was removed.
+    Removed,
+    /// The peer is to have another address.
+    Altered,
     /// No free tunnel address.
     PoolEmpty,
     /// `max_connections` sessions are up.
@@ -163,6 +167,8 @@ impl fmt::Display for CloseReason {
             Self::EndOfStream => f.write_str("the peer closed the connection"),
             Self::Socket => f.write_str("connection lost"),
             Self::NoReturn => f.write_str("connection lost, and the peer did not come back"),
+            Self::Removed => f.write_str("the peer was removed"),
+            Self::Altered => f.write_str("the peer's address was changed"),
             Self::Superseded => f.write_str("superseded by a newer session of the same key"),
             Self::PoolEmpty => f.write_str("no free tunnel address"),
             Self::TooManySessions => f.write_str("max_connections reached"),

@@ -20,6 +20,7 @@ pub mod error;
 pub mod event;
 pub mod handshake;
 pub mod ip;
+pub mod peers;
 pub mod route;
 pub mod session;
 pub mod stats;

@@ -29,6 +29,11 @@ impl TokenBucket {
         }
     }
 
+    /// Units per second.
+    pub(crate) const fn rate(&self) -> u64 {
+        self.rate
+    }
+
     fn refill(&mut self, now: Instant) {
         let elapsed = i128::try_from(now.since(self.filled_at).as_nanos()).unwrap_or(i128::MAX);
         let full = i128::from(self.burst) * NANOS;

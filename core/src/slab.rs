@@ -30,12 +30,14 @@ macro_rules! impl_id {
 pub(crate) use impl_id;
 
 /// A table whose ids are never reused.
+#[derive(Debug)]
 pub(crate) struct Slab<I, T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
     ids: PhantomData<I>,
 }
 
+#[derive(Debug)]
 struct Slot<T> {
     generation: u32,
     value: Option<T>,

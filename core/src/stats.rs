@@ -143,15 +143,18 @@ impl Usage {
         self.rtt_nanos.store(NO_RTT, Ordering::Relaxed);
     }
 
-    pub(crate) fn bytes_in(&self) -> u64 {
-        self.bytes_in.load(Ordering::Relaxed)
+    /// The figures as an operator sees them.
+    pub(crate) fn stats(&self, name: &str, connected: bool) -> PeerStats {
+        PeerStats {
+            name: name.to_owned(),
+            connected,
+            bytes_in: self.bytes_in.load(Ordering::Relaxed),
+            bytes_out: self.bytes_out.load(Ordering::Relaxed),
+            rtt: self.rtt(),
+        }
     }
 
-    pub(crate) fn bytes_out(&self) -> u64 {
-        self.bytes_out.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn rtt(&self) -> Option<Duration> {
+    fn rtt(&self) -> Option<Duration> {
         let nanos = self.rtt_nanos.load(Ordering::Relaxed);
         (nanos != NO_RTT).then(|| Duration::from_nanos(nanos))
     }

@@ -105,6 +105,8 @@ fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importanc
             | CloseReason::EndOfStream
             | CloseReason::Socket
             | CloseReason::NoReturn
+            | CloseReason::Removed
+            | CloseReason::Altered
             | CloseReason::Superseded
             | CloseReason::ShuttingDown
             | CloseReason::Unusable,

@@ -2,6 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use rand_core::Rng as _;
@@ -14,6 +15,7 @@ use crate::event::{CloseReason, Event};
 use crate::handshake::Grant;
 use crate::ip;
 use crate::route::{PeerId, RoutingTable};
+use crate::stats::Usage;
 use crate::time::Instant;
 use crate::turn::Turn;
 use crate::wire::DisconnectCode;
@@ -39,14 +41,15 @@ pub(super) struct ClientState {
     settings: Option<TunSettings>,
     /// From where packets may come, and from where not; none for everywhere.
     sources: Option<Box<RoutingTable>>,
+    usage: Arc<Usage>,
 }
 
 /// Owners in [`ClientState::sources`].
-const INSIDE: PeerId = PeerId(0);
-const OUTSIDE: PeerId = PeerId(1);
+const INSIDE: PeerId = PeerId::first(0);
+const OUTSIDE: PeerId = PeerId::first(1);
 
 impl ClientState {
-    pub(super) const fn new(client: &Client, now: Instant) -> Self {
+    pub(super) fn new(client: &Client, now: Instant) -> Self {
         Self {
             dial: Dial::At(now),
             attempt: 0,
@@ -54,7 +57,13 @@ impl ClientState {
             reconnect_max: client.reconnect_max,
             settings: None,
             sources: None,
+            usage: Arc::new(Usage::new()),
         }
+    }
+
+    /// What is counted of the server.
+    pub(super) const fn usage(&self) -> &Arc<Usage> {
+        &self.usage
     }
 
     pub(super) const fn dial_at(&self) -> Option<Instant> {

@@ -71,11 +71,11 @@ impl Endpoint {
         let way = match &self.config.role {
             Role::Server(server) => {
                 if !ip::is_unicast_source(info.source)
-                    || self.table.lookup(info.source) != Some(session.peer)
+                    || self.routes.lookup(info.source) != Some(session.peer)
                 {
                     return Err(DropReason::ForeignSource);
                 }
-                match self.table.lookup(info.destination) {
+                match self.routes.lookup(info.destination) {
                     // Else the answer would tell who is there.
                     None if !server.client_to_client && is_of_clients(server, &info) => {
                         return Err(DropReason::Isolated);
@@ -201,9 +201,7 @@ impl Endpoint {
         offload: Offload,
         now: Instant,
     ) -> Result<(), DropReason> {
-        let id = self.peers[peer.index()]
-            .session
-            .ok_or(DropReason::NotConnected)?;
+        let id = self.routes.session(peer).ok_or(DropReason::NotConnected)?;
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
         ip::mss_clamp(packet, info, offload, mtu);
         if ip::max_segment_len(packet, info, offload) > usize::from(mtu) {
@@ -254,8 +252,8 @@ impl Endpoint {
 
     /// The MTU of the session that a packet's destination belongs to, if it is a client's.
     fn path_mtu(&self, info: &IpInfo) -> Option<u16> {
-        let peer = self.table.lookup(info.destination)?;
-        self.session_mtu(self.peers[peer.index()].session?)
+        let peer = self.routes.lookup(info.destination)?;
+        self.session_mtu(self.routes.session(peer)?)
     }
 
     /// A pooled copy of `packet`, ready to be queued.

@@ -9,17 +9,18 @@ use uuid::Uuid;
 use super::connection::{Connection, Greeting, Proposal, Stage};
 use super::lane::{self, Lane};
 use super::session::{Agreed, Ending, Session, SessionId};
-use super::{Endpoint, RoleState};
+use super::{Endpoint, RoleState, SERVER, SERVER_NAME};
 use crate::config::Role;
 use crate::crypto::Suite;
 use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientHello, ClientOffer, Grant, Initiator, Responder};
 use crate::handshake::{legacy_server_hello, new_session_id, read_client_hello};
+use crate::peers::{Claim, Offer, Unclaimed};
 use crate::route::PeerId;
 use crate::time::Instant;
 use crate::turn::Turn;
-use crate::wire::{Flags, Header, PacketType};
+use crate::wire::{DisconnectCode, Flags, Header, PacketType};
 
 /// How long an LLP 1.0 peer may stay: it is for a person's tests.
 const PROBE_LIFETIME: Duration = Duration::from_secs(300);
@@ -72,11 +73,15 @@ impl Endpoint {
         json: &[u8],
         turn: &mut Turn<'_>,
     ) -> Result<(), HandshakeError> {
-        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &mut self.role)
+        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &self.role)
         else {
             return Err(HandshakeError::Unexpected);
         };
-        if !state.admission.may_read_hello(turn.now) {
+        let now = turn.now;
+        if !state
+            .peers
+            .with(|peers| peers.admission.may_read_hello(now))
+        {
             return Err(HandshakeError::Busy);
         }
         match read_client_hello(json, &server.secret_key)? {
@@ -134,31 +139,39 @@ impl Endpoint {
         responder: Responder,
         turn: &mut Turn<'_>,
     ) -> Result<(), HandshakeError> {
-        let peer = self.find_peer(&responder.peer_key())?;
-        let grant = self.grant(peer, responder.offer(), turn.now)?;
-        self.peers[peer.index()].offers += 1;
-        let proposed = self.propose((id, peer), responder, grant, turn);
+        let RoleState::Server(state) = &self.role else {
+            return Err(HandshakeError::Unexpected);
+        };
+        let wishes = responder.offer();
+        let wanted = [
+            wishes.address_v4.map(IpAddr::V4),
+            wishes.address_v6.map(IpAddr::V6),
+        ];
+        let (key, now) = (responder.peer_key(), turn.now);
+        let offer = state.peers.with(|peers| peers.offer(&key, wanted, now))?;
+        let proposed = self.propose(id, responder, &offer, turn);
         if proposed.is_err() {
-            self.abandon_offer(peer, turn.now);
+            self.abandon(offer.peer, now);
         }
         proposed
     }
 
     fn propose(
         &mut self,
-        (id, peer): (ConnectionId, PeerId),
+        id: ConnectionId,
         responder: Responder,
-        grant: Grant,
+        offer: &Offer,
         turn: &mut Turn<'_>,
     ) -> Result<(), HandshakeError> {
         let Role::Server(server) = &self.config.role else {
             return Err(HandshakeError::Unexpected);
         };
-        let preshared_key = server.peers[peer.index()].preshared_key.clone();
+        let grant = self.grant(server, offer, responder.offer());
+        let preshared_key = offer.preshared_key.as_ref();
         let suites = &self.config.suites;
         let (uuid, answer) = turn.with_generator(|rng| {
             let uuid = new_session_id(rng);
-            let answer = responder.accept(preshared_key.as_ref(), suites, uuid, grant, rng);
+            let answer = responder.accept(preshared_key, suites, uuid, grant, rng);
             (uuid, answer)
         })?;
         let (outcome, json) = answer?;
@@ -169,7 +182,7 @@ impl Endpoint {
         let (rotation, limits) = (outcome.grant.rotation, &self.config.limits);
         let proposal = Proposal {
             lane: Lane::new(lane::Role::Server, keys, rotation, limits, now),
-            agreed: Agreed::new((uuid, peer), outcome.suite, &outcome.grant, now),
+            agreed: Agreed::new((uuid, offer.peer), outcome.suite, &outcome.grant, now),
         };
         if let Some(Connection {
             stage: Stage::Greeting { step, .. },
@@ -230,49 +243,96 @@ impl Endpoint {
         let keys = (outcome.suite, &outcome.master);
         let (rotation, limits) = (outcome.grant.rotation, &self.config.limits);
         let lane = Lane::new(lane::Role::Client, keys, rotation, limits, now);
-        let named = (outcome.session, PeerId(0));
+        let named = (outcome.session, SERVER);
         let agreed = Agreed::new(named, outcome.suite, &outcome.grant, now);
         self.assign(&outcome.grant, remote);
-        self.establish(id, Proposal { agreed, lane }, now);
+        let RoleState::Client(state) = &self.role else {
+            return Err(HandshakeError::Unexpected);
+        };
+        let Role::Client(client) = &self.config.role else {
+            return Err(HandshakeError::Unexpected);
+        };
+        let claim = Claim {
+            key: client.server_key,
+            name: SERVER_NAME.into(),
+            usage: state.usage().clone(),
+            rate_limit: None,
+            leased: [None; 2],
+        };
+        self.establish(id, Proposal { agreed, lane }, claim, now);
         Ok(())
     }
 
     /// The first packet of a client that opens: it has proved its key.
     pub(super) fn handle_proof(&mut self, id: ConnectionId, now: Instant) {
-        let Some(Connection {
-            stage: Stage::Greeting { step, .. },
-            ..
-        }) = self.connections.get_mut(id)
+        let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
+        let (Some(Stage::Greeting { step, .. }), RoleState::Server(state)) = (stage, &self.role)
         else {
             return;
         };
-        // Not before it is known that it is not outdated: only then the offer is taken.
         let Greeting::AwaitProof(proposal) = step else {
             return;
         };
-        let current = self.peers[proposal.agreed.peer.index()].session;
-        let current = current.and_then(|session| self.sessions.get(session));
-        // A proof may be late on a connection that its client gave up long ago, and must not end
-        // the session that the client has now.
-        if current.is_some_and(|session| session.began_at > proposal.agreed.began_at) {
-            self.begin_closing(id, None, CloseReason::Superseded, now);
-            return;
+        let Agreed {
+            peer,
+            addresses,
+            began_at,
+            ..
+        } = proposal.agreed;
+        let here = (state.worker, began_at);
+        let claimed = state
+            .peers
+            .with(|peers| peers.claim(peer, addresses, here, now));
+        match claimed {
+            Ok(claim) => {
+                let proved = core::mem::replace(step, Greeting::AwaitHello);
+                for address in claim.leased.into_iter().flatten() {
+                    let peer = claim.key;
+                    self.tools.events.push_back(Event::Leased { peer, address });
+                }
+                // Or the first packet would come from a stranger's address.
+                self.handle_peers_changed(now);
+                if let Greeting::AwaitProof(proposal) = proved {
+                    self.establish(id, *proposal, claim, now);
+                }
+            }
+            Err(why) => self.turn_down(id, peer, why, now),
         }
-        if let Greeting::AwaitProof(proposal) = core::mem::replace(step, Greeting::AwaitHello) {
-            self.peers[proposal.agreed.peer.index()].offers -= 1;
-            self.establish(id, *proposal, now);
-            self.admit_session(id, now);
+    }
+
+    /// Ends the connection of a peer that has proved its key and gets no session.
+    fn turn_down(&mut self, id: ConnectionId, peer: PeerId, why: Unclaimed, now: Instant) {
+        let (code, reason) = match why {
+            Unclaimed::Outdated => (None, CloseReason::Superseded),
+            Unclaimed::Removed => {
+                let error = HandshakeError::UnknownPeer;
+                (None, self.abandoned(error))
+            }
+            Unclaimed::TooMany => (
+                Some(DisconnectCode::TooManySessions),
+                CloseReason::TooManySessions,
+            ),
+            Unclaimed::NoAddress => (Some(DisconnectCode::PoolEmpty), CloseReason::PoolEmpty),
+        };
+        let name = match &self.role {
+            RoleState::Server(state) => state.peers.with(|peers| peers.name(peer)),
+            RoleState::Client(_) => None,
+        };
+        self.begin_closing(id, code, reason, now);
+        let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
+        if let Some(Stage::Closing { peer, .. }) = stage {
+            *peer = name;
         }
     }
 
     /// Lets packets flow: the peer has proved its key. A session that it has goes on with what this
     /// handshake agreed on, and another connection that it is on ends.
-    fn establish(&mut self, id: ConnectionId, proposal: Proposal, now: Instant) {
+    fn establish(&mut self, id: ConnectionId, proposal: Proposal, claim: Claim, now: Instant) {
         let Proposal { agreed, mut lane } = proposal;
-        let peer = agreed.peer;
-        let (session, previous) = match self.peers[peer.index()].session {
+        let name = claim.name.clone();
+        let (session, previous) = match self.routes.session(agreed.peer) {
             Some(session) => (session, self.renew(session, &agreed, id)),
-            None => (self.new_session(&agreed, id, now), None),
+            None => (self.new_session(&agreed, id, claim, now), None),
         };
         // A client's first sealed packet is its proof; both sides learn the round trip.
         lane.send_keepalive();
@@ -287,11 +347,10 @@ impl Endpoint {
         if let Some(on) = previous {
             self.disconnect(on, Ending::superseded(), now);
         }
-        let known = &self.peers[peer.index()];
         self.tools.stats.sessions_established += 1;
         self.tools.events.push_back(Event::Established {
             id,
-            peer: known.name.to_string(),
+            peer: name.to_string(),
             remote,
             session: agreed.uuid,
             suite: agreed.suite,
@@ -312,24 +371,20 @@ impl Endpoint {
         previous
     }
 
-    fn new_session(&mut self, agreed: &Agreed, on: ConnectionId, now: Instant) -> SessionId {
-        let known = &self.peers[agreed.peer.index()];
-        let counted = (known.name.clone(), known.usage.clone());
-        let rate_limit = self.rate_limit(agreed.peer);
+    fn new_session(
+        &mut self,
+        agreed: &Agreed,
+        on: ConnectionId,
+        claim: Claim,
+        now: Instant,
+    ) -> SessionId {
         let limits = &self.config.limits;
         let session = self
             .sessions
-            .insert(|_| Session::new(agreed, on, counted, rate_limit, limits, now));
-        self.peers[agreed.peer.index()].session = Some(session);
+            .insert(|_| Session::new(agreed, on, claim, limits, now));
+        self.routes.set_session(agreed.peer, session);
         self.tools.stats.sessions += 1;
         session
-    }
-
-    fn rate_limit(&self, peer: PeerId) -> Option<u64> {
-        match &self.config.role {
-            Role::Client(_) => None,
-            Role::Server(server) => server.peers[peer.index()].rate_limit.or(server.rate_limit),
-        }
     }
 }
 

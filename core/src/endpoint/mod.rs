@@ -24,13 +24,13 @@
 //! else meanwhile, so that a kernel may work on it for as long as it likes: what comes back to a
 //! connection that is over just goes to the pool.
 
-mod admission;
 mod client;
 mod connection;
 mod forward;
 mod greet;
 mod lane;
 mod receive;
+mod routes;
 mod seal;
 mod server;
 mod session;
@@ -43,14 +43,17 @@ use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
 use crate::config::{Config, Role};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::{Coalescer, IcmpPacket, VirtioHeader};
+use crate::peers::{Peers, SharedPeers, WorkerId};
 use crate::rate::TokenBucket;
-use crate::route::{PeerId, RoutingTable};
+use crate::route::PeerId;
 use crate::slab::Slab;
-use crate::stats::{PeerStats, Stats, Usage};
+use crate::stats::{PeerStats, Stats};
 use crate::time::Instant;
 use crate::tools::Tools;
 use crate::wire::DisconnectCode;
@@ -64,6 +67,7 @@ mod tests;
 
 use client::ClientState;
 use connection::{Connection, Greeting, Stage};
+use routes::Routes;
 use server::ServerState;
 use session::{Ending, Session, SessionId, Where};
 
@@ -83,21 +87,15 @@ pub struct TunPacket<'a> {
 /// ICMP errors per second, and at once: what Linux allows itself by default.
 const ICMP_RATE: u64 = 1000;
 const ICMP_BURST: u64 = 50;
+/// A client's only peer, and its name.
+const SERVER: PeerId = PeerId::first(0);
+const SERVER_NAME: &str = "server";
 /// How long the last bytes of a closing connection may take.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What the endpoint keeps for a peer, connected or not.
-struct PeerState {
-    name: Arc<str>,
-    session: Option<SessionId>,
-    /// Hellos of this peer, as they say, that are answered and not proved.
-    offers: u32,
-    usage: Arc<Usage>,
-}
-
 enum RoleState {
     Client(ClientState),
-    Server(Box<ServerState>),
+    Server(ServerState),
 }
 
 /// Whose deadline it is.
@@ -116,8 +114,7 @@ pub struct Endpoint {
     role: RoleState,
     connections: Slab<ConnectionId, Connection>,
     sessions: Slab<SessionId, Session>,
-    peers: Vec<PeerState>,
-    table: RoutingTable,
+    routes: Routes,
     transmit: VecDeque<ConnectionId>,
     deadlines: BTreeSet<(Instant, Due)>,
     /// An ICMP error that waits for the TUN device.
@@ -130,41 +127,75 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Makes an endpoint.
+    /// Makes an endpoint, on a server with the peers of its configuration.
     pub fn new(config: Config, now: Instant) -> Self {
-        let tools = Tools::new(config.unix_time_at_zero);
-        let takes_datagrams = config.tun_offload && config.tun_udp_offload;
-        let (names, role): (Vec<Arc<str>>, _) = match &config.role {
-            Role::Client(client) => {
-                let state = ClientState::new(client, now);
-                (vec!["server".into()], RoleState::Client(state))
+        let role = match &config.role {
+            Role::Client(client) => RoleState::Client(ClientState::new(client, now)),
+            Role::Server(server) => {
+                let peers = Peers::new(server, config.limits.max_connections, now);
+                return Self::with_peers(config, SharedPeers::new(peers), WorkerId(0), now);
             }
-            Role::Server(server) => (
-                server
-                    .peers
-                    .iter()
-                    .map(|peer| peer.name.as_str().into())
-                    .collect(),
-                RoleState::Server(Box::new(ServerState::new(server, now))),
-            ),
         };
-        let mut endpoint = Self {
+        let mut endpoint = Self::with_role(config, role, now);
+        for everything in [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())] {
+            endpoint.routes.insert(everything, SERVER);
+        }
+        endpoint
+    }
+
+    /// Makes one of several endpoints of a server, which share its peers; those of `config` are left
+    /// alone. `worker` is no other's.
+    ///
+    /// # Panics
+    ///
+    /// If `config` is a client's, which has no peers to share.
+    pub fn with_peers(
+        mut config: Config,
+        peers: SharedPeers,
+        worker: WorkerId,
+        now: Instant,
+    ) -> Self {
+        let Role::Server(server) = &mut config.role else {
+            panic!("a client shares no peers");
+        };
+        server.peers.clear();
+        let (routes, seen) = peers.with(|peers| (peers.join(worker), peers.version()));
+        let state = ServerState {
+            peers,
+            worker,
+            seen,
+        };
+        let mut endpoint = Self::with_role(config, RoleState::Server(state), now);
+        for (network, peer) in routes {
+            endpoint.routes.insert(network, peer);
+        }
+        endpoint
+    }
+
+    fn with_role(config: Config, role: RoleState, now: Instant) -> Self {
+        let takes_datagrams = config.tun_offload && config.tun_udp_offload;
+        Self {
             role,
             connections: Slab::new(),
             sessions: Slab::new(),
-            peers: names.into_iter().map(PeerState::new).collect(),
-            table: RoutingTable::default(),
+            routes: Routes::default(),
             transmit: VecDeque::new(),
             deadlines: BTreeSet::new(),
             reply: None,
             icmp_bucket: TokenBucket::new(ICMP_RATE, ICMP_BURST, now),
             coalescer: takes_datagrams.then(Coalescer::empty),
             shutting_down: false,
-            tools,
+            tools: Tools::new(config.unix_time_at_zero),
             config,
-        };
-        endpoint.insert_static_routes();
-        endpoint
+        }
+    }
+
+    /// A server's peers.
+    pub const fn peers(&self) -> Option<&SharedPeers> {
+        match &self.role {
+            RoleState::Server(server) => Some(&server.peers),
+            RoleState::Client(_) => None,
+        }
     }
 
     /// A server's listener accepted a TCP connection.
@@ -243,6 +274,9 @@ impl Endpoint {
         });
         self.tools.stats.sessions -= 1;
         self.tools.stats.sessions_absent += 1;
+        if let RoleState::Server(server) = &self.role {
+            server.lose(session.peer);
+        }
         self.rearm_session(of);
     }
 
@@ -325,20 +359,20 @@ impl Endpoint {
         &self.tools.stats
     }
 
-    /// What an operator wants to know of each peer, in the order of the configuration.
+    /// What an operator wants to know of each peer, in the order of the configuration; with several
+    /// endpoints, wherever its session is.
     pub fn peer_stats(&self) -> impl Iterator<Item = PeerStats> {
-        self.peers.iter().map(|peer| PeerStats {
-            name: peer.name.to_string(),
-            connected: self.is_present(peer),
-            bytes_in: peer.usage.bytes_in(),
-            bytes_out: peer.usage.bytes_out(),
-            rtt: peer.usage.rtt(),
-        })
-    }
-
-    fn is_present(&self, peer: &PeerState) -> bool {
-        let session = peer.session.and_then(|id| self.sessions.get(id));
-        session.is_some_and(|session| session.connection().is_some())
+        let stats = match &self.role {
+            RoleState::Client(client) => {
+                let session = self.routes.session(SERVER);
+                let session = session.and_then(|id| self.sessions.get(id)?.connection());
+                vec![client.usage().stats(SERVER_NAME, session.is_some())]
+            }
+            RoleState::Server(server) => server
+                .peers
+                .with(|peers| peers.iter().map(|(_, _, stats)| stats).collect()),
+        };
+        stats.into_iter()
     }
 
     /// Puts the connection on the list for [`Endpoint::poll_transmit`].
@@ -393,9 +427,16 @@ impl Endpoint {
         if connection.is_closing() {
             return;
         }
-        if let Some(code) = code
-            && let Stage::Active { lane, .. } = &mut connection.stage
-        {
+        // Also to one that has just proved its key and gets no session all the same.
+        let lane = match &mut connection.stage {
+            Stage::Active { lane, .. } => Some(&mut **lane),
+            Stage::Greeting {
+                step: Greeting::AwaitProof(proposal),
+                ..
+            } => Some(&mut proposal.lane),
+            _ => None,
+        };
+        if let (Some(code), Some(lane)) = (code, lane) {
             lane.send_disconnect(code, &reason.to_string());
             // Where nothing more can be sealed, nothing more can be said.
             let _ = lane.seal_control(&mut connection.outbox, &mut self.tools, now);
@@ -454,7 +495,7 @@ impl Endpoint {
             Stage::Active { session, .. } => Some(self.sessions.get(*session)?.name.clone()),
             Stage::Closing { peer, .. } => peer.clone(),
             Stage::Greeting { .. } | Stage::Probe { .. } => match &self.role {
-                RoleState::Client(_) => Some(self.peers.first()?.name.clone()),
+                RoleState::Client(_) => Some(SERVER_NAME.into()),
                 RoleState::Server(_) => None,
             },
         }
@@ -473,7 +514,7 @@ impl Endpoint {
             Stage::Greeting { step, expires_at } => {
                 self.leave_handshake(remote, Some(expires_at));
                 if let Greeting::AwaitProof(proposal) = step {
-                    self.abandon_offer(proposal.agreed.peer, now);
+                    self.abandon(proposal.agreed.peer, now);
                 }
             }
             Stage::Active { session, .. } => {
@@ -492,16 +533,6 @@ impl Endpoint {
     fn leave_handshake(&mut self, remote: SocketAddr, counts_until: Option<Instant>) {
         self.tools.stats.handshaking -= 1;
         self.uncount_source(remote, counts_until);
-    }
-
-    /// An offer came to nothing: what was kept free for it may be given away, unless the peer has a
-    /// session, or another offer.
-    fn abandon_offer(&mut self, peer: PeerId, now: Instant) {
-        let known = &mut self.peers[peer.index()];
-        known.offers -= 1;
-        if known.session.is_none() && known.offers == 0 {
-            self.peer_left(peer, now);
-        }
     }
 
     /// Ends a session, wherever it is.
@@ -524,11 +555,12 @@ impl Endpoint {
             session: session.uuid,
             reason,
         });
-        let peer = &mut self.peers[session.peer.index()];
-        if peer.session == Some(id) {
-            peer.session = None;
-            peer.usage.forget_round_trips();
-            self.peer_left(session.peer, now);
+        session.usage.forget_round_trips();
+        self.routes.clear_session(session.peer, id);
+        if let RoleState::Server(server) = &self.role
+            && let Some(peer) = server.leave(session.peer, now)
+        {
+            self.tools.events.push_back(Event::Released { peer });
         }
     }
 }
@@ -549,16 +581,5 @@ fn arm(
     if let Some(due) = due {
         deadlines.insert((due, whose));
         *armed_for = Some(due);
-    }
-}
-
-impl PeerState {
-    fn new(name: Arc<str>) -> Self {
-        Self {
-            name,
-            session: None,
-            offers: 0,
-            usage: Arc::new(Usage::new()),
-        }
     }
 }

@@ -214,7 +214,7 @@ impl Endpoint {
         };
         let before = core::mem::replace(step, Greeting::Failed(error));
         if let Greeting::AwaitProof(proposal) = before {
-            self.abandon_offer(proposal.agreed.peer, now);
+            self.abandon(proposal.agreed.peer, now);
         }
     }
 

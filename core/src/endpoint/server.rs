@@ -1,192 +1,226 @@
-//! What only a server decides: whom to admit, who a key belongs to, which address it gets.
+//! What only a server decides: whom to let in, what to grant, and what follows when its peers change.
 
-use core::net::IpAddr;
-use std::collections::BTreeMap;
+use core::cmp::Reverse;
+use core::net::SocketAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-
-use super::admission::Admission;
-use super::connection::Connection;
+use super::connection::{Greeting, Stage};
 use super::session::{Ending, SessionId};
 use super::{Endpoint, RoleState};
-use crate::config::{Role, Server};
+use crate::config::Server;
 use crate::crypto::PublicKey;
-use crate::error::HandshakeError;
-use crate::event::{CloseReason, ConnectionId, Event};
+use crate::error::{HandshakeError, Refusal};
+use crate::event::{CloseReason, ConnectionId};
 use crate::handshake::{ClientOffer, Grant};
-use crate::route::{AddressPool, PeerId, pools};
+use crate::peers::{Change, Offer, SharedPeers, WorkerId, source_of};
+use crate::route::PeerId;
 use crate::time::Instant;
 use crate::wire::DisconnectCode;
 
-/// A server's own state.
+/// LLP 1.0 probe sessions at once: they are for a person's tests.
+const MAX_PROBES: usize = 16;
+
+/// A server's own state: its share of what all endpoints of the process have in common.
 pub(super) struct ServerState {
-    keys: BTreeMap<PublicKey, PeerId>,
-    pool_v4: AddressPool,
-    pool_v6: Option<AddressPool>,
-    pub(super) admission: Admission,
+    pub(super) peers: SharedPeers,
+    /// Which of them this is.
+    pub(super) worker: WorkerId,
+    /// The version of the peers that the routes are in step with.
+    pub(super) seen: u64,
 }
 
 impl ServerState {
-    pub(super) fn new(server: &Server, now: Instant) -> Self {
-        let peers = server.peers.iter().zip(0..);
-        let keys = peers
-            .map(|(peer, id)| (peer.public_key, PeerId(id)))
-            .collect();
-        let (pool_v4, pool_v6) = pools(server, &keys, now);
-        Self {
-            keys,
-            pool_v4,
-            pool_v6,
-            admission: Admission::new(now),
-        }
+    /// A session here has ended; whose it was, if addresses from the pools stay the peer's.
+    pub(super) fn leave(&self, peer: PeerId, now: Instant) -> Option<PublicKey> {
+        self.peers.with(|peers| peers.leave(peer, self.worker, now))
+    }
+
+    /// A session here has lost its connection.
+    pub(super) fn lose(&self, peer: PeerId) {
+        self.peers.with(|peers| peers.lose(peer, self.worker));
     }
 }
 
 impl Endpoint {
-    /// Routes that do not depend on leases: fixed addresses and the networks behind peers.
-    pub(super) fn insert_static_routes(&mut self) {
-        match &self.config.role {
-            Role::Server(server) => {
-                for (peer, id) in server.peers.iter().zip(0..) {
-                    let fixed = [
-                        peer.address_v4.map(IpAddr::V4),
-                        peer.address_v6.map(IpAddr::V6),
-                    ];
-                    let hosts = fixed.into_iter().flatten().map(IpNet::from);
-                    for network in hosts.chain(peer.routes.iter().copied()) {
-                        self.table.insert(network, PeerId(id));
-                    }
+    /// What a server grants on an offer.
+    pub(super) fn grant(&self, server: &Server, offer: &Offer, wishes: &ClientOffer) -> Grant {
+        Grant {
+            address_v4: offer.address_v4,
+            address_v6: offer.address_v6,
+            mtu: self.config.mtu.min(wishes.mtu),
+            rotation: self.config.rotation,
+            push: server.push.clone(),
+        }
+    }
+
+    /// An offer came to nothing.
+    pub(super) fn abandon(&self, peer: PeerId, now: Instant) {
+        if let RoleState::Server(server) = &self.role {
+            server.peers.with(|peers| peers.abandon(peer, now));
+        }
+    }
+
+    /// Takes note of what has changed among the server's peers, through this endpoint or any other
+    /// way: routes, limits, sessions that are elsewhere by now or of nobody any longer. To be called
+    /// once in each turn; costs nothing as long as nothing has changed.
+    pub fn handle_peers_changed(&mut self, now: Instant) {
+        let RoleState::Server(server) = &mut self.role else {
+            return;
+        };
+        if server.peers.version() == server.seen {
+            return;
+        }
+        let worker = server.worker;
+        let (changes, seen) = server
+            .peers
+            .with(|peers| (peers.take_changes(worker), peers.version()));
+        server.seen = seen;
+        for change in changes {
+            self.follow(change, now);
+        }
+    }
+
+    fn follow(&mut self, change: Change, now: Instant) {
+        let RoleState::Server(server) = &self.role else {
+            return;
+        };
+        match change {
+            Change::Routed(network, peer) => self.routes.insert(network, peer),
+            Change::Unrouted(network) => self.routes.remove(&network),
+            Change::Placed(_, worker) if worker == server.worker => {}
+            Change::Placed(peer, _) => {
+                if let Some(session) = self.routes.session(peer) {
+                    self.close(session, Ending::superseded(), now);
                 }
             }
-            Role::Client(_) => {
-                self.table.insert(IpNet::V4(Ipv4Net::default()), PeerId(0));
-                self.table.insert(IpNet::V6(Ipv6Net::default()), PeerId(0));
+            Change::Altered(peer) => self.follow_alteration(peer, now),
+            Change::Removed(peer) => {
+                if let Some(session) = self.routes.session(peer) {
+                    let ending = Ending {
+                        code: DisconnectCode::AuthenticationFailed,
+                        reason: CloseReason::Removed,
+                    };
+                    self.close(session, ending, now);
+                }
             }
         }
     }
 
-    /// Whose key it is.
-    pub(super) fn find_peer(&self, key: &PublicKey) -> Result<PeerId, HandshakeError> {
-        let RoleState::Server(state) = &self.role else {
-            return Err(HandshakeError::Unexpected);
+    fn follow_alteration(&mut self, peer: PeerId, now: Instant) {
+        let RoleState::Server(server) = &self.role else {
+            return;
         };
-        let peer = state.keys.get(key).copied();
-        peer.ok_or(HandshakeError::UnknownPeer)
+        let Some(id) = self.routes.session(peer) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
+        let (rate_limit, may_stay) = server.peers.with(|peers| {
+            let may_stay = peers.may_keep(peer, session.addresses);
+            (peers.rate_limit(peer), may_stay)
+        });
+        session.set_rate_limit(rate_limit, now);
+        if !may_stay {
+            let ending = Ending {
+                code: DisconnectCode::Normal,
+                reason: CloseReason::Altered,
+            };
+            self.close(id, ending, now);
+        }
     }
 
-    /// The addresses and settings for `peer`: fixed ones, else its lease.
-    pub(super) fn grant(
-        &mut self,
-        peer: PeerId,
-        offer: &ClientOffer,
-        now: Instant,
-    ) -> Result<Grant, HandshakeError> {
-        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &mut self.role)
-        else {
-            return Err(HandshakeError::Unexpected);
+    /// Ends a session, wherever it is, with a Disconnect if it has a connection.
+    fn close(&mut self, id: SessionId, ending: Ending, now: Instant) {
+        match self.sessions.get(id).map(|session| session.connection()) {
+            Some(Some(on)) => self.disconnect(on, ending, now),
+            Some(None) => self.end_session(id, ending.reason, now),
+            None => {}
+        }
+    }
+
+    /// Lets a new connection in, if need be in the place of another stranger.
+    pub(super) fn admit(&mut self, remote: SocketAddr, now: Instant) -> Result<(), Refusal> {
+        let RoleState::Server(server) = &self.role else {
+            return Err(Refusal::ShuttingDown);
         };
-        let known = &server.peers[peer.index()];
-        let wanted = (
-            offer.address_v4.map(IpAddr::V4),
-            offer.address_v6.map(IpAddr::V6),
-        );
-        let fixed = (
-            known.address_v4.map(IpAddr::V4),
-            known.address_v6.map(IpAddr::V6),
-        );
-        let v4 = fixed
-            .0
-            .or_else(|| state.pool_v4.reserve(peer, wanted.0, now));
-        let v6 = state
-            .pool_v6
-            .as_mut()
-            .and_then(|pool| fixed.1.or_else(|| pool.reserve(peer, wanted.1, now)));
-        let prefix_v4 = server.address_v4.prefix_len();
-        let prefix_v6 = server
-            .address_v6
-            .map_or(128, |network| network.prefix_len());
-        Ok(Grant {
-            address_v4: v4.and_then(|address| match address {
-                IpAddr::V4(address) => Ipv4Net::new(address, prefix_v4).ok(),
-                IpAddr::V6(_) => None,
-            }),
-            address_v6: v6.and_then(|address| match address {
-                IpAddr::V4(_) => None,
-                IpAddr::V6(address) => Ipv6Net::new(address, prefix_v6).ok(),
-            }),
-            mtu: self.config.mtu.min(offer.mtu),
-            rotation: self.config.rotation,
-            push: server.push.clone(),
+        let limits = &self.config.limits;
+        let from_source = server.peers.with(|peers| {
+            peers.admission.forget_expired(now);
+            peers.admission.count(source_of(remote))
+        });
+        if self.shutting_down {
+            return Err(Refusal::ShuttingDown);
+        }
+        if from_source >= limits.max_handshakes_per_source {
+            return Err(Refusal::TooManyFromSource);
+        }
+        let handshaking = usize::try_from(self.tools.stats.handshaking).unwrap_or(usize::MAX);
+        if handshaking >= limits.max_handshakes {
+            let Some(victim) = self.stranger_to_evict() else {
+                return Err(Refusal::TooManyHandshakes);
+            };
+            let reason = self.abandoned(HandshakeError::Evicted);
+            self.remove(victim, reason, now);
+        }
+        let limits = &self.config.limits;
+        if self.connections.len() >= limits.max_connections + limits.max_handshakes + MAX_PROBES {
+            return Err(Refusal::TooManyConnections);
+        }
+        Ok(())
+    }
+
+    /// The stranger to evict: one that has failed already before one that may still speak, of the
+    /// source with the most connections, the oldest of these. Who has sent a good hello stays.
+    fn stranger_to_evict(&self) -> Option<ConnectionId> {
+        let RoleState::Server(server) = &self.role else {
+            return None;
+        };
+        let strangers = self.connections.iter().filter_map(|(id, connection)| {
+            let Stage::Greeting { step, expires_at } = &connection.stage else {
+                return None;
+            };
+            let has_failed = match step {
+                Greeting::Failed(_) => true,
+                Greeting::AwaitHello => false,
+                Greeting::AwaitServerHello(_) | Greeting::AwaitProof(_) => return None,
+            };
+            Some((has_failed, source_of(connection.remote), *expires_at, id))
+        });
+        server.peers.with(|peers| {
+            let ranked = strangers.map(|(has_failed, source, expires_at, id)| {
+                let crowd = peers.admission.count(source);
+                ((has_failed, crowd, Reverse(expires_at)), id)
+            });
+            ranked.max_by_key(|(key, _)| *key).map(|(_, id)| id)
         })
     }
 
-    /// Lets a client that has proved its key in, if there is room for its session and its address is
-    /// still free.
-    pub(super) fn admit_session(&mut self, id: ConnectionId, now: Instant) {
-        let sessions = usize::try_from(self.tools.stats.sessions).unwrap_or(usize::MAX);
-        let session = self.connections.get(id).and_then(Connection::session);
-        let ending = if sessions > self.config.limits.max_connections {
-            Ending {
-                code: DisconnectCode::TooManySessions,
-                reason: CloseReason::TooManySessions,
-            }
-        } else if session.is_some_and(|session| !self.hold_addresses(session, now)) {
-            Ending {
-                code: DisconnectCode::PoolEmpty,
-                reason: CloseReason::PoolEmpty,
-            }
-        } else {
-            return;
-        };
-        self.begin_closing(id, Some(ending.code), ending.reason, now);
+    pub(super) fn count_source(&mut self, remote: SocketAddr) {
+        if let RoleState::Server(server) = &self.role {
+            let source = source_of(remote);
+            server.peers.with(|peers| peers.admission.add(source));
+        }
     }
 
-    /// Takes the granted addresses for good. Since the hello they may have gone to another, but
-    /// only if the pool is exhausted.
-    fn hold_addresses(&mut self, id: SessionId, now: Instant) -> bool {
-        let (Role::Server(server), RoleState::Server(state), Some(session)) =
-            (&self.config.role, &mut self.role, self.sessions.get(id))
-        else {
-            return true;
-        };
-        let known = &server.peers[session.peer.index()];
-        let [v4, v6] = session.addresses;
-        let holds_v4 = known.address_v4.is_some()
-            || v4.is_some() && state.pool_v4.lease(session.peer, v4, now) == v4;
-        let holds_v6 = known.address_v6.is_some()
-            || match &mut state.pool_v6 {
-                Some(pool) if v6.is_some() => pool.lease(session.peer, v6, now) == v6,
-                _ => true,
-            };
-        if !(holds_v4 && holds_v6) {
-            return false;
-        }
-        let is_fixed = |address| match address {
-            IpAddr::V4(_) => known.address_v4.is_some(),
-            IpAddr::V6(_) => known.address_v6.is_some(),
-        };
-        for address in session.addresses.into_iter().flatten() {
-            self.table.insert(IpNet::from(address), session.peer);
-            if !is_fixed(address) {
-                let peer = known.public_key;
-                self.tools.events.push_back(Event::Leased { peer, address });
-            }
-        }
-        true
-    }
-
-    /// A session ended: its leases may be given away, once nothing else is free.
-    pub(super) fn peer_left(&mut self, peer: PeerId, now: Instant) {
-        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &mut self.role)
-        else {
+    /// A handshake has ended: a good one is free for its source, another one counts on until then.
+    pub(super) fn uncount_source(&mut self, remote: SocketAddr, counts_until: Option<Instant>) {
+        let RoleState::Server(server) = &self.role else {
             return;
         };
-        let went_v4 = state.pool_v4.release(peer, now);
-        let pool_v6 = state.pool_v6.as_mut();
-        let went_v6 = pool_v6.is_some_and(|pool| pool.release(peer, now));
-        if went_v4 || went_v6 {
-            let peer = server.peers[peer.index()].public_key;
-            self.tools.events.push_back(Event::Released { peer });
-        }
+        let source = source_of(remote);
+        server.peers.with(|peers| match counts_until {
+            None => peers.admission.remove(source),
+            Some(until) => peers.admission.remember(source, until),
+        });
+    }
+
+    /// Whether one more probe session may begin.
+    pub(super) fn may_probe(&self) -> bool {
+        let stages = self
+            .connections
+            .iter()
+            .map(|(_, connection)| &connection.stage);
+        let probes = stages.filter(|stage| matches!(stage, Stage::Probe { .. }));
+        probes.count() < MAX_PROBES
     }
 }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::config::Limits;
 use crate::crypto::Suite;
 use crate::event::{CloseReason, ConnectionId};
+use crate::peers::Claim;
 use crate::queue::{Queued, SendQueue};
 use crate::rate::TokenBucket;
 use crate::route::PeerId;
@@ -103,13 +104,17 @@ impl Session {
     pub(crate) fn new(
         agreed: &Agreed,
         on: ConnectionId,
-        (name, usage): (Arc<str>, Arc<Usage>),
-        rate_limit: Option<u64>,
+        claim: Claim,
         limits: &Limits,
         now: Instant,
     ) -> Self {
-        let bucket = rate_limit
-            .map(|rate| TokenBucket::new(rate, (rate / BURST_DIVISOR).max(MIN_BURST), now));
+        let Claim {
+            name,
+            usage,
+            rate_limit,
+            ..
+        } = claim;
+        let bucket = rate_limit.map(|rate| bucket(rate, now));
         Self {
             uuid: agreed.uuid,
             peer: agreed.peer,
@@ -141,6 +146,16 @@ impl Session {
         self.addresses = agreed.addresses;
         self.place = Where::On(on);
         self.usage.forget_round_trips();
+    }
+
+    /// Another limit on what the peer may send and receive, in bytes per second. One that stays as
+    /// it was keeps its level.
+    pub(crate) fn set_rate_limit(&mut self, rate_limit: Option<u64>, now: Instant) {
+        for limit in [&mut self.upload, &mut self.download] {
+            if limit.as_ref().map(TokenBucket::rate) != rate_limit {
+                *limit = rate_limit.map(|rate| bucket(rate, now));
+            }
+        }
     }
 
     /// The connection it is on.
@@ -212,4 +227,9 @@ impl Session {
             _ => None,
         }
     }
+}
+
+/// A limit of so many bytes per second.
+fn bucket(rate: u64, now: Instant) -> TokenBucket {
+    TokenBucket::new(rate, (rate / BURST_DIVISOR).max(MIN_BURST), now)
 }

@@ -12,6 +12,7 @@ use crate::crypto::{SecretKey, Suite};
 use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::VirtioHeader;
+use crate::peers::{SharedPeers, WorkerId};
 use crate::time::Instant;
 use crate::turn::Turn;
 use crate::turn::testing::Seeded;
@@ -81,6 +82,19 @@ impl Machine {
     pub(super) fn new(config: Config, seed: u8, now: Instant) -> Self {
         Self {
             endpoint: Endpoint::new(config, now),
+            entropy: Seeded::new(seed),
+        }
+    }
+
+    /// One of a server's endpoints, which share its peers.
+    pub(super) fn sharing(
+        config: Config,
+        seed: u8,
+        (peers, worker): (SharedPeers, WorkerId),
+        now: Instant,
+    ) -> Self {
+        Self {
+            endpoint: Endpoint::with_peers(config, peers, worker, now),
             entropy: Seeded::new(seed),
         }
     }

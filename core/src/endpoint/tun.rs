@@ -96,11 +96,11 @@ impl Endpoint {
         if !ip::is_unicast_destination(info.destination) {
             return Err(DropReason::NotUnicast.into());
         }
-        let Some(peer) = self.table.lookup(info.destination) else {
+        let Some(peer) = self.routes.lookup(info.destination) else {
             self.reply_unreachable(buffer, &info, Unreachable::NoRoute, now);
             return Err(DropReason::NoRoute.into());
         };
-        let Some(id) = self.peers[peer.index()].session else {
+        let Some(id) = self.routes.session(peer) else {
             // A client's own applications should wait out a reconnection, not fail.
             if matches!(self.role, RoleState::Server(_)) {
                 self.reply_unreachable(buffer, &info, Unreachable::Host, now);

@@ -27,7 +27,7 @@ pub(crate) fn pools(
         }
         for (peer, id) in server.peers.iter().zip(0..) {
             if fixed(peer).is_none() {
-                pool.prefer(PeerId(id), &peer.public_key);
+                pool.prefer(PeerId::first(id), &peer.public_key);
             }
         }
         pool

@@ -240,6 +240,44 @@ impl AddressPool {
         true
     }
 
+    /// Sets an address aside for good; whose lease it is if it is lent, and then nothing changes.
+    pub fn set_aside(&mut self, address: IpAddr) -> Option<PeerId> {
+        if address.is_ipv4() != self.is_v4 {
+            return None;
+        }
+        let address = to_bits(address);
+        let holder = self.holders.get(&address).copied();
+        if holder.is_none() {
+            self.reserved.insert(address);
+            if let Some(claim) = self.claims.get(&address) {
+                self.unused.remove(&(*claim, address));
+            }
+        }
+        holder
+    }
+
+    /// An address that was set aside may be lent.
+    pub fn free_up(&mut self, address: IpAddr) {
+        let bits = to_bits(address);
+        if address.is_ipv4() == self.is_v4 && self.reserved.remove(&bits) && self.is_lendable(bits)
+        {
+            self.take_back(bits);
+        }
+    }
+
+    /// A peer is one no more: its first choice is nobody's. A lease of its that cools down stays.
+    pub fn forget(&mut self, peer: PeerId) {
+        let Some(address) = self.homes.remove(&peer) else {
+            return;
+        };
+        if let Some(claim) = self.claims.remove(&address) {
+            self.unused.remove(&(claim, address));
+        }
+        if self.is_free(address) {
+            self.frontier = self.frontier.min(address);
+        }
+    }
+
     fn lend(&mut self, peer: PeerId, address: u128, is_proven: bool) {
         let lease = Lease {
             address,

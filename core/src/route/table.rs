@@ -75,20 +75,22 @@ mod tests {
     }
 
     fn lookup(table: &RoutingTable, address: &str) -> Option<u32> {
-        table.lookup(address.parse().unwrap()).map(|peer| peer.0)
+        table
+            .lookup(address.parse().unwrap())
+            .map(|peer| peer.index() as u32)
     }
 
     /// Case 54: the more specific network wins, in whatever order they come.
     #[test]
     fn the_most_specific_network_wins() {
         let mut networks = [
-            (net("0.0.0.0/0"), PeerId(0)),
-            (net("10.0.0.0/8"), PeerId(1)),
-            (net("10.8.0.0/16"), PeerId(2)),
-            (net("10.8.0.2/32"), PeerId(3)),
-            (net("::/0"), PeerId(4)),
-            (net("fd00::/8"), PeerId(5)),
-            (net("fd00::2/128"), PeerId(6)),
+            (net("0.0.0.0/0"), PeerId::first(0)),
+            (net("10.0.0.0/8"), PeerId::first(1)),
+            (net("10.8.0.0/16"), PeerId::first(2)),
+            (net("10.8.0.2/32"), PeerId::first(3)),
+            (net("::/0"), PeerId::first(4)),
+            (net("fd00::/8"), PeerId::first(5)),
+            (net("fd00::2/128"), PeerId::first(6)),
         ];
         for _ in 0..networks.len() {
             networks.rotate_left(1);
@@ -110,11 +112,14 @@ mod tests {
     #[test]
     fn the_previous_owner_is_named() {
         let mut table = RoutingTable::new();
-        assert_eq!(table.insert(net("10.1.0.0/16"), PeerId(1)), None);
-        assert_eq!(table.insert(net("10.1.2.3/16"), PeerId(2)), Some(PeerId(1)));
+        assert_eq!(table.insert(net("10.1.0.0/16"), PeerId::first(1)), None);
+        assert_eq!(
+            table.insert(net("10.1.2.3/16"), PeerId::first(2)),
+            Some(PeerId::first(1))
+        );
         assert_eq!(table.len(), 1);
         assert_eq!(table.remove(&net("10.1.0.0/17")), None);
-        assert_eq!(table.remove(&net("10.1.0.0/16")), Some(PeerId(2)));
+        assert_eq!(table.remove(&net("10.1.0.0/16")), Some(PeerId::first(2)));
         assert!(table.is_empty());
         assert_eq!(lookup(&table, "10.1.2.3"), None);
     }
@@ -123,10 +128,11 @@ mod tests {
     #[test]
     fn only_the_owner_may_send_from_an_address() {
         let mut table = RoutingTable::new();
-        table.insert(net("10.8.0.2/32"), PeerId(2));
-        table.insert(net("192.168.0.0/16"), PeerId(2));
-        table.insert(net("192.168.7.0/24"), PeerId(3));
-        let is_owner = |peer, address: &str| table.is_owner(PeerId(peer), address.parse().unwrap());
+        table.insert(net("10.8.0.2/32"), PeerId::first(2));
+        table.insert(net("192.168.0.0/16"), PeerId::first(2));
+        table.insert(net("192.168.7.0/24"), PeerId::first(3));
+        let is_owner =
+            |peer, address: &str| table.is_owner(PeerId::first(peer), address.parse().unwrap());
         assert!(is_owner(2, "10.8.0.2"));
         assert!(is_owner(2, "192.168.6.1"));
         assert!(!is_owner(2, "192.168.7.1"), "another client's");
@@ -150,7 +156,7 @@ mod tests {
                     let length = 48 + (index / 2 % 17) as u8;
                     Ipv6Net::new(bits.into(), length).unwrap().trunc().into()
                 };
-                (network, PeerId(index))
+                (network, PeerId::first(index))
             })
             .collect();
         assert!(expected.len() > 60_000);
@@ -200,7 +206,7 @@ mod tests {
             let mut table = RoutingTable::new();
             let mut list: Vec<(IpNet, PeerId)> = Vec::new();
             for (index, (network, _)) in entries.iter().enumerate() {
-                let peer = PeerId(index as u32);
+                let peer = PeerId::first(index as u32);
                 let previous = list.iter().position(|(known, _)| *known == network.trunc());
                 let previous = previous.map(|at| list.remove(at).1);
                 prop_assert_eq!(table.insert(*network, peer), previous);

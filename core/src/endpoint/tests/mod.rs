@@ -3,6 +3,7 @@
 mod addresses;
 mod buffers;
 mod floods;
+mod peers;
 mod probes;
 mod randomness;
 mod recordings;

@@ -237,6 +237,7 @@ fn an_absent_session_does_not_count_among_the_connected() {
     let code = DisconnectCode::TooManySessions;
     let is_refused = |reason: &CloseReason| matches!(reason, CloseReason::Peer { code: said, .. } if *said == code);
     assert!(refused.iter().any(is_refused), "{refused:?}");
+    // It may still find room within its time.
     let stats = net.server.stats();
-    assert_eq!((stats.sessions, stats.sessions_absent), (1, 0));
+    assert_eq!((stats.sessions, stats.sessions_absent), (1, 1));
 }

@@ -18,7 +18,7 @@ fn pool(server: &str) -> AddressPool {
 /// Leases addresses to ever new peers until there are no more, or `most` are out.
 fn drain(pool: &mut AddressPool, most: u32) -> Vec<IpAddr> {
     (1000..1000 + most)
-        .map_while(|peer| pool.lease(PeerId(peer), None, NOW))
+        .map_while(|peer| pool.lease(PeerId::first(peer), None, NOW))
         .collect()
 }
 
@@ -49,11 +49,14 @@ fn tiny_networks_have_no_address_to_spare() {
 #[test]
 fn the_largest_networks_work() {
     let mut v6 = pool("fd00::1/8");
-    assert_eq!(v6.lease(PeerId(1), None, NOW), Some(address("fd00::2")));
+    assert_eq!(
+        v6.lease(PeerId::first(1), None, NOW),
+        Some(address("fd00::2"))
+    );
     let top = address("fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
-    assert_eq!(v6.lease(PeerId(2), Some(top), NOW), Some(top));
+    assert_eq!(v6.lease(PeerId::first(2), Some(top), NOW), Some(top));
     let mut all = pool("::1/0");
-    assert_eq!(all.lease(PeerId(1), None, NOW), Some(address("::2")));
+    assert_eq!(all.lease(PeerId::first(1), None, NOW), Some(address("::2")));
     assert_eq!(drain(&mut pool("0.0.0.1/0"), 2)[1], address("0.0.0.3"));
 }
 
@@ -62,10 +65,10 @@ fn the_largest_networks_work() {
 fn an_exhausted_pool_refuses_newcomers() {
     let mut pool = pool("10.8.0.1/29");
     let before = drain(&mut pool, 5);
-    assert_eq!(pool.lease(PeerId(7), None, NOW), None);
-    assert_eq!(pool.lease(PeerId(7), Some(before[0]), NOW), None);
+    assert_eq!(pool.lease(PeerId::first(7), None, NOW), None);
+    assert_eq!(pool.lease(PeerId::first(7), Some(before[0]), NOW), None);
     for (peer, address) in (1000..).zip(before) {
-        assert_eq!(pool.address(PeerId(peer)), Some(address));
+        assert_eq!(pool.address(PeerId::first(peer)), Some(address));
     }
 }
 
@@ -75,39 +78,42 @@ fn an_exhausted_pool_refuses_newcomers() {
 fn absent_peers_lose_their_address_only_to_need() {
     let mut pool = pool("10.8.0.1/29");
     drain(&mut pool, 5);
-    pool.release(PeerId(1003), NOW);
-    pool.release(PeerId(1001), NOW + SECOND);
-    pool.release(PeerId(1003), NOW + SECOND * 2);
+    pool.release(PeerId::first(1003), NOW);
+    pool.release(PeerId::first(1001), NOW + SECOND);
+    pool.release(PeerId::first(1003), NOW + SECOND * 2);
     let almost = NOW + AddressPool::COOL_DOWN - Duration::from_nanos(1);
-    assert_eq!(pool.lease(PeerId(7), None, almost), None);
+    assert_eq!(pool.lease(PeerId::first(7), None, almost), None);
     let then = NOW + AddressPool::COOL_DOWN;
-    assert_eq!(pool.lease(PeerId(7), None, then), Some(address("10.8.0.5")));
-    assert_eq!(pool.lease(PeerId(8), None, then), None);
     assert_eq!(
-        pool.lease(PeerId(8), None, then + SECOND),
+        pool.lease(PeerId::first(7), None, then),
+        Some(address("10.8.0.5"))
+    );
+    assert_eq!(pool.lease(PeerId::first(8), None, then), None);
+    assert_eq!(
+        pool.lease(PeerId::first(8), None, then + SECOND),
         Some(address("10.8.0.3"))
     );
-    assert_eq!(pool.address(PeerId(1003)), None);
-    assert_eq!(pool.lease(PeerId(1003), None, then + SECOND), None);
+    assert_eq!(pool.address(PeerId::first(1003)), None);
+    assert_eq!(pool.lease(PeerId::first(1003), None, then + SECOND), None);
 }
 
 /// Case 58: who comes back gets the same address, at once or after years.
 #[test]
 fn a_returning_peer_keeps_its_address() {
     let mut pool = pool("10.8.0.1/24");
-    let first = pool.lease(PeerId(1), None, NOW);
+    let first = pool.lease(PeerId::first(1), None, NOW);
     drain(&mut pool, 9);
     assert_eq!(
-        pool.lease(PeerId(1), None, NOW),
+        pool.lease(PeerId::first(1), None, NOW),
         first,
         "while still connected"
     );
-    pool.release(PeerId(1), NOW);
+    pool.release(PeerId::first(1), NOW);
     let later = NOW + SECOND * 100_000_000;
     let other = Some(address("10.8.0.99"));
-    assert_eq!(pool.lease(PeerId(1), other, later), first);
+    assert_eq!(pool.lease(PeerId::first(1), other, later), first);
     assert_eq!(
-        pool.lease(PeerId(2), first, later),
+        pool.lease(PeerId::first(2), first, later),
         Some(address("10.8.0.12"))
     );
 }
@@ -116,14 +122,14 @@ fn a_returning_peer_keeps_its_address() {
 #[test]
 fn a_returned_peer_cannot_lose_its_address() {
     let mut pool = pool("10.8.0.1/30");
-    let first = pool.lease(PeerId(1), None, NOW);
-    pool.release(PeerId(1), NOW);
-    assert_eq!(pool.lease(PeerId(1), None, NOW + SECOND), first);
+    let first = pool.lease(PeerId::first(1), None, NOW);
+    pool.release(PeerId::first(1), NOW);
+    assert_eq!(pool.lease(PeerId::first(1), None, NOW + SECOND), first);
     assert_eq!(
-        pool.lease(PeerId(2), None, NOW + AddressPool::COOL_DOWN * 2),
+        pool.lease(PeerId::first(2), None, NOW + AddressPool::COOL_DOWN * 2),
         None
     );
-    assert_eq!(pool.address(PeerId(1)), first);
+    assert_eq!(pool.address(PeerId::first(1)), first);
 }
 
 /// Case 60: fixed addresses and the server's own are never lent.
@@ -132,7 +138,7 @@ fn reserved_addresses_are_never_lent() {
     let reserved = ["10.8.0.2", "10.8.0.4", "192.168.1.1", "fd00::3"].map(address);
     let mut pool = AddressPool::new("10.8.0.5/29".parse().unwrap(), reserved);
     for unavailable in ["10.8.0.2", "10.8.0.4", "10.8.0.5"] {
-        let given = pool.lease(PeerId(1), Some(address(unavailable)), NOW);
+        let given = pool.lease(PeerId::first(1), Some(address(unavailable)), NOW);
         assert_eq!(given, Some(address("10.8.0.1")));
     }
     let rest = drain(&mut pool, 100);
@@ -143,9 +149,12 @@ fn reserved_addresses_are_never_lent() {
 fn wanted_addresses_are_given_when_free() {
     let mut pool = pool("10.8.0.1/24");
     let wanted = address("10.8.0.77");
-    assert_eq!(pool.lease(PeerId(1), Some(wanted), NOW), Some(wanted));
     assert_eq!(
-        pool.lease(PeerId(2), Some(wanted), NOW),
+        pool.lease(PeerId::first(1), Some(wanted), NOW),
+        Some(wanted)
+    );
+    assert_eq!(
+        pool.lease(PeerId::first(2), Some(wanted), NOW),
         Some(address("10.8.0.2"))
     );
     for (peer, unusable) in [
@@ -158,7 +167,7 @@ fn wanted_addresses_are_given_when_free() {
     ] {
         let lowest = address(&format!("10.8.0.{peer}"));
         assert_eq!(
-            pool.lease(PeerId(peer), Some(address(unusable)), NOW),
+            pool.lease(PeerId::first(peer), Some(address(unusable)), NOW),
             Some(lowest)
         );
     }
@@ -170,7 +179,7 @@ fn first_choices_are_the_same_in_any_order() {
     let addresses = |order: &mut dyn Iterator<Item = u32>| -> BTreeMap<u32, IpAddr> {
         let mut pool = pool_with_choices("10.8.0.1/24", 200);
         order
-            .map(|peer| (peer, pool.lease(PeerId(peer), None, NOW).unwrap()))
+            .map(|peer| (peer, pool.lease(PeerId::first(peer), None, NOW).unwrap()))
             .collect()
     };
     let forth = addresses(&mut (0..200));
@@ -185,9 +194,9 @@ fn a_first_choice_hardly_depends_on_the_other_peers() {
     let v6 = |peers: &[u32]| -> Vec<IpAddr> {
         let mut pool = pool("fd00::1/64");
         for peer in peers {
-            pool.prefer(PeerId(*peer), &key(*peer));
+            pool.prefer(PeerId::first(*peer), &key(*peer));
         }
-        let mut lease = |peer: &u32| pool.lease(PeerId(*peer), None, NOW).unwrap();
+        let mut lease = |peer: &u32| pool.lease(PeerId::first(*peer), None, NOW).unwrap();
         peers.iter().map(&mut lease).collect()
     };
     let all: Vec<u32> = (0..50).collect();
@@ -200,28 +209,28 @@ fn a_first_choice_hardly_depends_on_the_other_peers() {
 #[test]
 fn a_first_choice_goes_to_others_only_when_they_need_it() {
     let mut pool = pool_with_choices("10.8.0.1/29", 3);
-    let home = |peer| pool.clone().lease(PeerId(peer), None, NOW).unwrap();
+    let home = |peer| pool.clone().lease(PeerId::first(peer), None, NOW).unwrap();
     let homes = [home(0), home(1), home(2)];
-    let newcomer = pool.lease(PeerId(9), Some(homes[0]), NOW).unwrap();
+    let newcomer = pool.lease(PeerId::first(9), Some(homes[0]), NOW).unwrap();
     assert!(!homes.contains(&newcomer), "{newcomer}");
-    let swapped = pool.lease(PeerId(1), Some(homes[0]), NOW);
+    let swapped = pool.lease(PeerId::first(1), Some(homes[0]), NOW);
     assert_eq!(swapped, Some(homes[1]));
-    let last_unclaimed = pool.lease(PeerId(8), None, NOW).unwrap();
+    let last_unclaimed = pool.lease(PeerId::first(8), None, NOW).unwrap();
     assert!(!homes.contains(&last_unclaimed), "{last_unclaimed}");
-    let taken = pool.lease(PeerId(7), None, NOW).unwrap();
+    let taken = pool.lease(PeerId::first(7), None, NOW).unwrap();
     assert!([homes[0], homes[2]].contains(&taken), "{taken}");
-    assert!(pool.lease(PeerId(0), None, NOW).is_some());
-    assert_eq!(pool.lease(PeerId(2), None, NOW), None);
+    assert!(pool.lease(PeerId::first(0), None, NOW).is_some());
+    assert_eq!(pool.lease(PeerId::first(2), None, NOW), None);
 }
 
 #[test]
 fn a_reservation_of_a_first_choice_leaves_it_one() {
     let mut pool = pool_with_choices("10.8.0.1/30", 1);
     let only = Some(address("10.8.0.2"));
-    assert_eq!(pool.reserve(PeerId(5), None, NOW), only);
-    assert_eq!(pool.reserve(PeerId(0), None, NOW), None);
-    pool.release(PeerId(5), NOW);
-    assert_eq!(pool.lease(PeerId(0), None, NOW), only);
+    assert_eq!(pool.reserve(PeerId::first(5), None, NOW), only);
+    assert_eq!(pool.reserve(PeerId::first(0), None, NOW), None);
+    pool.release(PeerId::first(5), NOW);
+    assert_eq!(pool.lease(PeerId::first(0), None, NOW), only);
 }
 
 /// Case 58: leases of an earlier run are as good as those of this one.
@@ -229,24 +238,37 @@ fn a_reservation_of_a_first_choice_leaves_it_one() {
 fn restored_leases_are_lost_only_to_need_and_the_oldest_first() {
     let mut pool = pool("10.8.0.1/29");
     for (peer, last) in [(3, 4), (1, 2), (2, 6)] {
-        pool.restore(Some(PeerId(peer)), IpAddr::from([10, 8, 0, last]), NOW);
+        pool.restore(
+            Some(PeerId::first(peer)),
+            IpAddr::from([10, 8, 0, last]),
+            NOW,
+        );
     }
-    pool.prefer(PeerId(3), &key(3));
+    pool.prefer(PeerId::first(3), &key(3));
     let wish = Some(address("10.8.0.2"));
-    assert_eq!(pool.lease(PeerId(8), wish, NOW), Some(address("10.8.0.3")));
-    assert_eq!(pool.lease(PeerId(2), None, NOW), Some(address("10.8.0.6")));
-    assert_eq!(pool.lease(PeerId(9), None, NOW), Some(address("10.8.0.5")));
-    assert_eq!(pool.lease(PeerId(7), None, NOW), None, "not so soon");
+    assert_eq!(
+        pool.lease(PeerId::first(8), wish, NOW),
+        Some(address("10.8.0.3"))
+    );
+    assert_eq!(
+        pool.lease(PeerId::first(2), None, NOW),
+        Some(address("10.8.0.6"))
+    );
+    assert_eq!(
+        pool.lease(PeerId::first(9), None, NOW),
+        Some(address("10.8.0.5"))
+    );
+    assert_eq!(pool.lease(PeerId::first(7), None, NOW), None, "not so soon");
     let later = NOW + AddressPool::COOL_DOWN;
     assert_eq!(
-        pool.lease(PeerId(7), None, later),
+        pool.lease(PeerId::first(7), None, later),
         Some(address("10.8.0.4"))
     );
     assert_eq!(
-        pool.lease(PeerId(1), None, later),
+        pool.lease(PeerId::first(1), None, later),
         Some(address("10.8.0.2"))
     );
-    assert_eq!(pool.lease(PeerId(3), None, later), None);
+    assert_eq!(pool.lease(PeerId::first(3), None, later), None);
 }
 
 /// Case 58: a removed peer's address is the last of the free ones, before first choices.
@@ -255,11 +277,11 @@ fn the_address_of_a_former_peer_is_left_alone_while_there_are_others() {
     let mut pool = pool("10.8.0.1/29");
     pool.restore(None, address("10.8.0.2"), NOW);
     for peer in 0..3 {
-        pool.prefer(PeerId(peer), &key(peer));
+        pool.prefer(PeerId::first(peer), &key(peer));
     }
-    let first = pool.lease(PeerId(9), Some(address("10.8.0.2")), NOW);
+    let first = pool.lease(PeerId::first(9), Some(address("10.8.0.2")), NOW);
     assert_ne!(first, Some(address("10.8.0.2")));
-    let second = pool.lease(PeerId(8), None, NOW);
+    let second = pool.lease(PeerId::first(8), None, NOW);
     assert_eq!(second, Some(address("10.8.0.2")));
 }
 
@@ -270,16 +292,16 @@ fn what_cannot_be_restored_is_passed_over() {
     for unusable in [
         "10.8.0.0", "10.8.0.1", "10.8.0.5", "10.8.0.7", "10.9.0.3", "fd00::3",
     ] {
-        pool.restore(Some(PeerId(1)), address(unusable), NOW);
+        pool.restore(Some(PeerId::first(1)), address(unusable), NOW);
         pool.restore(None, address(unusable), NOW);
-        assert_eq!(pool.address(PeerId(1)), None, "{unusable}");
+        assert_eq!(pool.address(PeerId::first(1)), None, "{unusable}");
     }
     let good = [address("10.8.0.2"), address("10.8.0.3")];
-    pool.restore(Some(PeerId(1)), good[0], NOW);
-    pool.restore(Some(PeerId(1)), good[1], NOW);
-    pool.restore(Some(PeerId(2)), good[0], NOW);
-    assert_eq!(pool.address(PeerId(1)), Some(good[0]));
-    assert_eq!(pool.address(PeerId(2)), None);
+    pool.restore(Some(PeerId::first(1)), good[0], NOW);
+    pool.restore(Some(PeerId::first(1)), good[1], NOW);
+    pool.restore(Some(PeerId::first(2)), good[0], NOW);
+    assert_eq!(pool.address(PeerId::first(1)), Some(good[0]));
+    assert_eq!(pool.address(PeerId::first(2)), None);
     assert_eq!(drain(&mut pool, 9).len(), 3);
 }
 
@@ -294,7 +316,7 @@ fn more_first_choices_than_addresses_do_no_harm() {
         "0.0.0.1/0",
     ] {
         let mut pool = pool_with_choices(network, 40);
-        let given = (0..40).filter_map(|peer| pool.lease(PeerId(peer), None, NOW));
+        let given = (0..40).filter_map(|peer| pool.lease(PeerId::first(peer), None, NOW));
         let given: Vec<_> = given.collect();
         let distinct: BTreeSet<_> = given.iter().collect();
         assert_eq!(distinct.len(), given.len(), "{network}");
@@ -317,7 +339,7 @@ fn key(peer: u32) -> PublicKey {
 fn pool_with_choices(server: &str, peers: u32) -> AddressPool {
     let mut pool = pool(server);
     for peer in 0..peers {
-        pool.prefer(PeerId(peer), &key(peer));
+        pool.prefer(PeerId::first(peer), &key(peer));
     }
     pool
 }
@@ -359,9 +381,9 @@ proptest! {
             match step {
                 Step::Lease(peer, wanted) => {
                     let wanted = wanted.map(|last| IpAddr::from([10, 8, 0, last]));
-                    let before = pool.address(PeerId(peer));
-                    let given = pool.lease(PeerId(peer), wanted, now);
-                    prop_assert_eq!(given, twin.lease(PeerId(peer), wanted, now));
+                    let before = pool.address(PeerId::first(peer));
+                    let given = pool.lease(PeerId::first(peer), wanted, now);
+                    prop_assert_eq!(given, twin.lease(PeerId::first(peer), wanted, now));
                     prop_assert!(before.is_none() || given == before);
                     if let Some(address) = given {
                         connected.remove(&peer);
@@ -373,14 +395,14 @@ proptest! {
                 }
                 Step::Release(peer) => {
                     connected.remove(&peer);
-                    pool.release(PeerId(peer), now);
-                    twin.release(PeerId(peer), now);
+                    pool.release(PeerId::first(peer), now);
+                    twin.release(PeerId::first(peer), now);
                 }
                 Step::Wait(seconds) => now = now + Duration::from_secs(seconds),
             }
             prop_assert_eq!(pool.holders.len(), pool.leases.len());
             for (peer, address) in &connected {
-                prop_assert_eq!(pool.address(PeerId(*peer)), Some(*address));
+                prop_assert_eq!(pool.address(PeerId::first(*peer)), Some(*address));
             }
         }
     }
@@ -389,7 +411,7 @@ proptest! {
 #[test]
 fn a_reservation_takes_from_nobody_and_leaves_no_trace() {
     let mut pool = pool("10.8.0.1/30");
-    let (first, second) = (PeerId(1), PeerId(2));
+    let (first, second) = (PeerId::first(1), PeerId::first(2));
     let only = Some(address("10.8.0.2"));
     assert_eq!(pool.reserve(first, None, NOW), only);
     assert_eq!(pool.reserve(second, None, NOW), None);
@@ -403,4 +425,43 @@ fn a_reservation_takes_from_nobody_and_leaves_no_trace() {
     assert_eq!(pool.address(second), only, "only a proof takes it away");
     assert_eq!(pool.lease(first, only, later), only);
     assert_eq!(pool.address(second), None);
+}
+
+#[test]
+fn an_address_that_is_set_aside_is_lent_once_it_is_free_again() {
+    let mut pool = pool("10.8.0.1/29");
+    let (first, second) = (PeerId::first(1), PeerId::first(2));
+    assert_eq!(pool.lease(first, None, NOW), Some(address("10.8.0.2")));
+
+    assert_eq!(
+        pool.set_aside(address("10.8.0.2")),
+        Some(first),
+        "it is lent"
+    );
+    assert_eq!(pool.set_aside(address("10.8.0.3")), None);
+    assert_eq!(pool.set_aside(address("fd00::3")), None, "not one of these");
+    let wanted = Some(address("10.8.0.3"));
+    assert_eq!(pool.lease(second, wanted, NOW), Some(address("10.8.0.4")));
+
+    pool.free_up(address("10.8.0.3"));
+    let third = PeerId::first(3);
+    assert_eq!(pool.lease(third, None, NOW), wanted);
+}
+
+#[test]
+fn the_first_choice_of_a_peer_that_is_no_more_is_anothers() {
+    let key = PublicKey::from_bytes([7; 32]);
+    let choice = |pool: &mut AddressPool, peer| {
+        pool.prefer(peer, &key);
+        pool.lease(peer, None, NOW)
+    };
+    let (first, second) = (PeerId::first(1), PeerId::first(2));
+    let mut without = pool("10.8.0.1/24");
+    let chosen = choice(&mut without, second);
+    let mut pool = pool("10.8.0.1/24");
+    pool.prefer(first, &key);
+
+    pool.forget(first);
+
+    assert_eq!(choice(&mut pool, second), chosen);
 }

@@ -5,7 +5,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ipnet::IpNet;
-use lostlove_core::config::TunSettings;
+use lostlove_core::config::{Peer, Role, TunSettings};
 use lostlove_core::endpoint::{Batch, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::ip::{self, VirtioHeader};
@@ -50,6 +50,8 @@ struct Node {
 
 pub(super) struct World {
     nodes: Vec<Node>,
+    /// The server's peers as they were at first.
+    peers: Vec<Peer>,
     links: Vec<Link>,
     /// Which client each of the server's connections belongs to.
     owners: BTreeMap<ConnectionId, usize>,
@@ -59,6 +61,10 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(choices: Choices) -> Self {
         let now = Instant::from_millis(1000);
+        let peers = match choices.server().role {
+            Role::Server(server) => server.peers,
+            Role::Client(_) => Vec::new(),
+        };
         let clients = (1..=CLIENTS).map(|n| choices.client(n));
         let configs = core::iter::once(choices.server()).chain(clients);
         let nodes = (40..).zip(configs).map(|(seed, config)| Node {
@@ -72,6 +78,7 @@ impl World {
         });
         Self {
             nodes: nodes.collect(),
+            peers,
             links: Vec::new(),
             owners: BTreeMap::new(),
             now,
@@ -380,6 +387,9 @@ impl World {
     pub(super) fn unasked(&mut self, which: usize, call: u8) {
         let (count, now) = (self.nodes.len(), self.now);
         let which = which % count;
+        if which == SERVER && call & 4 != 0 {
+            return self.change_peers(call >> 3);
+        }
         let remote = SocketAddr::from(([203, 0, 113, 9], 8443));
         let endpoint = &mut self.nodes[which].endpoint;
         match call & 3 {
@@ -393,6 +403,31 @@ impl World {
             2 if which != SERVER => assert!(endpoint.handle_accepted(remote, now).is_err()),
             _ => endpoint.handle_timeout(now),
         }
+    }
+
+    /// An operator removes a peer, or adds one that is not there, or alters it.
+    fn change_peers(&mut self, choice: u8) {
+        let (now, known) = (self.now, &self.peers);
+        let Some(at) = usize::from(choice >> 2).checked_rem(known.len()) else {
+            return;
+        };
+        let mut peer = known[at].clone();
+        let server = &mut self.nodes[SERVER].endpoint;
+        let shared = server.peers().expect("a server has peers").clone();
+        shared.with(|peers| match choice & 3 {
+            0 | 1 => {
+                if let Some(id) = peers.find(&peer.public_key) {
+                    assert!(peers.remove(id, now).is_some_and(|it| it.name == peer.name));
+                }
+            }
+            2 => drop(peers.upsert(peer)),
+            _ => {
+                peer.rate_limit = Some(10_000);
+                peer.address_v4 = Some([10, 8, 0, 200 + at as u8].into());
+                drop(peers.upsert(peer));
+            }
+        });
+        server.handle_peers_changed(now);
     }
 
     pub(super) fn shut_down(&mut self, which: usize) {

@@ -1,0 +1,619 @@
+//! Who may connect to a server, which address is whose, and who is connected where.
+//!
+//! Nothing in here knows a connection, or a key of a session: endpoints ask when a hello comes
+//! ([`Peers::offer`]), when it is proved ([`Peers::claim`]) and when a session ends, and follow what
+//! has [changed](Change) in their own routing tables.
+
+mod admission;
+mod shared;
+
+use core::fmt;
+use core::net::IpAddr;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::config::{Peer, Server};
+use crate::crypto::{PresharedKey, PublicKey};
+use crate::error::HandshakeError;
+use crate::route::{AddressPool, pools};
+use crate::slab::Slab;
+use crate::stats::{PeerStats, Usage};
+use crate::time::Instant;
+
+pub use crate::route::PeerId;
+pub(crate) use admission::{Admission, source_of};
+pub use shared::SharedPeers;
+
+/// Names one event loop of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(pub u16);
+
+/// What the endpoints of a process have in common.
+#[derive(Debug)]
+pub struct Peers {
+    entries: Slab<PeerId, Entry>,
+    keys: BTreeMap<PublicKey, PeerId>,
+    networks: (Ipv4Net, Option<Ipv6Net>),
+    v4: AddressPool,
+    v6: Option<AddressPool>,
+    /// For peers without one of their own, in bytes per second.
+    rate_limit: Option<u64>,
+    /// How many may be connected at once.
+    max_connected: usize,
+    connected: usize,
+    pub(crate) admission: Admission,
+    /// The newest changes, as far back as some endpoint has not seen them.
+    changes: VecDeque<Change>,
+    /// How many changes there ever were.
+    version: u64,
+    /// How many of them each endpoint has seen.
+    seen: BTreeMap<WorkerId, u64>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    peer: Peer,
+    name: Arc<str>,
+    usage: Arc<Usage>,
+    place: Option<Place>,
+    /// Hellos in this peer's name that are answered and not proved.
+    offers: u32,
+    /// Addresses from the pools that are routed to it.
+    leased: [Option<IpAddr>; 2],
+}
+
+/// Where a peer's session is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    worker: WorkerId,
+    /// When its hello was answered.
+    began_at: Instant,
+    /// Its connection broke, and it may come back.
+    is_absent: bool,
+}
+
+/// What has changed for the endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Packets for the network go to the peer, and may come from it.
+    Routed(IpNet, PeerId),
+    /// To and from nobody.
+    Unrouted(IpNet),
+    /// The peer's session is at this endpoint.
+    Placed(PeerId, WorkerId),
+    /// What the peer may do has changed.
+    Altered(PeerId),
+    /// The peer exists no more.
+    Removed(PeerId),
+}
+
+/// Why a peer cannot be as it was wanted. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerConflict {
+    /// Another peer has the name.
+    #[error("there is a peer '{0}' with another key already")]
+    Name(String),
+    /// Another peer, by name, has the key.
+    #[error("peer '{0}' has this key already")]
+    Key(String),
+    /// The address, and the peer that has it.
+    #[error("{0} belongs to peer '{1}'")]
+    Address(IpAddr, String),
+    /// The network, and the peer that it is behind.
+    #[error("{0} is routed to peer '{1}' already")]
+    Route(IpNet, String),
+}
+
+/// What a hello is answered with.
+pub(crate) struct Offer {
+    pub(crate) peer: PeerId,
+    pub(crate) preshared_key: Option<PresharedKey>,
+    pub(crate) address_v4: Option<Ipv4Net>,
+    pub(crate) address_v6: Option<Ipv6Net>,
+}
+
+/// What a peer gets that has proved its key.
+pub(crate) struct Claim {
+    pub(crate) key: PublicKey,
+    pub(crate) name: Arc<str>,
+    pub(crate) usage: Arc<Usage>,
+    pub(crate) rate_limit: Option<u64>,
+    /// Addresses from the pools.
+    pub(crate) leased: [Option<IpAddr>; 2],
+}
+
+/// Why a peer that has proved its key gets no session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unclaimed {
+    /// It was removed since its hello.
+    Removed,
+    /// It has a session by a later hello.
+    Outdated,
+    /// As many as may be are connected.
+    TooMany,
+    /// Since the hello its address went to another, as the pool is exhausted.
+    NoAddress,
+}
+
+impl Peers {
+    /// The peers of a server's configuration, of which so many may be connected at once.
+    pub fn new(server: &Server, max_connected: usize, now: Instant) -> Self {
+        let mut entries = Slab::<PeerId, _>::new();
+        let mut keys = BTreeMap::new();
+        for peer in &server.peers {
+            let id = entries.insert(|_| Entry::new(peer.clone()));
+            keys.insert(peer.public_key, id);
+        }
+        let (v4, v6) = pools(server, &keys, now);
+        Self {
+            entries,
+            keys,
+            networks: (server.address_v4, server.address_v6),
+            v4,
+            v6,
+            rate_limit: server.rate_limit,
+            max_connected,
+            connected: 0,
+            admission: Admission::new(now),
+            changes: VecDeque::new(),
+            version: 0,
+            seen: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a peer, or alters the one with this key and name. Who has it as it is keeps its session,
+    /// unless its address is another one by now.
+    ///
+    /// # Errors
+    ///
+    /// A [`PeerConflict`] if another peer has something of it.
+    pub fn upsert(&mut self, peer: Peer) -> Result<PeerId, PeerConflict> {
+        let known = self.keys.get(&peer.public_key).copied();
+        self.judge(&peer, known)?;
+        let Some(id) = known else {
+            return Ok(self.insert(peer));
+        };
+        let Some(entry) = self.entries.get_mut(id) else {
+            return Ok(self.insert(peer));
+        };
+        let before = core::mem::replace(&mut entry.peer, peer.clone());
+        for network in networks_of(&before).filter(|it| !networks_of(&peer).any(|new| new == *it)) {
+            self.log(Change::Unrouted(network));
+        }
+        for address in fixed(&before) {
+            self.free_up(address);
+        }
+        for address in fixed(&peer) {
+            self.set_aside(address);
+        }
+        for network in networks_of(&peer) {
+            self.log(Change::Routed(network, id));
+        }
+        self.log(Change::Altered(id));
+        Ok(id)
+    }
+
+    /// Removes a peer: its session ends, and a hello of it that waits for its proof comes to
+    /// nothing.
+    pub fn remove(&mut self, id: PeerId, now: Instant) -> Option<Peer> {
+        let entry = self.entries.remove(id)?;
+        self.keys.remove(&entry.peer.public_key);
+        if entry.place.is_some_and(|place| !place.is_absent) {
+            self.connected -= 1;
+        }
+        let leased = self.leased(id, &entry).map(IpNet::from).collect::<Vec<_>>();
+        for network in networks_of(&entry.peer).chain(leased) {
+            self.log(Change::Unrouted(network));
+        }
+        for address in fixed(&entry.peer) {
+            self.free_up(address);
+        }
+        self.release(id, now);
+        self.v4.forget(id);
+        if let Some(pool) = &mut self.v6 {
+            pool.forget(id);
+        }
+        self.log(Change::Removed(id));
+        Some(entry.peer)
+    }
+
+    /// The peer with a key.
+    pub fn find(&self, key: &PublicKey) -> Option<PeerId> {
+        self.keys.get(key).copied()
+    }
+
+    /// All peers and what an operator wants to know of each, those of the configuration first and in
+    /// its order.
+    pub fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer, PeerStats)> {
+        self.entries.iter().map(|(id, entry)| {
+            let connected = entry.place.is_some_and(|place| !place.is_absent);
+            (id, &entry.peer, entry.usage.stats(&entry.name, connected))
+        })
+    }
+
+    /// How many changes there ever were.
+    pub(crate) const fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Answers a hello: keeps an address free for whoever has this key, and copies what the
+    /// handshake needs. [`Self::claim`] or [`Self::abandon`] ends that.
+    pub(crate) fn offer(
+        &mut self,
+        key: &PublicKey,
+        wanted: [Option<IpAddr>; 2],
+        now: Instant,
+    ) -> Result<Offer, HandshakeError> {
+        let peer = self.find(key).ok_or(HandshakeError::UnknownPeer)?;
+        let entry = self
+            .entries
+            .get_mut(peer)
+            .ok_or(HandshakeError::UnknownPeer)?;
+        entry.offers += 1;
+        let v4 = entry.peer.address_v4.or_else(|| {
+            let address = self.v4.reserve(peer, wanted[0], now);
+            address.and_then(|address| match address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            })
+        });
+        let v6 = self.v6.as_mut().and_then(|pool| {
+            entry.peer.address_v6.or_else(|| {
+                let address = pool.reserve(peer, wanted[1], now);
+                address.and_then(|address| match address {
+                    IpAddr::V4(_) => None,
+                    IpAddr::V6(address) => Some(address),
+                })
+            })
+        });
+        let (network_v4, network_v6) = self.networks;
+        let prefix_v6 = network_v6.map_or(128, |network| network.prefix_len());
+        Ok(Offer {
+            peer,
+            preshared_key: entry.peer.preshared_key.clone(),
+            address_v4: v4.and_then(|it| Ipv4Net::new(it, network_v4.prefix_len()).ok()),
+            address_v6: v6.and_then(|it| Ipv6Net::new(it, prefix_v6).ok()),
+        })
+    }
+
+    /// An offer came to nothing: what was kept free for it may be given away, unless the peer has a
+    /// session, or another offer.
+    pub(crate) fn abandon(&mut self, peer: PeerId, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(peer) {
+            entry.offers -= 1;
+            if entry.place.is_none() && entry.offers == 0 {
+                self.release(peer, now);
+            }
+        }
+    }
+
+    /// A peer has proved its key: its session is at `here` from now on, wherever it was before.
+    pub(crate) fn claim(
+        &mut self,
+        peer: PeerId,
+        addresses: [Option<IpAddr>; 2],
+        (here, began_at): (WorkerId, Instant),
+        now: Instant,
+    ) -> Result<Claim, Unclaimed> {
+        let entry = self.entries.get_mut(peer).ok_or(Unclaimed::Removed)?;
+        // A proof may be late on a connection that its client gave up long ago, and must not end
+        // the session that the client has now.
+        if entry.place.is_some_and(|place| place.began_at > began_at) {
+            return Err(Unclaimed::Outdated);
+        }
+        let is_connected = entry.place.is_some_and(|place| !place.is_absent);
+        if !is_connected && self.connected >= self.max_connected {
+            return Err(Unclaimed::TooMany);
+        }
+        let leased = self.lease(peer, addresses, now)?;
+        let Some(entry) = self.entries.get_mut(peer) else {
+            return Err(Unclaimed::Removed);
+        };
+        entry.offers -= 1;
+        entry.leased = leased;
+        entry.place = Some(Place {
+            worker: here,
+            began_at,
+            is_absent: false,
+        });
+        let claim = Claim {
+            key: entry.peer.public_key,
+            leased,
+            name: entry.name.clone(),
+            usage: entry.usage.clone(),
+            rate_limit: entry.peer.rate_limit.or(self.rate_limit),
+        };
+        self.connected += usize::from(!is_connected);
+        for address in leased.into_iter().flatten() {
+            self.log(Change::Routed(IpNet::from(address), peer));
+        }
+        self.log(Change::Placed(peer, here));
+        Ok(claim)
+    }
+
+    /// The connection of a peer's session broke: the session waits for it.
+    pub(crate) fn lose(&mut self, peer: PeerId, here: WorkerId) {
+        if let Some(Place {
+            worker, is_absent, ..
+        }) = self.place_mut(peer)
+            && *worker == here
+            && !*is_absent
+        {
+            *is_absent = true;
+            self.connected -= 1;
+        }
+    }
+
+    /// A peer's session at `here` has ended: its leases may be given away, once nothing else is free.
+    /// Without effect if the session is elsewhere by now. Returns its key if it had leases.
+    pub(crate) fn leave(
+        &mut self,
+        peer: PeerId,
+        here: WorkerId,
+        now: Instant,
+    ) -> Option<PublicKey> {
+        let entry = self.entries.get_mut(peer)?;
+        if entry.place.is_none_or(|place| place.worker != here) {
+            return None;
+        }
+        let key = entry.peer.public_key;
+        let place = entry.place.take();
+        if place.is_some_and(|place| !place.is_absent) {
+            self.connected -= 1;
+        }
+        let went = entry.offers == 0 && self.release(peer, now);
+        went.then_some(key)
+    }
+
+    /// The name of a peer.
+    pub(crate) fn name(&self, peer: PeerId) -> Option<Arc<str>> {
+        Some(self.entries.get(peer)?.name.clone())
+    }
+
+    /// The limit on what a peer may send and receive, in bytes per second.
+    pub(crate) fn rate_limit(&self, peer: PeerId) -> Option<u64> {
+        let entry = self.entries.get(peer)?;
+        entry.peer.rate_limit.or(self.rate_limit)
+    }
+
+    /// Whether a session with these addresses is still as its peer is meant to be.
+    pub(crate) fn may_keep(&self, peer: PeerId, [v4, v6]: [Option<IpAddr>; 2]) -> bool {
+        let Some(Entry { peer, leased, .. }) = self.entries.get(peer) else {
+            return false;
+        };
+        let is_own = |fixed: Option<IpAddr>, leased: Option<IpAddr>, used: Option<IpAddr>| {
+            used.is_none() || used == fixed.or(leased)
+        };
+        is_own(peer.address_v4.map(IpAddr::V4), leased[0], v4)
+            && is_own(peer.address_v6.map(IpAddr::V6), leased[1], v6)
+    }
+
+    /// An endpoint begins: all routes that there are. From here on it follows the changes.
+    pub(crate) fn join(&mut self, worker: WorkerId) -> Vec<(IpNet, PeerId)> {
+        self.seen.insert(worker, self.version);
+        let routes = self.entries.iter().flat_map(|(id, entry)| {
+            let leased = self.leased(id, entry).map(IpNet::from);
+            let networks = networks_of(&entry.peer).chain(leased);
+            networks.map(move |network| (network, id))
+        });
+        routes.collect()
+    }
+
+    /// What has changed since the endpoint last asked; what all have seen is forgotten.
+    pub(crate) fn take_changes(&mut self, worker: WorkerId) -> Vec<Change> {
+        let seen = self.seen.insert(worker, self.version).unwrap_or(0);
+        let unseen = usize::try_from(self.version - seen).unwrap_or(usize::MAX);
+        let skipped = self.changes.len().saturating_sub(unseen);
+        let changes = self.changes.iter().skip(skipped).copied().collect();
+        let oldest = self.seen.values().copied().min().unwrap_or(self.version);
+        let kept = usize::try_from(self.version - oldest).unwrap_or(usize::MAX);
+        let surplus = self.changes.len().saturating_sub(kept);
+        self.changes.drain(..surplus);
+        changes
+    }
+
+    fn log(&mut self, change: Change) {
+        self.changes.push_back(change);
+        self.version += 1;
+    }
+
+    fn place_mut(&mut self, peer: PeerId) -> Option<&mut Place> {
+        self.entries.get_mut(peer)?.place.as_mut()
+    }
+
+    /// Whether nobody but `known` has something of `peer`.
+    fn judge(&self, peer: &Peer, known: Option<PeerId>) -> Result<(), PeerConflict> {
+        if let Some(entry) = known.and_then(|id| self.entries.get(id))
+            && entry.peer.name != peer.name
+        {
+            return Err(PeerConflict::Key(entry.peer.name.clone()));
+        }
+        let others = self.entries.iter().filter(|(id, _)| Some(*id) != known);
+        for (id, other) in others {
+            let name = || other.peer.name.clone();
+            if other.peer.name == peer.name {
+                return Err(PeerConflict::Name(name()));
+            }
+            let mut taken = fixed(&other.peer).chain(self.leased(id, other));
+            if let Some(address) = taken.find(|it| fixed(peer).any(|wanted| wanted == *it)) {
+                return Err(PeerConflict::Address(address, name()));
+            }
+            let mut routes = other.peer.routes.iter();
+            if let Some(network) = routes.find(|it| peer.routes.contains(it)) {
+                return Err(PeerConflict::Route(*network, name()));
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, peer: Peer) -> PeerId {
+        for address in fixed(&peer) {
+            self.set_aside(address);
+        }
+        let (key, networks) = (peer.public_key, networks_of(&peer).collect::<Vec<_>>());
+        let has_fixed = (peer.address_v4.is_some(), peer.address_v6.is_some());
+        let id = self.entries.insert(|_| Entry::new(peer));
+        self.keys.insert(key, id);
+        if !has_fixed.0 {
+            self.v4.prefer(id, &key);
+        }
+        if let Some(pool) = self.v6.as_mut().filter(|_| !has_fixed.1) {
+            pool.prefer(id, &key);
+        }
+        for network in networks {
+            self.log(Change::Routed(network, id));
+        }
+        id
+    }
+
+    /// Leased addresses that are routed to a peer, and have not gone to another since.
+    fn leased(&self, id: PeerId, entry: &Entry) -> impl Iterator<Item = IpAddr> + use<> {
+        let [v4, v6] = entry.leased;
+        let v6_now = self.v6.as_ref().and_then(|pool| pool.address(id));
+        let v4 = v4.filter(|address| self.v4.address(id) == Some(*address));
+        let v6 = v6.filter(|address| v6_now == Some(*address));
+        v4.into_iter().chain(v6)
+    }
+
+    /// Takes the offered addresses for good.
+    fn lease(
+        &mut self,
+        peer: PeerId,
+        [v4, v6]: [Option<IpAddr>; 2],
+        now: Instant,
+    ) -> Result<[Option<IpAddr>; 2], Unclaimed> {
+        let Some(entry) = self.entries.get(peer) else {
+            return Err(Unclaimed::Removed);
+        };
+        let (fixed_v4, fixed_v6) = (entry.peer.address_v4, entry.peer.address_v6);
+        let leased_v4 = match fixed_v4 {
+            Some(_) => None,
+            None => v4.filter(|_| self.v4.lease(peer, v4, now) == v4),
+        };
+        let leased_v6 = match (&mut self.v6, fixed_v6) {
+            (Some(pool), None) => v6.filter(|_| pool.lease(peer, v6, now) == v6),
+            _ => None,
+        };
+        let lacks_v4 = fixed_v4.is_none() && leased_v4.is_none();
+        let lacks_v6 = fixed_v6.is_none() && v6.is_some() && leased_v6.is_none();
+        if lacks_v4 || lacks_v6 {
+            return Err(Unclaimed::NoAddress);
+        }
+        Ok([leased_v4, leased_v6])
+    }
+
+    /// Lets go of a peer's leases; whether it had any.
+    fn release(&mut self, peer: PeerId, now: Instant) -> bool {
+        let went_v4 = self.v4.release(peer, now);
+        let pool_v6 = self.v6.as_mut();
+        pool_v6.is_some_and(|pool| pool.release(peer, now)) || went_v4
+    }
+
+    fn set_aside(&mut self, address: IpAddr) {
+        self.v4.set_aside(address);
+        if let Some(pool) = &mut self.v6 {
+            pool.set_aside(address);
+        }
+    }
+
+    fn free_up(&mut self, address: IpAddr) {
+        self.v4.free_up(address);
+        if let Some(pool) = &mut self.v6 {
+            pool.free_up(address);
+        }
+    }
+}
+
+impl Entry {
+    fn new(peer: Peer) -> Self {
+        Self {
+            name: peer.name.as_str().into(),
+            peer,
+            usage: Arc::new(Usage::new()),
+            place: None,
+            offers: 0,
+            leased: [None; 2],
+        }
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// The addresses that the configuration gives a peer.
+fn fixed(peer: &Peer) -> impl Iterator<Item = IpAddr> {
+    let v4 = peer.address_v4.map(IpAddr::V4);
+    v4.into_iter().chain(peer.address_v6.map(IpAddr::V6))
+}
+
+/// Networks that are a peer's by the configuration: its fixed addresses, and what is behind it.
+fn networks_of(peer: &Peer) -> impl Iterator<Item = IpNet> {
+    fixed(peer)
+        .map(IpNet::from)
+        .chain(peer.routes.iter().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Push;
+    use crate::crypto::SecretKey;
+
+    fn peer(n: u8) -> Peer {
+        Peer {
+            name: format!("client{n}"),
+            public_key: SecretKey::from_bytes([n; 32]).public_key(),
+            preshared_key: None,
+            address_v4: Some([10, 8, 0, n].into()),
+            address_v6: None,
+            routes: Vec::new(),
+            rate_limit: None,
+        }
+    }
+
+    fn peers() -> Peers {
+        let server = Server {
+            secret_key: SecretKey::from_bytes([99; 32]),
+            peers: vec![peer(2)],
+            address_v4: "10.8.0.1/24".parse().unwrap(),
+            address_v6: None,
+            client_to_client: false,
+            probe_sources: Vec::new(),
+            push: Push::default(),
+            rate_limit: None,
+            leases: Vec::new(),
+        };
+        Peers::new(&server, 10, Instant::ZERO)
+    }
+
+    #[test]
+    fn each_endpoint_gets_every_change_once_and_what_all_have_is_forgotten() {
+        let mut peers = peers();
+        let [one, other] = [1, 2].map(WorkerId);
+        let host = |n: u8| IpNet::from(IpAddr::from([10, 8, 0, n]));
+        assert_eq!(peers.join(one), [(host(2), PeerId::first(0))]);
+        peers.join(other);
+
+        let third = peers.upsert(peer(3)).unwrap();
+        let routed = Change::Routed(host(3), third);
+        assert_eq!(peers.take_changes(one), [routed]);
+        assert_eq!(peers.take_changes(one), []);
+        let fourth = peers.upsert(peer(4)).unwrap();
+        let both = [routed, Change::Routed(host(4), fourth)];
+        assert_eq!(peers.take_changes(other), both);
+        assert_eq!(peers.take_changes(one), both[1..]);
+        assert!(peers.changes.is_empty());
+
+        peers.remove(third, Instant::ZERO);
+        let removed = [Change::Unrouted(host(3)), Change::Removed(third)];
+        assert_eq!(peers.take_changes(one), removed);
+        let late = WorkerId(3);
+        assert_eq!(peers.join(late).len(), 2);
+        assert_eq!(peers.take_changes(late), []);
+    }
+}
