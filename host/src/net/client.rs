@@ -200,7 +200,30 @@ impl ClientNet {
                 }
             }
         }
+        self.guard_from_arp(&table, addresses)?;
         self.guarded = Some(wanted);
+        Ok(())
+    }
+
+    /// Keeps neighbours from learning the tunnel's addresses, which some kernels cannot.
+    fn guard_from_arp(&mut self, table: &str, addresses: &[IpNet]) -> Result<(), NetError> {
+        let change = Change::NftArp {
+            table: table.to_owned(),
+        };
+        let Some(chains) = nft::arp_chains(self.guard.tun(), addresses) else {
+            let is_in_force = self.guard.changes().contains(&change);
+            return if is_in_force {
+                self.guard.undo(&change)
+            } else {
+                Ok(())
+            };
+        };
+        let installed = self.guard.make_with(&change, |guard| {
+            nft::install_arp(&guard.paths, table, &chains)
+        });
+        if let Err(error) = installed {
+            tracing::debug!(%error, "other links are told of the tunnel's address by ARP");
+        }
         Ok(())
     }
 

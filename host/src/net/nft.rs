@@ -96,6 +96,25 @@ pub(super) fn client_chains(tun: &str, addresses: &[IpNet], inbound: bool) -> St
     chains
 }
 
+/// The tunnel's addresses are not asked for, nor given, on other links than the tunnel: a neighbour
+/// gets the answer of a host without them, which is none. None without IPv4, for neighbour discovery
+/// (RFC 4861, section 7.2.3) answers for the addresses of its own link alone.
+pub(super) fn arp_chains(tun: &str, addresses: &[IpNet]) -> Option<String> {
+    let tun = quoted(tun);
+    let rules = addresses.iter().map(IpNet::addr).filter(IpAddr::is_ipv4);
+    let rules: String = rules
+        .map(|address| {
+            format!("iifname != {tun} arp operation request arp daddr ip {address} counter drop\n")
+        })
+        .collect();
+    let chain = || {
+        format!(
+            "chain guard {{\ntype filter hook input priority filter; policy accept;\n{rules}}}\n"
+        )
+    };
+    (!rules.is_empty()).then(chain)
+}
+
 /// Chains of others that drop forwarded packets unless a rule of theirs accepts them. No rule of
 /// ours can overrule them.
 pub(super) fn forward_drops(paths: &Paths) -> Result<Vec<String>, NetError> {

@@ -145,7 +145,7 @@ fn install_firewall(
         }
         result => result?,
     }
-    if let Some(chains) = nft::server::arp_chains(setup) {
+    if let Some(chains) = nft::arp_chains(setup.tun, setup.addresses) {
         let change = Change::NftArp {
             table: table.clone(),
         };

@@ -64,20 +64,6 @@ pub(in crate::net) fn chains(setup: &ServerSetup<'_>, around: &Surroundings) -> 
     chains
 }
 
-/// The server's own addresses are not asked for, nor given, on other links than the tunnel.
-pub(in crate::net) fn arp_chains(setup: &ServerSetup<'_>) -> Option<String> {
-    let tun = quoted(setup.tun);
-    let rules = setup.addresses.iter().map(IpNet::addr);
-    let rules: Vec<_> = rules
-        .filter(|address| address.is_ipv4())
-        .map(|address| {
-            format!("iifname != {tun} arp operation request arp daddr ip {address} counter drop")
-        })
-        .collect();
-    let chain = || chain("guard", "filter hook input priority filter", &rules);
-    (!rules.is_empty()).then(chain)
-}
-
 /// SYN segments are clamped to what the tunnel carries.
 fn clamp(setup: &ServerSetup<'_>) -> String {
     const CLAMP: &str = "tcp flags syn tcp option maxseg size set rt mtu";

@@ -1,5 +1,8 @@
 //! What a server can do to its client's network, and what not.
 
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
 use super::*;
 
 /// Whatever the server says, a list of routes is all that is routed.
@@ -203,6 +206,36 @@ fn routes_change_sides_with_the_setup() {
     });
 }
 
+/// To a neighbour who asks for the tunnel's address the client is a host without it.
+#[test]
+fn other_links_are_not_told_of_the_tunnels_address_by_arp() {
+    namespace::run(|ns| {
+        let mut link = Link::new(ns);
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        let mut apply = |addresses: &[IpNet]| {
+            let setup = ClientSetup {
+                routes: &Routes::None,
+                ..full(addresses)
+            };
+            net.apply(&setup).unwrap();
+        };
+        let without = [TUNNELS_OWN, LINKS_OWN];
+
+        apply(&[V4, V6]);
+        assert_eq!(link.first_answer(&without), LINKS_OWN);
+        // The same with another address, and nothing is left of the first one.
+        apply(&[OTHER]);
+        assert_eq!(link.first_answer(&[[10, 99, 0, 2], LINKS_OWN]), LINKS_OWN);
+        apply(&[V6]);
+        let rules = ns.shell("nft list ruleset");
+        assert!(!rules.contains("table arp"), "{rules}");
+        // Without the rule the link would tell.
+        ns.shell("ip addr add 10.8.0.2/24 dev tun0");
+        assert_eq!(link.first_answer(&without), TUNNELS_OWN);
+    });
+}
+
 /// A firewall that is to keep connections out and cannot is not passed over.
 #[test]
 fn answers_only_needs_nftables() {
@@ -229,4 +262,57 @@ fn push(routes: &[&str], dns: &[&str]) -> Push {
         dns: dns.iter().map(|server| server.parse().unwrap()).collect(),
         routes: routes.iter().map(|net| parse(net)).collect(),
     }
+}
+
+const TUNNELS_OWN: [u8; 4] = [10, 8, 0, 2];
+const LINKS_OWN: [u8; 4] = [198, 51, 100, 2];
+
+/// An Ethernet link whose other end, 198.51.100.9, is the test.
+struct Link(tun::Device);
+
+impl Link {
+    fn new(ns: &Namespace) -> Self {
+        let mut configuration = tun::Configuration::default();
+        configuration
+            .tun_name("lan0")
+            .layer(tun::Layer::L2)
+            .platform_config(|platform| {
+                platform.ensure_root_privileges(false);
+            });
+        let device = tun::create(&configuration).unwrap();
+        device.set_nonblock().unwrap();
+        ns.shell("ip addr add 198.51.100.2/24 dev lan0; ip link set lan0 up");
+        Self(device)
+    }
+
+    /// Asks for each address in turn, and returns the one that is answered first.
+    fn first_answer(&mut self, addresses: &[[u8; 4]]) -> [u8; 4] {
+        for address in addresses {
+            self.0.write_all(&arp_request(*address)).unwrap();
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut frame = [0; 2048];
+        while Instant::now() < deadline {
+            match self.0.read(&mut frame) {
+                Ok(_) if frame[12..14] == [8, 6] && frame[20..22] == [0, 2] => {
+                    return frame[28..32].try_into().unwrap();
+                }
+                Ok(_) => {}
+                Err(_) => std::thread::yield_now(),
+            }
+        }
+        panic!("no address of {addresses:?} is answered");
+    }
+}
+
+/// A broadcast Ethernet frame with the request (RFC 826).
+fn arp_request(target: [u8; 4]) -> Vec<u8> {
+    let sender = [2, 0, 0, 0, 0, 9];
+    let mut frame = [[0xff; 6], sender].concat();
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(sender);
+    frame.extend([198, 51, 100, 9]);
+    frame.extend([0; 6]);
+    frame.extend(target);
+    frame
 }

@@ -206,11 +206,11 @@ fn the_internet_is_what_is_public_and_what_clients_are_told_of() {
 
 #[test]
 fn other_links_are_not_told_of_the_tunnels_ipv4_address() {
-    let text = arp_chains(&setup(&ADDRESSES)).unwrap();
+    let text = nft::arp_chains("tun0", &ADDRESSES).unwrap();
     let rule = "iifname != \"tun0\" arp operation request arp daddr ip 10.8.0.1 counter drop";
     assert!(text.contains(rule), "{text}");
     assert!(!text.contains("fd00"), "{text}");
-    assert_eq!(arp_chains(&setup(&ADDRESSES[1..])), None);
+    assert_eq!(nft::arp_chains("tun0", &ADDRESSES[1..]), None);
 }
 
 /// Whatever is configured, nft takes it.
@@ -248,7 +248,7 @@ fn nft_takes_every_combination() {
             let text = chains(&setup, &around);
             nft::install(&ns.paths, "lostlove_x", &text).unwrap();
         }
-        let arp = arp_chains(&setup(&all[..2])).unwrap();
+        let arp = nft::arp_chains("tun0", &all[..2]).unwrap();
         nft::install_arp(&ns.paths, "lostlove_x", &arp).unwrap();
         nft::remove_arp(&ns.paths, "lostlove_x").unwrap();
         nft::remove(&ns.paths, "lostlove_x").unwrap();
