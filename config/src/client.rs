@@ -7,13 +7,14 @@ use lostlove_core::config::{Client, Config, Role};
 use lostlove_core::crypto::SecretKey;
 use toml::de::DeValue;
 
+use crate::endpoint::Endpoint;
 use crate::peers::required;
 use crate::problem::ConfigError;
 use crate::reader::secret::{PRESHARED_KEY, PRIVATE_KEY};
 use crate::reader::value::{boolean, expected, host_address, nearest, parsed, public_key, route};
 use crate::reader::{Entry, Found, Reader, Section};
 use crate::sections::{self, MTU, MonitoringDefaults, seconds, values};
-use crate::settings::{ClientHost, ClientSettings, Dns, Endpoint, Routes, TunOptions};
+use crate::settings::{ClientHost, ClientSettings, Dns, Routes, TunOptions};
 use crate::source::{Source, read_config};
 
 const RECONNECT_MIN: Duration = Duration::from_secs(1);

@@ -13,6 +13,7 @@
 
 mod client;
 mod duplicate;
+mod endpoint;
 mod forwarding;
 mod peers;
 mod pool;
@@ -30,10 +31,12 @@ mod tunnel;
 pub mod write;
 
 pub use client::load_client;
+pub use endpoint::{Endpoint, InvalidEndpoint};
 pub use problem::{ConfigError, Position, Problem};
 pub use server::{ServerCheck, check_server, default_key_path, load_server};
 pub use settings::{
-    AccessScope, ClientAccess, ClientHost, ClientSettings, DEFAULT_PORT, Dns, Endpoint,
-    InvalidEndpoint, LogFormat, LogLevel, MetricsListener, Monitoring, Nat, PortRange, Routes,
-    ServerHost, ServerSettings, SocketOptions, TunOptions, UnknownLogLevel, overlaps,
+    AccessScope, ClientAccess, ClientHost, ClientSettings, DEFAULT_PORT, Dns, LogFormat, LogLevel,
+    MetricsListener, Monitoring, Nat, PortRange, Routes, ServerHost, ServerSettings, SocketOptions,
+    TunOptions, UnknownLogLevel, overlaps,
 };
+pub use source::without_bom;

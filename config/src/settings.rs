@@ -1,11 +1,13 @@
 //! What a daemon is told at its start.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 use lostlove_core::config::Config;
+
+use crate::endpoint::Endpoint;
 
 /// The port of server and client where none is named.
 pub const DEFAULT_PORT: u16 = 8443;
@@ -284,78 +286,6 @@ pub struct SocketOptions {
     pub notsent_lowat: u32,
 }
 
-/// A server to connect to: `vpn.example.org:8443`, `192.0.2.1:8443`, `[2001:db8::1]:8443`. The
-/// port may be missing and is then [`DEFAULT_PORT`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    /// Host name or IP address, without brackets.
-    pub host: String,
-    /// TCP port, never 0.
-    pub port: u16,
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
-/// A text that names no server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected a server as \"host:port\"")]
-pub struct InvalidEndpoint;
-
-impl FromStr for Endpoint {
-    type Err = InvalidEndpoint;
-
-    fn from_str(text: &str) -> Result<Self, InvalidEndpoint> {
-        let (host, port) = if let Ok(address) = text.parse::<Ipv6Addr>() {
-            (address.to_string(), None)
-        } else if let Some(rest) = text.strip_prefix('[') {
-            let (host, rest) = rest.split_once(']').ok_or(InvalidEndpoint)?;
-            let address: Ipv6Addr = host.parse().map_err(|_| InvalidEndpoint)?;
-            let port = match rest {
-                "" => None,
-                rest => Some(rest.strip_prefix(':').ok_or(InvalidEndpoint)?),
-            };
-            (address.to_string(), port)
-        } else {
-            match text.split_once(':') {
-                Some((host, port)) => (host.to_owned(), Some(port)),
-                None => (text.to_owned(), None),
-            }
-        };
-        let port = match port {
-            Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
-                port.parse().map_err(|_| InvalidEndpoint)?
-            }
-            Some(_) => return Err(InvalidEndpoint),
-            None => DEFAULT_PORT,
-        };
-        if port == 0 || !(host.contains(':') || is_host_name(&host)) {
-            return Err(InvalidEndpoint);
-        }
-        Ok(Self { host, port })
-    }
-}
-
-/// Host names and IPv4 addresses; what consists of digits alone must be the latter.
-fn is_host_name(name: &str) -> bool {
-    let label = |label: &str| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        (1..=63).contains(&label.len()) && label.bytes().all(plain) && !label.starts_with('-')
-    };
-    let digits = |byte: u8| byte.is_ascii_digit() || byte == b'.';
-    if name.bytes().all(digits) {
-        return name.parse::<std::net::Ipv4Addr>().is_ok();
-    }
-    name.len() <= 253 && name.strip_suffix('.').unwrap_or(name).split('.').all(label)
-}
-
 /// The pairs of a tunnel's network and a local network that overlap, so that packets for one
 /// would go to the other. Default routes overlap nothing.
 pub fn overlaps(tunnel: &[IpNet], local: &[IpNet]) -> Vec<(IpNet, IpNet)> {
@@ -371,48 +301,6 @@ pub fn overlaps(tunnel: &[IpNet], local: &[IpNet]) -> Vec<(IpNet, IpNet)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn endpoints_print_as_they_parse() {
-        for (text, printed) in [
-            ("vpn.example.org:443", "vpn.example.org:443"),
-            ("vpn.example.org", "vpn.example.org:8443"),
-            ("192.0.2.1:1", "192.0.2.1:1"),
-            ("192.0.2.1", "192.0.2.1:8443"),
-            ("[2001:db8::1]:65535", "[2001:db8::1]:65535"),
-            ("[2001:DB8::1]", "[2001:db8::1]:8443"),
-            ("2001:db8::1", "[2001:db8::1]:8443"),
-            ("localhost", "localhost:8443"),
-        ] {
-            let endpoint: Endpoint = text.parse().unwrap();
-            assert_eq!(endpoint.to_string(), printed, "{text}");
-            assert_eq!(printed.parse(), Ok(endpoint));
-        }
-    }
-
-    #[test]
-    fn what_names_no_server_is_refused() {
-        for text in [
-            "",
-            ":8443",
-            "host:",
-            "host:0",
-            "host:65536",
-            "host:+1",
-            "host:1:2",
-            "a b:1",
-            "a..b",
-            "-a",
-            "1.2.3:4",
-            "300.1.1.1",
-            "[::1",
-            "[::1]x",
-            "[1.2.3.4]:1",
-            "https://host:1",
-        ] {
-            assert_eq!(text.parse::<Endpoint>(), Err(InvalidEndpoint), "{text}");
-        }
-    }
 
     #[test]
     fn log_levels_parse_back() {

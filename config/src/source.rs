@@ -30,6 +30,7 @@ pub(crate) struct Source<'a> {
 
 impl<'a> Source<'a> {
     pub(crate) fn new(path: &'a Path, text: &'a str, mode: Option<u32>) -> Self {
+        let text = without_bom(text);
         let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let line_starts = std::iter::once(0)
             .chain(ends.map(|(index, _)| index + 1))
@@ -178,9 +179,14 @@ pub(crate) fn read_key(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
         return Err(KeyFileError::Untrusted(message));
     }
     match std::str::from_utf8(&bytes) {
-        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Ok(text) => Ok(Zeroizing::new(without_bom(text).to_owned())),
         Err(_) => Err(KeyFileError::NotText),
     }
+}
+
+/// The text without the byte order mark that some editors put before UTF-8.
+pub fn without_bom(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 fn read_file(path: &Path, max: u64) -> io::Result<(Zeroizing<Vec<u8>>, Metadata)> {
@@ -276,6 +282,7 @@ impl TheReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Folder, key};
 
     #[test]
     fn positions_count_lines_and_characters_from_one() {
@@ -424,5 +431,29 @@ mod tests {
         assert_eq!(source.resolve("/k/a.key"), Path::new("/k/a.key"));
         let source = Source::new(Path::new("server.toml"), "", None);
         assert_eq!(source.resolve("a.key"), Path::new("a.key"));
+    }
+
+    /// Some editors put one before their text.
+    #[test]
+    fn a_byte_order_mark_before_a_file_is_passed_over() {
+        let folder = Folder::new();
+        let text = "\u{feff}[security]\nprivate_key_file = 'marked.key'\n";
+        folder.write(
+            "marked.key",
+            &format!("\u{feff}{}\r\n", *key(7).to_base64()),
+        );
+        let settings = folder.server(text).unwrap();
+        assert_eq!(
+            settings.endpoint.secret_key.public_key(),
+            key(7).public_key()
+        );
+        assert_eq!(
+            folder.server_errors("\u{feff}prot = 1\n"),
+            "server.toml:1:1: prot: unknown section; did you mean port in [server]?"
+        );
+        assert_eq!(
+            folder.server_errors("\u{feff}port\n"),
+            folder.server_errors("port\n")
+        );
     }
 }

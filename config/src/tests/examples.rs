@@ -125,7 +125,7 @@ fn the_client_example_loads_once_its_keys_are_filled_in() {
     folder.write("client.key", &key(1).to_base64());
     assert_eq!(
         folder.client_errors(CLIENT),
-        "client.toml:11:21: client.server_public_key: expected a public key of 44 characters of \
+        "client.toml:12:21: client.server_public_key: expected a public key of 44 characters of \
          base64 (32 bytes)"
     );
     let filled = CLIENT.replacen(PLACEHOLDER, &key(200).public_key().to_string(), 1);

@@ -7,9 +7,10 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use lostlove_core::crypto::{PresharedKey, PublicKey, SecretKey};
 use zeroize::Zeroizing;
 
+use crate::endpoint::Endpoint;
 use crate::reader::value::is_peer_name;
 use crate::server::DEFAULT_KEY_FILE;
-use crate::settings::{DEFAULT_PORT, Endpoint, Routes};
+use crate::settings::{DEFAULT_PORT, Routes};
 use crate::tunnel::ADDRESS_V4;
 
 mod peer;

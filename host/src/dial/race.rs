@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpStream};
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use lostlove_config::Endpoint;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::netdevice::name_to_index;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Cancel, Dialled, Names};
@@ -104,13 +105,14 @@ impl Race {
         let servers = Arc::clone(&self.servers);
         let all = servers.iter().enumerate();
         for (server, endpoint) in all.clone().skip(self.first).chain(all.take(self.first)) {
-            if let Ok(ip) = endpoint.host.parse::<IpAddr>() {
-                self.candidates
-                    .push_back(SocketAddr::new(ip, endpoint.port));
-            } else if let Err(error) = self.spawn_look_up(server) {
+            let outcome = match literal(endpoint) {
+                Some(address) => address.map(|address| self.candidates.push_back(address)),
+                None => self
+                    .spawn_look_up(server)
+                    .map(|()| self.unresolved.push(server)),
+            };
+            if let Err(error) = outcome {
                 self.failures.push((endpoint.to_string(), error));
-            } else {
-                self.unresolved.push(server);
             }
         }
     }
@@ -301,6 +303,31 @@ impl Race {
     }
 }
 
+/// The address that stands in the endpoint itself; none of a name. The interface of a link-local
+/// one is looked up each time, as it may have come or changed.
+fn literal(endpoint: &Endpoint) -> Option<io::Result<SocketAddr>> {
+    if let Ok(ip) = endpoint.host.parse::<IpAddr>() {
+        return Some(Ok(SocketAddr::new(ip, endpoint.port)));
+    }
+    let (ip, zone) = endpoint.host.split_once('%')?;
+    let ip = ip.parse().ok()?;
+    let address = |index| SocketAddrV6::new(ip, endpoint.port, 0, index).into();
+    Some(interface_index(zone).map(address))
+}
+
+/// The index of an interface that is given by its name or its index.
+fn interface_index(zone: &str) -> io::Result<u32> {
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
+    match (name_to_index(&socket, zone), zone.parse()) {
+        (Ok(index), _) | (Err(_), Ok(index)) => Ok(index),
+        (Err(Errno::NODEV), Err(_)) => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("there is no interface {zone:?}"),
+        )),
+        (Err(error), Err(_)) => Err(error.into()),
+    }
+}
+
 fn connect(address: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
@@ -349,6 +376,29 @@ mod tests {
         race.look_up();
         assert!(race.unresolved.is_empty() && race.failures.is_empty());
         assert_eq!(race.candidates.len(), 3);
+    }
+
+    #[test]
+    fn a_link_local_address_is_tried_on_the_interface_it_names() {
+        let mut race = race();
+        race.servers = ["[fe80::1%lo]:1", "[fe80::1%7]:1", "[fe80::1%none0]:1"]
+            .map(|endpoint| endpoint.parse().unwrap())
+            .into();
+        race.look_up();
+        let lo = std::fs::read_to_string("/sys/class/net/lo/ifindex").unwrap();
+        let scopes: Vec<_> = race
+            .candidates
+            .iter()
+            .map(|address| match address {
+                SocketAddr::V6(address) => address.scope_id(),
+                SocketAddr::V4(_) => 0,
+            })
+            .collect();
+        assert_eq!(scopes, [lo.trim().parse().unwrap(), 7]);
+        assert!(race.unresolved.is_empty());
+        let (server, error) = &race.failures[0];
+        assert_eq!(server, "[fe80::1%none0]:1");
+        assert_eq!(error.to_string(), "there is no interface \"none0\"");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 use lostlove_config::write::{self, NewServer, random_ula};
-use lostlove_config::{Endpoint, Routes, default_key_path, overlaps};
+use lostlove_config::{Endpoint, Routes, default_key_path, overlaps, without_bom};
 use lostlove_core::crypto::SecretKey;
 use zeroize::Zeroizing;
 
@@ -202,7 +202,7 @@ fn read_or_create_key(path: &Path) -> Result<SecretKey, KeytoolError> {
 /// The key in a file; none if there is no file.
 fn read_key(path: &Path) -> Result<Option<SecretKey>, KeytoolError> {
     match fs::read_to_string(path).map(Zeroizing::new) {
-        Ok(text) => Ok(Some(text.parse()?)),
+        Ok(text) => Ok(Some(without_bom(&text).parse()?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(KeytoolError::io(format!("read {}", path.display()))(error)),
     }

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 
+use lostlove_config::without_bom;
 use lostlove_core::crypto::{KeyError, PresharedKey, SecretKey};
 use rustix::fs::{FileType, Mode, fstat};
 use zeroize::Zeroizing;
@@ -45,7 +46,7 @@ pub fn pubkey(input: &mut impl Read, output: &mut impl Write) -> Result<(), Keyt
         .read_to_end(&mut text)
         .map_err(KeytoolError::io("read the key"))?;
     let text = std::str::from_utf8(&text).map_err(|_| KeyError::Malformed)?;
-    let key: SecretKey = text.parse()?;
+    let key: SecretKey = without_bom(text).parse()?;
     write_line(output, &key.public_key().to_string())
 }
 
@@ -79,6 +80,16 @@ mod tests {
         let mut public = Vec::new();
         pubkey(&mut secret.as_slice(), &mut public).unwrap();
         let key: SecretKey = std::str::from_utf8(&secret).unwrap().parse().unwrap();
+        assert_eq!(public, format!("{}\n", key.public_key()).into_bytes());
+    }
+
+    /// Some editors put one before their text.
+    #[test]
+    fn a_byte_order_mark_before_a_key_is_passed_over() {
+        let key = SecretKey::from_bytes([7; 32]);
+        let input = format!("\u{feff}{}\r\n", *key.to_base64());
+        let mut public = Vec::new();
+        pubkey(&mut input.as_bytes(), &mut public).unwrap();
         assert_eq!(public, format!("{}\n", key.public_key()).into_bytes());
     }
 
