@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Unaccepted connections per listener. The kernel cuts it to `net.core.somaxconn`, 4096 by
 /// default; a thousand clients that come back at once after a restart find room.
 const BACKLOG: i32 = 1024;
 
-/// How long sent bytes may stay unacknowledged before the kernel gives a connection up. Well
-/// under the session's own timeout, as a client should dial again while its user still waits.
+/// How long sent bytes may stay unacknowledged before the kernel gives a connection up, and how
+/// long a peer that lives and answers may keep its window shut: one that does not read for so long
+/// is given up as well. Well under the session's own timeout, as a client should dial again while
+/// its user still waits.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Options of a connection's socket.
@@ -71,11 +73,12 @@ pub fn listen(addresses: &[SocketAddr]) -> io::Result<Vec<TcpListener>> {
 /// keep-alive stays off, as LLP has its own.
 ///
 /// A congestion control that the system does not offer is left out, with one warning per
-/// process.
+/// process. So is, without one, whatever else only makes a connection better: an MPTCP socket has no
+/// `TCP_USER_TIMEOUT`.
 ///
 /// # Errors
 ///
-/// When the system refuses another of the options.
+/// When the system refuses what the connection cannot do without: not to block, and the mark.
 pub fn configure(stream: &TcpStream, options: &SocketOptions) -> io::Result<()> {
     prepare(&SockRef::from(stream), options)
 }
@@ -83,9 +86,11 @@ pub fn configure(stream: &TcpStream, options: &SocketOptions) -> io::Result<()> 
 /// [`configure`] for a socket that may not be connected yet.
 pub(crate) fn prepare(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
     socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_notsent_lowat(options.notsent_lowat)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    let lowat = options.notsent_lowat;
+    improve("TCP_NODELAY", socket.set_tcp_nodelay(true));
+    improve("TCP_NOTSENT_LOWAT", socket.set_tcp_notsent_lowat(lowat));
+    let timeout = Some(USER_TIMEOUT);
+    improve("TCP_USER_TIMEOUT", socket.set_tcp_user_timeout(timeout));
     if let Some(mark) = options.mark {
         match socket.set_mark(mark) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
@@ -96,6 +101,13 @@ pub(crate) fn prepare(socket: &Socket, options: &SocketOptions) -> io::Result<()
         set_congestion_control(socket, name);
     }
     Ok(())
+}
+
+/// Passes over an option that the socket works without.
+fn improve(option: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        debug!(option, %error, "a socket goes without an option");
+    }
 }
 
 fn set_congestion_control(socket: &Socket, name: &str) {
@@ -182,7 +194,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    socket.set_reuse_address(true)?;
+    improve("SO_REUSEADDR", socket.set_reuse_address(true));
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -310,6 +322,24 @@ mod tests {
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
         let error = stream.read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// Programs can be told to use MPTCP for TCP without their knowledge.
+    #[test]
+    fn a_socket_of_mptcp_does_without_the_options_it_lacks() {
+        let mptcp = Some(Protocol::MPTCP);
+        let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, mptcp) else {
+            crate::testing::skip("this kernel has no MPTCP");
+            return;
+        };
+        let listener = TcpListener::bind(loopback()).unwrap();
+        let text = capture(|| prepare(&socket, &default_options()).unwrap());
+        let has_timeout = socket.set_tcp_user_timeout(Some(USER_TIMEOUT)).is_ok();
+        assert_eq!(text.contains("TCP_USER_TIMEOUT"), !has_timeout, "{text}");
+        assert!(socket.tcp_nodelay().unwrap());
+        socket.set_nonblocking(false).unwrap();
+        let address = listener.local_addr().unwrap();
+        socket.connect(&address.into()).unwrap();
     }
 
     /// Case 77.
