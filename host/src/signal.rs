@@ -6,10 +6,22 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{
+    SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
+    SIGXCPU, SIGXFSZ,
+};
 use signal_hook::{SigId, flag, low_level};
 
 use crate::cli::Exit;
+
+/// Whoever sends these wants the process to end.
+const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGQUIT, SIGXCPU];
+
+/// These ask other daemons for something, or come from timers and limits. Left alone they would end
+/// the process without a chance to restore anything.
+const IGNORED: [i32; 7] = [
+    SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXFSZ,
+];
 
 /// What the operator asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +34,16 @@ pub enum Signal {
 
 /// Turns signals into a descriptor for an event loop to wait on.
 ///
-/// - The first SIGINT or SIGTERM is [`Signal::Terminate`].
+/// - The first SIGINT, SIGTERM, SIGQUIT or SIGXCPU is [`Signal::Terminate`]. SIGQUIT writes no core
+///   dump, as that would hold keys.
 /// - A later one is [`Signal::TerminateNow`]: routes and firewall rules are still to be restored,
 ///   so the caller does that and exits. Signals that arrive together count as one.
 /// - Once [`Signals::drain`] has returned `TerminateNow`, one more ends the process at once, in
 ///   case that restoring hangs.
 /// - SIGHUP counts as SIGTERM when standard input is a terminal, for then it says that the
 ///   terminal is gone; otherwise it is ignored, as there is nothing to reload.
+/// - SIGUSR1 and SIGUSR2 are ignored, as are those of timers and of a file's size limit: nothing here
+///   is to be restarted or printed, and a script that was written for another VPN does no harm.
 /// - SIGPIPE is already ignored by Rust's runtime.
 ///
 /// Signals are caught, and lost, once this is dropped: keep it until the process ends.
@@ -74,16 +89,24 @@ impl Signals {
     fn with_hangup(hangup: Hangup) -> io::Result<Self> {
         let (receiver, sender) = UnixStream::pair()?;
         let mut signals = Self::from_stream(receiver)?;
-        signals.catch(SIGINT, &sender)?;
-        signals.catch(SIGTERM, &sender)?;
+        for signal in ENDING {
+            signals.catch(signal, &sender)?;
+        }
+        for signal in IGNORED {
+            signals.ignore(signal)?;
+        }
         match hangup {
             Hangup::Terminates => signals.catch(SIGHUP, &sender)?,
-            Hangup::Ignored => {
-                let unread = Arc::new(AtomicBool::new(false));
-                signals.registrations.push(flag::register(SIGHUP, unread)?);
-            }
+            Hangup::Ignored => signals.ignore(SIGHUP)?,
         }
         Ok(signals)
+    }
+
+    /// By a handler, as programs that are started here would inherit `SIG_IGN`.
+    fn ignore(&mut self, signal: i32) -> io::Result<()> {
+        let unread = Arc::new(AtomicBool::new(false));
+        self.registrations.push(flag::register(signal, unread)?);
+        Ok(())
     }
 
     fn catch(&mut self, signal: i32, sender: &UnixStream) -> io::Result<()> {

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use lostlove_host::signal::{Signal, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{
+    SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
+    SIGXCPU, SIGXFSZ,
+};
 use signal_hook::low_level::raise;
 
 /// Cases 109 and 111. The only one that raises signals in this process, as they reach every
@@ -26,6 +29,21 @@ fn a_first_signal_is_graceful_and_a_second_is_not() {
     raise(SIGINT).unwrap();
     assert_eq!(signals.drain(), Some(Signal::TerminateNow));
     assert_eq!(signals.drain(), None);
+    drop(signals);
+
+    for signal in [SIGQUIT, SIGXCPU] {
+        let signals = Signals::new().unwrap();
+        raise(signal).unwrap();
+        assert_eq!(signals.drain(), Some(Signal::Terminate), "{signal}");
+    }
+
+    let signals = Signals::new().unwrap();
+    for signal in [
+        SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXFSZ,
+    ] {
+        raise(signal).unwrap();
+        assert_eq!(signals.drain(), None, "{signal}");
+    }
     drop(signals);
 
     // Cargo's standard input decides what a hang-up means; either way the process lives.

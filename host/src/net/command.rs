@@ -3,11 +3,14 @@
 use std::env;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::NetError;
 
@@ -76,14 +79,18 @@ fn spawn(program: &Path, arguments: &[&str]) -> io::Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // Not the daemon's: Ctrl-C at its terminal, or a signal to its group, would end the helpers
+        // that put the network back.
+        .process_group(0)
         .spawn()
 }
 
-/// Waits for the child's end, or kills it at the deadline.
+/// Waits for the child's end, or kills it and what it started at the deadline.
 fn finish(mut child: Child, input: &str, deadline: Instant) -> io::Result<Output> {
     let result = converse(&mut child, input, deadline);
     if result.is_err() {
-        // Both fail only if it has ended after all.
+        // They fail only if it has ended after all.
+        let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
         let _ = child.kill();
         let _ = child.wait();
     }
@@ -223,6 +230,32 @@ mod tests {
             let error = shell(Duration::from_millis(50), script, &large).unwrap_err();
             assert!(error.contains("killed after 50ms"), "{error}");
             assert!(start.elapsed() < Duration::from_secs(30));
+        }
+    }
+
+    /// A signal to the daemon's group, such as Ctrl-C sends, does not reach them.
+    #[test]
+    fn programs_have_a_process_group_of_their_own() {
+        let script = "read -r pid _ _ _ group _ < /proc/$$/stat; echo $pid $group";
+        let output = shell(TIMEOUT, script, "").unwrap();
+        let (pid, group) = output.trim().split_once(' ').unwrap();
+        assert_eq!(pid, group);
+    }
+
+    #[test]
+    fn what_a_killed_program_has_started_ends_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pid");
+        let script = format!("sleep 60 & echo $! > {}; wait", file.display());
+        shell(Duration::from_secs(1), &script, "").unwrap_err();
+        let pid = fs::read_to_string(file).unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        // Nobody may have taken note of its end yet.
+        let lives = || fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z "));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while lives() {
+            assert!(Instant::now() < deadline, "it lives on");
+            thread::yield_now();
         }
     }
 
