@@ -45,7 +45,8 @@ impl SocketOptions {
     }
 }
 
-/// Listens on all of `addresses`. The sockets are non-blocking; an IPv6 one takes IPv6 alone, so
+/// Listens on all of `addresses`, also on those that no interface has yet: connections come as soon
+/// as one gets it, and the log says once what is awaited. The sockets are non-blocking; an IPv6 one takes IPv6 alone, so
 /// that `0.0.0.0` and `[::]` go together.
 ///
 /// `[::]` may be missing on a host without IPv6, as long as `0.0.0.0` with the same port is among
@@ -188,13 +189,42 @@ impl PathInfo {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on `address`. One that this host does not have, or not yet, is listened on as well, with
+/// a warning: at boot, interfaces and the addresses of DHCP come when they come.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match bind_with(address, Whose::Own) {
+        Err(error) if is_absent(&error) && !address.ip().is_unspecified() => {
+            // Where that is refused, the first answer says more.
+            let listener = bind_with(address, Whose::Any).map_err(|_| error)?;
+            let address = address.ip();
+            warn!(%address, "no interface has this address yet; listening for when one does");
+            Ok(listener)
+        }
+        result => result,
+    }
+}
+
+/// Which addresses can be listened on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// Those of this host.
+    Own,
+    /// Those that it may get as well (`IP_FREEBIND`).
+    Any,
+}
+
+fn bind_with(address: SocketAddr, whose: Whose) -> io::Result<TcpListener> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     improve("SO_REUSEADDR", socket.set_reuse_address(true));
+    match (whose, address) {
+        (Whose::Own, _) => {}
+        (Whose::Any, SocketAddr::V4(_)) => socket.set_freebind_v4(true)?,
+        (Whose::Any, SocketAddr::V6(_)) => socket.set_freebind_v6(true)?,
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -203,6 +233,10 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 fn is_unavailable(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::ADDRNOTAVAIL)
 }
 
 fn is_optional(address: SocketAddr, addresses: &[SocketAddr]) -> bool {
@@ -238,6 +272,7 @@ mod tests {
 
     use super::*;
     use crate::log::tests::capture;
+    use crate::net::namespace;
 
     #[test]
     fn connections_arrive_and_accepting_does_not_block() {
@@ -293,9 +328,24 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_another_host_is_named() {
-        let error = listen(&["192.0.2.1:0".parse().unwrap()]).unwrap_err();
-        assert!(error.to_string().contains("192.0.2.1"), "{error}");
+    fn an_address_that_comes_later_is_listened_on() {
+        namespace::run(|ns| {
+            let v6 = SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 8443));
+            for (address, prefix) in [(SocketAddr::from(([192, 0, 2, 1], 8443)), 32), (v6, 128)] {
+                let mut listeners = Vec::new();
+                let text = capture(|| listeners = listen(&[address]).unwrap());
+                let named = format!("address={}", address.ip());
+                assert_eq!(text.matches(&named).count(), 1, "{text}");
+
+                let ip = address.ip();
+                ns.shell(&format!("ip addr add {ip}/{prefix} dev lo"));
+                let _client = TcpStream::connect(address).unwrap();
+                listeners[0].accept().unwrap();
+                drop(listeners);
+                let text = capture(|| drop(listen(&[address]).unwrap()));
+                assert_eq!(text, "");
+            }
+        });
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tracing::warn;
 
 use self::serve::{Door, Service};
 use crate::cli::Role;
+use crate::listen;
 use crate::wake::Wake;
 
 /// Serves an endpoint's figures over HTTP from a thread of its own.
@@ -155,12 +156,10 @@ impl Server {
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address).map_err(|error| {
+    listen::bind(address).map_err(|error| {
         let message = format!("cannot serve metrics on {address}: {error}");
         io::Error::new(error.kind(), message)
-    })?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    })
 }
 
 impl Drop for Server {
