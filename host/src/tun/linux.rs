@@ -11,7 +11,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use rustix::ioctl::{self, IntegerSetter, Opcode, Setter, opcode};
 
-use super::{Offloads, TunConfig, TunError, VNET_HEADER_LEN};
+use super::{Offloads, TunConfig, TunError, VNET_HEADER_LEN, ethtool};
 
 const TUNSETOFFLOAD: Opcode = opcode::write::<c_uint>(b'T', 208);
 const TUNSETVNETHDRSZ: Opcode = opcode::write::<c_int>(b'T', 216);
@@ -58,6 +58,9 @@ pub(super) fn open(config: &TunConfig<'_>) -> Result<(OwnedFd, Option<Offloads>)
         .iter()
         .find(|(flags, _)| set_offload(&fd, *flags).is_ok())
         .map_or_else(Offloads::default, |(_, offloads)| *offloads);
+    if granted.tso {
+        keep_constant_identifications(config.name);
+    }
     Ok((fd, Some(granted)))
 }
 
@@ -79,6 +82,22 @@ fn create(config: &TunConfig<'_>) -> Result<OwnedFd, TunError> {
     })?;
     // SAFETY: `into_raw_fd` gives up the device's descriptor: it is open, and owned here alone.
     Ok(unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) })
+}
+
+/// Lets super-packets whose segments all have the same IPv4 identification through whole, as they
+/// come from senders who do not count (RFC 6864, section 4.1). Else the kernel cuts them in front of
+/// the device, and each segment costs what a super-packet does. It comes after the offloads, which it
+/// depends on.
+fn keep_constant_identifications(name: &str) {
+    const FEATURE: &str = "tx-tcp-mangleid-segmentation";
+    if let Err(error) = ethtool::switch_on(name, FEATURE) {
+        tracing::debug!(
+            tun = name,
+            feature = FEATURE,
+            %error,
+            "segments with a constant identification come one by one"
+        );
+    }
 }
 
 fn set_header_len(fd: &OwnedFd) -> io::Result<()> {

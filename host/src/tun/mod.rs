@@ -16,6 +16,7 @@ use lostlove_pump::PacketDevice;
 pub use self::error::TunError;
 
 mod error;
+mod ethtool;
 mod linux;
 
 /// Size of the header beside each packet of a device with offload, in bytes.
