@@ -173,8 +173,9 @@ impl Allowed {
                 let listed = listed(setup.routes).iter().map(IpNet::trunc);
                 let listed: Vec<_> = listed.filter(|net| self.has_family_of(*net)).collect();
                 self.inside.extend(listed);
-                self.inside
-                    .extend(self.addresses.iter().filter_map(|own| server_of(*own)));
+                let servers = self.addresses.iter().filter_map(|own| server_of(*own));
+                let is_elsewhere = |server: &IpNet| !is_in_local_network(server, around);
+                self.inside.extend(servers.filter(is_elsewhere));
             }
         }
     }
@@ -265,6 +266,11 @@ impl Allowed {
             self.remarks.push(format!(
                 "the server names the name server {server}, {kind} address: it is not used"
             ));
+        } else if self.addresses.iter().any(|own| own.addr() == server) {
+            self.remarks.push(format!(
+                "the server names the name server {server}, which is this client's own address: it \
+                 is not used"
+            ));
         } else if self.goes_inside(server, around) {
             self.dns.push(server);
             self.inside.insert(host);
@@ -328,6 +334,10 @@ fn server_of(own: IpNet) -> Option<IpNet> {
     (own.contains(&first) && first != own.addr()).then(|| IpNet::from(first))
 }
 
+fn is_in_local_network(host: &IpNet, around: &Surroundings) -> bool {
+    around.networks.iter().any(|it| it.value.contains(host))
+}
+
 /// What no surroundings could make right.
 fn check_address(own: IpNet) -> Result<(), Refusal> {
     let address = own.addr();
@@ -353,7 +363,10 @@ fn check_surroundings(own: IpNet, routes: &Routes, around: &Surroundings) -> Res
         return Err(Refusal::Taken { address, interface });
     }
     let network = own.trunc();
-    if listed(routes).iter().any(|listed| network.contains(listed)) {
+    if listed(routes)
+        .iter()
+        .any(|listed| listed.trunc() == network)
+    {
         return Ok(());
     }
     let overlaps =

@@ -122,6 +122,30 @@ fn a_profile_that_lists_the_tunnels_network_gets_it() {
     assert!(matches!(refusal, Refusal::Overlap { .. }), "{refusal}");
 }
 
+/// A list that names a part of what the server claims is no leave to be where the host is.
+#[test]
+fn a_list_of_a_part_of_the_tunnels_network_does_not_let_it_overlap() {
+    let mut around = home();
+    around.networks.push(Named {
+        interface: "eth1".to_owned(),
+        value: net("10.0.0.0/24"),
+    });
+    let words = Words::new(&["10.8.0.2/8"]);
+    let part = list(&["10.8.5.0/24"]);
+    let refusal = words.judge(&part, &Dns::None, &around).unwrap_err();
+    assert!(matches!(refusal, Refusal::Overlap { .. }), "{refusal}");
+
+    let mut modem = home();
+    modem.gateways[1].value = address("10.0.0.1");
+    let refusal = words.judge(&part, &Dns::None, &modem).unwrap_err();
+    assert!(matches!(refusal, Refusal::Gateway { .. }), "{refusal}");
+
+    let whole = list(&["10.0.0.0/8"]);
+    let allowed = words.judge(&whole, &Dns::None, &around).unwrap();
+    assert_eq!(inside(&allowed), ["10.0.0.0/8"]);
+    assert!(!allowed.goes_inside(address("10.0.0.1"), &around));
+}
+
 /// What a server pushes, and how wide it says that its network is, changes nothing.
 #[test]
 fn a_list_of_routes_is_all_that_is_routed() {
@@ -188,16 +212,19 @@ fn pushed_name_servers_are_used_within_what_is_routed() {
 
 #[test]
 fn refused_name_servers_are_said_with_the_reason() {
-    let words = Words::new(&["10.8.0.2/24"]).dns(&["169.254.169.254", "192.0.2.9"]);
+    let words = Words::new(&["10.8.0.2/24"]).dns(&["169.254.169.254", "192.0.2.9", "10.8.0.2"]);
     let allowed = words.judge(&Routes::Full, &Dns::Server, &home()).unwrap();
     assert_eq!(
         allowed.remarks,
         [
             "the server names the name server 169.254.169.254, a link-local address: it is not used",
             "the server names the name server 192.0.2.9, which is not routed into the tunnel: it \
-             is not used; client.dns can name it"
+             is not used; client.dns can name it",
+            "the server names the name server 10.8.0.2, which is this client's own address: it is \
+             not used"
         ]
     );
+    assert_eq!(allowed.dns, [] as [IpAddr; 0]);
 }
 
 /// The machine's own network, router and name server do not vanish into the tunnel.

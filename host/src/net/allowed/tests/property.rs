@@ -12,10 +12,8 @@ proptest! {
     /// For any grant and push of a hostile server the plan stays within what the profile allows.
     #[test]
     fn no_server_gets_more_than_the_profile_allows(
-        words in words(),
-        routes in routes(),
+        (words, routes, around) in prop_oneof![4 => scenes(), 1 => wide_grants_over_the_lan()],
         dns in dns(),
-        around in surroundings(),
         destination in addresses(),
     ) {
         let Ok(allowed) = words.judge(&routes, &dns, &around) else {
@@ -41,6 +39,7 @@ proptest! {
                 Dns::None => false,
                 Dns::List(servers) => servers.contains(server),
                 Dns::Server => words.push.dns.contains(server)
+                    && words.addresses.iter().all(|own| own.addr() != *server)
                     && special_range(IpNet::from(*server)).is_none()
                     && allowed.goes_inside(*server, &around),
             };
@@ -75,11 +74,18 @@ fn may_go_inside(
     match routes {
         Routes::Full => !is_local,
         Routes::Server => !is_local && !is_resolver,
-        Routes::List(listed) if listed.iter().any(|net| net.contains(&destination)) => true,
+        Routes::List(listed) if is_nearest(listed, destination, around) => true,
         Routes::List(_) | Routes::None => {
             networks.clone().any(is_servers) && !is_resolver && !is_local
         }
     }
+}
+
+/// Whether the list names the destination, and no local network does so more closely.
+fn is_nearest(listed: &[IpNet], destination: IpAddr, around: &Surroundings) -> bool {
+    let local = around.networks.iter().map(|it| &it.value);
+    let listed = longest(listed.iter(), destination);
+    listed.is_some() && listed >= longest(local, destination)
 }
 
 fn is_believed(sources: &Sources, address: IpAddr) -> bool {
@@ -101,7 +107,10 @@ fn interesting<'a>(
     let networks = words.addresses.iter().chain(&words.push.routes);
     let networks = networks.chain(listed(routes)).copied();
     let networks = networks.chain(around.networks.iter().map(|it| it.value));
-    let networks = networks.flat_map(|net| [net.addr(), net.network(), net.broadcast()]);
+    let servers = words.addresses.iter().filter_map(|own| server_of(*own));
+    let networks = networks
+        .chain(servers)
+        .flat_map(|net| [net.addr(), net.network(), net.broadcast()]);
     let hosts = words
         .push
         .dns
@@ -112,6 +121,25 @@ fn interesting<'a>(
     let hosts = hosts.chain(around.gateways.iter().map(|it| it.value));
     let special = ["169.254.169.254", "127.0.0.1", "fe80::1", "8.8.8.8"].map(address);
     networks.chain(hosts).chain(special)
+}
+
+fn scenes() -> impl Strategy<Value = (Words, Routes, Surroundings)> {
+    (words(), routes(), surroundings())
+}
+
+/// A grant as wide as can be, a list that names a part of it, and the host in another part.
+fn wide_grants_over_the_lan() -> impl Strategy<Value = (Words, Routes, Surroundings)> {
+    let parts = ["10.8.5.0/24", "10.8.0.0/16", "10.0.0.0/8", "10.9.0.7/32"].map(net);
+    let lans = ["10.0.0.0/24", "10.0.0.0/16", "10.8.0.0/28"].map(net);
+    let lan = prop::sample::select(lans.to_vec());
+    (words(), prop::sample::select(parts.to_vec()), lan).prop_map(|(mut words, part, lan)| {
+        words.addresses = vec![net("10.8.0.20/8")];
+        let around = Surroundings {
+            networks: vec![named(lan)],
+            ..Surroundings::default()
+        };
+        (words, Routes::List(vec![part]), around)
+    })
 }
 
 fn words() -> impl Strategy<Value = Words> {
