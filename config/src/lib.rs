@@ -39,4 +39,4 @@ pub use settings::{
     MetricsListener, Monitoring, Nat, PortRange, Routes, ServerHost, ServerSettings, SocketOptions,
     TunOptions, UnknownLogLevel, overlaps,
 };
-pub use source::without_bom;
+pub use source::{read_key_file, without_bom};

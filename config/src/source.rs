@@ -189,6 +189,36 @@ pub fn without_bom(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
+/// The text of a file that holds one key and that nobody but its owner may open or change, as for
+/// a key file that a configuration names; none if there is no file.
+///
+/// # Errors
+///
+/// When it cannot be read, is no regular file, or others can read or change it.
+pub fn read_key_file(path: &Path) -> Result<Option<Zeroizing<String>>, ConfigError> {
+    let message = match read_key(path) {
+        Ok(text) => return Ok(Some(text)),
+        Err(KeyFileError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(KeyFileError::Io(source)) => {
+            return Err(ConfigError::Unreadable {
+                path: path.to_owned(),
+                source,
+            });
+        }
+        Err(KeyFileError::Exposed(mode)) => format!("expected mode 0600, found {mode:04o}"),
+        Err(KeyFileError::Untrusted(message)) => message,
+        Err(KeyFileError::NotText) => "expected a key, found no text".to_owned(),
+    };
+    Err(ConfigError::Invalid(vec![Problem {
+        file: path.to_owned(),
+        position: None,
+        key: String::new(),
+        message,
+    }]))
+}
+
 fn read_file(path: &Path, max: u64) -> io::Result<(Zeroizing<Vec<u8>>, Metadata)> {
     // Opening a pipe would wait for its other end.
     if !fs::metadata(path)?.is_file() {

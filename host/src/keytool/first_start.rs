@@ -2,15 +2,13 @@
 
 use std::fmt;
 use std::fs;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 use lostlove_config::write::{self, NewServer, random_ula};
-use lostlove_config::{Endpoint, Routes, default_key_path, overlaps, without_bom};
+use lostlove_config::{Endpoint, Routes, default_key_path, overlaps, read_key_file, without_bom};
 use lostlove_core::crypto::SecretKey;
-use zeroize::Zeroizing;
 
 use super::add_peer::Client;
 use super::{KeytoolError, address, files, random};
@@ -199,13 +197,11 @@ fn read_or_create_key(path: &Path) -> Result<SecretKey, KeytoolError> {
     Ok(key)
 }
 
-/// The key in a file; none if there is no file.
+/// The key in a file, which must be such as the configuration's reader takes; none if there is no
+/// file.
 fn read_key(path: &Path) -> Result<Option<SecretKey>, KeytoolError> {
-    match fs::read_to_string(path).map(Zeroizing::new) {
-        Ok(text) => Ok(Some(without_bom(&text).parse()?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(KeytoolError::io(format!("read {}", path.display()))(error)),
-    }
+    let text = read_key_file(path)?;
+    Ok(text.map(|text| without_bom(&text).parse()).transpose()?)
 }
 
 /// The first client's name and profile that are not there yet.
@@ -322,8 +318,14 @@ mod tests {
             assert_eq!(planned, first_start(&config).unwrap_err().to_string());
             planned
         };
-        fs::write(&key, "not a key").unwrap();
+        write_key(&key, "not a key", 0o600);
         refused();
+        write_key(&key, &SecretKey::from_bytes([7; 32]).to_base64(), 0o644);
+        assert!(refused().contains("server.key: expected mode 0600, found 0644"));
+        fs::remove_file(&key).unwrap();
+        let pipe = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &key, pipe, 0o600.into(), 0).unwrap();
+        assert!(refused().contains("not a regular file"));
         fs::remove_file(&key).unwrap();
         std::os::unix::fs::symlink("nowhere", &key).unwrap();
         assert!(refused().contains("server.key"));
@@ -364,7 +366,7 @@ mod tests {
     fn a_key_file_without_a_key_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("server.toml");
-        fs::write(folder.path().join("server.key"), "not a key").unwrap();
+        write_key(&folder.path().join("server.key"), "not a key", 0o600);
         assert!(matches!(first_start(&config), Err(KeytoolError::Key(_))));
         assert!(!config.exists());
     }
@@ -393,6 +395,11 @@ mod tests {
             ..made
         };
         assert!(private.to_string().contains("own network"));
+    }
+
+    fn write_key(path: &Path, text: &str, mode: u32) {
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
 
     fn mode(path: &Path) -> u32 {
