@@ -81,6 +81,9 @@ pub enum Refusal {
         /// The interface that leads there.
         interface: String,
     },
+    /// What the tunnel could collide with is not known.
+    #[error("cannot list this host's addresses and routes, with which the tunnel may collide: {0}")]
+    Unknown(String),
 }
 
 /// Where packets from the tunnel may come from: from `inside`, and not from `outside`. The longest

@@ -136,7 +136,7 @@ impl ClientNet {
     }
 
     fn plan(&mut self, setup: &ClientSetup<'_>, index: u32) -> Result<Plan, NetError> {
-        let mut around = Surroundings::look(&mut self.guard.netlink, &self.guard.paths, index);
+        let mut around = Surroundings::look(&mut self.guard.netlink, &self.guard.paths, index)?;
         if self.dns.is_empty() {
             self.resolvers.clone_from(&around.resolvers);
         } else {

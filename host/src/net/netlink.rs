@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
@@ -227,7 +227,8 @@ impl Netlink {
         })
     }
 
-    /// Asks for all objects of a kind, and returns what `pick` takes of them.
+    /// Asks for all objects of a kind, and returns what `pick` takes of them. Fails with
+    /// [`io::ErrorKind::Interrupted`] if they changed meanwhile, for some may be missing then.
     pub(super) fn dump<T>(
         &mut self,
         request: RouteNetlinkMessage,
@@ -235,6 +236,7 @@ impl Netlink {
     ) -> io::Result<Vec<T>> {
         self.send(request, NLM_F_DUMP)?;
         let mut found = Vec::new();
+        let mut is_interrupted = false;
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
             for message in messages(&datagram) {
@@ -242,8 +244,12 @@ impl Netlink {
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
+                is_interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
                 match message.payload {
                     NetlinkPayload::InnerMessage(message) => found.extend(pick(message)),
+                    NetlinkPayload::Done(_) if is_interrupted => {
+                        return Err(io::ErrorKind::Interrupted.into());
+                    }
                     NetlinkPayload::Done(_) => return Ok(found),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => {}

@@ -10,7 +10,8 @@ use super::netlink::Netlink;
 /// and those of the interface `except`. Empty where the kernel does not tell.
 pub fn local_networks(except: Option<u32>) -> Vec<(String, IpNet)> {
     let found = Netlink::open().and_then(|mut netlink| {
-        let addresses = netlink.addresses()?;
+        // The list is interrupted when addresses change meanwhile.
+        let addresses = netlink.addresses().or_else(|_| netlink.addresses())?;
         let others = addresses
             .into_iter()
             .filter(|(index, address)| Some(*index) != except && !is_of_no_account(address.addr()));

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
+use super::allowed::Refusal;
 use super::netlink::Netlink;
 use super::overlap::is_of_no_account;
 use super::{Paths, sysctl};
@@ -40,21 +41,24 @@ pub struct Named<T> {
 }
 
 impl Surroundings {
-    /// Looks around, past the interface of index `tun`. What the system does not tell is missing.
-    pub(super) fn look(netlink: &mut Netlink, paths: &Paths, tun: u32) -> Self {
-        let mut found = Self {
-            resolvers: resolvers(paths),
-            has_ipv6: sysctl::has_ipv6(paths),
-            knows_ipv6: sysctl::knows_ipv6(paths),
-            ..Self::default()
-        };
-        let looked = found
-            .add_addresses(netlink, tun)
-            .and_then(|()| found.add_routes(netlink, tun));
-        if let Err(error) = looked {
-            tracing::warn!(%error, "cannot list this host's addresses and routes");
-        }
-        found
+    /// Looks around, past the interface of index `tun`. Routes that change meanwhile interrupt the
+    /// kernel's list, so there is a second look.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Unknown`] when the kernel twice does not tell: nothing may be taken for free then.
+    pub(super) fn look(netlink: &mut Netlink, paths: &Paths, tun: u32) -> Result<Self, Refusal> {
+        twice(|| {
+            let mut found = Self {
+                resolvers: resolvers(paths),
+                has_ipv6: sysctl::has_ipv6(paths),
+                knows_ipv6: sysctl::knows_ipv6(paths),
+                ..Self::default()
+            };
+            found.add_addresses(netlink, tun)?;
+            found.add_routes(netlink, tun)?;
+            Ok(found)
+        })
     }
 
     fn add_addresses(&mut self, netlink: &mut Netlink, tun: u32) -> io::Result<()> {
@@ -105,6 +109,12 @@ impl Surroundings {
             self.networks.push(network);
         }
     }
+}
+
+fn twice<T>(mut look: impl FnMut() -> io::Result<T>) -> Result<T, Refusal> {
+    look()
+        .or_else(|_| look())
+        .map_err(|error| Refusal::Unknown(error.to_string()))
 }
 
 /// The name servers of `/etc/resolv.conf`, and behind systemd-resolved those that it asks.
@@ -160,7 +170,7 @@ mod tests {
             let mut netlink = Netlink::open().unwrap();
             let tun = netlink.index_of("tun0").unwrap();
 
-            let found = Surroundings::look(&mut netlink, &ns.paths, tun);
+            let found = Surroundings::look(&mut netlink, &ns.paths, tun).unwrap();
 
             assert_eq!(
                 texts(&found.addresses),
@@ -181,6 +191,19 @@ mod tests {
             assert_eq!(found.resolvers, ["192.0.2.53".parse::<IpAddr>().unwrap()]);
             assert!(found.has_ipv6 && found.knows_ipv6);
         });
+    }
+
+    #[test]
+    fn a_host_that_cannot_be_listed_twice_takes_no_assignment() {
+        let mut answers = vec![Ok(7), Err(io::ErrorKind::Interrupted.into())];
+        assert_eq!(twice(|| answers.pop().unwrap()), Ok(7));
+        let mut looks = 0;
+        let refused = twice(|| {
+            looks += 1;
+            Err::<(), _>(io::Error::other("no list"))
+        });
+        assert_eq!(refused, Err(Refusal::Unknown("no list".to_owned())));
+        assert_eq!(looks, 2);
     }
 
     fn texts<T: ToString>(named: &[Named<T>]) -> Vec<String> {
