@@ -68,6 +68,14 @@ impl LockFile {
     /// When somebody else holds it all that time, or the file cannot be made or opened: a symbolic
     /// link is not followed.
     pub fn acquire(path: &Path, patience: Duration) -> Result<Self, LockError> {
+        Self::acquire_if(path, patience, is_still)
+    }
+
+    fn acquire_if(
+        path: &Path,
+        patience: Duration,
+        is_still: impl Fn(&Path, &File) -> bool,
+    ) -> Result<Self, LockError> {
         let deadline = Instant::now() + patience;
         let failed = |source| LockError::Io {
             path: path.to_owned(),
@@ -75,7 +83,7 @@ impl LockFile {
         };
         loop {
             let file = open(path).map_err(failed)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            let holder = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) if is_still(path, &file) => {
                     return Ok(Self {
                         _file: file,
@@ -83,14 +91,14 @@ impl LockFile {
                     });
                 }
                 // Its last holder has removed it: there is another by now, or none.
-                Ok(()) => continue,
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Ok(()) => Holder(None),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => holder_of(&file),
                 Err(errno) => return Err(failed(errno.into())),
-            }
+            };
             if Instant::now() >= deadline {
                 return Err(LockError::Held {
                     path: path.to_owned(),
-                    holder: holder_of(&file),
+                    holder,
                 });
             }
             thread::sleep(RETRY);
@@ -228,6 +236,21 @@ mod tests {
         let order: Vec<_> = told.try_iter().collect();
         assert_eq!(order, ["taken", "given"].repeat(4), "one at a time");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_again_and_again_is_not_tried_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let tries = std::cell::Cell::new(0);
+        let replaced = |_: &Path, _: &File| {
+            tries.set(tries.get() + 1);
+            assert!(tries.get() < 1000, "without a pause");
+            false
+        };
+        let error = LockFile::acquire_if(&path, SOON, replaced).unwrap_err();
+        let expected = format!("{} is held by another process", path.display());
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]
