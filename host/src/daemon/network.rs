@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::net::{
     ClientNet, ClientSetup, Masquerade, NetError, Paths, ServerNet, ServerSetup, Sources,
+    check_firewall,
 };
 
 /// Packets that wait in the kernel for the daemon to read, as many as a WireGuard device or an
@@ -74,6 +75,7 @@ impl Network {
 
     /// Takes charge of a client's system; the server's word changes it later.
     pub(super) fn client(host: &ClientHost, tun: &str) -> Result<Self, NetError> {
+        check_firewall(host.inbound, &Paths::default())?;
         Ok(Self(Kind::Client(Box::new(ClientNetwork {
             net: ClientNet::new(tun, &Paths::default())?,
             profile: Profile {

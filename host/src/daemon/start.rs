@@ -23,7 +23,7 @@ use crate::leases::{self, Leases};
 use crate::listen::{SocketOptions, listen};
 use crate::log::{self, Verbosity};
 use crate::metrics::Metrics;
-use crate::net::{FWMARK, NetError, Paths, missing_nat_interface};
+use crate::net::{FWMARK, NetError, Paths, check_firewall, missing_nat_interface};
 use crate::signal::Signals;
 use crate::tun::{Tun, TunConfig, TunError};
 
@@ -270,7 +270,15 @@ fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
             }
             check.warnings
         }
-        Role::Client => lostlove_config::load_client(config)?.warnings,
+        Role::Client => {
+            let settings = lostlove_config::load_client(config)?;
+            let has_firewall = check_firewall(settings.host.inbound, &Paths::default());
+            has_firewall.map_err(|error| Failure {
+                is_logging: false,
+                ..Failure::from(error)
+            })?;
+            settings.warnings
+        }
     };
     for warning in warnings {
         println!("warning: {warning}");

@@ -257,5 +257,17 @@ impl ClientNet {
     }
 }
 
+/// Whether there is the program that keeps connections out, where the profile wants that.
+///
+/// # Errors
+///
+/// [`NetError::NftMissing`] if not.
+pub fn check_firewall(inbound: bool, paths: &Paths) -> Result<(), NetError> {
+    if inbound {
+        return Ok(());
+    }
+    nft::find(paths).map(drop)
+}
+
 #[cfg(test)]
 mod tests;

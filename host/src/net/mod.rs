@@ -13,7 +13,7 @@
 use std::path::PathBuf;
 
 pub use self::allowed::{Allowed, Refusal, Sources};
-pub use self::client::{ClientNet, ClientSetup};
+pub use self::client::{ClientNet, ClientSetup, check_firewall};
 pub use self::error::NetError;
 use self::guard::Guard;
 pub use self::guard::clean_up_after_crash;

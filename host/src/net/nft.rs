@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 
@@ -133,8 +134,13 @@ pub(super) fn forward_drops(paths: &Paths) -> Result<Vec<String>, NetError> {
         .collect())
 }
 
+/// Looks for the program.
+pub(super) fn find(paths: &Paths) -> Result<PathBuf, NetError> {
+    command::find(&paths.nft).ok_or(NetError::NftMissing)
+}
+
 fn run(paths: &Paths, arguments: &[&str], input: &str) -> Result<String, NetError> {
-    let program = command::find(&paths.nft).ok_or(NetError::NftMissing)?;
+    let program = find(paths)?;
     command::run(&program, arguments, input)
 }
 

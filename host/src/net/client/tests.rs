@@ -454,3 +454,15 @@ fn parse(text: &str) -> IpNet {
 }
 
 mod trust;
+
+/// Said before the first session, which would end the daemon.
+#[test]
+fn keeping_connections_out_needs_nftables_from_the_start() {
+    let paths = Paths {
+        nft: "/nowhere/nft".into(),
+        ..Paths::default()
+    };
+    let missing = check_firewall(false, &paths);
+    assert!(matches!(missing, Err(NetError::NftMissing)), "{missing:?}");
+    assert!(check_firewall(true, &paths).is_ok());
+}
