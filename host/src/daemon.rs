@@ -136,6 +136,8 @@ pub struct Daemon {
     /// What to say, once, when the driver has begun.
     announcement: Option<Announcement>,
     must_stop_now: bool,
+    /// Everything on the system is about to be undone.
+    is_ending: bool,
     /// Why the daemon ends on its own account.
     failure: Option<NetError>,
 }
@@ -170,6 +172,7 @@ impl Daemon {
             leases: parts.leases,
             announcement: None,
             must_stop_now: false,
+            is_ending: false,
             failure: None,
         }
     }
@@ -321,6 +324,7 @@ impl Daemon {
             Some(Signal::Terminate) => {
                 info!("shutting down; a second signal ends at once");
                 self.metrics.set_ready(false);
+                self.is_ending = true;
                 self.endpoint.shut_down(now);
             }
             Some(Signal::TerminateNow) => self.must_stop_now = true,
@@ -406,7 +410,7 @@ impl Daemon {
             Event::Closed { id, .. } => {
                 if self.role == Role::Client {
                     self.metrics.set_ready(false);
-                    if let Some(network) = &mut self.network {
+                    if let Some(network) = self.network.as_mut().filter(|_| !self.is_ending) {
                         network.session_ended(self.endpoint.stats().tun_packets_out);
                     }
                 }
@@ -434,6 +438,7 @@ impl Daemon {
         error!(%error, "cannot set the network up; ending");
         self.failure.get_or_insert(error);
         self.metrics.set_ready(false);
+        self.is_ending = true;
         self.endpoint.shut_down(now);
     }
 }
