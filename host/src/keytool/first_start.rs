@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 use lostlove_config::write::{self, NewServer, random_ula};
-use lostlove_config::{Endpoint, Routes, default_key_path, overlaps, read_key_file, without_bom};
+use lostlove_config::{Endpoint, Routes, default_key_path, overlaps, read_key_file};
 use lostlove_core::crypto::SecretKey;
 
 use super::add_peer::Client;
@@ -201,7 +201,7 @@ fn read_or_create_key(path: &Path) -> Result<SecretKey, KeytoolError> {
 /// file.
 fn read_key(path: &Path) -> Result<Option<SecretKey>, KeytoolError> {
     let text = read_key_file(path)?;
-    Ok(text.map(|text| without_bom(&text).parse()).transpose()?)
+    Ok(text.map(|text| text.parse()).transpose()?)
 }
 
 /// The first client's name and profile that are not there yet.
