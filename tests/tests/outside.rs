@@ -30,14 +30,38 @@ fn hidden_clients_never_keep_a_port_that_something_may_listen_on() {
     let mut settings = lab.server_settings();
     let _server = lab.start_server(settings.set("network.push_routes", INTERNET));
     let _client = lab.start_client(0, &lab.client_settings(0));
+    hidden_clients_have_ports_of_the_range(&lab);
+}
+
+/// The first translation of a connection counts, and the newest hook of a priority is the first.
+#[test]
+fn a_masquerade_of_somebody_elses_gives_clients_no_other_ports() {
+    let Some(lab) = Lab::new(1) else { return };
+    let mut settings = lab.server_settings();
+    let _server = lab.start_server(settings.set("network.push_routes", INTERNET));
+    for family in ["ip", "ip6"] {
+        for command in [
+            format!("add table {family} foreign"),
+            format!(
+                "add chain {family} foreign nat {{ type nat hook postrouting priority srcnat ; }}"
+            ),
+            format!("add rule {family} foreign nat oifname wan masquerade"),
+        ] {
+            let output = lab.server.output("nft", &command);
+            assert!(output.status.success(), "{command}: {output:?}");
+        }
+    }
+    let _client = lab.start_client(0, &lab.client_settings(0));
+    hidden_clients_have_ports_of_the_range(&lab);
+}
+
+#[track_caller]
+fn hidden_clients_have_ports_of_the_range(lab: &Lab) {
     let range = 32768..=60999;
     for target in [INTERNET_V4, INTERNET_V6] {
         lab.clients[0].await_ping(target);
         for port in [22, 80, 443, 8443, 51820] {
-            let (tcp, udp) = (
-                tcp_source(&lab, target, port),
-                udp_source(&lab, target, port),
-            );
+            let (tcp, udp) = (tcp_source(lab, target, port), udp_source(lab, target, port));
             for (source, protocol) in [(tcp, "TCP"), (udp, "UDP")] {
                 assert!(source.ip() == WAN_V4 || source.ip() == WAN_V6, "{source}");
                 let seen = source.port();

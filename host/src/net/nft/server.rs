@@ -234,7 +234,9 @@ fn untranslatable(setup: &ServerSetup<'_>, masquerade: &Masquerade) -> String {
     )
 }
 
-/// Clients appear with the server's address, and with ports on which nothing here listens.
+/// Clients appear with the server's address, and with ports on which nothing here listens. The first
+/// translation wins, and of hooks with equal priority the newest runs first: others' at `srcnat`
+/// must not come before.
 fn sources(setup: &ServerSetup<'_>, masquerade: &Masquerade, ports: PortRange) -> String {
     let leaves = leaves(setup, masquerade);
     let rules = masquerade.sources.iter().flat_map(|source| {
@@ -247,7 +249,7 @@ fn sources(setup: &ServerSetup<'_>, masquerade: &Masquerade, ports: PortRange) -
     let rules: Vec<_> = rules.collect();
     chain(
         "masquerade_sources",
-        "nat hook postrouting priority srcnat",
+        "nat hook postrouting priority srcnat - 1",
         &rules,
     )
 }

@@ -41,6 +41,9 @@ fn clients_get_ports_of_the_range_for_each_protocol_that_has_ports() {
         "{text}"
     );
     assert!(!text.contains("oifname != \"tun0\" ip"), "{text}");
+    let chain = chain_of(&text, "masquerade_sources");
+    let before_others = "type nat hook postrouting priority srcnat - 1;";
+    assert!(chain.starts_with(before_others), "{chain}");
     assert!(!with(|_, _| ()).contains("masquerade"));
 }
 
