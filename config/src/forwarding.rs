@@ -8,7 +8,7 @@ use lostlove_core::config::Push;
 use toml::de::DeValue;
 
 use crate::reader::value::{expected, interface_name, network, one_of};
-use crate::reader::{Entry, Found, Reader, Section};
+use crate::reader::{At, Entry, Found, Reader, Section};
 use crate::sections::values;
 use crate::settings::{AccessScope, ClientAccess, Nat, PortRange};
 use crate::tunnel::Tunnel;
@@ -21,6 +21,26 @@ const METADATA_ADDRESSES: [&str; 4] = [
     "100.100.100.200",
     "168.63.129.16",
 ];
+
+/// Addresses that nobody reaches over the internet, or that no router forwards: of IANA's registry
+/// of special IPv4 addresses (RFC 6890) all but those for documentation.
+pub const NOT_PUBLIC_V4: [&str; 11] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+];
+
+/// Unique local (RFC 4193) and once site-local addresses (RFC 3879), and those that a NAT64 of
+/// one's own translates (RFC 8215).
+const PRIVATE_V6: [&str; 3] = ["fc00::/7", "fec0::/10", "64:ff9b:1::/48"];
 
 /// Below are the ports of well-known services, which clients must never hold.
 const NAT_PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
@@ -111,6 +131,11 @@ pub(crate) fn client_access<'t>(
         ("internet", AccessScope::Internet),
     ];
     let scope = reader.read(section, "client_access", one_of(&scopes));
+    if let Entry::Given(Found { value, at }) = &scope
+        && *value == AccessScope::Internet
+    {
+        warn_of_wide_routes(reader, at, &push.routes);
+    }
     let deny = match reader.list(section, "client_deny", network) {
         Entry::Given(list) => {
             warn_of_metadata(reader, &list);
@@ -123,6 +148,37 @@ pub(crate) fn client_access<'t>(
         deny,
         routes: push.routes.clone(),
         dns: push.dns.clone(),
+    }
+}
+
+impl ClientAccess {
+    /// The networks of `routes` that are private altogether. One that only holds private networks,
+    /// such as 0.0.0.0/0, says nothing of them.
+    pub fn private_routes(&self) -> Vec<IpNet> {
+        let routes = self.routes.iter().copied();
+        routes.filter(is_private).collect()
+    }
+}
+
+fn is_private(network: &IpNet) -> bool {
+    private_networks().any(|private| private.contains(network))
+}
+
+fn private_networks() -> impl Iterator<Item = IpNet> {
+    let networks = NOT_PUBLIC_V4.iter().chain(&PRIVATE_V6);
+    networks.filter_map(|text| text.parse().ok())
+}
+
+/// Who pushes every network, private ones among them, may think that this opens them.
+fn warn_of_wide_routes(reader: &mut Reader<'_>, at: &At, routes: &[IpNet]) {
+    let holds_private = |route: &&IpNet| private_networks().any(|it| route.contains(&it));
+    let wide = routes.iter().filter(|route| !is_private(route));
+    for route in wide.filter(holds_private) {
+        let message = format!(
+            "the private networks in {route} of push_routes stay closed; push those that clients \
+             may reach by themselves too"
+        );
+        reader.warning(at, message);
     }
 }
 
@@ -264,6 +320,34 @@ mod tests {
         assert_eq!(access.scope, AccessScope::Internet);
         assert_eq!(access.dns, ["10.8.0.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(access.routes, ["192.168.1.0/24".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_wide_route_opens_no_private_networks_and_says_so() {
+        let folder = Folder::new();
+        let settings = |scope: &str, routes: &str| {
+            let text = format!(
+                "[network]\nclient_access = '{scope}'\npush_routes = {routes}\n{}",
+                peer()
+            );
+            folder.server(&text).unwrap()
+        };
+        let routes = "['0.0.0.0/1', '10.1.0.0/16', '9.0.0.0/8', '2000::/3', '::/0', 'fd07::/48']";
+        let found = settings("internet", routes);
+        let private = found.host.client_access.private_routes();
+        let private: Vec<_> = private.iter().map(ToString::to_string).collect();
+        assert_eq!(private, ["10.1.0.0/16", "fd07::/48"]);
+        let warnings: Vec<_> = found.warnings.iter().map(|it| folder.strip(it)).collect();
+        let warning = |route: &str| {
+            format!(
+                "server.toml:2:17: network.client_access: the private networks in {route} of \
+                 push_routes stay closed; push those that clients may reach by themselves too"
+            )
+        };
+        assert_eq!(warnings, [warning("0.0.0.0/1"), warning("::/0")]);
+        let narrow = "['10.0.0.0/8', '9.0.0.0/8', 'fc00::/7', '2000::/3']";
+        assert!(settings("internet", narrow).warnings.is_empty());
+        assert!(settings("all", routes).warnings.is_empty());
     }
 
     #[test]

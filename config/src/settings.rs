@@ -150,7 +150,7 @@ pub struct ClientAccess {
     pub scope: AccessScope,
     /// What they never reach.
     pub deny: Vec<IpNet>,
-    /// The networks that they are told of, and so may reach whatever the scope.
+    /// The networks that they are told of, and so may reach whatever the scope if private altogether.
     pub routes: Vec<IpNet>,
     /// The name servers that they are told of, and so may ask whatever the rest says.
     pub dns: Vec<IpAddr>,

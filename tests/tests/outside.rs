@@ -302,7 +302,10 @@ fn clients_of_the_internet_alone_reach_nothing_private() {
     let mut settings = lab.server_settings();
     settings.set("network.client_access", quoted("internet"));
     settings.set("network.dns", r#"["10.8.0.1", "fd00:6c:6c::1"]"#);
-    settings.set("network.push_routes", r#"["10.99.1.128/25"]"#);
+    settings.set(
+        "network.push_routes",
+        r#"["10.99.1.128/25", "0.0.0.0/0", "::/0"]"#,
+    );
     private.add_address("10.99.1.130/24", "wire");
     let _server = lab.start_server(&settings);
     let routes = r#"["10.99.1.0/24", "203.0.113.0/24", "2001:db8:ff::/64"]"#;

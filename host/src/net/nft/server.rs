@@ -7,26 +7,11 @@ use std::fmt::Display;
 use std::net::Ipv6Addr;
 
 use ipnet::{IpNet, Ipv4Net};
-use lostlove_config::{AccessScope, ClientAccess, PortRange};
+use lostlove_config::{AccessScope, ClientAccess, NOT_PUBLIC_V4, PortRange};
 
 use super::super::server::{Masquerade, ServerSetup};
 use super::{family, quoted};
 
-/// Addresses that nobody reaches over the internet, or that no router forwards: of IANA's registry
-/// of special IPv4 addresses (RFC 6890) all but those for documentation.
-const NOT_PUBLIC_V4: [&str; 11] = [
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
-];
 /// Global unicast (RFC 4291, section 2.4), and what a NAT64 translates (RFC 6052).
 const PUBLIC_V6: &str = "{ 2000::/3, 64:ff9b::/96 }";
 /// Teredo and 6to4, whose addresses have IPv4 ones in them.
@@ -142,6 +127,9 @@ fn access(setup: &ServerSetup<'_>) -> String {
     let mut local = access_rules(setup);
     let mut forwarded = local.clone();
     if setup.access.scope == AccessScope::Internet {
+        for (family, networks) in sets(&setup.access.private_routes()) {
+            forwarded.push(format!("{family} daddr {networks} return"));
+        }
         local.push("meta l4proto { icmp, icmpv6 } return".to_owned());
         local.push(REFUSE.to_owned());
         let not_public = NOT_PUBLIC_V4.join(", ");
@@ -169,12 +157,7 @@ fn nat64(network: &str) -> Option<String> {
 
 /// Answers pass, and questions to the name servers that clients are told of.
 fn access_rules(setup: &ServerSetup<'_>) -> Vec<String> {
-    let ClientAccess {
-        scope,
-        deny,
-        routes,
-        dns,
-    } = setup.access;
+    let ClientAccess { deny, dns, .. } = setup.access;
     let mut rules = vec![
         format!("iifname != {} return", quoted(setup.tun)),
         "ct direction reply return".to_owned(),
@@ -188,15 +171,10 @@ fn access_rules(setup: &ServerSetup<'_>) -> Vec<String> {
     for (family, networks) in sets(deny) {
         rules.push(format!("{family} daddr {networks} {REFUSE}"));
     }
-    if *scope == AccessScope::Internet {
-        for (family, networks) in sets(routes) {
-            rules.push(format!("{family} daddr {networks} return"));
-        }
-    }
     rules
 }
 
-/// Where this host did not forward before, it does not begin to between its other interfaces. A
+/// Where this host did not forward before, it does not begin to between interfaces outside. A
 /// bridge's own packets may come by here, and other programs' TUN devices are left to them.
 fn others(around: &Surroundings) -> String {
     let set = |names: Vec<String>| format!("{{ {} }}", names.join(", "));

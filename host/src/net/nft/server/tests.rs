@@ -184,17 +184,25 @@ fn answers_and_names_pass_before_what_is_denied() {
 }
 
 #[test]
-fn the_internet_is_what_is_public_and_what_clients_are_told_of() {
+fn the_internet_is_what_is_public_and_private_networks_clients_are_told_of() {
     let access = ClientAccess {
         scope: AccessScope::Internet,
         deny: networks(&["192.0.2.1/32"]),
-        routes: networks(&["192.168.1.0/24"]),
+        routes: networks(&[
+            "192.168.1.0/24",
+            "0.0.0.0/0",
+            "128.0.0.0/1",
+            "::/0",
+            "8.8.8.0/24",
+        ]),
         ..ALL.clone()
     };
     let text = with(|setup, _| setup.access = &access);
     let told = "ip daddr { 192.168.1.0/24 } return";
     let here = chain_of(&text, "access_here");
-    assert_in_order(&here, &["192.0.2.1/32", told, "icmp, icmpv6 } return"]);
+    assert_in_order(&here, &["192.0.2.1/32", "icmp, icmpv6 } return"]);
+    // The server's own address may be in such a network.
+    assert!(!here.contains("192.168.1.0"), "{here}");
     assert!(here.ends_with(&format!(" return\n{REFUSE}\n")), "{here}");
     let through = chain_of(&text, "access");
     let order = [
@@ -205,6 +213,9 @@ fn the_internet_is_what_is_public_and_what_clients_are_told_of() {
         "64:ff9b::a00:0/104",
     ];
     assert_in_order(&through, &order);
+    for wide in ["0.0.0.0/0", "128.0.0.0/1", "::/0"] {
+        assert!(!through.contains(wide), "{through}");
+    }
 }
 
 #[test]
