@@ -40,6 +40,7 @@ mod ports;
 mod server;
 mod surroundings;
 mod sysctl;
+mod virtual_links;
 
 #[cfg(test)]
 pub(crate) mod namespace;

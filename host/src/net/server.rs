@@ -5,7 +5,7 @@ use lostlove_config::{AccessScope, ClientAccess, PortRange};
 
 use super::change::Change;
 use super::guard::Guard;
-use super::netlink::{LinkSetup, Route, RouteTarget, TABLE_MAIN};
+use super::netlink::{LinkSetup, Netlink, Route, RouteTarget, TABLE_MAIN};
 use super::nft::server::Surroundings;
 use super::overlap::{local_networks, warn_of_overlaps};
 use super::{NetError, Paths, nft, ports, set_up_link, sysctl};
@@ -129,7 +129,8 @@ fn install_firewall(
         tracing::warn!("{warning}");
     }
     let table = nft::table_name(setup.tun);
-    let chains = nft::server::chains(setup, &surroundings(guard, setup, index));
+    let around = surroundings(guard, setup, index);
+    let chains = nft::server::chains(setup, &around);
     let change = Change::Nft {
         table: table.clone(),
     };
@@ -144,6 +145,14 @@ fn install_firewall(
             return Ok(());
         }
         result => result?,
+    }
+    if !around.interfaces.is_empty() {
+        tracing::info!(
+            interfaces = ?around.interfaces,
+            families = ?around.new_families,
+            "forwarding was off: this host now forwards for the tunnel, and still not between these \
+             interfaces"
+        );
     }
     if let Some(chains) = nft::arp_chains(setup.tun, setup.addresses) {
         let change = Change::NftArp {
@@ -206,9 +215,10 @@ fn surroundings(guard: &Guard, setup: &ServerSetup<'_>, index: u32) -> Surroundi
         .filter(|(_, carried, key)| setup.forwarding && *carried && is_new(key))
         .map(|(family, ..)| family)
         .collect();
-    let mut interfaces = sysctl::all_interfaces(&guard.paths);
-    interfaces.retain(|name| name != setup.tun && !new_families.is_empty());
-    interfaces.sort();
+    let interfaces = match new_families[..] {
+        [] => Vec::new(),
+        _ => unrouted_interfaces(guard, setup.tun),
+    };
     let local = local_networks(Some(index));
     let is_shared = |network: &IpNet| local.iter().any(|(_, local)| network.contains(local));
     Surroundings {
@@ -221,6 +231,20 @@ fn surroundings(guard: &Guard, setup: &ServerSetup<'_>, index: u32) -> Surroundi
         new_families,
         interfaces,
     }
+}
+
+/// The interfaces between which a host that did not forward shall not begin to: what leads outside.
+/// Other programs' bridges and tunnels (containers, VPNs) are left to them, and may need to forward.
+fn unrouted_interfaces(guard: &Guard, tun: &str) -> Vec<String> {
+    let found = Netlink::open().and_then(|mut netlink| netlink.virtual_links());
+    let left_out = found.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot tell bridges and tunnels from other interfaces");
+        Vec::new()
+    });
+    let mut interfaces = sysctl::all_interfaces(&guard.paths);
+    interfaces.retain(|name| name != tun && !left_out.contains(name));
+    interfaces.sort();
+    interfaces
 }
 
 /// The part of the configured ports in which nothing on this host listens.

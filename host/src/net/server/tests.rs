@@ -294,15 +294,21 @@ fn translation_on_an_interface_that_is_not_there_is_a_warning() {
 #[test]
 fn a_host_that_forwards_already_is_left_to_route_what_it_did() {
     namespace::run(|ns| {
-        let uplink = open_as("up0");
+        ns.shell("ip link add up0 type veth peer name up1");
         let _tun = open();
         let chain = || ns.shell("nft list ruleset | grep -c 'chain others' || true");
 
         let net = set_up(ns, &SETUP).unwrap();
         assert_eq!(chain(), "1\n");
         let text = ns.shell("nft list ruleset");
-        assert!(text.contains("meta nfproto ipv4 iifname \"up0\""), "{text}");
-        assert!(text.contains("meta nfproto ipv6 iifname \"up0\""), "{text}");
+        assert!(
+            text.contains("meta nfproto ipv4 iifname { \"up0\", \"up1\" }"),
+            "{text}"
+        );
+        assert!(
+            text.contains("meta nfproto ipv6 iifname { \"up0\", \"up1\" }"),
+            "{text}"
+        );
         restore(net);
 
         ns.shell("echo 1 > /proc/sys/net/ipv4/ip_forward");
@@ -316,7 +322,32 @@ fn a_host_that_forwards_already_is_left_to_route_what_it_did() {
         let net = set_up(ns, &SETUP).unwrap();
         assert_eq!(chain(), "0\n");
         restore(net);
-        drop(uplink);
+    });
+}
+
+/// Containers and other VPNs go on to forward where the switch was put back before a restart.
+#[test]
+fn bridges_and_tunnels_of_others_are_not_cut_off_and_the_rest_is_named() {
+    namespace::run(|ns| {
+        ns.shell(
+            "ip link add up0 type veth peer name up1; ip link add docker0 type bridge; \
+             ip tuntap add ovpn0 mode tun",
+        );
+        let _tun = open();
+        let mut net = None;
+
+        let log = capture(|| net = set_up(ns, &SETUP).ok());
+
+        let text = ns.shell("nft list chain inet lostlove_tun0 others");
+        assert!(text.contains("\"up0\""), "{text}");
+        assert!(
+            log.contains("still not between") && log.contains("up0"),
+            "{log}"
+        );
+        for name in ["docker0", "ovpn0"] {
+            assert!(!text.contains(name) && !log.contains(name), "{text}{log}");
+        }
+        restore(net.unwrap());
     });
 }
 
