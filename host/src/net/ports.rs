@@ -17,7 +17,7 @@ const TABLES: [(&str, &str); 6] = [
     ("udplite6", "07"),
 ];
 
-/// Ports on which this network namespace takes what comes from outside. A table that the kernel
+/// Ports on which this network namespace takes what comes from outside at the moment. A table that the kernel
 /// does not have is empty.
 pub(super) fn listening() -> BTreeSet<u16> {
     let mut ports = BTreeSet::new();

@@ -41,7 +41,7 @@ pub struct Masquerade {
     pub interface: Option<String>,
     /// The clients' networks.
     pub sources: Vec<IpNet>,
-    /// The ports that clients appear with, as far as nothing on this host listens there.
+    /// The ports that clients appear with, as far as nothing on this host listens there at the start.
     pub ports: PortRange,
 }
 

@@ -212,7 +212,7 @@ fn untranslatable(setup: &ServerSetup<'_>, masquerade: &Masquerade) -> String {
     )
 }
 
-/// Clients appear with the server's address, and with ports on which nothing here listens. The first
+/// Clients appear with the server's address, and with ports where nothing listened at the start. The first
 /// translation wins, and of hooks with equal priority the newest runs first: others' at `srcnat`
 /// must not come before.
 fn sources(setup: &ServerSetup<'_>, masquerade: &Masquerade, ports: PortRange) -> String {
