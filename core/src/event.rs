@@ -46,7 +46,9 @@ pub enum Event {
         attempt: u32,
     },
     /// A client got its addresses. Comes before `Established` of each session, also when they are
-    /// those of the last one: what is around the client may have changed.
+    /// those of the last one: what is around the client may have changed. The driver judges it before
+    /// its next input, with `set_sources` or `refuse_assignment`; until it has polled this, packets
+    /// from the server are dropped.
     Configure(TunSettings),
     /// A peer has proved its key and packets flow.
     Established {
@@ -95,7 +97,7 @@ pub enum Event {
         until: Instant,
     },
     /// A session is over; once for each that was established and not taken over by a newer
-    /// handshake of its peer.
+    /// handshake of its peer. Not for one that a client refused before `Established` was polled.
     Ended {
         /// The peer's configured name; `server` on a client.
         peer: String,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use rand_core::Rng as _;
+use uuid::Uuid;
 
 use super::connection::Stage;
 use super::session::Ending;
@@ -39,6 +40,10 @@ pub(super) struct ClientState {
     reconnect_max: Duration,
     /// What the server last assigned.
     settings: Option<TunSettings>,
+    /// Whether the driver knows of it, and so has judged it before it hands over more bytes.
+    is_assigned: bool,
+    /// The session that the driver knows of: established, and not ended yet.
+    announced: Option<Uuid>,
     /// From where packets may come, and from where not; none for everywhere.
     sources: Option<Box<RoutingTable>>,
     usage: Arc<Usage>,
@@ -56,6 +61,8 @@ impl ClientState {
             reconnect_min: client.reconnect_min,
             reconnect_max: client.reconnect_max,
             settings: None,
+            is_assigned: false,
+            announced: None,
             sources: None,
             usage: Arc::new(Usage::new()),
         }
@@ -164,6 +171,7 @@ impl Endpoint {
             server,
         };
         client.settings = Some(settings.clone());
+        client.is_assigned = false;
         self.tools.events.push_back(Event::Configure(settings));
     }
 
@@ -185,30 +193,67 @@ impl Endpoint {
     }
 
     /// The client cannot use what [`Event::Configure`] brought: takes leave of the server, and
-    /// tries again after the longest wait. If [`Event::Established`] has not been polled yet, it
-    /// does not come.
+    /// tries again after the longest wait, also if the connection is over already. If
+    /// [`Event::Established`] has not been polled yet, it does not come, nor does the
+    /// [`Event::Ended`] that belongs to it.
     pub fn refuse_assignment(&mut self, now: Instant) {
-        if !matches!(self.role, RoleState::Client(_)) {
+        let RoleState::Client(client) = &mut self.role else {
             return;
+        };
+        if let Dial::After(_, no_sooner) = &mut client.dial {
+            *no_sooner = client.reconnect_max;
         }
-        for id in self.connections.ids() {
-            let connection = self.connections.get(id);
-            if !connection.is_some_and(|it| matches!(it.stage, Stage::Active { .. })) {
-                continue;
+        // What has not been polled yet is of this connection: a client has one at a time.
+        self.tools.events.retain_mut(|event| match event {
+            Event::Established { .. } | Event::Lost { .. } => false,
+            Event::Closed { reason, .. } | Event::Ended { reason, .. } => {
+                *reason = CloseReason::Unusable;
+                true
             }
-            let is_of_this =
-                |event: &Event| matches!(event, Event::Established { id: of, .. } if *of == id);
-            self.tools.events.retain(|event| !is_of_this(event));
-            let ending = Ending {
-                code: DisconnectCode::Normal,
-                reason: CloseReason::Unusable,
-            };
-            self.disconnect(id, ending, now);
+            _ => true,
+        });
+        for id in self.connections.ids() {
+            let stage = self.connections.get_mut(id).map(|it| &mut it.stage);
+            match stage {
+                Some(Stage::Closing { reason, .. }) => *reason = CloseReason::Unusable,
+                Some(Stage::Active { .. }) => {
+                    let ending = Ending {
+                        code: DisconnectCode::Normal,
+                        reason: CloseReason::Unusable,
+                    };
+                    self.disconnect(id, ending, now);
+                }
+                _ => {}
+            }
+        }
+        // One that has lost its connection has nothing to come back to.
+        for id in self.sessions.ids() {
+            self.end_session(id, CloseReason::Unusable, now);
         }
     }
 }
 
 impl ClientState {
+    /// Whether the driver is to get this event: an end only of a session that it knows of, by the
+    /// name that it knows.
+    pub(super) const fn hand_out(&mut self, event: &mut Event) -> bool {
+        match event {
+            Event::Configure(_) => self.is_assigned = true,
+            Event::Established { session, .. } => self.announced = Some(*session),
+            Event::Ended { session, .. } => match self.announced.take() {
+                Some(announced) => *session = announced,
+                None => return false,
+            },
+            _ => {}
+        }
+        true
+    }
+
+    /// Whether packets may come: not under an assignment that nobody has judged.
+    pub(super) const fn is_assigned(&self) -> bool {
+        self.is_assigned
+    }
+
     /// Whether this client takes packets from `source`.
     pub(super) fn believes(&self, source: IpAddr) -> bool {
         let is_inside = |sources: &RoutingTable| sources.is_owner(INSIDE, source);

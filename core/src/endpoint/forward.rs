@@ -88,6 +88,9 @@ impl Endpoint {
                 }
             }
             Role::Client(client) => match &self.role {
+                RoleState::Client(state) if !state.is_assigned() => {
+                    return Err(DropReason::NotConnected);
+                }
                 RoleState::Client(state) if !state.believes(info.source) => {
                     return Err(DropReason::ForeignSource);
                 }

@@ -330,7 +330,16 @@ impl Endpoint {
 
     /// The next fact to act on or report.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.tools.events.pop_front()
+        loop {
+            let mut event = self.tools.events.pop_front()?;
+            let is_for_driver = match &mut self.role {
+                RoleState::Client(client) => client.hand_out(&mut event),
+                RoleState::Server(_) => true,
+            };
+            if is_for_driver {
+                return Some(event);
+            }
+        }
     }
 
     /// A connection that has something to write. The driver answers with

@@ -119,7 +119,7 @@ impl Rogue {
 }
 
 /// An unsealed packet on stream 0.
-fn plain(packet_type: PacketType, payload: &[u8]) -> Vec<u8> {
+pub(super) fn plain(packet_type: PacketType, payload: &[u8]) -> Vec<u8> {
     let header = Header {
         packet_type,
         stream: 0,
@@ -163,7 +163,7 @@ fn shake_hands(server: &mut Machine, seed: u8, now: Instant) -> (ConnectionId, S
     (id, sealer, outcome.grant.address_v4.unwrap().addr())
 }
 
-fn entry(packet: &[u8]) -> Vec<u8> {
+pub(super) fn entry(packet: &[u8]) -> Vec<u8> {
     let header = encode_entry_header(packet.len() as u16, Offload::NONE);
     [header.as_slice(), packet].concat()
 }

@@ -3,6 +3,7 @@
 mod addresses;
 mod buffers;
 mod floods;
+mod hasty;
 mod peers;
 mod probes;
 mod randomness;

@@ -109,7 +109,11 @@ fn read_as_client(config: &Config, seed: u8, said: &[u8], now: Instant) -> Vec<V
     let mut client = Machine::new(config.clone(), seed, now);
     let server = ([203, 0, 113, 1], 8443).into();
     let id = client.handle_connected(server, now).unwrap();
-    feed(&mut client, id, said, now)
+    let (hello, rest) = said.split_at(records(said)[0].len());
+    feed(&mut client, id, hello, now);
+    // Until the client knows its assignment it takes no packets.
+    while client.poll_event().is_some() {}
+    feed(&mut client, id, rest, now)
 }
 
 /// Lets the endpoint read `bytes`, and returns the packets that came out of its TUN device.

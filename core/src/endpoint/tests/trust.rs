@@ -125,6 +125,8 @@ fn a_session_that_is_refused_at_once_is_not_reported_as_established() {
 
     assert!(net.server.stats().sessions_established > 1);
     assert_eq!(established(&net), 1);
+    let ended = |(who, event): &&(usize, Event)| *who == 0 && matches!(event, Event::Ended { .. });
+    assert_eq!(net.events.iter().filter(ended).count(), 1);
     assert_eq!(net.close_reasons(0).last(), Some(&CloseReason::Unusable));
 }
 

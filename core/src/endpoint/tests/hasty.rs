@@ -1,0 +1,166 @@
+//! What a client makes of a server that does not wait.
+
+use core::net::{Ipv4Addr, SocketAddr};
+use core::time::Duration;
+
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng as _;
+
+use super::super::sealed_tests::{entry, plain};
+use super::super::testing::{Machine, client_config, secret, udp};
+use super::SERVER_ADDRESS;
+use crate::config::{Push, Rotation};
+use crate::crypto::{Direction, Suite};
+use crate::error::DropReason;
+use crate::event::{CloseReason, ConnectionId, Event};
+use crate::handshake::{ClientHello, Grant, new_session_id, read_client_hello};
+use crate::session::Sealer;
+use crate::time::Instant;
+use crate::wire::{Flags, HEADER_LEN, PacketType};
+
+const NOW: Instant = Instant::from_millis(1000);
+const SERVER_SOCKET: SocketAddr =
+    SocketAddr::new(core::net::IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), 8443);
+const GRANTED: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 2);
+
+/// A client that is told what its server wants when the test says so.
+struct Hasty {
+    client: Machine,
+    id: ConnectionId,
+    sealer: Sealer,
+    /// The ServerHello, not sent yet.
+    hello: Vec<u8>,
+    now: Instant,
+}
+
+impl Hasty {
+    fn new() -> Self {
+        let mut client = Machine::new(client_config(1), 100, NOW);
+        let (id, sealer, hello) = answer(&mut client, NOW);
+        Self {
+            client,
+            id,
+            sealer,
+            hello,
+            now: NOW,
+        }
+    }
+
+    /// Breaks the connection, tells the client so, and answers its next hello.
+    fn again(&mut self) {
+        self.client.handle_disconnected(self.id, false, self.now);
+        while self.client.poll_event().is_some() {}
+        self.now = self.now + Duration::from_secs(1);
+        self.client.handle_timeout(self.now);
+        (self.id, self.sealer, self.hello) = answer(&mut self.client, self.now);
+    }
+
+    fn seal(&mut self, packet_type: PacketType, stream: u16, plaintext: &[u8]) -> Vec<u8> {
+        let mut record = [&[0; HEADER_LEN], plaintext].concat();
+        record.resize(record.len() + self.sealer.tag_len(), 0);
+        self.sealer
+            .seal(packet_type, stream, Flags::NONE, 1, &mut record, self.now)
+            .unwrap();
+        record
+    }
+
+    fn packet(&mut self) -> Vec<u8> {
+        let packet = udp(SERVER_ADDRESS, GRANTED, 9, b"in haste");
+        self.seal(PacketType::Data, 1, &entry(&packet))
+    }
+
+    /// How many packets reach the client's TUN device of these bytes, which come in one piece.
+    fn read(&mut self, bytes: &[u8]) -> usize {
+        self.client.read(self.id, bytes, self.now).len()
+    }
+
+    /// The ServerHello, and `record` right behind it.
+    fn greet_with(&mut self, record: &[u8]) -> usize {
+        let bytes = [&self.hello, record].concat();
+        self.read(&bytes)
+    }
+
+    fn poll_configure(&mut self) {
+        let event = core::iter::from_fn(|| self.client.poll_event())
+            .find(|event| matches!(event, Event::Configure(_) | Event::Established { .. }));
+        assert!(matches!(event, Some(Event::Configure(_))), "{event:?}");
+    }
+}
+
+/// Lets the client say its hello, and answers it.
+fn answer(client: &mut Machine, now: Instant) -> (ConnectionId, Sealer, Vec<u8>) {
+    let mut rng = ChaCha20Rng::from_seed([9; 32]);
+    let id = client.handle_connected(SERVER_SOCKET, now).unwrap();
+    let hello = client.write_all(id, now);
+    let hello = read_client_hello(&hello[HEADER_LEN..], &secret(0)).unwrap();
+    let ClientHello::Current(responder) = hello else {
+        panic!("a hello of LLP 1.1");
+    };
+    let grant = Grant {
+        address_v4: Some("10.8.0.2/24".parse().unwrap()),
+        address_v6: None,
+        mtu: 1400,
+        rotation: Rotation::default(),
+        push: Push::default(),
+    };
+    let session = new_session_id(&mut rng);
+    let (outcome, json) = responder
+        .accept(None, &Suite::ALL, session, grant, &mut rng)
+        .unwrap();
+    let secret = outcome.master.traffic(Direction::ServerToClient);
+    let sealer = Sealer::new(secret, outcome.suite, outcome.grant.rotation, now);
+    (id, sealer, plain(PacketType::HandshakeResponse, &json))
+}
+
+/// The host may find that it cannot use them, or that others stand behind these addresses.
+#[test]
+fn nothing_is_delivered_under_an_assignment_that_nobody_has_judged() {
+    let mut server = Hasty::new();
+    for session in 0..2 {
+        let dropped = server.client.stats().dropped(DropReason::NotConnected);
+        let packet = server.packet();
+        assert_eq!(server.greet_with(&packet), 0, "session {session}");
+        let packet = server.packet();
+        assert_eq!(server.read(&packet), 0, "session {session}");
+        let after = server.client.stats().dropped(DropReason::NotConnected);
+        assert_eq!(after - dropped, 2, "session {session}");
+
+        server.poll_configure();
+        let packet = server.packet();
+        assert_eq!(server.read(&packet), 1, "session {session}");
+        server.again();
+    }
+}
+
+/// Whatever came with the ServerHello, or right after it.
+#[test]
+fn a_refused_assignment_waits_longest_and_is_no_session_also_if_the_server_left_at_once() {
+    for is_reset in [false, true] {
+        for is_flushed in [false, true] {
+            let mut server = Hasty::new();
+            if is_reset {
+                server.greet_with(&[]);
+                server.client.handle_disconnected(server.id, false, NOW);
+            } else {
+                let goodbye = server.seal(PacketType::Disconnect, 0, &[0]);
+                server.greet_with(&goodbye);
+            }
+            if is_flushed {
+                server.client.write_all(server.id, NOW);
+            }
+            server.poll_configure();
+            server.client.refuse_assignment(NOW);
+            server.client.write_all(server.id, NOW);
+
+            let events: Vec<_> = core::iter::from_fn(|| server.client.poll_event()).collect();
+            let [Event::Closed { reason, .. }] = &events[..] else {
+                panic!("{events:?}");
+            };
+            assert_eq!(*reason, CloseReason::Unusable);
+            server.client.handle_timeout(NOW);
+            let next = server.client.poll_timeout();
+            assert!(next >= Some(NOW + Duration::from_secs(30)), "{next:?}");
+            assert_eq!(server.client.stats().sessions_absent, 0);
+        }
+    }
+}
