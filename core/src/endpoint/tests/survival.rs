@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::super::testing::{Net, SERVER, client_config, server_config, udp};
+use super::super::testing::{Machine, Net, SERVER, client_config, server_config, udp};
 use crate::config::Limits;
 use crate::error::DropReason;
 use crate::event::{CloseReason, Event};
@@ -111,24 +111,31 @@ fn the_address_of_an_absent_peer_cools_down_from_the_end_of_its_session() {
     let mut config = server_config(2);
     server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
     let limits = config.limits.clone();
-    let mut net = Net::new(config, vec![client_config(1), client_config(2)]);
-    net.unreachable_for.insert(1);
+    let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     let address = net.address_v4(0);
     net.unreachable_for.insert(0);
     break_connection(&mut net, 0);
 
+    let free_at = net.now + limits.return_timeout + AddressPool::COOL_DOWN;
     net.run(limits.return_timeout + AddressPool::COOL_DOWN - Duration::from_secs(1));
-    let hello_at = net.now;
-    net.unreachable_for.remove(&1);
-    net.run(Duration::from_secs(100));
+    // A client that starts asks at once.
+    net.clients
+        .push(Machine::new(client_config(2), 150, net.now));
+    net.received.push(Vec::new());
+    net.run(Duration::from_millis(999));
+    let granted = |net: &Net| {
+        net.events.iter().find_map(|(who, event)| match event {
+            Event::Configure(settings) if *who == 1 => settings.address_v4,
+            _ => None,
+        })
+    };
+    assert_eq!(net.close_reasons(1).len(), 1, "it asked");
+    assert_eq!(granted(&net), None);
+    assert!(net.now < free_at);
 
-    let began = net.events.iter().find_map(|(who, event)| match event {
-        Event::Configure(settings) if *who == 1 => settings.address_v4,
-        _ => None,
-    });
-    assert_eq!(began.map(|net| net.addr()), Some(address));
-    assert!(net.now.since(hello_at) > Duration::from_secs(1));
+    net.run(Duration::from_secs(100));
+    assert_eq!(granted(&net).map(|net| net.addr()), Some(address));
 }
 
 /// The end of the connection that a session was on is not the session's, nor does it take what
