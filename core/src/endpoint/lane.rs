@@ -292,7 +292,10 @@ impl Lane {
             PacketType::KeepAlive => {
                 decode_keep_alive(payload)?;
                 self.acknowledge(header.sequence, header.timestamp_ms, Then::Nothing);
-                let is_answer = |control: &&Control| control.packet_type == PacketType::Ack;
+                // The Ack of an exchange is not among them.
+                let is_answer = |control: &&Control| {
+                    control.packet_type == PacketType::Ack && matches!(control.then, Then::Nothing)
+                };
                 if self.control.iter().filter(is_answer).count() > MAX_ANSWERS {
                     return Err(ProtocolError::UnsentAnswers);
                 }
