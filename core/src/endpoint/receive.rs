@@ -220,7 +220,10 @@ impl Endpoint {
 
     /// Ends the connection for a breach of the protocol.
     pub(super) fn fail(&mut self, id: ConnectionId, error: ProtocolError, now: Instant) {
-        self.tools.stats.protocol_errors += 1;
+        // Missing randomness is this end's own misfortune.
+        if error != ProtocolError::NoEntropy {
+            self.tools.stats.protocol_errors += 1;
+        }
         let reason = CloseReason::Protocol(error);
         self.begin_closing(id, Some(code_for(error)), reason, now);
     }
