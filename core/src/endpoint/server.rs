@@ -159,7 +159,7 @@ impl Endpoint {
             let Some(victim) = self.stranger_to_evict() else {
                 return Err(Refusal::TooManyHandshakes);
             };
-            let reason = self.abandoned(HandshakeError::Evicted);
+            let reason = self.eviction_of(victim);
             self.remove(victim, reason, now);
         }
         let limits = &self.config.limits;
@@ -167,6 +167,18 @@ impl Endpoint {
             return Err(Refusal::TooManyConnections);
         }
         Ok(())
+    }
+
+    /// Why a stranger's connection ends here. One that has failed is counted as that already.
+    fn eviction_of(&mut self, victim: ConnectionId) -> CloseReason {
+        let stage = self.connections.get(victim).map(|known| &known.stage);
+        match stage {
+            Some(Stage::Greeting {
+                step: Greeting::Failed(error),
+                ..
+            }) => CloseReason::Handshake(*error),
+            _ => self.abandoned(HandshakeError::Evicted),
+        }
     }
 
     /// The stranger to evict: one that has failed already before one that may still speak, of the

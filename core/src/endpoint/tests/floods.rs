@@ -82,6 +82,29 @@ fn a_flood_of_strangers_does_not_keep_a_client_out() {
     assert!(net.server.stats().handshaking < 20);
 }
 
+/// Who makes way after a handshake that failed has failed once.
+#[test]
+fn an_evicted_stranger_is_one_failed_handshake() {
+    let mut config = server_config(1);
+    config.limits.max_handshakes = 1;
+    let mut net = Net::new(config, Vec::new());
+    let hello = plain_hello(b"{}");
+    let mut failed_of = |host, hello: &[u8]| {
+        let source = ([198, 51, 100, host], 1).into();
+        let id = net.server.handle_accepted(source, net.now).unwrap();
+        net.server.read(id, hello, net.now);
+        let failed = net.server.stats().handshakes_failed;
+        [HandshakeError::Malformed, HandshakeError::Evicted].map(|error| failed[error.index()])
+    };
+    assert_eq!(failed_of(1, &hello), [1, 0]);
+    assert_eq!(failed_of(2, b""), [1, 0], "the first made way");
+    assert_eq!(
+        failed_of(3, b""),
+        [1, 1],
+        "one that had not failed made way"
+    );
+}
+
 /// Case 90: a flood from everywhere costs a bounded share of a core.
 #[test]
 fn a_flood_of_hellos_is_read_at_a_bounded_rate() {
