@@ -396,7 +396,13 @@ impl Daemon {
             }
             Event::Configure(settings) => self.configure(&settings, now),
             Event::Established { .. } => self.metrics.set_ready(self.failure.is_none()),
-            Event::ProbeEstablished { .. } | Event::Lost { .. } | Event::Ended { .. } => {}
+            Event::ProbeEstablished { .. } | Event::Lost { .. } => {}
+            // Not with its connection: its peer may come back, and needs its routes until then.
+            Event::Ended { .. } => {
+                if let Some(network) = self.network.as_mut().filter(|_| !self.is_ending) {
+                    network.session_ended(self.endpoint.stats().tun_packets_out);
+                }
+            }
             Event::Leased { peer, address } => {
                 if let Some(leases) = &mut self.leases {
                     leases.leased(peer, address);
@@ -408,11 +414,9 @@ impl Daemon {
                 }
             }
             Event::Closed { id, .. } => {
+                // Nor is a client ready whose session waits for another connection.
                 if self.role == Role::Client {
                     self.metrics.set_ready(false);
-                    if let Some(network) = self.network.as_mut().filter(|_| !self.is_ending) {
-                        network.session_ended(self.endpoint.stats().tun_packets_out);
-                    }
                 }
                 self.connections.remove(id);
             }

@@ -123,6 +123,8 @@ impl Network {
 
 impl ClientNetwork {
     fn configure(&mut self, settings: &TunSettings, packets: u64) -> Result<Sources, NetError> {
+        // A session that came back is told anew; what it has carried so far counts.
+        self.note_proof(packets);
         let result = self.profile.apply(&mut self.net, settings);
         match &result {
             Err(NetError::Refused(_)) => self.reconsider(),
@@ -150,12 +152,20 @@ impl ClientNetwork {
     }
 
     fn session_ended(&mut self, packets: u64) {
+        self.note_proof(packets);
         let Some(current) = &self.current else { return };
-        if packets > current.packets {
-            self.proven = Some(current.settings.clone());
-        } else if self.proven.as_ref() != Some(&current.settings) {
+        if self.proven.as_ref() != Some(&current.settings) {
             info!("the assignment has carried no packet, and is taken back");
             self.roll_back(packets);
+        }
+    }
+
+    /// Remembers the present assignment if it has carried a packet.
+    fn note_proof(&mut self, packets: u64) {
+        if let Some(current) = &self.current
+            && packets > current.packets
+        {
+            self.proven = Some(current.settings.clone());
         }
     }
 
