@@ -14,9 +14,9 @@ use crate::crypto::{Direction, Suite};
 use crate::error::DropReason;
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientHello, Grant, new_session_id, read_client_hello};
-use crate::session::Sealer;
+use crate::session::{Opener, Sealer, respond};
 use crate::time::Instant;
-use crate::wire::{Flags, HEADER_LEN, PacketType};
+use crate::wire::{Flags, HEADER_LEN, Header, PacketType};
 
 const NOW: Instant = Instant::from_millis(1000);
 const SERVER_SOCKET: SocketAddr =
@@ -28,6 +28,7 @@ struct Hasty {
     client: Machine,
     id: ConnectionId,
     sealer: Sealer,
+    opener: Opener,
     /// The ServerHello, not sent yet.
     hello: Vec<u8>,
     now: Instant,
@@ -36,11 +37,12 @@ struct Hasty {
 impl Hasty {
     fn new() -> Self {
         let mut client = Machine::new(client_config(1), 100, NOW);
-        let (id, sealer, hello) = answer(&mut client, NOW);
+        let (id, (sealer, opener), hello) = answer(&mut client, NOW);
         Self {
             client,
             id,
             sealer,
+            opener,
             hello,
             now: NOW,
         }
@@ -52,7 +54,7 @@ impl Hasty {
         while self.client.poll_event().is_some() {}
         self.now = self.now + Duration::from_secs(1);
         self.client.handle_timeout(self.now);
-        (self.id, self.sealer, self.hello) = answer(&mut self.client, self.now);
+        (self.id, (self.sealer, self.opener), self.hello) = answer(&mut self.client, self.now);
     }
 
     fn seal(&mut self, packet_type: PacketType, stream: u16, plaintext: &[u8]) -> Vec<u8> {
@@ -88,7 +90,7 @@ impl Hasty {
 }
 
 /// Lets the client say its hello, and answers it.
-fn answer(client: &mut Machine, now: Instant) -> (ConnectionId, Sealer, Vec<u8>) {
+fn answer(client: &mut Machine, now: Instant) -> (ConnectionId, (Sealer, Opener), Vec<u8>) {
     let mut rng = ChaCha20Rng::from_seed([9; 32]);
     let id = client.handle_connected(SERVER_SOCKET, now).unwrap();
     let hello = client.write_all(id, now);
@@ -109,7 +111,13 @@ fn answer(client: &mut Machine, now: Instant) -> (ConnectionId, Sealer, Vec<u8>)
         .unwrap();
     let secret = outcome.master.traffic(Direction::ServerToClient);
     let sealer = Sealer::new(secret, outcome.suite, outcome.grant.rotation, now);
-    (id, sealer, plain(PacketType::HandshakeResponse, &json))
+    let secret = outcome.master.traffic(Direction::ClientToServer);
+    let opener = Opener::new(secret, outcome.suite, outcome.grant.rotation, now);
+    (
+        id,
+        (sealer, opener),
+        plain(PacketType::HandshakeResponse, &json),
+    )
 }
 
 /// The host may find that it cannot use them, or that others stand behind these addresses.
@@ -162,5 +170,38 @@ fn a_refused_assignment_waits_longest_and_is_no_session_also_if_the_server_left_
             assert!(next >= Some(NOW + Duration::from_secs(30)), "{next:?}");
             assert_eq!(server.client.stats().sessions_absent, 0);
         }
+    }
+}
+
+/// Section 10 of the protocol allows 64 KeepAlives without an answer, also during an exchange.
+#[test]
+fn the_ack_of_an_exchange_is_no_answer_to_a_keepalive() {
+    let mut server = Hasty::new();
+    server.greet_with(&[]);
+    server.client.exchange_now();
+    server.client.handle_timeout(NOW);
+    let mut said = server.client.write_all(server.id, NOW);
+    let mut rest = &mut said[..];
+    let mut init = None;
+    while let Some(header) = rest.first_chunk() {
+        let header = Header::decode(header).unwrap();
+        let len = HEADER_LEN + usize::from(header.payload_len);
+        let (record, after) = rest.split_at_mut(len);
+        let plaintext = server.opener.open(&header, record, NOW).unwrap();
+        if header.packet_type == PacketType::HandshakeInit {
+            init = Some(plaintext.to_vec());
+        }
+        rest = after;
+    }
+    let mut rng = ChaCha20Rng::from_seed([8; 32]);
+    let (response, fresh) = respond(&init.unwrap(), &mut rng).unwrap();
+    let response = server.seal(PacketType::HandshakeResponse, 0, &response);
+    server.read(&response);
+    server.sealer.mix(&fresh, NOW);
+    for unanswered in 1..=65 {
+        let keepalive = server.seal(PacketType::KeepAlive, 0, &[]);
+        server.read(&keepalive);
+        let errors = server.client.stats().protocol_errors;
+        assert_eq!(errors, u64::from(unanswered > 64), "{unanswered}");
     }
 }
