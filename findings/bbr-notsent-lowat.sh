@@ -13,14 +13,31 @@
 # keeps the path's queue full and loses what does not fit. Without the mark, or with one of 256 KiB,
 # the same program on the same path leaves the start-up within two seconds.
 #
-# Seen on Linux 6.18.44 with its tcp_bbr (version 1), 30 November 2026.
+# Version: seen on Linux 6.18.44 with its tcp_bbr (version 1), 30 November 2026.
 #
 # For a VPN: a tunnel over TCP wants the mark, as it can only drop or reorder what is not in the socket
 # yet. With BBR it has to grow with the rate that BBR paces at, or the tunnel fills the queue that it
 # wanted to spare. `ss -ti` shows it: `app_limited` and `pacing_gain:2.887` on a busy connection.
 set -euo pipefail
-. "$(dirname "$0")/lib.sh"
-need_tun
+
+# cannot WHY: this machine cannot show the finding, which says nothing about it.
+cannot() {
+    echo "cannot run here: $*" >&2
+    exit 77
+}
+
+# sandboxed COMMAND...: in a folder, a network and a PID namespace of its own, which end with it. As root,
+# or as a user who may make user namespaces.
+sandboxed() {
+    local spaces=(--net --pid --fork --kill-child --mount --mount-proc)
+    [ "$(id -u)" = 0 ] || spaces+=(--user --map-root-user)
+    unshare "${spaces[@]}" true || cannot "no network namespace of its own"
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    (cd "$folder" && PYTHONDONTWRITEBYTECODE=1 unshare "${spaces[@]}" timeout -k 1 120 "$@")
+}
+
+[ -w /dev/net/tun ] || cannot "/dev/net/tun is not there or not writable for this user"
 modprobe -q tcp_bbr 2>/dev/null || true
 
 sandboxed python3 - <<'PYTHON'

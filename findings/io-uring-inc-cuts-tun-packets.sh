@@ -12,15 +12,32 @@
 # number; for a TUN device there is no MSG_TRUNC. With ordinary buffers of the same size, or
 # with read() itself into a large one, all packets are whole.
 #
-# Seen on Linux 6.18.44, 30 November 2026; IOU_PBUF_RING_INC is there since 6.12.
+# Version: seen on Linux 6.18.44, 30 November 2026; IOU_PBUF_RING_INC is there since 6.12.
 #
 # For a VPN: every buffer's worth of long packets has one that is cut, and is thrown away far off, so
 # that TCP crawls while ping works. With offload packets are up to 64 KiB, and more of them are cut.
 # Use ordinary provided buffers, each as long as the longest packet, and compare a read's result with
 # the length in the IP header in any case.
 set -euo pipefail
-. "$(dirname "$0")/lib.sh"
-need_tun
+
+# cannot WHY: this machine cannot show the finding, which says nothing about it.
+cannot() {
+    echo "cannot run here: $*" >&2
+    exit 77
+}
+
+# sandboxed COMMAND...: in a folder, a network and a PID namespace of its own, which end with it. As root,
+# or as a user who may make user namespaces.
+sandboxed() {
+    local spaces=(--net --pid --fork --kill-child --mount --mount-proc)
+    [ "$(id -u)" = 0 ] || spaces+=(--user --map-root-user)
+    unshare "${spaces[@]}" true || cannot "no network namespace of its own"
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    (cd "$folder" && PYTHONDONTWRITEBYTECODE=1 unshare "${spaces[@]}" timeout -k 1 120 "$@")
+}
+
+[ -w /dev/net/tun ] || cannot "/dev/net/tun is not there or not writable for this user"
 
 sandboxed python3 - <<'PYTHON'
 import ctypes, errno, fcntl, mmap, os, platform, select, socket, struct, subprocess, sys

@@ -9,14 +9,31 @@
 # path MTU discovery was switched off (IP_PMTUDISC_DONT). A datagram of the same size, to the same
 # address and with the same value has it.
 #
-# Seen on Linux 6.18.44, 30 November 2026.
+# Version: seen on Linux 6.18.44, 30 November 2026.
 #
 # For a VPN: a helper that sets PROBE on all its sockets, as it should for UDP, has its TCP segments
 # fragmented at the first narrow hop, and no router tells, as "fragmentation needed" answers DF alone.
 # On the other hand it is a way past a hop that drops those messages, if one can do with fragments.
 set -euo pipefail
-. "$(dirname "$0")/lib.sh"
-need_tun
+
+# cannot WHY: this machine cannot show the finding, which says nothing about it.
+cannot() {
+    echo "cannot run here: $*" >&2
+    exit 77
+}
+
+# sandboxed COMMAND...: in a folder, a network and a PID namespace of its own, which end with it. As root,
+# or as a user who may make user namespaces.
+sandboxed() {
+    local spaces=(--net --pid --fork --kill-child --mount --mount-proc)
+    [ "$(id -u)" = 0 ] || spaces+=(--user --map-root-user)
+    unshare "${spaces[@]}" true || cannot "no network namespace of its own"
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    (cd "$folder" && PYTHONDONTWRITEBYTECODE=1 unshare "${spaces[@]}" timeout -k 1 120 "$@")
+}
+
+[ -w /dev/net/tun ] || cannot "/dev/net/tun is not there or not writable for this user"
 
 sandboxed python3 - <<'PYTHON'
 import fcntl, os, platform, select, socket, struct, subprocess, sys

@@ -13,13 +13,30 @@
 # each segment in a read of its own. With identifications that count up, it stays whole. Once the
 # feature is switched on, by ethtool or by its ioctl as here, both stay whole.
 #
-# Seen on Linux 6.18.44, 30 November 2026.
+# Version: seen on Linux 6.18.44, 30 November 2026.
 #
 # For a VPN server: downloads from such senders cost tens of times as many reads, records and writes
 # as others, though every counter says that offload is on. One ioctl after the device was made mends it.
 set -euo pipefail
-. "$(dirname "$0")/lib.sh"
-need_tun
+
+# cannot WHY: this machine cannot show the finding, which says nothing about it.
+cannot() {
+    echo "cannot run here: $*" >&2
+    exit 77
+}
+
+# sandboxed COMMAND...: in a folder, a network and a PID namespace of its own, which end with it. As root,
+# or as a user who may make user namespaces.
+sandboxed() {
+    local spaces=(--net --pid --fork --kill-child --mount --mount-proc)
+    [ "$(id -u)" = 0 ] || spaces+=(--user --map-root-user)
+    unshare "${spaces[@]}" true || cannot "no network namespace of its own"
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    (cd "$folder" && PYTHONDONTWRITEBYTECODE=1 unshare "${spaces[@]}" timeout -k 1 120 "$@")
+}
+
+[ -w /dev/net/tun ] || cannot "/dev/net/tun is not there or not writable for this user"
 [ "$(id -u)" = 0 ] || cannot "gro_flush_timeout is for root"
 
 sandboxed python3 - <<'PYTHON'

@@ -11,14 +11,31 @@
 # sorted by what was remembered before: by the old queue, and for a new flow by a hash of its addresses,
 # which is any. Only what is sent after the write has returned follows the flow.
 #
-# Seen on Linux 6.18.44, 30 November 2026.
+# Version: seen on Linux 6.18.44, 30 November 2026.
 #
 # For a VPN with a worker for each queue: answers to a session's packets do come to another worker, at the
 # first packet of each flow and at each move, also if every write of a session is by one worker. Each
 # worker has to be able to hand packets on, or the queue has to be chosen by TUNSETSTEERINGEBPF.
 set -euo pipefail
-. "$(dirname "$0")/lib.sh"
-need_tun
+
+# cannot WHY: this machine cannot show the finding, which says nothing about it.
+cannot() {
+    echo "cannot run here: $*" >&2
+    exit 77
+}
+
+# sandboxed COMMAND...: in a folder, a network and a PID namespace of its own, which end with it. As root,
+# or as a user who may make user namespaces.
+sandboxed() {
+    local spaces=(--net --pid --fork --kill-child --mount --mount-proc)
+    [ "$(id -u)" = 0 ] || spaces+=(--user --map-root-user)
+    unshare "${spaces[@]}" true || cannot "no network namespace of its own"
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    (cd "$folder" && PYTHONDONTWRITEBYTECODE=1 unshare "${spaces[@]}" timeout -k 1 120 "$@")
+}
+
+[ -w /dev/net/tun ] || cannot "/dev/net/tun is not there or not writable for this user"
 
 sandboxed python3 - <<'PYTHON'
 import collections, fcntl, os, platform, select, socket, struct, subprocess, sys

@@ -12,14 +12,31 @@
 # neither as sent nor as dropped nor as an error. Writes go on working, so one direction looks healthy.
 # TUNSETVNETHDRSZ may make the header shorter afterwards, and is not refused either.
 #
-# Seen on Linux 6.18.44, 30 November 2026. Older kernels do not know the bit.
+# Version: seen on Linux 6.18.44, 30 November 2026. Older kernels do not know the bit.
 #
 # For a VPN: set the header's size before the offloads, and do not take TUNSETOFFLOAD's yes for an
 # answer: judge the pair of size and bits oneself. The size belongs to the device, not to the queue, so a
 # second program with a queue of the same device can break the first one's reads.
 set -euo pipefail
-. "$(dirname "$0")/lib.sh"
-need_tun
+
+# cannot WHY: this machine cannot show the finding, which says nothing about it.
+cannot() {
+    echo "cannot run here: $*" >&2
+    exit 77
+}
+
+# sandboxed COMMAND...: in a folder, a network and a PID namespace of its own, which end with it. As root,
+# or as a user who may make user namespaces.
+sandboxed() {
+    local spaces=(--net --pid --fork --kill-child --mount --mount-proc)
+    [ "$(id -u)" = 0 ] || spaces+=(--user --map-root-user)
+    unshare "${spaces[@]}" true || cannot "no network namespace of its own"
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    (cd "$folder" && PYTHONDONTWRITEBYTECODE=1 unshare "${spaces[@]}" timeout -k 1 120 "$@")
+}
+
+[ -w /dev/net/tun ] || cannot "/dev/net/tun is not there or not writable for this user"
 
 sandboxed python3 - <<'PYTHON'
 import errno, fcntl, os, platform, select, socket, struct, subprocess, sys
