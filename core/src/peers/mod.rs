@@ -1,8 +1,8 @@
 //! Who may connect to a server, which address is whose, and who is connected where.
 //!
 //! Nothing in here knows a connection, or a key of a session: endpoints ask when a hello comes
-//! ([`Peers::offer`]), when it is proved ([`Peers::claim`]) and when a session ends, and follow what
-//! has [changed](Change) in their own routing tables.
+//! (`offer`), when it is proved (`claim`) and when a session ends, and follow what
+//! has changed in their own routing tables.
 
 mod admission;
 mod shared;
