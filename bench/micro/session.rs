@@ -3,7 +3,7 @@
 use divan::Bencher;
 use divan::counter::BytesCount;
 use lostlove_core::crypto::{Direction, Master};
-use lostlove_core::session::{Opener, Sealer};
+use lostlove_core::record::{Opener, Sealer};
 use lostlove_core::time::Instant;
 use lostlove_core::wire::{Flags, HEADER_LEN, Header, MAX_PLAINTEXT_LEN, PacketType};
 

@@ -7,9 +7,10 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod buffer;
+mod connection;
 mod outbox;
-mod queue;
 mod rate;
+mod session;
 mod slab;
 mod tools;
 
@@ -21,8 +22,8 @@ pub mod event;
 pub mod handshake;
 pub mod ip;
 pub mod peers;
+pub mod record;
 pub mod route;
-pub mod session;
 pub mod stats;
 pub mod time;
 pub mod turn;

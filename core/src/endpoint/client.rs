@@ -8,14 +8,15 @@ use ipnet::IpNet;
 use rand_core::Rng as _;
 use uuid::Uuid;
 
-use super::connection::Stage;
-use super::session::Ending;
 use super::{Endpoint, RoleState};
 use crate::config::{Client, TunSettings};
+use crate::connection::Stage;
 use crate::event::{CloseReason, Event};
 use crate::handshake::Grant;
 use crate::ip;
-use crate::route::{PeerId, RoutingTable};
+use crate::peers::PeerId;
+use crate::route::RoutingTable;
+use crate::session::Ending;
 use crate::stats::Usage;
 use crate::time::Instant;
 use crate::turn::Turn;

@@ -2,14 +2,14 @@
 
 use core::net::IpAddr;
 
-use super::session::SessionId;
 use super::{Endpoint, RoleState, TunPacket};
 use crate::buffer::{Class, HEADROOM};
 use crate::config::{Role, Server};
 use crate::error::DropReason;
 use crate::ip::{self, Coalesced, Datagram, IpInfo, Offload, Unreachable, VirtioHeader, protocol};
-use crate::queue::Queued;
-use crate::route::PeerId;
+use crate::peers::PeerId;
+use crate::session::SessionId;
+use crate::session::queue::Queued;
 use crate::time::Instant;
 
 /// Where a packet goes.

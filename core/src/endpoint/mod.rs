@@ -25,15 +25,11 @@
 //! connection that is over just goes to the pool.
 
 mod client;
-mod connection;
 mod forward;
 mod greet;
-mod lane;
 mod receive;
 mod routes;
-mod seal;
 mod server;
-mod session;
 mod timeout;
 mod transmit;
 mod tun;
@@ -49,9 +45,9 @@ use crate::config::{Config, Role};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::{Coalescer, IcmpPacket, VirtioHeader};
+use crate::peers::PeerId;
 use crate::peers::{Peers, SharedPeers, WorkerId};
 use crate::rate::TokenBucket;
-use crate::route::PeerId;
 use crate::slab::Slab;
 use crate::stats::{PeerStats, Stats};
 use crate::time::Instant;
@@ -65,11 +61,11 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+use crate::connection::{Connection, Greeting, Stage};
+use crate::session::{Ending, Session, SessionId, Where};
 use client::ClientState;
-use connection::{Connection, Greeting, Stage};
 use routes::Routes;
 use server::ServerState;
-use session::{Ending, Session, SessionId, Where};
 
 pub use crate::buffer::Buffer;
 pub use crate::outbox::{Batch, MAX_PIECES};

@@ -1,12 +1,12 @@
 //! Bytes from sockets: cut into LLP packets, opened, and acted on.
 
-use super::connection::{Connection, Greeting, Stage};
-use super::lane::Heard;
 use super::{Endpoint, RoleState, TunPacket};
 use crate::buffer::{Buffer, Class};
+use crate::connection::{Connection, Greeting, Stage};
 use crate::error::{FrameError, HandshakeError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId};
 use crate::handshake::{MAX_HELLO_LEN, legacy_hello_len};
+use crate::session::lane::Heard;
 use crate::time::Instant;
 use crate::turn::Turn;
 use crate::wire::{

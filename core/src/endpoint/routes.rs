@@ -4,8 +4,9 @@ use core::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::session::SessionId;
-use crate::route::{PeerId, RoutingTable};
+use crate::peers::PeerId;
+use crate::route::RoutingTable;
+use crate::session::SessionId;
 
 /// Where packets go. It is looked at for each of them, so it is nobody else's and needs no lock.
 #[derive(Default)]

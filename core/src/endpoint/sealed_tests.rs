@@ -14,7 +14,7 @@ use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientOffer, Initiator};
 use crate::ip::Offload;
 use crate::ip::testing::Packet;
-use crate::session::Sealer;
+use crate::record::Sealer;
 use crate::time::Instant;
 use crate::wire::{
     CHECKED_LEN, DisconnectCode, Flags, HEADER_LEN, Header, PacketType, encode_entry_header,

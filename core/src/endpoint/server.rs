@@ -3,16 +3,16 @@
 use core::cmp::Reverse;
 use core::net::SocketAddr;
 
-use super::connection::{Greeting, Stage};
-use super::session::{Ending, SessionId};
 use super::{Endpoint, RoleState};
 use crate::config::Server;
+use crate::connection::{Greeting, Stage};
 use crate::crypto::PublicKey;
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId};
 use crate::handshake::{ClientOffer, Grant};
+use crate::peers::PeerId;
 use crate::peers::{Change, Offer, SharedPeers, WorkerId, source_of};
-use crate::route::PeerId;
+use crate::session::{Ending, SessionId};
 use crate::time::Instant;
 use crate::wire::DisconnectCode;
 

@@ -5,9 +5,9 @@ use core::ops::{Deref, DerefMut};
 use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 
-use super::connection::Connection;
 use super::{Buffer, Endpoint, TunPacket};
 use crate::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
+use crate::connection::Connection;
 use crate::crypto::{SecretKey, Suite};
 use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId, Event};

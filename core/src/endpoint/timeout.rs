@@ -1,10 +1,10 @@
 //! What happens because time passes.
 
-use super::connection::{Greeting, Stage};
-use super::session::{Ending, SessionId};
 use super::{Due, Endpoint};
+use crate::connection::{Greeting, Stage};
 use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId};
+use crate::session::{Ending, SessionId};
 use crate::time::Instant;
 use crate::turn::Turn;
 use crate::wire::DisconnectCode;

@@ -1,10 +1,10 @@
 //! What a connection has to write: sealed when its socket takes bytes, and no sooner.
 
 use super::Endpoint;
-use super::connection::Stage;
-use super::session::Ending;
+use crate::connection::Stage;
 use crate::event::{CloseReason, ConnectionId};
 use crate::outbox::Batch;
+use crate::session::Ending;
 use crate::time::Instant;
 
 impl Endpoint {

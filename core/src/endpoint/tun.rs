@@ -2,13 +2,13 @@
 
 use core::net::IpAddr;
 
-use super::session::{Session, SessionId};
 use super::{Endpoint, RoleState};
 use crate::buffer::{Buffer, Class, HEADROOM};
 use crate::config::Role;
 use crate::error::DropReason;
 use crate::ip::{self, IcmpPacket, IpInfo, Offload, Unreachable, VirtioHeader};
-use crate::queue::Queued;
+use crate::session::queue::Queued;
+use crate::session::{Session, SessionId};
 use crate::time::Instant;
 
 /// Where a packet from the TUN device goes as it is.

@@ -4,7 +4,11 @@
 //! (`offer`), when it is proved (`claim`) and when a session ends, and follow what
 //! has changed in their own routing tables.
 
+mod addresses;
 mod admission;
+mod changes;
+mod place;
+mod pools;
 mod shared;
 
 use core::fmt;
@@ -15,16 +19,41 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::{Peer, Server};
-use crate::crypto::{PresharedKey, PublicKey};
-use crate::error::HandshakeError;
-use crate::route::{AddressPool, pools};
-use crate::slab::Slab;
+use crate::crypto::PublicKey;
+use crate::slab::{Slab, impl_id};
 use crate::stats::{PeerStats, Usage};
 use crate::time::Instant;
+use pools::pools;
 
-pub use crate::route::PeerId;
+pub use addresses::AddressPool;
 pub(crate) use admission::{Admission, source_of};
+pub(crate) use changes::Change;
+pub(crate) use place::{Claim, Offer, Unclaimed};
 pub use shared::SharedPeers;
+
+/// Names one peer. Never reused: what is left over of a peer that was removed finds no other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId {
+    index: u32,
+    generation: u32,
+}
+
+impl_id!(PeerId);
+
+impl PeerId {
+    /// The first peer with this number; numbers are counted from 0.
+    pub const fn first(index: u32) -> Self {
+        Self {
+            index,
+            generation: 0,
+        }
+    }
+
+    /// The number, as an index into a table of peers, in which an older peer may have stood.
+    pub const fn index(self) -> usize {
+        self.index as usize
+    }
+}
 
 /// Names one event loop of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,21 +103,6 @@ struct Place {
     is_absent: bool,
 }
 
-/// What has changed for the endpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
-    /// Packets for the network go to the peer, and may come from it.
-    Routed(IpNet, PeerId),
-    /// To and from nobody.
-    Unrouted(IpNet),
-    /// The peer's session is at this endpoint.
-    Placed(PeerId, WorkerId),
-    /// What the peer may do has changed.
-    Altered(PeerId),
-    /// The peer exists no more.
-    Removed(PeerId),
-}
-
 /// Why a peer cannot be as it was wanted. Nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerConflict {
@@ -104,37 +118,6 @@ pub enum PeerConflict {
     /// The network, and the peer that it is behind.
     #[error("{0} is routed to peer '{1}' already")]
     Route(IpNet, String),
-}
-
-/// What a hello is answered with.
-pub(crate) struct Offer {
-    pub(crate) peer: PeerId,
-    pub(crate) preshared_key: Option<PresharedKey>,
-    pub(crate) address_v4: Option<Ipv4Net>,
-    pub(crate) address_v6: Option<Ipv6Net>,
-}
-
-/// What a peer gets that has proved its key.
-pub(crate) struct Claim {
-    pub(crate) key: PublicKey,
-    pub(crate) name: Arc<str>,
-    pub(crate) usage: Arc<Usage>,
-    pub(crate) rate_limit: Option<u64>,
-    /// Addresses from the pools.
-    pub(crate) leased: [Option<IpAddr>; 2],
-}
-
-/// Why a peer that has proved its key gets no session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unclaimed {
-    /// It was removed since its hello.
-    Removed,
-    /// It has a session by a later hello.
-    Outdated,
-    /// As many as may be are connected.
-    TooMany,
-    /// Since the hello its address went to another, as the pool is exhausted.
-    NoAddress,
 }
 
 impl Peers {
@@ -238,135 +221,6 @@ impl Peers {
         self.version
     }
 
-    /// Answers a hello: keeps an address free for whoever has this key, and copies what the
-    /// handshake needs. [`Self::claim`] or [`Self::abandon`] ends that.
-    pub(crate) fn offer(
-        &mut self,
-        key: &PublicKey,
-        wanted: [Option<IpAddr>; 2],
-        now: Instant,
-    ) -> Result<Offer, HandshakeError> {
-        let peer = self.find(key).ok_or(HandshakeError::UnknownPeer)?;
-        let entry = self
-            .entries
-            .get_mut(peer)
-            .ok_or(HandshakeError::UnknownPeer)?;
-        entry.offers += 1;
-        let v4 = entry.peer.address_v4.or_else(|| {
-            let address = self.v4.reserve(peer, wanted[0], now);
-            address.and_then(|address| match address {
-                IpAddr::V4(address) => Some(address),
-                IpAddr::V6(_) => None,
-            })
-        });
-        let v6 = self.v6.as_mut().and_then(|pool| {
-            entry.peer.address_v6.or_else(|| {
-                let address = pool.reserve(peer, wanted[1], now);
-                address.and_then(|address| match address {
-                    IpAddr::V4(_) => None,
-                    IpAddr::V6(address) => Some(address),
-                })
-            })
-        });
-        let (network_v4, network_v6) = self.networks;
-        let prefix_v6 = network_v6.map_or(128, |network| network.prefix_len());
-        Ok(Offer {
-            peer,
-            preshared_key: entry.peer.preshared_key.clone(),
-            address_v4: v4.and_then(|it| Ipv4Net::new(it, network_v4.prefix_len()).ok()),
-            address_v6: v6.and_then(|it| Ipv6Net::new(it, prefix_v6).ok()),
-        })
-    }
-
-    /// An offer came to nothing: what was kept free for it may be given away, unless the peer has a
-    /// session, or another offer.
-    pub(crate) fn abandon(&mut self, peer: PeerId, now: Instant) {
-        if let Some(entry) = self.entries.get_mut(peer) {
-            entry.offers -= 1;
-            if entry.place.is_none() && entry.offers == 0 {
-                self.release(peer, now);
-            }
-        }
-    }
-
-    /// A peer has proved its key: its session is at `here` from now on, wherever it was before.
-    pub(crate) fn claim(
-        &mut self,
-        peer: PeerId,
-        addresses: [Option<IpAddr>; 2],
-        (here, began_at): (WorkerId, Instant),
-        now: Instant,
-    ) -> Result<Claim, Unclaimed> {
-        let entry = self.entries.get_mut(peer).ok_or(Unclaimed::Removed)?;
-        // A proof may be late on a connection that its client gave up long ago, and must not end
-        // the session that the client has now.
-        if entry.place.is_some_and(|place| place.began_at > began_at) {
-            return Err(Unclaimed::Outdated);
-        }
-        let is_connected = entry.place.is_some_and(|place| !place.is_absent);
-        if !is_connected && self.connected >= self.max_connected {
-            return Err(Unclaimed::TooMany);
-        }
-        let leased = self.lease(peer, addresses, now)?;
-        let Some(entry) = self.entries.get_mut(peer) else {
-            return Err(Unclaimed::Removed);
-        };
-        entry.offers -= 1;
-        entry.leased = leased;
-        entry.place = Some(Place {
-            worker: here,
-            began_at,
-            is_absent: false,
-        });
-        let claim = Claim {
-            key: entry.peer.public_key,
-            leased,
-            name: entry.name.clone(),
-            usage: entry.usage.clone(),
-            rate_limit: entry.peer.rate_limit.or(self.rate_limit),
-        };
-        self.connected += usize::from(!is_connected);
-        for address in leased.into_iter().flatten() {
-            self.log(Change::Routed(IpNet::from(address), peer));
-        }
-        self.log(Change::Placed(peer, here));
-        Ok(claim)
-    }
-
-    /// The connection of a peer's session broke: the session waits for it.
-    pub(crate) fn lose(&mut self, peer: PeerId, here: WorkerId) {
-        if let Some(Place {
-            worker, is_absent, ..
-        }) = self.place_mut(peer)
-            && *worker == here
-            && !*is_absent
-        {
-            *is_absent = true;
-            self.connected -= 1;
-        }
-    }
-
-    /// A peer's session at `here` has ended: its leases may be given away, once nothing else is free.
-    /// Without effect if the session is elsewhere by now. Returns its key if it had leases.
-    pub(crate) fn leave(
-        &mut self,
-        peer: PeerId,
-        here: WorkerId,
-        now: Instant,
-    ) -> Option<PublicKey> {
-        let entry = self.entries.get_mut(peer)?;
-        if entry.place.is_none_or(|place| place.worker != here) {
-            return None;
-        }
-        let key = entry.peer.public_key;
-        let place = entry.place.take();
-        if place.is_some_and(|place| !place.is_absent) {
-            self.connected -= 1;
-        }
-        let went = entry.offers == 0 && self.release(peer, now);
-        went.then_some(key)
-    }
-
     /// The name of a peer.
     pub(crate) fn name(&self, peer: PeerId) -> Option<Arc<str>> {
         Some(self.entries.get(peer)?.name.clone())
@@ -388,39 +242,6 @@ impl Peers {
         };
         is_own(peer.address_v4.map(IpAddr::V4), leased[0], v4)
             && is_own(peer.address_v6.map(IpAddr::V6), leased[1], v6)
-    }
-
-    /// An endpoint begins: all routes that there are. From here on it follows the changes.
-    pub(crate) fn join(&mut self, worker: WorkerId) -> Vec<(IpNet, PeerId)> {
-        self.seen.insert(worker, self.version);
-        let routes = self.entries.iter().flat_map(|(id, entry)| {
-            let leased = self.leased(id, entry).map(IpNet::from);
-            let networks = networks_of(&entry.peer).chain(leased);
-            networks.map(move |network| (network, id))
-        });
-        routes.collect()
-    }
-
-    /// What has changed since the endpoint last asked; what all have seen is forgotten.
-    pub(crate) fn take_changes(&mut self, worker: WorkerId) -> Vec<Change> {
-        let seen = self.seen.insert(worker, self.version).unwrap_or(0);
-        let unseen = usize::try_from(self.version - seen).unwrap_or(usize::MAX);
-        let skipped = self.changes.len().saturating_sub(unseen);
-        let changes = self.changes.iter().skip(skipped).copied().collect();
-        let oldest = self.seen.values().copied().min().unwrap_or(self.version);
-        let kept = usize::try_from(self.version - oldest).unwrap_or(usize::MAX);
-        let surplus = self.changes.len().saturating_sub(kept);
-        self.changes.drain(..surplus);
-        changes
-    }
-
-    fn log(&mut self, change: Change) {
-        self.changes.push_back(change);
-        self.version += 1;
-    }
-
-    fn place_mut(&mut self, peer: PeerId) -> Option<&mut Place> {
-        self.entries.get_mut(peer)?.place.as_mut()
     }
 
     /// Whether nobody but `known` has something of `peer`.
@@ -475,40 +296,6 @@ impl Peers {
         let v4 = v4.filter(|address| self.v4.address(id) == Some(*address));
         let v6 = v6.filter(|address| v6_now == Some(*address));
         v4.into_iter().chain(v6)
-    }
-
-    /// Takes the offered addresses for good.
-    fn lease(
-        &mut self,
-        peer: PeerId,
-        [v4, v6]: [Option<IpAddr>; 2],
-        now: Instant,
-    ) -> Result<[Option<IpAddr>; 2], Unclaimed> {
-        let Some(entry) = self.entries.get(peer) else {
-            return Err(Unclaimed::Removed);
-        };
-        let (fixed_v4, fixed_v6) = (entry.peer.address_v4, entry.peer.address_v6);
-        let leased_v4 = match fixed_v4 {
-            Some(_) => None,
-            None => v4.filter(|_| self.v4.lease(peer, v4, now) == v4),
-        };
-        let leased_v6 = match (&mut self.v6, fixed_v6) {
-            (Some(pool), None) => v6.filter(|_| pool.lease(peer, v6, now) == v6),
-            _ => None,
-        };
-        let lacks_v4 = fixed_v4.is_none() && leased_v4.is_none();
-        let lacks_v6 = fixed_v6.is_none() && v6.is_some() && leased_v6.is_none();
-        if lacks_v4 || lacks_v6 {
-            return Err(Unclaimed::NoAddress);
-        }
-        Ok([leased_v4, leased_v6])
-    }
-
-    /// Lets go of a peer's leases; whether it had any.
-    fn release(&mut self, peer: PeerId, now: Instant) -> bool {
-        let went_v4 = self.v4.release(peer, now);
-        let pool_v6 = self.v6.as_mut();
-        pool_v6.is_some_and(|pool| pool.release(peer, now)) || went_v4
     }
 
     fn set_aside(&mut self, address: IpAddr) {

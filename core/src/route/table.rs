@@ -5,7 +5,7 @@ use core::net::IpAddr;
 use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 
-use super::PeerId;
+use crate::peers::PeerId;
 
 /// Which peer owns which network. The most specific network that holds an address decides.
 ///

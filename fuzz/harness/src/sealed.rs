@@ -12,7 +12,7 @@ use lostlove_core::endpoint::TunPacket;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::handshake::{ClientHello, Grant, Initiator, new_session_id, read_client_hello};
 use lostlove_core::ip::{self, VirtioHeader};
-use lostlove_core::session::{ExchangeInit, INIT_LEN, Opener, RESPONSE_LEN, Sealer, respond};
+use lostlove_core::record::{ExchangeInit, INIT_LEN, Opener, RESPONSE_LEN, Sealer, respond};
 use lostlove_core::time::Instant;
 use lostlove_core::wire::{
     Ack, Flags, HEADER_LEN, Header, MAX_PAYLOAD_LEN, PacketType, Protection, next_packet,

@@ -14,7 +14,7 @@ use crate::crypto::{Direction, Suite};
 use crate::error::DropReason;
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientHello, Grant, new_session_id, read_client_hello};
-use crate::session::{Opener, Sealer, respond};
+use crate::record::{Opener, Sealer, respond};
 use crate::time::Instant;
 use crate::wire::{Flags, HEADER_LEN, Header, PacketType};
 

@@ -6,7 +6,7 @@ use super::super::testing::{Machine, Net, SERVER, client_config, server_config, 
 use crate::config::Limits;
 use crate::error::DropReason;
 use crate::event::{CloseReason, Event};
-use crate::route::AddressPool;
+use crate::peers::AddressPool;
 use crate::wire::DisconnectCode;
 
 use super::{SERVER_ADDRESS, server_of};

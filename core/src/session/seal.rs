@@ -1,12 +1,12 @@
 //! From a session's queue to sealed records: decided and sealed only when the socket takes them.
 
+use super::Session;
 use super::lane::Lane;
-use super::session::Session;
+use super::queue::{Precedence, Queued};
 use crate::buffer::{Buffer, Class, HEADROOM, TAILROOM};
 use crate::error::{DropReason, ProtocolError};
 use crate::ip::{self, Offload};
 use crate::outbox::Outbox;
-use crate::queue::{Precedence, Queued};
 use crate::time::Instant;
 use crate::tools::Tools;
 use crate::wire::{

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
     use crate::crypto::testing::{fresh, secret};
     use crate::crypto::{Direction, Master};
-    use crate::session::Sealer;
+    use crate::record::Sealer;
     use crate::wire::Flags;
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -30,7 +30,7 @@
 //! here.
 //!
 //! ```compile_fail,E0271
-//! use lostlove_core::session::ExchangeInit;
+//! use lostlove_core::record::ExchangeInit;
 //!
 //! fn start(source: &mut impl rand_core::TryCryptoRng) {
 //!     ExchangeInit::start(source);

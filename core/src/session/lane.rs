@@ -9,7 +9,7 @@ use crate::config::{Limits, Rotation};
 use crate::crypto::{Direction, FreshSecret, Master, Suite};
 use crate::error::ProtocolError;
 use crate::outbox::Outbox;
-use crate::session::{ExchangeInit, Opener, Sealer, respond};
+use crate::record::{ExchangeInit, Opener, Sealer, respond};
 use crate::time::Instant;
 use crate::tools::Tools;
 use crate::turn::Turn;

@@ -3,14 +3,14 @@
 use core::net::SocketAddr;
 use std::sync::Arc;
 
-use super::lane::Lane;
-use super::session::{Agreed, SessionId};
 use crate::buffer::Buffer;
 use crate::config::Limits;
 use crate::error::HandshakeError;
 use crate::event::CloseReason;
 use crate::handshake::Initiator;
 use crate::outbox::Outbox;
+use crate::session::lane::Lane;
+use crate::session::{Agreed, SessionId};
 use crate::time::Instant;
 use crate::tools::Tools;
 
@@ -18,21 +18,21 @@ use crate::tools::Tools;
 const PACKET_TIMEOUTS: u32 = 4;
 
 /// One TCP connection.
-pub(super) struct Connection {
-    pub(super) remote: SocketAddr,
-    pub(super) stage: Stage,
+pub(crate) struct Connection {
+    pub(crate) remote: SocketAddr,
+    pub(crate) stage: Stage,
     /// Received bytes that are not processed yet.
-    pub(super) inbox: Option<Buffer>,
-    pub(super) outbox: Outbox,
-    pub(super) last_received: Instant,
+    pub(crate) inbox: Option<Buffer>,
+    pub(crate) outbox: Outbox,
+    pub(crate) last_received: Instant,
     /// The entry in the endpoint's ordered deadlines.
-    pub(super) armed_for: Option<Instant>,
+    pub(crate) armed_for: Option<Instant>,
     /// Set while the connection stands in the endpoint's transmit list.
-    pub(super) is_listed: bool,
+    pub(crate) is_listed: bool,
 }
 
 /// How far a connection has come.
-pub(super) enum Stage {
+pub(crate) enum Stage {
     /// The peer has not authenticated yet.
     Greeting { step: Greeting, expires_at: Instant },
     /// An LLP 1.0 peer.
@@ -49,7 +49,7 @@ pub(super) enum Stage {
 }
 
 /// How far a handshake has come.
-pub(super) enum Greeting {
+pub(crate) enum Greeting {
     /// A server waits for a ClientHello.
     AwaitHello,
     /// A client waits for the ServerHello.
@@ -62,13 +62,13 @@ pub(super) enum Greeting {
 
 /// What a server has offered a client that has not proved its key: no session exists before it
 /// does, and none changes.
-pub(super) struct Proposal {
-    pub(super) agreed: Agreed,
-    pub(super) lane: Lane,
+pub(crate) struct Proposal {
+    pub(crate) agreed: Agreed,
+    pub(crate) lane: Lane,
 }
 
 impl Connection {
-    pub(super) fn new(remote: SocketAddr, step: Greeting, limits: &Limits, now: Instant) -> Self {
+    pub(crate) fn new(remote: SocketAddr, step: Greeting, limits: &Limits, now: Instant) -> Self {
         Self {
             remote,
             stage: Stage::Greeting {
@@ -84,7 +84,7 @@ impl Connection {
     }
 
     /// The session, once it is active.
-    pub(super) const fn session(&self) -> Option<SessionId> {
+    pub(crate) const fn session(&self) -> Option<SessionId> {
         match &self.stage {
             Stage::Active { session, .. } => Some(*session),
             _ => None,
@@ -92,7 +92,7 @@ impl Connection {
     }
 
     /// The lane of an active session.
-    pub(super) fn lane_mut(&mut self) -> Option<&mut Lane> {
+    pub(crate) fn lane_mut(&mut self) -> Option<&mut Lane> {
         match &mut self.stage {
             Stage::Active { lane, .. } => Some(lane),
             _ => None,
@@ -100,7 +100,7 @@ impl Connection {
     }
 
     /// Whether the peer's packets are sealed by now.
-    pub(super) const fn is_sealed(&self) -> bool {
+    pub(crate) const fn is_sealed(&self) -> bool {
         matches!(
             self.stage,
             Stage::Active { .. }
@@ -112,12 +112,12 @@ impl Connection {
     }
 
     /// Whether nothing is accepted any more.
-    pub(super) const fn is_closing(&self) -> bool {
+    pub(crate) const fn is_closing(&self) -> bool {
         matches!(self.stage, Stage::Closing { .. })
     }
 
     /// Whether there is anything to write, or a connection to end once all is written.
-    pub(super) fn has_output(&self) -> bool {
+    pub(crate) fn has_output(&self) -> bool {
         let has_control = match &self.stage {
             Stage::Active { lane, .. } => lane.has_control(),
             _ => self.is_closing(),
@@ -126,7 +126,7 @@ impl Connection {
     }
 
     /// Gives all buffers back.
-    pub(super) fn release(&mut self, tools: &mut Tools) {
+    pub(crate) fn release(&mut self, tools: &mut Tools) {
         self.outbox.release(&mut tools.pool);
         if let Some(inbox) = self.inbox.take() {
             tools.pool.put(inbox);
@@ -142,7 +142,7 @@ impl Connection {
     }
 
     /// Whether nothing was heard for too long.
-    pub(super) fn is_dead(&self, limits: &Limits, now: Instant) -> bool {
+    pub(crate) fn is_dead(&self, limits: &Limits, now: Instant) -> bool {
         match &self.stage {
             Stage::Active { lane, .. } => self.dead_at(lane, limits) <= now,
             _ => false,
@@ -150,7 +150,7 @@ impl Connection {
     }
 
     /// When something is due on this connection.
-    pub(super) fn deadline(&self, limits: &Limits) -> Instant {
+    pub(crate) fn deadline(&self, limits: &Limits) -> Instant {
         match &self.stage {
             Stage::Active { lane, .. } => self.dead_at(lane, limits).min(lane.deadline()),
             Stage::Greeting { expires_at, .. }
