@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use lostlove_core::config::{Client, Config, Role};
+use lostlove_core::config::{Client, ClientConfig, Common};
 use lostlove_core::crypto::SecretKey;
 use toml::de::DeValue;
 
@@ -72,29 +72,25 @@ pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Optio
         monitoring: sections::monitoring(reader, root, &MONITORING, &[]),
         socket: device.socket,
     };
-    let role = role(reader, &client, &network);
-    let endpoint = Config {
+    let own = own(reader, &client, &network);
+    let common = Common {
         suites: sections::suites(reader, &security),
         rotation: sections::rotation(reader, &security),
         limits: sections::limits(reader, &limits, CONNECTION_TIMEOUT),
-        role: Role::Client(role?),
         mtu: host.tun.mtu,
-        tun_offload: host.tun.offload,
-        tun_udp_offload: host.tun.offload,
-        unix_time_at_zero: Duration::ZERO,
     };
     Some(ClientSettings {
-        endpoint,
+        endpoint: ClientConfig {
+            common,
+            client: own?,
+        },
         host,
         warnings: Vec::new(),
     })
 }
 
-fn role<'t>(
-    reader: &mut Reader<'t>,
-    client: &Section<'t>,
-    network: &Section<'t>,
-) -> Option<Client> {
+/// What only a client has.
+fn own<'t>(reader: &mut Reader<'t>, client: &Section<'t>, network: &Section<'t>) -> Option<Client> {
     let server_key = reader.read(client, "server_public_key", public_key);
     let server_key = required(
         reader,

@@ -2,10 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use lostlove_core::config::{Config, Limits, Push, Role, Server};
+use lostlove_core::config::{Common, Limits, Push, Server, ServerConfig};
 use lostlove_core::crypto::SecretKey;
 use toml::de::DeValue;
 
@@ -170,29 +169,24 @@ fn with_key<'t>(
     let suites = sections::suites(reader, &security);
     let rotation = sections::rotation(reader, &security);
     let probe_sources = probe_sources(reader, &security);
-    let role = Server {
+    let server = Server {
         secret_key: secret_key?,
-        peers: peers.peers,
         address_v4: tunnel.v4?,
         address_v6: tunnel.v6,
         client_to_client,
         probe_sources,
         push,
         rate_limit,
-        leases: Vec::new(),
     };
-    let endpoint = Config {
-        role: Role::Server(role),
+    let common = Common {
         suites,
         rotation,
         limits,
         mtu: host.tun.mtu,
-        tun_offload: host.tun.offload,
-        tun_udp_offload: host.tun.offload,
-        unix_time_at_zero: Duration::ZERO,
     };
     Some(ServerSettings {
-        endpoint,
+        endpoint: ServerConfig { common, server },
+        peers: peers.peers,
         host,
         warnings: Vec::new(),
     })

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use lostlove_core::config::Config;
+use lostlove_core::config::{ClientConfig, Peer, ServerConfig};
 
 use crate::endpoint::Endpoint;
 
@@ -15,9 +15,10 @@ pub const DEFAULT_PORT: u16 = 8443;
 /// A server's configuration, valid as a whole.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
-    /// For the protocol. `tun_offload` says what is wanted and `unix_time_at_zero` is zero: the
-    /// host overwrites both with what is.
-    pub endpoint: Config,
+    /// For the protocol.
+    pub endpoint: ServerConfig,
+    /// Who may connect.
+    pub peers: Vec<Peer>,
     /// For everything around it.
     pub host: ServerHost,
     /// What is allowed and probably not meant, one line each.
@@ -27,9 +28,8 @@ pub struct ServerSettings {
 /// A client's configuration, valid as a whole.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
-    /// For the protocol. `tun_offload` says what is wanted and `unix_time_at_zero` is zero: the
-    /// host overwrites both with what is.
-    pub endpoint: Config,
+    /// For the protocol.
+    pub endpoint: ClientConfig,
     /// For everything around it.
     pub host: ClientHost,
     /// What is allowed and probably not meant, one line each.

@@ -312,7 +312,7 @@ impl TheReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Folder, key, server_of};
+    use crate::testing::{Folder, key};
 
     #[test]
     fn positions_count_lines_and_characters_from_one() {
@@ -473,7 +473,7 @@ mod tests {
             &format!("\u{feff}{}\r\n", *key(7).to_base64()),
         );
         let settings = folder.server(text).unwrap();
-        let found = server_of(&settings).secret_key.public_key();
+        let found = settings.endpoint.server.secret_key.public_key();
         assert_eq!(found, key(7).public_key());
         assert_eq!(
             folder.server_errors("\u{feff}prot = 1\n"),

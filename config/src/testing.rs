@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::PathBuf;
 
-use lostlove_core::config::{Role, Server};
 use lostlove_core::crypto::SecretKey;
 use tempfile::TempDir;
 
@@ -21,14 +20,6 @@ pub(crate) fn minimal_client() -> String {
         key(200).public_key(),
         *key(1).to_base64()
     )
-}
-
-/// The server's part of the endpoint's configuration.
-pub(crate) fn server_of(settings: &ServerSettings) -> &Server {
-    match &settings.endpoint.role {
-        Role::Server(server) => server,
-        Role::Client(_) => panic!("a server's file makes a server"),
-    }
 }
 
 /// Has `server.key` with key 200 and `other.key` with key 201.

@@ -20,11 +20,46 @@ pub const MIN_PREFIX_V4: u8 = 8;
 /// The widest IPv6 network that a tunnel may have, as prefix length.
 pub const MIN_PREFIX_V6: u8 = 32;
 
-/// Everything an endpoint needs to know.
+/// Which end of the tunnel this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Opens one connection and keeps it up.
+    Client,
+    /// Accepts connections.
+    Server,
+}
+
+impl Role {
+    /// `client` or `server`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// What a server's endpoint needs to know, but for its [peers](crate::peers::Peers).
 #[derive(Clone, Debug)]
-pub struct Config {
-    /// Client or server, and what only that role needs.
-    pub role: Role,
+pub struct ServerConfig {
+    /// What a client needs as well.
+    pub common: Common,
+    /// What only a server needs.
+    pub server: Server,
+}
+
+/// What a client's endpoint needs to know.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// What a server needs as well.
+    pub common: Common,
+    /// What only a client needs.
+    pub client: Client,
+}
+
+/// What both ends need.
+#[derive(Clone, Debug)]
+pub struct Common {
     /// Acceptable suites, best first. Never empty.
     pub suites: Vec<Suite>,
     /// When traffic keys are replaced.
@@ -33,22 +68,32 @@ pub struct Config {
     pub limits: Limits,
     /// MTU of the tunnel device in bytes, [`MIN_MTU`] to [`MAX_MTU`].
     pub mtu: u16,
-    /// Whether the TUN device takes super-packets and partial checksums. Without it the endpoint
-    /// segments and completes checksums itself.
-    pub tun_offload: bool,
-    /// Whether it takes UDP super-packets as well, which Linux does since 6.2.
-    pub tun_udp_offload: bool,
+}
+
+/// What an endpoint finds on its machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Surroundings {
+    /// What the TUN device takes.
+    pub offloads: Offloads,
     /// Unix time at [`Instant::ZERO`](crate::time::Instant::ZERO), for the header's timestamp.
     pub unix_time_at_zero: Duration,
 }
 
-/// What this endpoint is.
-#[derive(Clone, Debug)]
-pub enum Role {
-    /// Accepts connections.
-    Server(Server),
-    /// Opens one connection and keeps it up.
-    Client(Client),
+/// What a TUN device takes beside finished packets. Without any of these the endpoint cuts
+/// super-packets and completes checksums itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Partial checksums, and TCP super-packets.
+    pub tcp: bool,
+    /// Partial checksums, and UDP super-packets, which Linux takes since 6.2.
+    pub udp: bool,
+}
+
+impl Offloads {
+    /// Whether the device takes packets without their final checksum, described by a virtio header.
+    pub const fn any(self) -> bool {
+        self.tcp || self.udp
+    }
 }
 
 /// What only a server needs.
@@ -56,8 +101,6 @@ pub enum Role {
 pub struct Server {
     /// The server's static secret key.
     pub secret_key: SecretKey,
-    /// Who may connect.
-    pub peers: Vec<Peer>,
     /// The server's own tunnel address and the IPv4 network of the tunnel; clients without a
     /// fixed address get one from it.
     pub address_v4: Ipv4Net,
@@ -71,9 +114,6 @@ pub struct Server {
     pub push: Push,
     /// Bytes per second that each client may send, and receive; per peer overridable.
     pub rate_limit: Option<u64>,
-    /// Addresses that were lent in earlier runs, the longest unused first. Those that no longer
-    /// fit are passed over.
-    pub leases: Vec<Lease>,
 }
 
 /// A tunnel address that a client without a fixed one was given.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args as _, Command, FromArgMatches as _};
 use lostlove_config::{ConfigError, LogLevel};
+use lostlove_core::config::Role;
 
 /// How a process ends: the codes that service managers and scripts see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,37 +70,18 @@ impl From<&ConfigError> for Exit {
     }
 }
 
-/// Which of the two daemons runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Accepts connections.
-    Server,
-    /// Opens one connection.
-    Client,
+/// The configuration file that is read when the command line names none.
+pub fn default_config(role: Role) -> &'static Path {
+    Path::new(match role {
+        Role::Server => "/etc/lostlove/server.toml",
+        Role::Client => "/etc/lostlove/client.toml",
+    })
 }
 
-impl Role {
-    /// `server` or `client`: the metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Server => "server",
-            Self::Client => "client",
-        }
-    }
-
-    /// The configuration file that is read when the command line names none.
-    pub fn default_config(self) -> &'static Path {
-        Path::new(match self {
-            Self::Server => "/etc/lostlove/server.toml",
-            Self::Client => "/etc/lostlove/client.toml",
-        })
-    }
-
-    const fn about(self) -> &'static str {
-        match self {
-            Self::Server => "The LostLove VPN server",
-            Self::Client => "The LostLove VPN client",
-        }
+const fn about(role: Role) -> &'static str {
+    match role {
+        Role::Server => "The LostLove VPN server",
+        Role::Client => "The LostLove VPN client",
     }
 }
 
@@ -156,7 +138,7 @@ fn try_parse(
         config_given: options.config.is_some(),
         config: options
             .config
-            .unwrap_or_else(|| role.default_config().to_owned()),
+            .unwrap_or_else(|| default_config(role).to_owned()),
         check_config: options.check_config,
         log_level: options.log_level,
     })
@@ -180,11 +162,11 @@ fn command(role: Role, program: &'static str) -> Command {
     let after_help = format!(
         "Without --config, {} is used.\n\n\
          Exit codes: 0 success, 1 failure, 2 usage, 77 no permission, 78 bad configuration.",
-        role.default_config().display(),
+        default_config(role).display(),
     );
     Options::augment_args(Command::new(program))
         .version(env!("CARGO_PKG_VERSION"))
-        .about(role.about())
+        .about(about(role))
         .after_help(after_help)
 }
 

@@ -26,7 +26,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use lostlove_core::config::{Config, Role as EndpointRole, TunSettings};
+use lostlove_core::config::{Role, TunSettings};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
@@ -39,7 +39,6 @@ pub use network::Network;
 pub use slots::Slots;
 pub use start::main;
 
-use crate::cli::Role;
 use crate::clock::Clock;
 use crate::dial::Dialer;
 use crate::leases::Leases;
@@ -94,8 +93,10 @@ pub enum Change {
 
 /// What a [`Daemon`] is made of.
 pub struct DaemonParts {
-    /// The protocol's configuration. What depends on the TUN device and the clock is filled in.
-    pub config: Config,
+    /// The protocol's state.
+    pub endpoint: Endpoint,
+    /// The clock that its time is of.
+    pub clock: Clock,
     /// Randomness for everything secret: [the system's](crate::entropy::SystemEntropy).
     pub entropy: Box<dyn Entropy + Send>,
     /// The tunnel device, non-blocking.
@@ -145,22 +146,13 @@ pub struct Daemon {
 impl Daemon {
     /// Puts a daemon together.
     pub fn new(parts: DaemonParts) -> Self {
-        let clock = Clock::new();
-        let mut config = parts.config;
-        config.tun_offload = parts.tun.offload();
-        config.tun_udp_offload = parts.tun.offloads().uso;
-        config.unix_time_at_zero = clock.unix_time_at_zero();
-        let role = match &config.role {
-            EndpointRole::Server(_) => Role::Server,
-            EndpointRole::Client(_) => Role::Client,
-        };
         Self {
-            endpoint: Endpoint::new(config, clock.now()),
+            role: parts.endpoint.role(),
+            endpoint: parts.endpoint,
             entropy: parts.entropy,
             tun: parts.tun,
             moderation: Moderation::default(),
-            role,
-            clock,
+            clock: parts.clock,
             listeners: parts.listeners,
             acceptance: Acceptance::default(),
             dialer: parts.dialer,

@@ -17,9 +17,9 @@ use lostlove_core::stats::{PeerStats, Stats};
 use tracing::warn;
 
 use self::serve::{Door, Service};
-use crate::cli::Role;
 use crate::listen;
 use crate::wake::Wake;
+use lostlove_core::config::Role;
 
 /// Serves an endpoint's figures over HTTP from a thread of its own.
 ///

@@ -10,7 +10,7 @@ use lostlove_core::error::HandshakeError;
 use lostlove_core::event::{CloseReason, Event};
 use tracing::{debug, info, warn};
 
-use crate::cli::Role;
+use lostlove_core::config::Role;
 
 /// Logs `event` in one line with structured fields, never with a key.
 ///

@@ -106,7 +106,7 @@ impl World {
             destination,
             protocol: TCP,
         };
-        let can_cut = self.options.devices[sender].offload;
+        let can_cut = self.options.devices[sender].offloads.any();
         let order = Order {
             len: if can_cut { 60_000 } else { 1200 },
             segment_size: can_cut.then_some(1200),
@@ -186,8 +186,11 @@ impl World {
 
     fn order(&mut self, n: usize, ends: &Ends) -> Order {
         let device = self.options.devices[n];
-        let can_cut = device.offload
-            && (ends.protocol == TCP || (ends.protocol == UDP && device.udp_offload));
+        let can_cut = match ends.protocol {
+            TCP => device.offloads.tcp,
+            UDP => device.offloads.udp,
+            _ => false,
+        };
         // Mostly what fits everywhere, at times what fits only this device, or not even that.
         let may_fragment = ends.source.is_ipv4() && self.choice.chance(200);
         let mtu = match self.choice.range(0, 19) {
@@ -226,7 +229,7 @@ impl World {
             len: self.choice.size(30, if small { 120 } else { room }),
             segment_size: None,
             may_fragment,
-            partial: device.offload && ends.protocol != RAW && self.choice.chance(700),
+            partial: device.offloads.any() && ends.protocol != RAW && self.choice.chance(700),
         }
     }
 
@@ -309,7 +312,7 @@ impl World {
             _ => bytes[0] ^= 0x20,
         }
         let device = self.options.devices[n];
-        let header = if device.offload && self.choice.chance(500) {
+        let header = if device.offloads.any() && self.choice.chance(500) {
             let bytes = self.choice.bytes(VirtioHeader::LEN);
             VirtioHeader::from_bytes(bytes.try_into().unwrap_or_default())
         } else {

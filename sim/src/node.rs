@@ -4,7 +4,7 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use lostlove_core::config::{Config, Role, TunSettings};
+use lostlove_core::config::{Surroundings as Machine, TunSettings};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::error::DropReason;
 use lostlove_core::event::{ConnectionId, Event};
@@ -16,6 +16,7 @@ use lostlove_pump::Progress;
 use crate::choice::{Choice, Seeded};
 use crate::device::{Device, Framed};
 use crate::link::{End, Link, Wire};
+use crate::options::Options;
 
 /// A machine's share of one TCP connection.
 #[derive(Clone, Copy, Debug)]
@@ -70,23 +71,33 @@ pub(crate) struct Surroundings<'a> {
 }
 
 impl Node {
-    pub(crate) fn new(number: usize, config: Config, entropy: Seeded, now: Instant) -> Self {
-        // One super-packet always fits, however small the bound.
-        let queue_bound = config.limits.queue_bytes.max(66_000);
-        let queue_age = config.limits.queue_age;
-        let max_handshakes = config.limits.max_handshakes as u64;
-        let rate = match &config.role {
-            Role::Server(server) => server.rate_limit,
-            Role::Client(_) => None,
+    /// Starts a machine whose clock says `unix_time_at_zero` at the world's beginning.
+    pub(crate) fn new(
+        number: usize,
+        options: &Options,
+        unix_time_at_zero: Duration,
+        entropy: Seeded,
+        now: Instant,
+    ) -> Self {
+        let limits = &options.limits;
+        let offloads = options.offloads(number);
+        let machine = Machine {
+            offloads,
+            unix_time_at_zero,
         };
+        // One super-packet always fits, however small the bound.
+        let queue_bound = limits.queue_bytes.max(66_000);
+        let queue_age = limits.queue_age;
+        let max_handshakes = limits.max_handshakes as u64;
+        let rate = options.rate_limit.filter(|_| number == 0);
         // The debt of one super-packet, which leaves as at most twice as much, and a bit.
         let longest_pause = rate.map_or(Duration::ZERO, |rate| {
             Duration::from_secs_f64(140_000.0 / rate as f64)
         });
         Self {
             number,
-            offload: config.tun_offload,
-            endpoint: Endpoint::new(config, now),
+            offload: offloads.any(),
+            endpoint: options.endpoint(number, machine, now),
             entropy,
             device: Device::default(),
             sockets: Vec::new(),

@@ -5,8 +5,14 @@ use core::net::Ipv4Addr;
 use core::time::Duration;
 
 use ipnet::Ipv4Net;
-use lostlove_core::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
+use lostlove_core::config::{
+    Client, ClientConfig, Common, Limits, Offloads, Peer, Push, Rotation, Server, ServerConfig,
+    Surroundings,
+};
 use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
+use lostlove_core::endpoint::Endpoint;
+use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
+use lostlove_core::time::Instant;
 
 use crate::choice::Choice;
 
@@ -74,8 +80,7 @@ impl Action {
 /// What a machine's TUN device can do, and its MTU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeviceOptions {
-    pub(crate) offload: bool,
-    pub(crate) udp_offload: bool,
+    pub(crate) offloads: Offloads,
     pub(crate) mtu: u16,
 }
 
@@ -165,33 +170,45 @@ impl Options {
         self.clients().min(hosts)
     }
 
-    pub(crate) fn config(&self, node: usize) -> Config {
-        let role = if node == 0 {
-            Role::Server(self.server())
-        } else {
-            Role::Client(Client {
-                secret_key: secret(node),
-                server_key: secret(0).public_key(),
-                preshared_key: self.preshared(node),
-                routes: Vec::new(),
-                reconnect_min: Duration::from_millis(500),
-                reconnect_max: Duration::from_secs(30),
-            })
-        };
-        let device = &self.devices[node];
-        Config {
-            role,
+    /// The endpoint of a node that starts: 0 is the server.
+    pub(crate) fn endpoint(&self, node: usize, machine: Surroundings, now: Instant) -> Endpoint {
+        let common = self.common(node);
+        if node > 0 {
+            let client = self.client(node);
+            return Endpoint::client(ClientConfig { common, client }, machine, now);
+        }
+        let server = self.server();
+        let config = ServerConfig { common, server };
+        let peers = SharedPeers::new(Peers::new(&config, self.peers(), &[], now));
+        Endpoint::server(config, peers, WorkerId(0), machine, now)
+    }
+
+    /// What a node's TUN device takes.
+    pub(crate) fn offloads(&self, node: usize) -> Offloads {
+        self.devices[node].offloads
+    }
+
+    fn common(&self, node: usize) -> Common {
+        Common {
             suites: self.suites[node].clone(),
             rotation: self.rotation,
             limits: self.limits.clone(),
-            mtu: device.mtu,
-            tun_offload: device.offload,
-            tun_udp_offload: device.udp_offload,
-            unix_time_at_zero: Duration::ZERO,
+            mtu: self.devices[node].mtu,
         }
     }
 
-    fn server(&self) -> Server {
+    fn client(&self, node: usize) -> Client {
+        Client {
+            secret_key: secret(node),
+            server_key: secret(0).public_key(),
+            preshared_key: self.preshared(node),
+            routes: Vec::new(),
+            reconnect_min: Duration::from_millis(500),
+            reconnect_max: Duration::from_secs(30),
+        }
+    }
+
+    fn peers(&self) -> Vec<Peer> {
         let peers = (1..=self.clients()).map(|n| Peer {
             name: format!("client{n}"),
             public_key: secret(n).public_key(),
@@ -203,10 +220,13 @@ impl Options {
             routes: Vec::new(),
             rate_limit: None,
         });
+        peers.collect()
+    }
+
+    fn server(&self) -> Server {
         let network = Ipv4Net::new(Ipv4Addr::new(10, 8, 0, 1), self.prefix_len);
         Server {
             secret_key: secret(0),
-            peers: peers.collect(),
             address_v4: network.expect("a prefix length below 33"),
             address_v6: self
                 .has_v6
@@ -215,7 +235,6 @@ impl Options {
             probe_sources: Vec::new(),
             push: Push::default(),
             rate_limit: self.rate_limit,
-            leases: Vec::new(),
         }
     }
 
@@ -240,10 +259,10 @@ fn secret(node: usize) -> SecretKey {
 }
 
 fn device(choice: &mut Choice) -> DeviceOptions {
-    let offload = choice.chance(600);
+    let tcp = choice.chance(600);
+    let udp = tcp && choice.chance(700);
     DeviceOptions {
-        offload,
-        udp_offload: offload && choice.chance(700),
+        offloads: Offloads { tcp, udp },
         mtu: choice.pick(&[1280, 1400, 1400, 1400, 9000]),
     }
 }

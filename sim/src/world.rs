@@ -439,9 +439,8 @@ impl World {
 
 /// A machine that starts, with whatever time its own clock believes it to be.
 fn start(n: usize, options: &Options, choice: &mut Choice, now: Instant) -> Node {
-    let mut config = options.config(n);
-    config.unix_time_at_zero = choice.seconds(0, 4_000_000_000);
-    Node::new(n, config, choice.entropy(), now)
+    let unix_time_at_zero = choice.seconds(0, 4_000_000_000);
+    Node::new(n, options, unix_time_at_zero, choice.entropy(), now)
 }
 
 /// Where node `n` dials from; for 0, the address given if it is a client's.

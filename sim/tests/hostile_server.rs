@@ -10,13 +10,15 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use lostlove_config::{Dns, Routes};
 use lostlove_core::config::{
-    Client, Config, Limits, Peer, Push, Role, Rotation, Server, TunSettings,
+    Client, ClientConfig, Common, Limits, Peer, Push, Rotation, Server, ServerConfig,
+    Surroundings as Machine, TunSettings,
 };
 use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_core::endpoint::{Endpoint, TunPacket};
 use lostlove_core::error::NoEntropy;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::ip::{self, VirtioHeader};
+use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::time::Instant;
 use lostlove_core::turn::{Entropy, Turn};
 use lostlove_host::net::{Allowed, ClientSetup, Named, Surroundings};
@@ -148,9 +150,9 @@ impl World {
             1 => Dns::None,
             _ => Dns::List(dice.addresses()),
         };
-        let server = Endpoint::new(server(&mut dice), now);
+        let server = server(&mut dice, now);
         let mut world = Self {
-            ends: [Endpoint::new(client(), now), server],
+            ends: [client(now), server],
             dice,
             now,
             link: None,
@@ -188,7 +190,7 @@ impl World {
     /// Another server of the same key says something else.
     fn restart_server(&mut self) {
         self.disconnect();
-        self.ends[1] = Endpoint::new(server(&mut self.dice), self.now);
+        self.ends[1] = server(&mut self.dice, self.now);
     }
 
     /// The client is in another network from its next session on.
@@ -441,7 +443,7 @@ impl World {
 }
 
 /// A server that says what it likes, as far as a server can.
-fn server(dice: &mut Dice) -> Config {
+fn server(dice: &mut Dice, now: Instant) -> Endpoint {
     let network = loop {
         let length = dice.pick(&[8, 12, 16, 24, 24, 29]);
         let network = IpNet::new(dice.address(), length).unwrap();
@@ -452,17 +454,17 @@ fn server(dice: &mut Dice) -> Config {
             break net;
         }
     };
-    config(Role::Server(Server {
+    let peer = Peer {
+        name: "client".to_owned(),
+        public_key: secret(1).public_key(),
+        preshared_key: None,
+        address_v4: None,
+        address_v6: None,
+        routes: Vec::new(),
+        rate_limit: None,
+    };
+    let server = Server {
         secret_key: secret(0),
-        peers: vec![Peer {
-            name: "client".to_owned(),
-            public_key: secret(1).public_key(),
-            preshared_key: None,
-            address_v4: None,
-            address_v6: None,
-            routes: Vec::new(),
-            rate_limit: None,
-        }],
         address_v4: network,
         address_v6: None,
         client_to_client: false,
@@ -472,31 +474,37 @@ fn server(dice: &mut Dice) -> Config {
             routes: dice.networks(),
         },
         rate_limit: None,
-        leases: Vec::new(),
-    }))
+    };
+    let config = ServerConfig {
+        common: common(),
+        server,
+    };
+    let peers = SharedPeers::new(Peers::new(&config, vec![peer], &[], now));
+    Endpoint::server(config, peers, WorkerId(0), Machine::default(), now)
 }
 
-fn client() -> Config {
-    config(Role::Client(Client {
+fn client(now: Instant) -> Endpoint {
+    let client = Client {
         secret_key: secret(1),
         server_key: secret(0).public_key(),
         preshared_key: None,
         routes: Vec::new(),
         reconnect_min: Duration::from_millis(500),
         reconnect_max: Duration::from_secs(5),
-    }))
+    };
+    let config = ClientConfig {
+        common: common(),
+        client,
+    };
+    Endpoint::client(config, Machine::default(), now)
 }
 
-fn config(role: Role) -> Config {
-    Config {
-        role,
+fn common() -> Common {
+    Common {
         suites: Suite::ALL.to_vec(),
         rotation: Rotation::default(),
         limits: Limits::default(),
         mtu: 1400,
-        tun_offload: false,
-        tun_udp_offload: false,
-        unix_time_at_zero: Duration::ZERO,
     }
 }
 

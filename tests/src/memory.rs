@@ -6,11 +6,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use lostlove_core::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
+use lostlove_core::config::{
+    Client, ClientConfig, Common, Limits, Offloads, Peer, Push, Rotation, Server, ServerConfig,
+    Surroundings,
+};
 use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
 use lostlove_core::endpoint::{Endpoint, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::ip::VirtioHeader;
+use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::time::Instant;
 use lostlove_core::turn::Turn;
 
@@ -56,28 +60,38 @@ impl Default for Secrets {
     }
 }
 
+/// What a server and its client are made of.
+#[derive(Clone, Debug)]
+pub struct Configs {
+    /// The server's configuration.
+    pub server: ServerConfig,
+    /// The client as the server knows it.
+    pub peer: Peer,
+    /// The client's configuration.
+    pub client: ClientConfig,
+}
+
 /// The configurations of the server and of its client.
-pub fn configs(secrets: &Secrets, suite: Suite, rotation: Rotation) -> [Config; 2] {
+pub fn configs(secrets: &Secrets, suite: Suite, rotation: Rotation) -> Configs {
     let [server_key, client_key] = [secrets.server, secrets.client].map(SecretKey::from_bytes);
     let preshared_key = Some(PresharedKey::from_bytes(secrets.preshared));
+    let peer = Peer {
+        name: "client".to_owned(),
+        public_key: client_key.public_key(),
+        preshared_key: preshared_key.clone(),
+        address_v4: Some("10.8.0.2".parse().unwrap()),
+        address_v6: None,
+        routes: Vec::new(),
+        rate_limit: None,
+    };
     let server = Server {
         secret_key: server_key.clone(),
-        peers: vec![Peer {
-            name: "client".to_owned(),
-            public_key: client_key.public_key(),
-            preshared_key: preshared_key.clone(),
-            address_v4: Some("10.8.0.2".parse().unwrap()),
-            address_v6: None,
-            routes: Vec::new(),
-            rate_limit: None,
-        }],
         address_v4: "10.8.0.1/24".parse().unwrap(),
         address_v6: None,
         client_to_client: false,
         probe_sources: Vec::new(),
         push: Push::default(),
         rate_limit: None,
-        leases: Vec::new(),
     };
     let client = Client {
         secret_key: client_key,
@@ -87,17 +101,30 @@ pub fn configs(secrets: &Secrets, suite: Suite, rotation: Rotation) -> [Config; 
         reconnect_min: Duration::from_secs(1),
         reconnect_max: Duration::from_secs(30),
     };
-    [Role::Server(server), Role::Client(client)].map(|role| Config {
-        role,
+    let common = Common {
         suites: vec![suite],
         rotation,
         limits: Limits::default(),
         mtu: 1400,
-        tun_offload: true,
-        tun_udp_offload: true,
-        unix_time_at_zero: Duration::from_secs(1_800_000_000),
-    })
+    };
+    Configs {
+        server: ServerConfig {
+            common: common.clone(),
+            server,
+        },
+        peer,
+        client: ClientConfig { common, client },
+    }
 }
+
+/// A machine whose TUN device takes everything.
+const SURROUNDINGS: Surroundings = Surroundings {
+    offloads: Offloads {
+        tcp: true,
+        udp: true,
+    },
+    unix_time_at_zero: Duration::from_secs(1_800_000_000),
+};
 
 /// A server and its client, connected.
 pub struct Pair {
@@ -119,23 +146,21 @@ pub struct Pair {
 
 impl Pair {
     /// Connects the two, and lets their first packets cross.
-    pub fn new(configs: [Config; 2], secrets: &Secrets) -> Self {
+    pub fn new(configs: Configs, secrets: &Secrets) -> Self {
         Self::connect(configs, secrets, None)
     }
 
     /// The same, and records what crosses.
-    pub fn recorded(configs: [Config; 2], secrets: &Secrets) -> Self {
+    pub fn recorded(configs: Configs, secrets: &Secrets) -> Self {
         Self::connect(configs, secrets, Some(Vec::new()))
     }
 
-    fn connect(
-        [server, client]: [Config; 2],
-        secrets: &Secrets,
-        wire: Option<Vec<(bool, Vec<u8>)>>,
-    ) -> Self {
+    fn connect(configs: Configs, secrets: &Secrets, wire: Option<Vec<(bool, Vec<u8>)>>) -> Self {
         let now = Instant::from_millis(1000);
-        let mut server = Endpoint::new(server, now);
-        let mut client = Endpoint::new(client, now);
+        let peers = Peers::new(&configs.server, vec![configs.peer], &[], now);
+        let peers = SharedPeers::new(peers);
+        let mut server = Endpoint::server(configs.server, peers, WorkerId(0), SURROUNDINGS, now);
+        let mut client = Endpoint::client(configs.client, SURROUNDINGS, now);
         let mut client_entropy = Seeded::new(secrets.client_seed);
         let mut turn = Turn {
             now,

@@ -11,13 +11,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use lostlove_config::{load_client, load_server};
-use lostlove_core::config::{Config, Rotation};
+use lostlove_core::config::{Role, Rotation};
 use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
 use lostlove_core::turn::Entropy as _;
-use lostlove_host::cli::Role;
 use lostlove_host::report::report;
 use lostlove_tests::entropy::Seeded;
-use lostlove_tests::memory::{Pair, Secrets, configs, packet};
+use lostlove_tests::memory::{Configs, Pair, Secrets, configs, packet};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 use tracing::level_filters::LevelFilter;
@@ -207,9 +206,14 @@ fn debug_forms(value: &impl Debug) -> String {
 fn no_secret_is_in_the_debug_output_of_a_configuration() {
     let secrets = secrets();
     let forbidden = forbidden(&secrets);
-    let configs: [Config; 2] = configs(&secrets, Suite::Hse, Rotation::default());
-    for config in &configs {
-        let text = debug_forms(config);
+    let Configs {
+        server,
+        peer,
+        client,
+    } = configs(&secrets, Suite::Hse, Rotation::default());
+    let leaked = leaks(&debug_forms(&peer), &forbidden);
+    assert_eq!(leaked, [""; 0]);
+    for text in [debug_forms(&server), debug_forms(&client)] {
         assert!(text.contains("SecretKey(..)"));
         assert_eq!(leaks(&text, &forbidden), [""; 0]);
     }

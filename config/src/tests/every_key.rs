@@ -2,14 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use lostlove_core::config::{Config, Role};
-
 use crate::client;
 use crate::problem::ConfigError;
 use crate::reader::Reader;
 use crate::server;
 use crate::source::Source;
 use crate::testing::{Folder, key, minimal_client};
+use crate::{ClientSettings, ServerSettings};
 
 /// Keys of a server's file with values that are not the default.
 const SERVER: &[(&str, &str)] = &[
@@ -128,9 +127,9 @@ fn every_key_of_a_server_changes_its_settings() {
     let public_key = key(1).public_key();
     let base = format!("[[peers]]\nname = 'a'\npublic_key = '{public_key}'\n");
     for (key, value) in SERVER {
-        let before = prints(folder.server(&base).map(|it| (it.endpoint, it.host)));
+        let before = prints_server(folder.server(&base));
         let changed = with(&base, key, value);
-        let after = prints(folder.server(&changed).map(|it| (it.endpoint, it.host)));
+        let after = prints_server(folder.server(&changed));
         assert_ne!(before, after, "{key} does nothing");
     }
 }
@@ -143,14 +142,14 @@ fn every_key_of_a_client_changes_its_settings() {
         if NEEDS_METRICS.contains(key) {
             base.push_str("[monitoring]\nenable_metrics = true\n");
         }
-        let before = prints(folder.client(&base).map(|it| (it.endpoint, it.host)));
+        let before = prints_client(folder.client(&base));
         let changed = match *key {
             // One excludes the other.
             "client.private_key_file" => base.replace("private_key = ", "#"),
             _ => base,
         };
         let changed = with(&changed, key, value);
-        let after = prints(folder.client(&changed).map(|it| (it.endpoint, it.host)));
+        let after = prints_client(folder.client(&changed));
         assert_ne!(before, after, "{key} does nothing");
     }
 }
@@ -207,20 +206,22 @@ fn with(base: &str, path: &str, value: &str) -> String {
 }
 
 /// Settings as text, secrets included.
-fn prints(settings: Result<(Config, impl std::fmt::Debug), ConfigError>) -> String {
-    let (endpoint, host) = settings.unwrap();
-    let secrets = match &endpoint.role {
-        Role::Server(server) => {
-            let psk = |peer: &lostlove_core::config::Peer| {
-                peer.preshared_key.as_ref().map(|key| *key.as_bytes())
-            };
-            let psks: Vec<_> = server.peers.iter().map(psk).collect();
-            format!("{:?} {psks:?}", server.secret_key.as_bytes())
-        }
-        Role::Client(client) => {
-            let psk = client.preshared_key.as_ref().map(|key| *key.as_bytes());
-            format!("{:?} {psk:?}", client.secret_key.as_bytes())
-        }
-    };
-    format!("{endpoint:?} {host:?} {secrets}")
+fn prints_server(settings: Result<ServerSettings, ConfigError>) -> String {
+    let settings = settings.unwrap();
+    let psk =
+        |peer: &lostlove_core::config::Peer| peer.preshared_key.as_ref().map(|key| *key.as_bytes());
+    let psks: Vec<_> = settings.peers.iter().map(psk).collect();
+    let key = settings.endpoint.server.secret_key.as_bytes();
+    let (endpoint, peers, host) = (&settings.endpoint, &settings.peers, &settings.host);
+    format!("{endpoint:?} {peers:?} {host:?} {key:?} {psks:?}")
+}
+
+/// The same for a client.
+fn prints_client(settings: Result<ClientSettings, ConfigError>) -> String {
+    let settings = settings.unwrap();
+    let client = &settings.endpoint.client;
+    let psk = client.preshared_key.as_ref().map(|key| *key.as_bytes());
+    let key = client.secret_key.as_bytes();
+    let (endpoint, host) = (&settings.endpoint, &settings.host);
+    format!("{endpoint:?} {host:?} {key:?} {psk:?}")
 }

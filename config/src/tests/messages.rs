@@ -1,7 +1,7 @@
 //! What people read: place, key, what was expected, and the nearest valid name.
 
 use crate::settings::{MetricsListener, Nat, PortRange};
-use crate::testing::{Folder, key, minimal_client, server_of};
+use crate::testing::{Folder, key, minimal_client};
 
 /// Wrong server files and all that is said about them.
 const SERVER: &[(&str, &str)] = &[
@@ -328,7 +328,7 @@ fn a_file_with_the_keys_of_llp_1_0_alone_loads() {
         port_is_chosen: true,
     };
     assert_eq!(metrics, Some(expected));
-    let server = server_of(&settings);
+    let server = &settings.endpoint.server;
     assert_eq!(server.rate_limit, Some(10_485_760));
     assert_eq!(server.secret_key.as_bytes(), key(200).as_bytes());
     // Extremes of the old keys load as well.

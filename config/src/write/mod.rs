@@ -209,11 +209,9 @@ where
 
 #[cfg(test)]
 mod tests {
-    use lostlove_core::config::Role;
-
     use super::*;
     use crate::settings::Dns;
-    use crate::testing::{Folder, key, server_of};
+    use crate::testing::{Folder, key};
 
     #[test]
     fn a_new_servers_file_loads_with_what_was_asked_for() {
@@ -227,7 +225,7 @@ mod tests {
         let settings = folder.server(&server_toml(&new)).unwrap();
         assert_eq!(settings.warnings.len(), 1, "there are no peers yet");
         assert_eq!(settings.host.listen[0].port(), 443);
-        let server = server_of(&settings);
+        let server = &settings.endpoint.server;
         assert_eq!(server.address_v4, new.tun_address);
         assert_eq!(
             server.address_v6,
@@ -236,7 +234,7 @@ mod tests {
         assert_eq!(server.push.dns, new.dns);
 
         let without_ipv6 = folder.server(&server_toml(&NewServer::default())).unwrap();
-        let server = server_of(&without_ipv6);
+        let server = &without_ipv6.endpoint.server;
         assert_eq!(server.address_v6, None);
         assert_eq!(server.push.dns, new.dns[..1]);
     }
@@ -268,9 +266,7 @@ mod tests {
             let closed = text.replace("#inbound", "inbound");
             assert!(!folder.client(&closed).unwrap().host.inbound);
             assert_eq!(settings.host.server[0].to_string(), "[2001:db8::1]:443");
-            let Role::Client(client) = &settings.endpoint.role else {
-                panic!("a client's file makes a client");
-            };
+            let client = &settings.endpoint.client;
             assert_eq!(client.server_key, key(1).public_key());
             assert_eq!(client.secret_key.as_bytes(), key(2).as_bytes());
             let psk = client.preshared_key.as_ref().unwrap();

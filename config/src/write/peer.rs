@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use ipnet::IpNet;
-use lostlove_core::config::{Peer, Role, Server};
+use lostlove_core::config::Peer;
 use lostlove_core::crypto::{PresharedKey, PublicKey};
 use zeroize::Zeroizing;
 
@@ -81,31 +81,29 @@ pub fn add_peer(
 
 /// Addresses for `peer`, or the key and the message of what is in its way.
 fn assign(settings: &ServerSettings, peer: &NewPeer) -> Result<Assigned, (&'static str, String)> {
-    let Role::Server(server) = &settings.endpoint.role else {
-        return Err(("server", "missing".to_owned()));
-    };
     if !is_peer_name(&peer.name) {
         let message = format!("expected {PEER_NAME}, found {}", quoted(&peer.name));
         return Err(("peers.name", message));
     }
-    if server.peers.iter().any(|known| known.name == peer.name) {
+    if settings.peers.iter().any(|known| known.name == peer.name) {
         let message = format!("{} is already taken", quoted(&peer.name));
         return Err(("peers.name", message));
     }
     let same_key = |known: &&Peer| known.public_key == peer.public_key;
-    if let Some(known) = server.peers.iter().find(same_key) {
+    if let Some(known) = settings.peers.iter().find(same_key) {
         let message = format!("this key is already taken by {}", quoted(&known.name));
         return Err(("peers.public_key", message));
     }
-    free_addresses(server)
+    free_addresses(settings)
 }
 
-fn free_addresses(server: &Server) -> Result<Assigned, (&'static str, String)> {
+fn free_addresses(settings: &ServerSettings) -> Result<Assigned, (&'static str, String)> {
+    let server = &settings.endpoint.server;
     let own_v6 = server.address_v6.map(|network| network.addr());
     let mut taken: HashSet<IpAddr> = HashSet::new();
     taken.insert(IpAddr::V4(server.address_v4.addr()));
     taken.extend(own_v6.map(IpAddr::V6));
-    for known in &server.peers {
+    for known in &settings.peers {
         taken.extend(known.address_v4.map(IpAddr::V4));
         taken.extend(known.address_v6.map(IpAddr::V6));
     }
@@ -193,7 +191,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::testing::{Folder, key, server_of};
+    use crate::testing::{Folder, key};
     use crate::write::{NewServer, random_ula, server_toml};
 
     fn new_peer(name: &str, number: u8) -> NewPeer {
@@ -232,7 +230,7 @@ mod tests {
             text = longer;
         }
         let settings = folder.server(&text).unwrap();
-        let peers = &server_of(&settings).peers;
+        let peers = &settings.peers;
         let names: Vec<_> = peers.iter().map(|peer| peer.name.as_str()).collect();
         assert_eq!(names, ["peer1", "peer2", "peer3"]);
         assert_eq!(

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use rand_core::Rng as _;
 use uuid::Uuid;
 
-use super::{Endpoint, RoleState};
-use crate::config::{Client, TunSettings};
+use super::{Endpoint, Side};
+use crate::config::{self, TunSettings};
 use crate::connection::Stage;
 use crate::event::{CloseReason, Event};
 use crate::handshake::Grant;
@@ -33,12 +33,11 @@ enum Dial {
 }
 
 /// A client's own state.
-pub(super) struct ClientState {
+pub(super) struct Client {
+    pub(super) config: config::Client,
     dial: Dial,
     /// Attempts since the last session.
     attempt: u32,
-    reconnect_min: Duration,
-    reconnect_max: Duration,
     /// What the server last assigned.
     settings: Option<TunSettings>,
     /// Whether the driver knows of it, and so has judged it before it hands over more bytes.
@@ -50,17 +49,16 @@ pub(super) struct ClientState {
     usage: Arc<Usage>,
 }
 
-/// Owners in [`ClientState::sources`].
+/// Owners in [`Client::sources`].
 const INSIDE: PeerId = PeerId::first(0);
 const OUTSIDE: PeerId = PeerId::first(1);
 
-impl ClientState {
-    pub(super) fn new(client: &Client, now: Instant) -> Self {
+impl Client {
+    pub(super) fn new(config: config::Client, now: Instant) -> Self {
         Self {
+            config,
             dial: Dial::At(now),
             attempt: 0,
-            reconnect_min: client.reconnect_min,
-            reconnect_max: client.reconnect_max,
             settings: None,
             is_assigned: false,
             announced: None,
@@ -91,9 +89,10 @@ impl ClientState {
     fn draw_jitter(&self, turn: &mut Turn<'_>) -> Duration {
         let doublings = self.attempt.saturating_sub(1).min(16);
         let ceiling = self
+            .config
             .reconnect_min
             .saturating_mul(1 << doublings)
-            .min(self.reconnect_max);
+            .min(self.config.reconnect_max);
         let nanos = u64::try_from(ceiling.as_nanos()).unwrap_or(u64::MAX).max(1);
         // The bias of the remainder is below 2^-20 for waits under four hours.
         let jitter = turn.with_generator(|rng| rng.next_u64() % nanos);
@@ -124,7 +123,7 @@ impl ClientState {
             } | CloseReason::Unusable
         );
         let no_sooner = if lasting {
-            self.reconnect_max
+            self.config.reconnect_max
         } else {
             Duration::ZERO
         };
@@ -135,7 +134,7 @@ impl ClientState {
 impl Endpoint {
     /// The connection asked for by [`Event::Dial`] could not be made.
     pub fn handle_dial_failed(&mut self, now: Instant) {
-        if let RoleState::Client(client) = &mut self.role
+        if let Side::Client(client) = &mut self.side
             && !self.shutting_down
         {
             client.dial = Dial::After(now, Duration::ZERO);
@@ -144,7 +143,7 @@ impl Endpoint {
 
     /// Asks for a connection when one is due.
     pub(super) fn dial_if_due(&mut self, turn: &mut Turn<'_>) {
-        let RoleState::Client(client) = &mut self.role else {
+        let Side::Client(client) = &mut self.side else {
             return;
         };
         if let Dial::After(ended_at, no_sooner) = client.dial {
@@ -160,7 +159,7 @@ impl Endpoint {
     }
 
     pub(super) fn assign(&mut self, grant: &Grant, server: SocketAddr) {
-        let RoleState::Client(client) = &mut self.role else {
+        let Side::Client(client) = &mut self.side else {
             return;
         };
         client.attempt = 0;
@@ -181,7 +180,7 @@ impl Endpoint {
     /// decides, and `inside` where both have it. Until this is called, every source that a router
     /// may see is taken. Does nothing on a server, which knows what its clients own.
     pub fn set_sources(&mut self, inside: &[IpNet], outside: &[IpNet]) {
-        let RoleState::Client(client) = &mut self.role else {
+        let Side::Client(client) = &mut self.side else {
             return;
         };
         let mut sources = RoutingTable::new();
@@ -198,11 +197,11 @@ impl Endpoint {
     /// [`Event::Established`] has not been polled yet, it does not come, nor does the
     /// [`Event::Ended`] that belongs to it.
     pub fn refuse_assignment(&mut self, now: Instant) {
-        let RoleState::Client(client) = &mut self.role else {
+        let Side::Client(client) = &mut self.side else {
             return;
         };
         if let Dial::After(_, no_sooner) = &mut client.dial {
-            *no_sooner = client.reconnect_max;
+            *no_sooner = client.config.reconnect_max;
         }
         // What has not been polled yet is of this connection: a client has one at a time.
         self.tools.events.retain_mut(|event| match event {
@@ -234,7 +233,7 @@ impl Endpoint {
     }
 }
 
-impl ClientState {
+impl Client {
     /// Whether the driver is to get this event: an end only of a session that it knows of, by the
     /// name that it knows.
     pub(super) const fn hand_out(&mut self, event: &mut Event) -> bool {
@@ -262,13 +261,14 @@ impl ClientState {
     }
 
     /// Whether a packet for `destination` belongs on this client.
-    pub(super) fn owns(&self, client: &Client, destination: IpAddr) -> bool {
+    pub(super) fn owns(&self, destination: IpAddr) -> bool {
         self.address_v4()
             .is_some_and(|address| destination == address)
             || self
                 .address_v6()
                 .is_some_and(|address| destination == address)
-            || client
+            || self
+                .config
                 .routes
                 .iter()
                 .any(|network| network.contains(&destination))

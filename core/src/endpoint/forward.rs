@@ -2,9 +2,9 @@
 
 use core::net::IpAddr;
 
-use super::{Endpoint, RoleState, TunPacket};
+use super::{Endpoint, Side, TunPacket};
 use crate::buffer::{Class, HEADROOM};
-use crate::config::{Role, Server};
+use crate::config;
 use crate::error::DropReason;
 use crate::ip::{self, Coalesced, Datagram, IpInfo, Offload, Unreachable, VirtioHeader, protocol};
 use crate::peers::PeerId;
@@ -19,7 +19,7 @@ enum Way {
 }
 
 /// Whether the destination is in the tunnel's network, and not the server itself.
-fn is_of_clients(server: &Server, info: &IpInfo) -> bool {
+fn is_of_clients(server: &config::Server, info: &IpInfo) -> bool {
     match info.destination {
         IpAddr::V4(address) => {
             server.address_v4.contains(&address) && server.address_v4.addr() != address
@@ -68,8 +68,8 @@ impl Endpoint {
         if !ip::is_unicast_destination(info.destination) {
             return Err(DropReason::NotUnicast);
         }
-        let way = match &self.config.role {
-            Role::Server(server) => {
+        let way = match &self.side {
+            Side::Server(server) => {
                 if !ip::is_unicast_source(info.source)
                     || self.routes.lookup(info.source) != Some(session.peer)
                 {
@@ -77,26 +77,26 @@ impl Endpoint {
                 }
                 match self.routes.lookup(info.destination) {
                     // Else the answer would tell who is there.
-                    None if !server.client_to_client && is_of_clients(server, &info) => {
+                    None if !server.config.client_to_client
+                        && is_of_clients(&server.config, &info) =>
+                    {
                         return Err(DropReason::Isolated);
                     }
                     None => Way::Tun,
-                    Some(peer) if server.client_to_client && peer != session.peer => {
+                    Some(peer) if server.config.client_to_client && peer != session.peer => {
                         Way::Peer(peer)
                     }
                     Some(_) => return Err(DropReason::Isolated),
                 }
             }
-            Role::Client(client) => match &self.role {
-                RoleState::Client(state) if !state.is_assigned() => {
-                    return Err(DropReason::NotConnected);
-                }
-                RoleState::Client(state) if !state.believes(info.source) => {
-                    return Err(DropReason::ForeignSource);
-                }
-                RoleState::Client(state) if state.owns(client, info.destination) => Way::Tun,
-                _ => return Err(DropReason::NoRoute),
-            },
+            Side::Client(client) if !client.is_assigned() => {
+                return Err(DropReason::NotConnected);
+            }
+            Side::Client(client) if !client.believes(info.source) => {
+                return Err(DropReason::ForeignSource);
+            }
+            Side::Client(client) if client.owns(info.destination) => Way::Tun,
+            Side::Client(_) => return Err(DropReason::NoRoute),
         };
         if ip::max_segment_len(packet, &info, offload) > usize::from(session.mtu) {
             return Err(DropReason::TooBig);
@@ -172,8 +172,12 @@ impl Endpoint {
         offload: Offload,
         sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
     ) -> Result<(), DropReason> {
-        let is_udp_super = offload.segment_size > 0 && info.protocol == protocol::UDP;
-        if self.config.tun_offload && (self.config.tun_udp_offload || !is_udp_super) {
+        let is_taken = match info.protocol {
+            _ if offload.segment_size == 0 => self.offloads.any(),
+            protocol::UDP => self.offloads.udp,
+            _ => self.offloads.tcp,
+        };
+        if is_taken {
             let header = ip::virtio_for(packet, info, offload)?;
             let taken = sink(TunPacket {
                 bytes: packet,

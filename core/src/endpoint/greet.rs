@@ -6,7 +6,7 @@ use core::time::Duration;
 use rand_core::Rng as _;
 use uuid::Uuid;
 
-use super::{Endpoint, RoleState, SERVER, SERVER_NAME};
+use super::{Endpoint, SERVER, SERVER_NAME, Side};
 use crate::config::Role;
 use crate::connection::{Connection, Greeting, Proposal, Stage};
 use crate::crypto::Suite;
@@ -16,7 +16,7 @@ use crate::handshake::{ClientHello, ClientOffer, Grant, Initiator, Responder};
 use crate::handshake::{legacy_server_hello, new_session_id, read_client_hello};
 use crate::peers::PeerId;
 use crate::peers::{Claim, Offer, Unclaimed};
-use crate::session::lane::{self, Lane};
+use crate::session::lane::Lane;
 use crate::session::{Agreed, Ending, Session, SessionId};
 use crate::time::Instant;
 use crate::turn::Turn;
@@ -37,21 +37,20 @@ impl Endpoint {
         remote: SocketAddr,
         turn: &mut Turn<'_>,
     ) -> Result<ConnectionId, HandshakeError> {
-        let (Role::Client(client), RoleState::Client(state)) = (&self.config.role, &self.role)
-        else {
+        let Side::Client(client) = &self.side else {
             return Err(HandshakeError::Unexpected);
         };
         if self.shutting_down || !self.connections.is_empty() {
             return Err(HandshakeError::Unexpected);
         }
         let offer = ClientOffer {
-            suites: self.config.suites.clone(),
-            rotation: self.config.rotation,
-            mtu: self.config.mtu,
-            address_v4: state.address_v4(),
-            address_v6: state.address_v6(),
+            suites: self.common.suites.clone(),
+            rotation: self.common.rotation,
+            mtu: self.common.mtu,
+            address_v4: client.address_v4(),
+            address_v6: client.address_v6(),
         };
-        let started = turn.with_generator(|rng| Initiator::start(client, &offer, rng));
+        let started = turn.with_generator(|rng| Initiator::start(&client.config, &offer, rng));
         let (initiator, json) = started.map_err(|error| {
             self.count_handshake_failure(error.into());
             HandshakeError::from(error)
@@ -73,18 +72,17 @@ impl Endpoint {
         json: &[u8],
         turn: &mut Turn<'_>,
     ) -> Result<(), HandshakeError> {
-        let (Role::Server(server), RoleState::Server(state)) = (&self.config.role, &self.role)
-        else {
+        let Side::Server(server) = &self.side else {
             return Err(HandshakeError::Unexpected);
         };
         let now = turn.now;
-        if !state
+        let may_read = server
             .peers
-            .with(|peers| peers.admission.may_read_hello(now))
-        {
+            .with(|peers| peers.admission.may_read_hello(now));
+        if !may_read {
             return Err(HandshakeError::Busy);
         }
-        match read_client_hello(json, &server.secret_key)? {
+        match read_client_hello(json, &server.config.secret_key)? {
             ClientHello::Legacy => self.answer_probe(id, turn),
             ClientHello::Current(responder) => self.answer_current(id, *responder, turn),
         }
@@ -95,14 +93,14 @@ impl Endpoint {
         id: ConnectionId,
         turn: &mut Turn<'_>,
     ) -> Result<(), HandshakeError> {
-        let (Role::Server(server), Some(connection)) =
-            (&self.config.role, self.connections.get(id))
+        let (Side::Server(server), Some(connection)) = (&self.side, self.connections.get(id))
         else {
             return Err(HandshakeError::Unexpected);
         };
         let remote = connection.remote;
         let source = remote.ip().to_canonical();
         let is_source = server
+            .config
             .probe_sources
             .iter()
             .any(|network| network.contains(&source));
@@ -139,7 +137,7 @@ impl Endpoint {
         responder: Responder,
         turn: &mut Turn<'_>,
     ) -> Result<(), HandshakeError> {
-        let RoleState::Server(state) = &self.role else {
+        let Side::Server(server) = &self.side else {
             return Err(HandshakeError::Unexpected);
         };
         let wishes = responder.offer();
@@ -148,7 +146,7 @@ impl Endpoint {
             wishes.address_v6.map(IpAddr::V6),
         ];
         let (key, now) = (responder.peer_key(), turn.now);
-        let offer = state.peers.with(|peers| peers.offer(&key, wanted, now))?;
+        let offer = server.peers.with(|peers| peers.offer(&key, wanted, now))?;
         let proposed = self.propose(id, responder, &offer, turn);
         if proposed.is_err() {
             self.abandon(offer.peer, now);
@@ -163,12 +161,12 @@ impl Endpoint {
         offer: &Offer,
         turn: &mut Turn<'_>,
     ) -> Result<(), HandshakeError> {
-        let Role::Server(server) = &self.config.role else {
+        let Side::Server(server) = &self.side else {
             return Err(HandshakeError::Unexpected);
         };
-        let grant = self.grant(server, offer, responder.offer());
+        let grant = self.grant(&server.config, offer, responder.offer());
         let preshared_key = offer.preshared_key.as_ref();
-        let suites = &self.config.suites;
+        let suites = &self.common.suites;
         let (uuid, answer) = turn.with_generator(|rng| {
             let uuid = new_session_id(rng);
             let answer = responder.accept(preshared_key, suites, uuid, grant, rng);
@@ -179,9 +177,9 @@ impl Endpoint {
         let now = turn.now;
         self.send_hello(id, (PacketType::HandshakeResponse, length), &json, now);
         let keys = (outcome.suite, &outcome.master);
-        let (rotation, limits) = (outcome.grant.rotation, &self.config.limits);
+        let (rotation, limits) = (outcome.grant.rotation, &self.common.limits);
         let proposal = Proposal {
-            lane: Lane::new(lane::Role::Server, keys, rotation, limits, now),
+            lane: Lane::new(Role::Server, keys, rotation, limits, now),
             agreed: Agreed::new((uuid, offer.peer), outcome.suite, &outcome.grant, now),
         };
         if let Some(Connection {
@@ -241,21 +239,18 @@ impl Endpoint {
         let remote = *remote;
         let outcome = initiator.finish(json)?;
         let keys = (outcome.suite, &outcome.master);
-        let (rotation, limits) = (outcome.grant.rotation, &self.config.limits);
-        let lane = Lane::new(lane::Role::Client, keys, rotation, limits, now);
+        let (rotation, limits) = (outcome.grant.rotation, &self.common.limits);
+        let lane = Lane::new(Role::Client, keys, rotation, limits, now);
         let named = (outcome.session, SERVER);
         let agreed = Agreed::new(named, outcome.suite, &outcome.grant, now);
         self.assign(&outcome.grant, remote);
-        let RoleState::Client(state) = &self.role else {
-            return Err(HandshakeError::Unexpected);
-        };
-        let Role::Client(client) = &self.config.role else {
+        let Side::Client(client) = &self.side else {
             return Err(HandshakeError::Unexpected);
         };
         let claim = Claim {
-            key: client.server_key,
+            key: client.config.server_key,
             name: SERVER_NAME.into(),
-            usage: state.usage().clone(),
+            usage: client.usage().clone(),
             rate_limit: None,
             leased: [None; 2],
         };
@@ -266,8 +261,7 @@ impl Endpoint {
     /// The first packet of a client that opens: it has proved its key.
     pub(super) fn handle_proof(&mut self, id: ConnectionId, now: Instant) {
         let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
-        let (Some(Stage::Greeting { step, .. }), RoleState::Server(state)) = (stage, &self.role)
-        else {
+        let (Some(Stage::Greeting { step, .. }), Side::Server(state)) = (stage, &self.side) else {
             return;
         };
         let Greeting::AwaitProof(proposal) = step else {
@@ -314,9 +308,9 @@ impl Endpoint {
             ),
             Unclaimed::NoAddress => (Some(DisconnectCode::PoolEmpty), CloseReason::PoolEmpty),
         };
-        let name = match &self.role {
-            RoleState::Server(state) => state.peers.with(|peers| peers.name(peer)),
-            RoleState::Client(_) => None,
+        let name = match &self.side {
+            Side::Server(state) => state.peers.with(|peers| peers.name(peer)),
+            Side::Client(_) => None,
         };
         self.begin_closing(id, code, reason, now);
         let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
@@ -378,7 +372,7 @@ impl Endpoint {
         claim: Claim,
         now: Instant,
     ) -> SessionId {
-        let limits = &self.config.limits;
+        let limits = &self.common.limits;
         let session = self
             .sessions
             .insert(|_| Session::new(agreed, on, claim, limits, now));

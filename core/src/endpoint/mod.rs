@@ -39,14 +39,12 @@ use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-
-use crate::config::{Config, Role};
+use crate::config::{ClientConfig, Common, Offloads, Role, ServerConfig, Surroundings};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::{Coalescer, IcmpPacket, VirtioHeader};
 use crate::peers::PeerId;
-use crate::peers::{Peers, SharedPeers, WorkerId};
+use crate::peers::{SharedPeers, WorkerId};
 use crate::rate::TokenBucket;
 use crate::slab::Slab;
 use crate::stats::{PeerStats, Stats};
@@ -63,9 +61,9 @@ mod tests;
 
 use crate::connection::{Connection, Greeting, Stage};
 use crate::session::{Ending, Session, SessionId, Where};
-use client::ClientState;
+use client::Client;
 use routes::Routes;
-use server::ServerState;
+use server::Server;
 
 pub use crate::buffer::Buffer;
 pub use crate::outbox::{Batch, MAX_PIECES};
@@ -89,9 +87,10 @@ const SERVER_NAME: &str = "server";
 /// How long the last bytes of a closing connection may take.
 const LINGER: Duration = Duration::from_secs(1);
 
-enum RoleState {
-    Client(ClientState),
-    Server(ServerState),
+/// Which end this is, and what belongs to it alone.
+enum Side {
+    Client(Client),
+    Server(Server),
 }
 
 /// Whose deadline it is.
@@ -106,8 +105,9 @@ enum Due {
 /// Its tables know each other by id alone, and no entry is ever outside of its table: what works on
 /// two of them borrows two fields.
 pub struct Endpoint {
-    config: Config,
-    role: RoleState,
+    side: Side,
+    common: Common,
+    offloads: Offloads,
     connections: Slab<ConnectionId, Connection>,
     sessions: Slab<SessionId, Session>,
     routes: Routes,
@@ -123,74 +123,73 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Makes an endpoint, on a server with the peers of its configuration.
-    pub fn new(config: Config, now: Instant) -> Self {
-        let role = match &config.role {
-            Role::Client(client) => RoleState::Client(ClientState::new(client, now)),
-            Role::Server(server) => {
-                let peers = Peers::new(server, config.limits.max_connections, now);
-                return Self::with_peers(config, SharedPeers::new(peers), WorkerId(0), now);
-            }
-        };
-        let mut endpoint = Self::with_role(config, role, now);
-        for everything in [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())] {
-            endpoint.routes.insert(everything, SERVER);
-        }
-        endpoint
-    }
-
-    /// Makes one of several endpoints of a server, which share its peers; those of `config` are left
-    /// alone. `worker` is no other's.
-    ///
-    /// # Panics
-    ///
-    /// If `config` is a client's, which has no peers to share.
-    pub fn with_peers(
-        mut config: Config,
+    /// One of the endpoints of a server, which share its peers. `worker` is no other's.
+    pub fn server(
+        config: ServerConfig,
         peers: SharedPeers,
         worker: WorkerId,
+        surroundings: Surroundings,
         now: Instant,
     ) -> Self {
-        let Role::Server(server) = &mut config.role else {
-            panic!("a client shares no peers");
-        };
-        server.peers.clear();
-        let (routes, seen) = peers.with(|peers| (peers.join(worker), peers.version()));
-        let state = ServerState {
+        let (networks, seen) = peers.with(|peers| (peers.join(worker), peers.version()));
+        let mut routes = Routes::default();
+        for (network, peer) in networks {
+            routes.insert(network, peer);
+        }
+        let side = Side::Server(Server {
+            config: config.server,
             peers,
             worker,
             seen,
-        };
-        let mut endpoint = Self::with_role(config, RoleState::Server(state), now);
-        for (network, peer) in routes {
-            endpoint.routes.insert(network, peer);
-        }
-        endpoint
+        });
+        Self::new(side, config.common, routes, surroundings, now)
     }
 
-    fn with_role(config: Config, role: RoleState, now: Instant) -> Self {
-        let takes_datagrams = config.tun_offload && config.tun_udp_offload;
+    /// A client's endpoint, whose first dial is due at once.
+    pub fn client(config: ClientConfig, surroundings: Surroundings, now: Instant) -> Self {
+        let routes = Routes::all_to(SERVER);
+        let side = Side::Client(Client::new(config.client, now));
+        Self::new(side, config.common, routes, surroundings, now)
+    }
+
+    fn new(
+        side: Side,
+        common: Common,
+        routes: Routes,
+        surroundings: Surroundings,
+        now: Instant,
+    ) -> Self {
+        let offloads = surroundings.offloads;
         Self {
-            role,
+            side,
+            common,
+            offloads,
             connections: Slab::new(),
             sessions: Slab::new(),
-            routes: Routes::default(),
+            routes,
             transmit: VecDeque::new(),
             deadlines: BTreeSet::new(),
             reply: None,
             icmp_bucket: TokenBucket::new(ICMP_RATE, ICMP_BURST, now),
-            coalescer: takes_datagrams.then(Coalescer::empty),
+            coalescer: offloads.udp.then(Coalescer::empty),
             shutting_down: false,
-            tools: Tools::new(config.unix_time_at_zero),
-            config,
+            tools: Tools::new(surroundings.unix_time_at_zero),
+        }
+    }
+
+    /// Which end of the tunnel this is.
+    pub const fn role(&self) -> Role {
+        match &self.side {
+            Side::Client(_) => Role::Client,
+            Side::Server(_) => Role::Server,
         }
     }
 
     /// A server's peers.
     pub const fn peers(&self) -> Option<&SharedPeers> {
-        match &self.role {
-            RoleState::Server(server) => Some(&server.peers),
-            RoleState::Client(_) => None,
+        match &self.side {
+            Side::Server(server) => Some(&server.peers),
+            Side::Client(_) => None,
         }
     }
 
@@ -218,7 +217,7 @@ impl Endpoint {
     }
 
     fn open(&mut self, remote: SocketAddr, step: Greeting, now: Instant) -> ConnectionId {
-        let limits = &self.config.limits;
+        let limits = &self.common.limits;
         let id = self
             .connections
             .insert(|_| Connection::new(remote, step, limits, now));
@@ -260,9 +259,9 @@ impl Endpoint {
         if !matches!(session.place, Where::On(on) if on == id) || self.shutting_down {
             return;
         }
-        let until = now + self.config.limits.return_timeout;
+        let until = now + self.common.limits.return_timeout;
         session.place = Where::Away { until };
-        session.watch_age(&self.config.limits, now);
+        session.watch_age(&self.common.limits, now);
         self.tools.events.push_back(Event::Lost {
             id,
             peer: session.name.to_string(),
@@ -270,7 +269,7 @@ impl Endpoint {
         });
         self.tools.stats.sessions -= 1;
         self.tools.stats.sessions_absent += 1;
-        if let RoleState::Server(server) = &self.role {
+        if let Side::Server(server) = &self.side {
             server.lose(session.peer);
         }
         self.rearm_session(of);
@@ -280,7 +279,7 @@ impl Endpoint {
     /// latest after [`Limits::drain_timeout`](crate::config::Limits::drain_timeout).
     pub fn shut_down(&mut self, now: Instant) {
         self.shutting_down = true;
-        if let RoleState::Client(client) = &mut self.role {
+        if let Side::Client(client) = &mut self.side {
             client.stop_dialling();
         }
         for id in self.connections.ids() {
@@ -308,7 +307,7 @@ impl Endpoint {
         } else if let Where::On(on) = session.place {
             session.place = Where::Draining {
                 on,
-                until: now + self.config.limits.drain_timeout,
+                until: now + self.common.limits.drain_timeout,
                 ending: Ending {
                     code: DisconnectCode::ShuttingDown,
                     reason: CloseReason::ShuttingDown,
@@ -328,9 +327,9 @@ impl Endpoint {
     pub fn poll_event(&mut self) -> Option<Event> {
         loop {
             let mut event = self.tools.events.pop_front()?;
-            let is_for_driver = match &mut self.role {
-                RoleState::Client(client) => client.hand_out(&mut event),
-                RoleState::Server(_) => true,
+            let is_for_driver = match &mut self.side {
+                Side::Client(client) => client.hand_out(&mut event),
+                Side::Server(_) => true,
             };
             if is_for_driver {
                 return Some(event);
@@ -353,9 +352,9 @@ impl Endpoint {
     /// When [`Endpoint::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let tables = self.deadlines.first().map(|(at, _)| *at);
-        match &self.role {
-            RoleState::Client(client) => [tables, client.dial_at()].into_iter().flatten().min(),
-            RoleState::Server(_) => tables,
+        match &self.side {
+            Side::Client(client) => [tables, client.dial_at()].into_iter().flatten().min(),
+            Side::Server(_) => tables,
         }
     }
 
@@ -367,13 +366,13 @@ impl Endpoint {
     /// What an operator wants to know of each peer, in the order of the configuration; with several
     /// endpoints, wherever its session is.
     pub fn peer_stats(&self) -> impl Iterator<Item = PeerStats> {
-        let stats = match &self.role {
-            RoleState::Client(client) => {
+        let stats = match &self.side {
+            Side::Client(client) => {
                 let session = self.routes.session(SERVER);
                 let session = session.and_then(|id| self.sessions.get(id)?.connection());
                 vec![client.usage().stats(SERVER_NAME, session.is_some())]
             }
-            RoleState::Server(server) => server
+            Side::Server(server) => server
                 .peers
                 .with(|peers| peers.iter().map(|(_, _, stats)| stats).collect()),
         };
@@ -395,7 +394,7 @@ impl Endpoint {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        let due = Some(connection.deadline(&self.config.limits));
+        let due = Some(connection.deadline(&self.common.limits));
         arm(
             &mut self.deadlines,
             &mut connection.armed_for,
@@ -489,7 +488,7 @@ impl Endpoint {
             peer: peer.map(|name| name.to_string()),
             reason: reason.clone(),
         });
-        if let RoleState::Client(client) = &mut self.role {
+        if let Side::Client(client) = &mut self.side {
             client.connection_ended(&reason, self.shutting_down, now);
         }
     }
@@ -499,9 +498,9 @@ impl Endpoint {
         match &self.connections.get(id)?.stage {
             Stage::Active { session, .. } => Some(self.sessions.get(*session)?.name.clone()),
             Stage::Closing { peer, .. } => peer.clone(),
-            Stage::Greeting { .. } | Stage::Probe { .. } => match &self.role {
-                RoleState::Client(_) => Some(SERVER_NAME.into()),
-                RoleState::Server(_) => None,
+            Stage::Greeting { .. } | Stage::Probe { .. } => match &self.side {
+                Side::Client(_) => Some(SERVER_NAME.into()),
+                Side::Server(_) => None,
             },
         }
     }
@@ -562,7 +561,7 @@ impl Endpoint {
         });
         session.usage.forget_round_trips();
         self.routes.clear_session(session.peer, id);
-        if let RoleState::Server(server) = &self.role
+        if let Side::Server(server) = &self.side
             && let Some(peer) = server.leave(session.peer, now)
         {
             self.tools.events.push_back(Event::Released { peer });

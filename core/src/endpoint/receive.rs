@@ -1,6 +1,6 @@
 //! Bytes from sockets: cut into LLP packets, opened, and acted on.
 
-use super::{Endpoint, RoleState, TunPacket};
+use super::{Endpoint, Side, TunPacket};
 use crate::buffer::{Buffer, Class};
 use crate::connection::{Connection, Greeting, Stage};
 use crate::error::{FrameError, HandshakeError, ProtocolError};
@@ -132,7 +132,7 @@ impl Endpoint {
         let mut has_output = connection.has_output();
         let on = connection.session();
         if let Some(session) = on.and_then(|on| self.sessions.get_mut(on)) {
-            session.watch_age(&self.config.limits, now);
+            session.watch_age(&self.common.limits, now);
             has_output |= !session.queue.is_empty();
         }
         if has_output {
@@ -203,7 +203,7 @@ impl Endpoint {
     /// a probe, just closes.
     fn fail_handshake(&mut self, id: ConnectionId, error: HandshakeError, now: Instant) {
         self.count_handshake_failure(error);
-        let is_server = matches!(self.role, RoleState::Server(_));
+        let is_server = matches!(self.side, Side::Server(_));
         let stage = self
             .connections
             .get_mut(id)
@@ -243,7 +243,7 @@ impl Endpoint {
         let Some(Frame { header, len }) = frame else {
             return Ok(Step::Incomplete);
         };
-        let is_client = matches!(self.role, RoleState::Client(_));
+        let is_client = matches!(self.side, Side::Client(_));
         if header.packet_type == PacketType::HandshakeInit && header.is_legacy_hello() && !is_client
         {
             return self.process_legacy_hello(id, bytes, turn);
@@ -415,7 +415,7 @@ impl Endpoint {
             return Ok(());
         };
         let (session, stream) = (*session, header.stream);
-        if stream == 0 || stream > self.config.limits.max_streams {
+        if stream == 0 || stream > self.common.limits.max_streams {
             return Err(ProtocolError::Stream(stream));
         }
         let mut partial = lane.take_partial(stream, &mut self.tools);

@@ -2,7 +2,7 @@
 
 use core::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::peers::PeerId;
 use crate::route::RoutingTable;
@@ -18,6 +18,14 @@ pub(super) struct Routes {
 }
 
 impl Routes {
+    /// Everything belongs to one peer.
+    pub(super) fn all_to(peer: PeerId) -> Self {
+        let mut routes = Self::default();
+        routes.insert(IpNet::V4(Ipv4Net::default()), peer);
+        routes.insert(IpNet::V6(Ipv6Net::default()), peer);
+        routes
+    }
+
     pub(super) fn insert(&mut self, network: IpNet, peer: PeerId) {
         self.table.insert(network, peer);
     }

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 
 use super::testing::{Machine, client_config, server_config, udp};
-use crate::config::{Role, Rotation};
+use crate::config::Rotation;
 use crate::crypto::{Direction, Suite};
 use crate::error::{DropReason, FrameError, HandshakeError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId, Event};
@@ -144,9 +144,7 @@ fn shake_hands(server: &mut Machine, seed: u8, now: Instant) -> (ConnectionId, S
     let mut rng = ChaCha20Rng::from_seed([seed; 32]);
     let remote = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 5000));
     let id = server.handle_accepted(remote, now).unwrap();
-    let Role::Client(client) = client_config(1).role else {
-        panic!("a client's configuration");
-    };
+    let client = client_config(1).client;
     let offer = ClientOffer {
         suites: Suite::ALL.to_vec(),
         rotation: Rotation::default(),

@@ -3,8 +3,8 @@
 use core::cmp::Reverse;
 use core::net::SocketAddr;
 
-use super::{Endpoint, RoleState};
-use crate::config::Server;
+use super::{Endpoint, Side};
+use crate::config;
 use crate::connection::{Greeting, Stage};
 use crate::crypto::PublicKey;
 use crate::error::{HandshakeError, Refusal};
@@ -20,7 +20,8 @@ use crate::wire::DisconnectCode;
 const MAX_PROBES: usize = 16;
 
 /// A server's own state: its share of what all endpoints of the process have in common.
-pub(super) struct ServerState {
+pub(super) struct Server {
+    pub(super) config: config::Server,
     pub(super) peers: SharedPeers,
     /// Which of them this is.
     pub(super) worker: WorkerId,
@@ -28,7 +29,7 @@ pub(super) struct ServerState {
     pub(super) seen: u64,
 }
 
-impl ServerState {
+impl Server {
     /// A session here has ended; whose it was, if addresses from the pools stay the peer's.
     pub(super) fn leave(&self, peer: PeerId, now: Instant) -> Option<PublicKey> {
         self.peers.with(|peers| peers.leave(peer, self.worker, now))
@@ -42,19 +43,24 @@ impl ServerState {
 
 impl Endpoint {
     /// What a server grants on an offer.
-    pub(super) fn grant(&self, server: &Server, offer: &Offer, wishes: &ClientOffer) -> Grant {
+    pub(super) fn grant(
+        &self,
+        server: &config::Server,
+        offer: &Offer,
+        wishes: &ClientOffer,
+    ) -> Grant {
         Grant {
             address_v4: offer.address_v4,
             address_v6: offer.address_v6,
-            mtu: self.config.mtu.min(wishes.mtu),
-            rotation: self.config.rotation,
+            mtu: self.common.mtu.min(wishes.mtu),
+            rotation: self.common.rotation,
             push: server.push.clone(),
         }
     }
 
     /// An offer came to nothing.
     pub(super) fn abandon(&self, peer: PeerId, now: Instant) {
-        if let RoleState::Server(server) = &self.role {
+        if let Side::Server(server) = &self.side {
             server.peers.with(|peers| peers.abandon(peer, now));
         }
     }
@@ -63,7 +69,7 @@ impl Endpoint {
     /// way: routes, limits, sessions that are elsewhere by now or of nobody any longer. To be called
     /// once in each turn; costs nothing as long as nothing has changed.
     pub fn handle_peers_changed(&mut self, now: Instant) {
-        let RoleState::Server(server) = &mut self.role else {
+        let Side::Server(server) = &mut self.side else {
             return;
         };
         if server.peers.version() == server.seen {
@@ -80,7 +86,7 @@ impl Endpoint {
     }
 
     fn follow(&mut self, change: Change, now: Instant) {
-        let RoleState::Server(server) = &self.role else {
+        let Side::Server(server) = &self.side else {
             return;
         };
         match change {
@@ -106,7 +112,7 @@ impl Endpoint {
     }
 
     fn follow_alteration(&mut self, peer: PeerId, now: Instant) {
-        let RoleState::Server(server) = &self.role else {
+        let Side::Server(server) = &self.side else {
             return;
         };
         let Some(id) = self.routes.session(peer) else {
@@ -140,10 +146,10 @@ impl Endpoint {
 
     /// Lets a new connection in, if need be in the place of another stranger.
     pub(super) fn admit(&mut self, remote: SocketAddr, now: Instant) -> Result<(), Refusal> {
-        let RoleState::Server(server) = &self.role else {
+        let Side::Server(server) = &self.side else {
             return Err(Refusal::ShuttingDown);
         };
-        let limits = &self.config.limits;
+        let limits = &self.common.limits;
         let from_source = server.peers.with(|peers| {
             peers.admission.forget_expired(now);
             peers.admission.count(source_of(remote))
@@ -162,7 +168,7 @@ impl Endpoint {
             let reason = self.eviction_of(victim);
             self.remove(victim, reason, now);
         }
-        let limits = &self.config.limits;
+        let limits = &self.common.limits;
         if self.connections.len() >= limits.max_connections + limits.max_handshakes + MAX_PROBES {
             return Err(Refusal::TooManyConnections);
         }
@@ -184,7 +190,7 @@ impl Endpoint {
     /// The stranger to evict: one that has failed already before one that may still speak, of the
     /// source with the most connections, the oldest of these. Who has sent a good hello stays.
     fn stranger_to_evict(&self) -> Option<ConnectionId> {
-        let RoleState::Server(server) = &self.role else {
+        let Side::Server(server) = &self.side else {
             return None;
         };
         let strangers = self.connections.iter().filter_map(|(id, connection)| {
@@ -208,7 +214,7 @@ impl Endpoint {
     }
 
     pub(super) fn count_source(&mut self, remote: SocketAddr) {
-        if let RoleState::Server(server) = &self.role {
+        if let Side::Server(server) = &self.side {
             let source = source_of(remote);
             server.peers.with(|peers| peers.admission.add(source));
         }
@@ -216,7 +222,7 @@ impl Endpoint {
 
     /// A handshake has ended: a good one is free for its source, another one counts on until then.
     pub(super) fn uncount_source(&mut self, remote: SocketAddr, counts_until: Option<Instant>) {
-        let RoleState::Server(server) = &self.role else {
+        let Side::Server(server) = &self.side else {
             return;
         };
         let source = source_of(remote);

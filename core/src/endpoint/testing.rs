@@ -6,13 +6,16 @@ use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 
 use super::{Buffer, Endpoint, TunPacket};
-use crate::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
+use crate::config::{
+    Client, ClientConfig, Common, Lease, Limits, Offloads, Peer, Push, Rotation, Server,
+    ServerConfig, Surroundings,
+};
 use crate::connection::Connection;
 use crate::crypto::{SecretKey, Suite};
 use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::VirtioHeader;
-use crate::peers::{SharedPeers, WorkerId};
+use crate::peers::{Peers, SharedPeers, WorkerId};
 use crate::time::Instant;
 use crate::turn::Turn;
 use crate::turn::testing::Seeded;
@@ -25,7 +28,59 @@ pub(super) fn secret(n: u8) -> SecretKey {
     SecretKey::from_bytes([n.wrapping_add(1); 32])
 }
 
-pub(super) fn server_config(clients: u8) -> Config {
+/// What a server is made of.
+#[derive(Clone)]
+pub(super) struct ServerSetup {
+    pub(super) common: Common,
+    pub(super) server: Server,
+    pub(super) peers: Vec<Peer>,
+    pub(super) leases: Vec<Lease>,
+    pub(super) surroundings: Surroundings,
+}
+
+/// What a client is made of.
+#[derive(Clone)]
+pub(super) struct ClientSetup {
+    pub(super) common: Common,
+    pub(super) client: Client,
+    pub(super) surroundings: Surroundings,
+}
+
+/// What an endpoint can be made of.
+pub(super) trait Setup {
+    fn endpoint(self, now: Instant) -> Endpoint;
+}
+
+impl ServerSetup {
+    pub(super) fn config(&self) -> ServerConfig {
+        ServerConfig {
+            common: self.common.clone(),
+            server: self.server.clone(),
+        }
+    }
+
+    pub(super) fn peers(&self, now: Instant) -> SharedPeers {
+        let peers = Peers::new(&self.config(), self.peers.clone(), &self.leases, now);
+        SharedPeers::new(peers)
+    }
+}
+
+impl Setup for ServerSetup {
+    fn endpoint(self, now: Instant) -> Endpoint {
+        let peers = self.peers(now);
+        Endpoint::server(self.config(), peers, WorkerId(0), self.surroundings, now)
+    }
+}
+
+impl Setup for ClientSetup {
+    fn endpoint(self, now: Instant) -> Endpoint {
+        let Self { common, client, .. } = self;
+        let config = ClientConfig { common, client };
+        Endpoint::client(config, self.surroundings, now)
+    }
+}
+
+pub(super) fn server_config(clients: u8) -> ServerSetup {
     let peers = (1..=clients).map(|n| Peer {
         name: format!("client{n}"),
         public_key: secret(n).public_key(),
@@ -35,39 +90,50 @@ pub(super) fn server_config(clients: u8) -> Config {
         routes: Vec::new(),
         rate_limit: None,
     });
-    config(Role::Server(Server {
-        secret_key: secret(0),
+    ServerSetup {
+        common: common(),
+        server: Server {
+            secret_key: secret(0),
+            address_v4: "10.8.0.1/24".parse().unwrap(),
+            address_v6: Some("fd00::1/64".parse().unwrap()),
+            client_to_client: false,
+            probe_sources: vec!["127.0.0.0/8".parse().unwrap()],
+            push: Push::default(),
+            rate_limit: None,
+        },
         peers: peers.collect(),
-        address_v4: "10.8.0.1/24".parse().unwrap(),
-        address_v6: Some("fd00::1/64".parse().unwrap()),
-        client_to_client: false,
-        probe_sources: vec!["127.0.0.0/8".parse().unwrap()],
-        push: Push::default(),
-        rate_limit: None,
         leases: Vec::new(),
-    }))
+        surroundings: surroundings(),
+    }
 }
 
-pub(super) fn client_config(n: u8) -> Config {
-    config(Role::Client(Client {
-        secret_key: secret(n),
-        server_key: secret(0).public_key(),
-        preshared_key: None,
-        routes: Vec::new(),
-        reconnect_min: Duration::from_millis(500),
-        reconnect_max: Duration::from_secs(30),
-    }))
+pub(super) fn client_config(n: u8) -> ClientSetup {
+    ClientSetup {
+        common: common(),
+        client: Client {
+            secret_key: secret(n),
+            server_key: secret(0).public_key(),
+            preshared_key: None,
+            routes: Vec::new(),
+            reconnect_min: Duration::from_millis(500),
+            reconnect_max: Duration::from_secs(30),
+        },
+        surroundings: surroundings(),
+    }
 }
 
-fn config(role: Role) -> Config {
-    Config {
-        role,
+fn common() -> Common {
+    Common {
         suites: Suite::ALL.to_vec(),
         rotation: Rotation::default(),
         limits: Limits::default(),
         mtu: 1400,
-        tun_offload: false,
-        tun_udp_offload: false,
+    }
+}
+
+fn surroundings() -> Surroundings {
+    Surroundings {
+        offloads: Offloads::default(),
         unix_time_at_zero: Duration::from_secs(1_800_000_000),
     }
 }
@@ -79,22 +145,23 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(config: Config, seed: u8, now: Instant) -> Self {
+    pub(super) fn new(setup: impl Setup, seed: u8, now: Instant) -> Self {
         Self {
-            endpoint: Endpoint::new(config, now),
+            endpoint: setup.endpoint(now),
             entropy: Seeded::new(seed),
         }
     }
 
     /// One of a server's endpoints, which share its peers.
     pub(super) fn sharing(
-        config: Config,
+        setup: &ServerSetup,
         seed: u8,
         (peers, worker): (SharedPeers, WorkerId),
         now: Instant,
     ) -> Self {
+        let (config, surroundings) = (setup.config(), setup.surroundings);
         Self {
-            endpoint: Endpoint::with_peers(config, peers, worker, now),
+            endpoint: Endpoint::server(config, peers, worker, surroundings, now),
             entropy: Seeded::new(seed),
         }
     }
@@ -259,10 +326,10 @@ pub(super) struct Net {
 }
 
 impl Net {
-    pub(super) fn new(server: Config, clients: Vec<Config>) -> Self {
+    pub(super) fn new(server: ServerSetup, clients: Vec<ClientSetup>) -> Self {
         let now = Instant::from_millis(1000);
         let count = clients.len();
-        let seeded = |(n, config): (u8, _)| Machine::new(config, 100 + n, now);
+        let seeded = |(n, setup): (u8, _)| Machine::new(setup, 100 + n, now);
         Self {
             server: Machine::new(server, 99, now),
             clients: (0..).zip(clients).map(seeded).collect(),

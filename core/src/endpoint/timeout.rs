@@ -27,7 +27,7 @@ impl Endpoint {
     }
 
     fn connection_due(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
-        let (limits, now) = (&self.config.limits, turn.now);
+        let (limits, now) = (&self.common.limits, turn.now);
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
@@ -83,7 +83,7 @@ impl Endpoint {
             self.begin_closing(on, Some(code), reason, now);
             self.rearm(on);
         } else {
-            session.handle_timeout(&self.config.limits, &mut self.tools, now);
+            session.handle_timeout(&self.common.limits, &mut self.tools, now);
             self.rearm_session(id);
         }
         if let Some(on) = on {

@@ -74,7 +74,7 @@ impl Endpoint {
         } else if let Some(Ending { code, reason }) = session.drained() {
             self.begin_closing(id, Some(code), reason, now);
         } else {
-            session.watch_age(&self.config.limits, now);
+            session.watch_age(&self.common.limits, now);
             self.rearm_session(of);
         }
     }

@@ -2,9 +2,8 @@
 
 use core::net::IpAddr;
 
-use super::{Endpoint, RoleState};
+use super::{Endpoint, Side};
 use crate::buffer::{Buffer, Class, HEADROOM};
-use crate::config::Role;
 use crate::error::DropReason;
 use crate::ip::{self, IcmpPacket, IpInfo, Offload, Unreachable, VirtioHeader};
 use crate::session::queue::Queued;
@@ -102,13 +101,13 @@ impl Endpoint {
         };
         let Some(id) = self.routes.session(peer) else {
             // A client's own applications should wait out a reconnection, not fail.
-            if matches!(self.role, RoleState::Server(_)) {
+            if matches!(self.side, Side::Server(_)) {
                 self.reply_unreachable(buffer, &info, Unreachable::Host, now);
             }
             return Err(DropReason::NotConnected.into());
         };
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
-        if mtu < self.config.mtu {
+        if mtu < self.common.mtu {
             // The device's own MTU is larger, so nobody else tells the two ends.
             ip::mss_clamp(buffer.used_mut(), &info, offload, mtu);
         }
@@ -209,7 +208,7 @@ impl Endpoint {
         let is_open = connection.is_some_and(|connection| connection.outbox.is_empty());
         // Its socket is full, or there is none, so it may be long until `prepare`.
         if !is_open && session.stale_at.is_none() {
-            session.watch_age(&self.config.limits, now);
+            session.watch_age(&self.common.limits, now);
             self.rearm_session(id);
         }
         if let Some(on) = on {
@@ -242,13 +241,16 @@ impl Endpoint {
 
     /// The router's address in the family of `info`, for ICMP errors that go to a peer.
     pub(super) fn own_address(&self, info: &IpInfo) -> Option<IpAddr> {
-        match (&self.config.role, info.destination) {
-            (Role::Server(server), IpAddr::V4(_)) => Some(IpAddr::V4(server.address_v4.addr())),
-            (Role::Server(server), IpAddr::V6(_)) => {
-                server.address_v6.map(|network| IpAddr::V6(network.addr()))
+        match (&self.side, info.destination) {
+            (Side::Server(server), IpAddr::V4(_)) => {
+                Some(IpAddr::V4(server.config.address_v4.addr()))
             }
+            (Side::Server(server), IpAddr::V6(_)) => server
+                .config
+                .address_v6
+                .map(|network| IpAddr::V6(network.addr())),
             // A client routes nothing for others.
-            (Role::Client(_), _) => None,
+            (Side::Client(_), _) => None,
         }
     }
 }

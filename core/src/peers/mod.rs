@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::config::{Peer, Server};
+use crate::config::{Lease, Peer, ServerConfig};
 use crate::crypto::PublicKey;
 use crate::slab::{Slab, impl_id};
 use crate::stats::{PeerStats, Usage};
@@ -121,15 +121,20 @@ pub enum PeerConflict {
 }
 
 impl Peers {
-    /// The peers of a server's configuration, of which so many may be connected at once.
-    pub fn new(server: &Server, max_connected: usize, now: Instant) -> Self {
+    /// The peers that a server begins with, each name, key, address and network one's alone.
+    ///
+    /// `leases` are addresses that were lent in earlier runs, the longest unused first. Those that no
+    /// longer fit are passed over.
+    pub fn new(config: &ServerConfig, peers: Vec<Peer>, leases: &[Lease], now: Instant) -> Self {
+        let server = &config.server;
+        let keys = (0..).zip(&peers);
+        let keys = keys.map(|(n, peer)| (peer.public_key, PeerId::first(n)));
+        let keys = keys.collect::<BTreeMap<_, _>>();
+        let (v4, v6) = pools(server, (&peers, &keys), leases, now);
         let mut entries = Slab::<PeerId, _>::new();
-        let mut keys = BTreeMap::new();
-        for peer in &server.peers {
-            let id = entries.insert(|_| Entry::new(peer.clone()));
-            keys.insert(peer.public_key, id);
+        for peer in peers {
+            entries.insert(|_| Entry::new(peer));
         }
-        let (v4, v6) = pools(server, &keys, now);
         Self {
             entries,
             keys,
@@ -137,7 +142,7 @@ impl Peers {
             v4,
             v6,
             rate_limit: server.rate_limit,
-            max_connected,
+            max_connected: config.common.limits.max_connections,
             connected: 0,
             admission: Admission::new(now),
             changes: VecDeque::new(),
@@ -348,7 +353,7 @@ fn networks_of(peer: &Peer) -> impl Iterator<Item = IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Push;
+    use crate::config::{Common, Limits, Push, Rotation, Server};
     use crate::crypto::SecretKey;
 
     fn peer(n: u8) -> Peer {
@@ -366,16 +371,21 @@ mod tests {
     fn peers() -> Peers {
         let server = Server {
             secret_key: SecretKey::from_bytes([99; 32]),
-            peers: vec![peer(2)],
             address_v4: "10.8.0.1/24".parse().unwrap(),
             address_v6: None,
             client_to_client: false,
             probe_sources: Vec::new(),
             push: Push::default(),
             rate_limit: None,
-            leases: Vec::new(),
         };
-        Peers::new(&server, 10, Instant::ZERO)
+        let common = Common {
+            suites: Vec::new(),
+            rotation: Rotation::default(),
+            limits: Limits::default(),
+            mtu: 1400,
+        };
+        let config = ServerConfig { common, server };
+        Peers::new(&config, vec![peer(2)], &[], Instant::ZERO)
     }
 
     #[test]

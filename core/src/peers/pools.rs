@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::{AddressPool, PeerId};
-use crate::config::{Peer, Server};
+use crate::config::{Lease, Peer, Server};
 use crate::crypto::PublicKey;
 use crate::time::Instant;
 
@@ -14,18 +14,19 @@ use crate::time::Instant;
 /// what the server knows of earlier leases is restored, and every other peer has a first choice.
 pub(crate) fn pools(
     server: &Server,
-    keys: &BTreeMap<PublicKey, PeerId>,
+    (peers, keys): (&[Peer], &BTreeMap<PublicKey, PeerId>),
+    leases: &[Lease],
     now: Instant,
 ) -> (AddressPool, Option<AddressPool>) {
     let pool = |network, fixed: fn(&Peer) -> Option<IpAddr>| {
-        let reserved = server.peers.iter().filter_map(fixed);
+        let reserved = peers.iter().filter_map(fixed);
         let mut pool = AddressPool::new(network, reserved);
-        for lease in &server.leases {
+        for lease in leases {
             let peer = keys.get(&lease.peer).copied();
-            let has_fixed = peer.and_then(|id| server.peers.get(id.index()).and_then(fixed));
+            let has_fixed = peer.and_then(|id| peers.get(id.index()).and_then(fixed));
             pool.restore(peer.filter(|_| has_fixed.is_none()), lease.address, now);
         }
-        for (peer, id) in server.peers.iter().zip(0..) {
+        for (peer, id) in peers.iter().zip(0..) {
             if fixed(peer).is_none() {
                 pool.prefer(PeerId::first(id), &peer.public_key);
             }

@@ -5,7 +5,7 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 use crate::buffer::{Buffer, Class};
-use crate::config::{Limits, Rotation};
+use crate::config::{Limits, Role, Rotation};
 use crate::crypto::{Direction, FreshSecret, Master, Suite};
 use crate::error::ProtocolError;
 use crate::outbox::Outbox;
@@ -29,15 +29,9 @@ const MAX_PARTIALS: usize = 4;
 /// A peer that sends KeepAlives and does not read the answers is not worth memory.
 const MAX_ANSWERS: usize = 64;
 
-/// Which end of the connection this is: a client asks for exchanges, a server answers them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    Client,
-    Server,
-}
-
 /// Keys, numbers and control packets of one connection.
 pub(crate) struct Lane {
+    /// A client asks for exchanges, a server answers them.
     role: Role,
     sealer: Sealer,
     opener: Opener,

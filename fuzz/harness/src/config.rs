@@ -4,8 +4,8 @@ use std::cell::OnceCell;
 use std::fs;
 use std::path::PathBuf;
 
-use lostlove_config::{ConfigError, load_client, load_server};
-use lostlove_core::config::{Config, MAX_MTU, MIN_MTU, Role};
+use lostlove_config::{ClientSettings, ConfigError, ServerSettings, load_client, load_server};
+use lostlove_core::config::{Common, MAX_MTU, MIN_MTU};
 use tempfile::TempDir;
 
 /// A server's key, so that files need not name one.
@@ -26,20 +26,13 @@ pub fn config(data: &[u8]) {
     let path: PathBuf =
         FOLDER.with(|folder| folder.get_or_init(make_folder).path().join("server.toml"));
     write_private(&path, text);
-    let result = if control & 1 == 0 {
-        load_server(&path).map(|settings| {
-            let _ = format!("{settings:?}");
-            settings.endpoint
-        })
+    let checked = if control & 1 == 0 {
+        load_server(&path).map(|settings| check_server(&settings))
     } else {
-        load_client(&path).map(|settings| {
-            let _ = format!("{settings:?}");
-            settings.endpoint
-        })
+        load_client(&path).map(|settings| check_client(&settings))
     };
-    match result {
-        Ok(config) => check(&config),
-        Err(error) => explain(&error),
+    if let Err(error) = checked {
+        explain(&error);
     }
 }
 
@@ -55,22 +48,31 @@ fn write_private(path: &std::path::Path, bytes: &[u8]) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("the file is ours");
 }
 
-fn check(config: &Config) {
-    assert!(!config.suites.is_empty());
-    assert!((MIN_MTU..=MAX_MTU).contains(&config.mtu));
-    assert!(config.limits.max_connections > 0 && config.limits.max_streams > 0);
-    assert!(config.limits.keepalive_interval < config.limits.connection_timeout);
-    match &config.role {
-        Role::Server(server) => {
-            let mut names: Vec<_> = server.peers.iter().map(|peer| &peer.name).collect();
-            names.sort_unstable();
-            assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
-            let mut keys: Vec<_> = server.peers.iter().map(|peer| peer.public_key).collect();
-            keys.sort_unstable();
-            assert!(keys.windows(2).all(|pair| pair[0] != pair[1]));
-        }
-        Role::Client(client) => assert!(client.reconnect_min <= client.reconnect_max),
-    }
+fn check_server(settings: &ServerSettings) {
+    let _ = format!("{settings:?}");
+    check(&settings.endpoint.common);
+    let peers = &settings.peers;
+    let mut names: Vec<_> = peers.iter().map(|peer| &peer.name).collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+    let mut keys: Vec<_> = peers.iter().map(|peer| peer.public_key).collect();
+    keys.sort_unstable();
+    assert!(keys.windows(2).all(|pair| pair[0] != pair[1]));
+}
+
+fn check_client(settings: &ClientSettings) {
+    let _ = format!("{settings:?}");
+    check(&settings.endpoint.common);
+    let client = &settings.endpoint.client;
+    assert!(client.reconnect_min <= client.reconnect_max);
+}
+
+fn check(common: &Common) {
+    assert!(!common.suites.is_empty());
+    assert!((MIN_MTU..=MAX_MTU).contains(&common.mtu));
+    let limits = &common.limits;
+    assert!(limits.max_connections > 0 && limits.max_streams > 0);
+    assert!(limits.keepalive_interval < limits.connection_timeout);
 }
 
 fn explain(error: &ConfigError) {

@@ -4,15 +4,17 @@
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 
-use lostlove_core::config::Config;
 use lostlove_core::endpoint::{Buffer, Endpoint, TunPacket};
 use lostlove_core::error::{HandshakeError, NoEntropy};
 use lostlove_core::event::ConnectionId;
 use lostlove_core::ip::VirtioHeader;
+use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::time::Instant;
 use lostlove_core::turn::{Entropy, Turn};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
+
+use crate::peers::Choices;
 
 struct Seeded(ChaCha20Rng);
 
@@ -29,9 +31,26 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(config: Config, seed: u8, now: Instant) -> Self {
+    /// A server that knows all clients.
+    pub(crate) fn server(choices: Choices, seed: u8, now: Instant) -> Self {
+        let config = choices.server();
+        let peers = SharedPeers::new(Peers::new(&config, choices.peers(), &[], now));
+        let found = choices.surroundings();
+        Self::new(
+            Endpoint::server(config, peers, WorkerId(0), found, now),
+            seed,
+        )
+    }
+
+    /// The client with this number, from 1.
+    pub(crate) fn client(choices: Choices, n: u8, seed: u8, now: Instant) -> Self {
+        let found = choices.surroundings();
+        Self::new(Endpoint::client(choices.client(n), found, now), seed)
+    }
+
+    fn new(endpoint: Endpoint, seed: u8) -> Self {
         Self {
-            endpoint: Endpoint::new(config, now),
+            endpoint,
             entropy: Seeded(ChaCha20Rng::from_seed([seed; 32])),
         }
     }

@@ -2,7 +2,10 @@
 
 use core::time::Duration;
 
-use lostlove_core::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
+use lostlove_core::config::{
+    Client, ClientConfig, Common, Limits, Offloads, Peer, Push, Rotation, Server, ServerConfig,
+    Surroundings,
+};
 use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_core::handshake::{ClientOffer, Grant};
 
@@ -62,7 +65,7 @@ pub(crate) fn grant() -> Grant {
 pub(crate) struct Choices(pub(crate) u8);
 
 impl Choices {
-    fn config(self, role: Role) -> Config {
+    fn common(self) -> Common {
         let first = usize::from(self.0 >> 1) % 3;
         let rotation = Rotation {
             bytes: if self.0 & 0x10 == 0 {
@@ -72,8 +75,7 @@ impl Choices {
             },
             interval: Duration::from_secs(if self.0 & 0x20 == 0 { 600 } else { 1 }),
         };
-        Config {
-            role,
+        Common {
             suites: vec![Suite::ALL[first]],
             rotation,
             limits: Limits {
@@ -84,13 +86,21 @@ impl Choices {
                 ..Limits::default()
             },
             mtu: 1400,
-            tun_offload: self.0 & 1 != 0,
-            tun_udp_offload: self.0 & 1 != 0,
+        }
+    }
+
+    pub(crate) fn surroundings(self) -> Surroundings {
+        let takes_super_packets = self.0 & 1 != 0;
+        Surroundings {
+            offloads: Offloads {
+                tcp: takes_super_packets,
+                udp: takes_super_packets,
+            },
             unix_time_at_zero: Duration::from_secs(1_800_000_000),
         }
     }
 
-    pub(crate) fn server(self) -> Config {
+    pub(crate) fn peers(self) -> Vec<Peer> {
         let peers = (1..=CLIENTS).map(|n| Peer {
             name: format!("client{n}"),
             public_key: secret(n).public_key(),
@@ -100,20 +110,29 @@ impl Choices {
             routes: routes(n),
             rate_limit: (self.0 & 0x40 != 0).then_some(100_000),
         });
-        self.config(Role::Server(Server {
+        peers.collect()
+    }
+
+    pub(crate) fn server(self) -> ServerConfig {
+        let server = Server {
             secret_key: server_key(),
-            peers: peers.collect(),
             address_v4: "10.8.0.1/24".parse().expect("a network"),
             address_v6: Some("fd00::1/64".parse().expect("a network")),
             client_to_client: self.0 & 0x80 != 0,
             probe_sources: vec!["127.0.0.0/8".parse().expect("a network")],
             push: Push::default(),
             rate_limit: None,
-            leases: Vec::new(),
-        }))
+        };
+        ServerConfig {
+            common: self.common(),
+            server,
+        }
     }
 
-    pub(crate) fn client(self, n: u8) -> Config {
-        self.config(Role::Client(client(n)))
+    pub(crate) fn client(self, n: u8) -> ClientConfig {
+        ClientConfig {
+            common: self.common(),
+            client: client(n),
+        }
     }
 }

@@ -126,7 +126,7 @@ impl Rig {
     fn against_server(choices: Choices) -> Self {
         let now = START;
         let mut rng = ChaCha20Rng::from_seed([21; 32]);
-        let mut endpoint = Machine::new(choices.server(), 22, now);
+        let mut endpoint = Machine::server(choices, 22, now);
         let remote = SocketAddr::from(([192, 0, 2, 1], 5000));
         let id = endpoint.handle_accepted(remote, now).expect("the first");
         let client = peers::client(CLIENT);
@@ -158,7 +158,7 @@ impl Rig {
     fn against_client(choices: Choices) -> Self {
         let now = START;
         let mut rng = ChaCha20Rng::from_seed([23; 32]);
-        let mut endpoint = Machine::new(choices.client(CLIENT), 24, now);
+        let mut endpoint = Machine::client(choices, CLIENT, 24, now);
         endpoint.handle_timeout(now);
         assert_eq!(endpoint.poll_event(), Some(Event::Dial { attempt: 1 }));
         let remote = SocketAddr::from(([192, 0, 2, 1], 8443));

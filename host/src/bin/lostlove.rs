@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use lostlove_config::{ConfigError, Endpoint, Routes};
-use lostlove_host::cli::{Exit, Role, print_usage};
+use lostlove_core::config::Role;
+use lostlove_host::cli::{self, Exit, print_usage};
 use lostlove_host::demo;
 use lostlove_host::keytool::{self, AddPeer, KeytoolError};
 
@@ -59,7 +60,7 @@ struct AddPeerArgs {
 }
 
 fn default_config() -> &'static OsStr {
-    Role::Server.default_config().as_os_str()
+    cli::default_config(Role::Server).as_os_str()
 }
 
 fn main() -> ExitCode {

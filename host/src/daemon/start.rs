@@ -9,13 +9,19 @@ use std::process::ExitCode;
 use lostlove_config::{
     ClientSettings, ConfigError, ServerSettings, SocketOptions as ConfiguredOptions,
 };
-use lostlove_core::config::{Config, Role as EndpointRole};
+use lostlove_core::config::{
+    ClientConfig, Common, Offloads, Peer, Role, ServerConfig, Surroundings,
+};
+use lostlove_core::endpoint::Endpoint;
+use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
+use lostlove_core::time::Instant;
 use tracing::{error, info, warn};
 
 use super::acceptance::raise_descriptor_limit;
 use super::network::Network;
 use super::{Daemon, DaemonParts, Run};
-use crate::cli::{self, DaemonArgs, Exit, Role};
+use crate::cli::{self, DaemonArgs, Exit};
+use crate::clock::Clock;
 use crate::dial::Dialer;
 use crate::entropy::SystemEntropy;
 use crate::keytool::{self, FirstStart, KeytoolError};
@@ -106,12 +112,18 @@ const fn permission_or_failure(is_permission: bool) -> Exit {
 
 /// What both roles have in common.
 struct Settings {
-    endpoint: Config,
+    endpoint: Protocol,
     warnings: Vec<String>,
     monitoring: lostlove_config::Monitoring,
     tun: lostlove_config::TunOptions,
     socket: ConfiguredOptions,
     host: Host,
+}
+
+/// What the protocol is told.
+enum Protocol {
+    Server(ServerConfig, Vec<Peer>),
+    Client(ClientConfig),
 }
 
 enum Host {
@@ -122,7 +134,7 @@ enum Host {
 impl From<ServerSettings> for Settings {
     fn from(settings: ServerSettings) -> Self {
         Self {
-            endpoint: settings.endpoint,
+            endpoint: Protocol::Server(settings.endpoint, settings.peers),
             warnings: settings.warnings,
             monitoring: settings.host.monitoring.clone(),
             tun: settings.host.tun.clone(),
@@ -135,7 +147,7 @@ impl From<ServerSettings> for Settings {
 impl From<ClientSettings> for Settings {
     fn from(settings: ClientSettings) -> Self {
         Self {
-            endpoint: settings.endpoint,
+            endpoint: Protocol::Client(settings.endpoint),
             warnings: settings.warnings,
             monitoring: settings.host.monitoring.clone(),
             tun: settings.host.tun.clone(),
@@ -290,7 +302,7 @@ fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
 /// Opens and sets up everything. The TUN device first, for it is what most often fails.
 fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
     let Settings {
-        mut endpoint,
+        endpoint,
         monitoring,
         tun,
         socket,
@@ -304,7 +316,7 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
     })?;
     let (network, listeners, dialer, mark) = match &host {
         Host::Server(host) => {
-            let limits = &endpoint.limits;
+            let limits = &endpoint.common().limits;
             raise_descriptor_limit(limits.max_connections.saturating_add(limits.max_handshakes));
             let listeners = listen(&host.listen)?;
             let network = Network::server(host, tun.name())?;
@@ -323,7 +335,9 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         }
         listener => Metrics::start(listener.map(|listener| listener.address), role)?,
     };
-    let leases = remember_leases(&mut endpoint);
+    let clock = Clock::new();
+    let found = surroundings(&tun, &clock);
+    let (endpoint, leases) = endpoint.start(found, clock.now());
     let announcement = Announcement {
         host,
         tun: tun.name().to_owned(),
@@ -331,7 +345,8 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         metrics: metrics.address(),
     };
     let mut daemon = Daemon::new(DaemonParts {
-        config: endpoint,
+        endpoint,
+        clock,
         entropy: Box::new(SystemEntropy::new().map_err(io::Error::from)?),
         tun,
         listeners,
@@ -346,15 +361,37 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
     Ok(daemon)
 }
 
-/// Takes up what is known of a server's leases.
-fn remember_leases(endpoint: &mut Config) -> Option<Leases> {
-    let EndpointRole::Server(server) = &mut endpoint.role else {
-        return None;
-    };
-    let key = server.secret_key.public_key();
-    let (leases, known) = Leases::open(&leases::state_directory(), &key);
-    server.leases = known;
-    Some(leases)
+/// What the protocol has to know of the machine.
+fn surroundings(tun: &Tun, clock: &Clock) -> Surroundings {
+    Surroundings {
+        offloads: Offloads {
+            tcp: tun.offload(),
+            udp: tun.offloads().uso,
+        },
+        unix_time_at_zero: clock.unix_time_at_zero(),
+    }
+}
+
+impl Protocol {
+    const fn common(&self) -> &Common {
+        match self {
+            Self::Server(config, _) => &config.common,
+            Self::Client(config) => &config.common,
+        }
+    }
+
+    /// The protocol's state; a server takes up what is known of its leases.
+    fn start(self, found: Surroundings, now: Instant) -> (Endpoint, Option<Leases>) {
+        let (config, peers) = match self {
+            Self::Server(config, peers) => (config, peers),
+            Self::Client(config) => return (Endpoint::client(config, found, now), None),
+        };
+        let key = config.server.secret_key.public_key();
+        let (leases, known) = Leases::open(&leases::state_directory(), &key);
+        let peers = SharedPeers::new(Peers::new(&config, peers, &known, now));
+        let endpoint = Endpoint::server(config, peers, WorkerId(0), found, now);
+        (endpoint, Some(leases))
+    }
 }
 
 /// The one line of a quiet start. It is told when the driver has made its first round: who waits

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use lostlove_config::write::{self, Assigned, NewClient, NewPeer};
 use lostlove_config::{ConfigError, Endpoint, Routes, ServerSettings, load_server};
-use lostlove_core::config::Role;
 use lostlove_core::crypto::{PresharedKey, PublicKey, SecretKey};
 use zeroize::Zeroizing;
 
@@ -62,7 +61,8 @@ pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer,
     let client = Client::new(&request.name)?;
     let peer = client.peer();
     let (text, assigned) = write::add_peer(&text, &request.config, &peer)?;
-    let profile = client.profile(&server, server_key(&settings)?, &request.routes);
+    let server_key = settings.endpoint.server.secret_key.public_key();
+    let profile = client.profile(&server, server_key, &request.routes);
     match &request.output {
         Some(path) => files::create(path, &profile)?,
         None => output
@@ -147,13 +147,6 @@ fn guess_server(settings: &ServerSettings) -> Result<Endpoint, KeytoolError> {
     })
 }
 
-fn server_key(settings: &ServerSettings) -> Result<PublicKey, KeytoolError> {
-    match &settings.endpoint.role {
-        Role::Server(server) => Ok(server.secret_key.public_key()),
-        Role::Client(_) => Err(KeytoolError::NotServer),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -174,10 +167,8 @@ mod tests {
         assert_eq!(added.server.to_string(), "vpn.example:8443");
         let (peer, server_key) = {
             let settings = load_server(&config).unwrap();
-            let Role::Server(server) = settings.endpoint.role else {
-                panic!("a server's file makes a server");
-            };
-            let peer = server.peers.iter().find(|peer| peer.name == "alice");
+            let server = settings.endpoint.server;
+            let peer = settings.peers.iter().find(|peer| peer.name == "alice");
             (peer.unwrap().clone(), server.secret_key.public_key())
         };
         assert_eq!(peer.address_v4, Some(added.assigned.address_v4));
@@ -185,9 +176,7 @@ mod tests {
         assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
         assert_eq!(settings.host.server, [added.server]);
         assert_eq!(settings.host.routes, Routes::Full);
-        let Role::Client(client) = settings.endpoint.role else {
-            panic!("a client's file makes a client");
-        };
+        let client = settings.endpoint.client;
         assert_eq!(client.server_key, server_key);
         assert_eq!(client.secret_key.public_key(), peer.public_key);
         let both = [client.preshared_key, peer.preshared_key];

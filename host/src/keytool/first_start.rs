@@ -245,7 +245,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use lostlove_config::{load_client, load_server};
-    use lostlove_core::config::Role;
 
     use super::*;
 
@@ -263,14 +262,13 @@ mod tests {
         assert_eq!(server.warnings, [""; 0]);
         assert_eq!(client.warnings, [""; 0]);
         assert_eq!(client.host.server, [made.server]);
-        let (Role::Server(server), Role::Client(client)) =
-            (server.endpoint.role, client.endpoint.role)
-        else {
-            panic!("each file has its role");
+        let [peer] = &server.peers[..] else {
+            panic!("one peer: {:?}", server.peers);
         };
+        let (server, client) = (server.endpoint.server, client.endpoint.client);
         assert_eq!(client.server_key, server.secret_key.public_key());
-        assert_eq!(server.peers[0].name, "client1");
-        assert_eq!(server.peers[0].public_key, client.secret_key.public_key());
+        assert_eq!(peer.name, "client1");
+        assert_eq!(peer.public_key, client.secret_key.public_key());
     }
 
     #[test]

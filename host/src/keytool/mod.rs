@@ -29,9 +29,6 @@ pub enum KeytoolError {
     /// The server's configuration cannot be read or is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The configuration is valid and not a server's.
-    #[error("the configuration is not a server's")]
-    NotServer,
     /// A system call failed.
     #[error("cannot {action}: {source}")]
     Io {
@@ -63,7 +60,6 @@ impl From<&KeytoolError> for Exit {
             }
             KeytoolError::Lock(LockError::Held { .. }) => Self::Failure,
             KeytoolError::Config(error) => Self::from(error),
-            KeytoolError::NotServer => Self::BadConfiguration,
             KeytoolError::Key(_) | KeytoolError::NoAddress => Self::Failure,
         }
     }

@@ -8,11 +8,15 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use lostlove_config::Endpoint;
-use lostlove_core::config::{Client, Config, Limits, Peer, Push, Role, Rotation, Server};
+use lostlove_core::config::{
+    Client, ClientConfig, Common, Limits, Peer, Push, Rotation, Server, ServerConfig, Surroundings,
+};
 use lostlove_core::crypto::{SecretKey, Suite};
+use lostlove_core::endpoint as core;
 use lostlove_core::ip::MAX_PACKET_LEN;
+use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::stats::Stats;
-use lostlove_host::cli;
+use lostlove_host::clock::Clock;
 use lostlove_host::daemon::{Daemon, DaemonParts, Run};
 use lostlove_host::dial::Dialer;
 use lostlove_host::listen::{SocketOptions, listen};
@@ -75,14 +79,22 @@ impl Setup {
             socket.set_recv_buffer_size(bytes).unwrap();
             socket.set_send_buffer_size(bytes).unwrap();
         }
-        let mut parts = Parts::new(self, self.server_config(), cli::Role::Server);
+        let clock = Clock::new();
+        let config = self.server_config();
+        let peers = SharedPeers::new(Peers::new(&config, self.peers(), &[], clock.now()));
+        let found = surroundings(&clock);
+        let endpoint = core::Endpoint::server(config, peers, WorkerId(0), found, clock.now());
+        let mut parts = Parts::new(self, endpoint, clock);
         parts.daemon.listeners = listeners;
         (parts.start(run), address)
     }
 
     /// Starts client `n` of the server at `server`.
     pub fn client(&self, run: Run, n: u8, server: SocketAddr) -> Node {
-        let mut parts = Parts::new(self, self.client_config(n), cli::Role::Client);
+        let clock = Clock::new();
+        let found = surroundings(&clock);
+        let endpoint = core::Endpoint::client(self.client_config(n), found, clock.now());
+        let mut parts = Parts::new(self, endpoint, clock);
         let server = Endpoint {
             host: server.ip().to_string(),
             port: server.port(),
@@ -95,15 +107,19 @@ impl Setup {
     }
 
     /// The configuration of client `n`.
-    pub fn client_config(&self, n: u8) -> Config {
-        self.config(Role::Client(Client {
+    pub fn client_config(&self, n: u8) -> ClientConfig {
+        let client = Client {
             secret_key: secret(1 + n),
             server_key: secret(0).public_key(),
             preshared_key: None,
             routes: Vec::new(),
             reconnect_min: Duration::from_millis(20),
             reconnect_max: Duration::from_millis(200),
-        }))
+        };
+        ClientConfig {
+            common: self.common(),
+            client,
+        }
     }
 
     /// The test's and the daemon's end of what stands in for a TUN device. The test's blocks.
@@ -118,20 +134,16 @@ impl Setup {
         (adopt(test), adopt(daemon))
     }
 
-    fn config(&self, role: Role) -> Config {
-        Config {
-            role,
+    fn common(&self) -> Common {
+        Common {
             suites: Suite::ALL.to_vec(),
             rotation: Rotation::default(),
             limits: self.limits.clone(),
             mtu: self.mtu,
-            tun_offload: false,
-            tun_udp_offload: false,
-            unix_time_at_zero: Duration::ZERO,
         }
     }
 
-    fn server_config(&self) -> Config {
+    fn peers(&self) -> Vec<Peer> {
         let peers = (0..self.clients).map(|n| Peer {
             name: format!("client{n}"),
             public_key: secret(1 + n).public_key(),
@@ -141,17 +153,31 @@ impl Setup {
             routes: Vec::new(),
             rate_limit: None,
         });
-        self.config(Role::Server(Server {
+        peers.collect()
+    }
+
+    fn server_config(&self) -> ServerConfig {
+        let server = Server {
             secret_key: secret(0),
-            peers: peers.collect(),
             address_v4: "10.8.0.1/24".parse().unwrap(),
             address_v6: None,
             client_to_client: false,
             probe_sources: Vec::new(),
             push: Push::default(),
             rate_limit: None,
-            leases: Vec::new(),
-        }))
+        };
+        ServerConfig {
+            common: self.common(),
+            server,
+        }
+    }
+}
+
+/// What stands in for a TUN device takes finished packets alone.
+fn surroundings(clock: &Clock) -> Surroundings {
+    Surroundings {
+        unix_time_at_zero: clock.unix_time_at_zero(),
+        ..Surroundings::default()
     }
 }
 
@@ -163,15 +189,16 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(setup: &Setup, config: Config, role: cli::Role) -> Self {
+    fn new(setup: &Setup, endpoint: core::Endpoint, clock: Clock) -> Self {
         let (tun, daemon_tun) = setup.tun();
         let (signals, receiver) = UnixStream::pair().unwrap();
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let metrics = Metrics::start(Some(any), role).unwrap();
+        let metrics = Metrics::start(Some(any), endpoint.role()).unwrap();
         Self {
             metrics: metrics.address().unwrap(),
             daemon: DaemonParts {
-                config,
+                endpoint,
+                clock,
                 entropy: Box::new(Seeded::new([setup.seed; 32])),
                 tun: daemon_tun,
                 listeners: Vec::new(),

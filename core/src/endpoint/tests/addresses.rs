@@ -12,7 +12,7 @@ use crate::event::{CloseReason, Event};
 use crate::turn::testing::Seeded;
 use crate::wire::DisconnectCode;
 
-use super::{SERVER_ADDRESS, server_of};
+use super::SERVER_ADDRESS;
 
 /// Case 58: clients of a server that lost its memory come back in another order.
 #[test]
@@ -45,7 +45,7 @@ fn leases_that_are_written_down_outlive_a_restart() {
         peer: key(n),
         address: format!("10.8.0.{}", 7 + n).parse().unwrap(),
     });
-    server_of(&mut config).leases = known.to_vec();
+    config.leases = known.to_vec();
     let mut net = Net::new(config, vec![client_config(1), client_config(2)]);
     net.settle();
     for (n, lease) in known.iter().enumerate() {
@@ -72,11 +72,10 @@ fn leases_that_are_written_down_outlive_a_restart() {
 #[test]
 fn fixed_addresses_are_not_told_as_leases() {
     let mut config = server_config(1);
-    let server = server_of(&mut config);
-    server.address_v6 = None;
-    server.peers[0].address_v4 = Some(Ipv4Addr::new(10, 8, 0, 9));
-    server.leases = vec![Lease {
-        peer: server.peers[0].public_key,
+    config.server.address_v6 = None;
+    config.peers[0].address_v4 = Some(Ipv4Addr::new(10, 8, 0, 9));
+    config.leases = vec![Lease {
+        peer: config.peers[0].public_key,
         address: "10.8.0.7".parse().unwrap(),
     }];
     let mut net = Net::new(config, vec![client_config(1)]);
@@ -128,7 +127,7 @@ fn a_second_session_of_a_key_replaces_the_first_and_keeps_the_address() {
 #[test]
 fn a_server_without_ipv6_gives_ipv4_alone() {
     let mut config = server_config(1);
-    server_of(&mut config).address_v6 = None;
+    config.server.address_v6 = None;
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     let given = net.events.iter().find_map(|(_, event)| match event {
@@ -145,7 +144,7 @@ fn a_server_without_ipv6_gives_ipv4_alone() {
 #[test]
 fn an_empty_pool_refuses_with_its_own_code() {
     let mut config = server_config(3);
-    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    config.server.address_v4 = "10.8.0.1/30".parse().unwrap();
     let mut net = Net::new(config, (1..=3).map(client_config).collect());
     net.settle();
     let refused: Vec<_> = (0..3)
@@ -168,7 +167,7 @@ fn an_empty_pool_refuses_with_its_own_code() {
 #[test]
 fn a_superseding_session_holds_its_address_against_an_exhausted_pool() {
     let mut config = server_config(2);
-    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    config.server.address_v4 = "10.8.0.1/30".parse().unwrap();
     let mut net = Net::new(
         config,
         vec![client_config(1), client_config(1), client_config(2)],
@@ -199,7 +198,7 @@ fn a_superseding_session_holds_its_address_against_an_exhausted_pool() {
 #[test]
 fn an_unproven_hello_gives_its_address_back() {
     let mut config = server_config(2);
-    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    config.server.address_v4 = "10.8.0.1/30".parse().unwrap();
     let mut recorded = Net::new(config.clone(), vec![client_config(1)]);
     recorded.settle();
     let flight = recorded.link(0).up.transcript.clone();
@@ -274,7 +273,7 @@ fn two_unproven_hellos_of_a_key_share_an_address() {
 /// words of its first client to another server of the same key.
 fn one_address_and_a_recorded_flight() -> (Net, Vec<u8>) {
     let mut config = server_config(2);
-    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    config.server.address_v4 = "10.8.0.1/30".parse().unwrap();
     let mut recorded = Net::new(config.clone(), vec![client_config(1)]);
     recorded.settle();
     let flight = recorded.link(0).up.transcript.clone();
@@ -289,7 +288,7 @@ fn one_address_and_a_recorded_flight() -> (Net, Vec<u8>) {
 #[test]
 fn an_address_is_held_whatever_other_hellos_of_the_client_came_to() {
     let mut config = server_config(2);
-    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
+    config.server.address_v4 = "10.8.0.1/30".parse().unwrap();
     let mut net = Net::new(
         config,
         vec![client_config(1), client_config(1), client_config(2)],

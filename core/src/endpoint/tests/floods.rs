@@ -64,7 +64,7 @@ fn the_books_on_strangers_are_bounded() {
 #[test]
 fn a_flood_of_strangers_does_not_keep_a_client_out() {
     let mut config = server_config(1);
-    config.limits.max_handshakes = 20;
+    config.common.limits.max_handshakes = 20;
     let mut net = Net::new(config, vec![client_config(1)]);
     net.unreachable_for.insert(0);
     let now = net.now;
@@ -86,7 +86,7 @@ fn a_flood_of_strangers_does_not_keep_a_client_out() {
 #[test]
 fn an_evicted_stranger_is_one_failed_handshake() {
     let mut config = server_config(1);
-    config.limits.max_handshakes = 1;
+    config.common.limits.max_handshakes = 1;
     let mut net = Net::new(config, Vec::new());
     let hello = plain_hello(b"{}");
     let mut failed_of = |host, hello: &[u8]| {
@@ -147,8 +147,8 @@ fn a_source_is_an_ipv4_address_or_an_ipv6_64() {
 #[test]
 fn hellos_beyond_the_rate_are_not_read() {
     let mut config = server_config(1);
-    config.limits.max_handshakes = 10_000;
-    config.limits.max_handshakes_per_source = 10_000;
+    config.common.limits.max_handshakes = 10_000;
+    config.common.limits.max_handshakes_per_source = 10_000;
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     let hello = plain_hello(b"{}");

@@ -18,17 +18,9 @@ mod trust;
 use core::net::Ipv4Addr;
 
 use super::testing::udp;
-use crate::config::{Role, Server};
 use crate::ip::VirtioHeader;
 
 const SERVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 1);
-
-fn server_of(config: &mut crate::config::Config) -> &mut Server {
-    match &mut config.role {
-        Role::Server(server) => server,
-        Role::Client(_) => panic!("not a server"),
-    }
-}
 
 fn tcp_super_packet(source: Ipv4Addr, destination: Ipv4Addr, len: usize) -> Vec<u8> {
     let payload: Vec<u8> = (0..len - 40).map(|n| n as u8).collect();

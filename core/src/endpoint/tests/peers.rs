@@ -3,17 +3,17 @@
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
-use super::super::testing::{Machine, Net, SERVER, client_config, server_config, udp};
-use crate::config::{Config, Peer};
+use super::super::testing::{Machine, Net, SERVER, ServerSetup, client_config, server_config, udp};
+use crate::config::Peer;
 use crate::error::{DropReason, HandshakeError};
 use crate::event::CloseReason;
-use crate::peers::{PeerConflict, PeerId, Peers, SharedPeers, WorkerId};
+use crate::peers::{PeerConflict, PeerId, SharedPeers, WorkerId};
 use crate::wire::DisconnectCode;
 
-use super::{SERVER_ADDRESS, server_of};
+use super::SERVER_ADDRESS;
 
 fn peer(n: u8) -> Peer {
-    server_of(&mut server_config(n)).peers[usize::from(n) - 1].clone()
+    server_config(n).peers[usize::from(n) - 1].clone()
 }
 
 fn id_of(net: &Net, n: u8) -> PeerId {
@@ -177,8 +177,8 @@ fn an_altered_peer_keeps_its_session_as_long_as_it_keeps_its_address() {
 #[test]
 fn what_is_anothers_is_refused_and_nothing_changes() {
     let mut config = server_config(2);
-    server_of(&mut config).peers[0].address_v4 = Some(Ipv4Addr::new(10, 8, 0, 9));
-    server_of(&mut config).peers[0].routes = vec!["192.168.7.0/24".parse().unwrap()];
+    config.peers[0].address_v4 = Some(Ipv4Addr::new(10, 8, 0, 9));
+    config.peers[0].routes = vec!["192.168.7.0/24".parse().unwrap()];
     let mut net = Net::new(config, vec![client_config(1), client_config(2)]);
     net.settle();
     let version = net.server.peers().unwrap().version();
@@ -216,16 +216,15 @@ fn two_endpoints() -> [Net; 2] {
     let clients = || vec![client_config(1)];
     let mut nets = [(); 2].map(|()| Net::new(server_config(2), clients()));
     let now = nets[0].now;
-    let peers = Peers::new(server_of(&mut config.clone()), 1000, now);
-    let peers = SharedPeers::new(peers);
+    let peers = config.peers(now);
     for (net, n) in nets.iter_mut().zip([1, 2]) {
-        net.server = sharing(config.clone(), n, &peers, net);
+        net.server = sharing(&config, n, &peers, net);
         net.clients[0] = Machine::new(client_config(1), 100 + n, now);
     }
     nets
 }
 
-fn sharing(config: Config, n: u8, peers: &SharedPeers, net: &Net) -> Machine {
+fn sharing(config: &ServerSetup, n: u8, peers: &SharedPeers, net: &Net) -> Machine {
     Machine::sharing(config, n, (peers.clone(), WorkerId(n.into())), net.now)
 }
 
@@ -263,10 +262,11 @@ fn a_session_that_begins_at_another_endpoint_ends_the_one_here() {
 fn endpoints_share_the_addresses_and_the_limit_on_connected_peers() {
     let mut config = server_config(2);
     let now = Net::new(server_config(1), Vec::new()).now;
-    let peers = SharedPeers::new(Peers::new(server_of(&mut config), 1, now));
+    config.common.limits.max_connections = 1;
+    let peers = config.peers(now);
     let nets = [1, 2].map(|n| {
         let mut net = Net::new(server_config(2), vec![client_config(n)]);
-        net.server = sharing(config.clone(), n, &peers, &net);
+        net.server = sharing(&config, n, &peers, &net);
         net.settle();
         net
     });

@@ -2,15 +2,16 @@
 
 use core::time::Duration;
 
-use super::super::testing::{Machine, Net, SERVER, client_config, server_config, udp};
-use crate::config::{Config, Role};
+use super::super::testing::{
+    ClientSetup, Machine, Net, SERVER, ServerSetup, client_config, server_config, udp,
+};
 use crate::crypto::PresharedKey;
 use crate::error::{HandshakeError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId};
 use crate::time::Instant;
 use crate::wire::HEADER_LEN;
 
-use super::{SERVER_ADDRESS, server_of};
+use super::SERVER_ADDRESS;
 
 /// Cases 22 and 27: all keys of both ends leak, and the recording stays closed: to somebody who
 /// plays it to a server with the same keys, and to somebody who poses as the client. With the
@@ -19,10 +20,8 @@ use super::{SERVER_ADDRESS, server_of};
 fn a_recording_stays_closed_when_all_configured_keys_leak() {
     let psk = || Some(PresharedKey::from_bytes([5; 32]));
     let (mut server, mut client) = (server_config(1), client_config(1));
-    server_of(&mut server).peers[0].preshared_key = psk();
-    if let Role::Client(client) = &mut client.role {
-        client.preshared_key = psk();
-    }
+    server.peers[0].preshared_key = psk();
+    client.client.preshared_key = psk();
     let mut net = Net::new(server.clone(), vec![client.clone()]);
     net.settle();
     let start = net.now;
@@ -98,14 +97,14 @@ fn a_record_of_an_earlier_session_ends_the_later_one() {
     assert!(net.received_by_server.is_empty());
 }
 
-fn read_as_server(config: &Config, seed: u8, said: &[u8], now: Instant) -> Vec<Vec<u8>> {
+fn read_as_server(config: &ServerSetup, seed: u8, said: &[u8], now: Instant) -> Vec<Vec<u8>> {
     let mut server = Machine::new(config.clone(), seed, now);
     let source = ([192, 0, 2, 1], 5000).into();
     let id = server.handle_accepted(source, now).unwrap();
     feed(&mut server, id, said, now)
 }
 
-fn read_as_client(config: &Config, seed: u8, said: &[u8], now: Instant) -> Vec<Vec<u8>> {
+fn read_as_client(config: &ClientSetup, seed: u8, said: &[u8], now: Instant) -> Vec<Vec<u8>> {
     let mut client = Machine::new(config.clone(), seed, now);
     let server = ([203, 0, 113, 1], 8443).into();
     let id = client.handle_connected(server, now).unwrap();

@@ -4,12 +4,11 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 
 use super::super::testing::{Net, SERVER, client_config, secret, server_config, udp};
-use crate::config::Role;
 use crate::error::DropReason;
 use crate::event::Event;
 use crate::ip::testing::Packet;
 
-use super::{SERVER_ADDRESS, server_of, tcp_super_packet};
+use super::{SERVER_ADDRESS, tcp_super_packet};
 
 /// Case 51: a client may send only from its own addresses.
 #[test]
@@ -46,7 +45,7 @@ fn a_foreign_source_is_dropped_and_counted() {
 fn client_to_client_traffic_follows_the_configuration() {
     for allowed in [false, true] {
         let mut config = server_config(2);
-        server_of(&mut config).client_to_client = allowed;
+        config.server.client_to_client = allowed;
         let mut net = Net::new(config, vec![client_config(1), client_config(2)]);
         net.settle();
         let packet = udp(net.address_v4(0), net.address_v4(1), 5, b"hello neighbour");
@@ -80,7 +79,7 @@ fn client_to_client_traffic_follows_the_configuration() {
 #[test]
 fn an_expired_packet_between_clients_is_answered() {
     let mut config = server_config(2);
-    server_of(&mut config).client_to_client = true;
+    config.server.client_to_client = true;
     let mut net = Net::new(config, vec![client_config(1), client_config(2)]);
     net.settle();
     let mut packet = udp(net.address_v4(0), net.address_v4(1), 5, b"far");
@@ -96,7 +95,7 @@ fn an_expired_packet_between_clients_is_answered() {
 #[test]
 fn a_packet_beyond_the_clients_mtu_is_answered_with_packet_too_big() {
     let mut client = client_config(1);
-    client.mtu = 1300;
+    client.common.mtu = 1300;
     let mut net = Net::new(server_config(1), vec![client]);
     net.settle();
     net.send_from(
@@ -116,9 +115,9 @@ fn a_packet_beyond_the_clients_mtu_is_answered_with_packet_too_big() {
 #[test]
 fn a_packet_without_dont_fragment_reaches_a_client_with_a_small_mtu_in_pieces() {
     let mut config = server_config(2);
-    server_of(&mut config).client_to_client = true;
+    config.server.client_to_client = true;
     let mut small = client_config(1);
-    small.mtu = 1300;
+    small.common.mtu = 1300;
     let mut net = Net::new(config, vec![small, client_config(2)]);
     net.settle();
     for from in [SERVER, 1] {
@@ -145,7 +144,7 @@ fn a_packet_without_dont_fragment_reaches_a_client_with_a_small_mtu_in_pieces() 
 #[test]
 fn a_syn_towards_a_client_with_a_small_mtu_is_clamped() {
     let mut client = client_config(1);
-    client.mtu = 1300;
+    client.common.mtu = 1300;
     let mut net = Net::new(server_config(1), vec![client]);
     net.settle();
     let mut syn = tcp_super_packet(SERVER_ADDRESS, net.address_v4(0), 44);
@@ -159,12 +158,13 @@ fn a_syn_towards_a_client_with_a_small_mtu_is_clamped() {
 #[test]
 fn a_client_with_other_addresses_of_its_own_is_heard_through_its_routes() {
     let mut config = server_config(1);
-    server_of(&mut config).peers[0].routes = vec!["192.168.7.0/24".parse().unwrap()];
+    config.peers[0].routes = vec!["192.168.7.0/24".parse().unwrap()];
     let mut client = client_config(1);
-    if let Role::Client(client) = &mut client.role {
-        client.routes = vec!["192.168.7.0/24".parse().unwrap()];
-        assert_eq!(client.secret_key.public_key(), secret(1).public_key());
-    }
+    client.client.routes = vec!["192.168.7.0/24".parse().unwrap()];
+    assert_eq!(
+        client.client.secret_key.public_key(),
+        secret(1).public_key()
+    );
     let mut net = Net::new(config, vec![client]);
     net.settle();
     let up = udp(Ipv4Addr::new(192, 168, 7, 9), SERVER_ADDRESS, 1, b"up");
@@ -182,7 +182,7 @@ fn a_client_with_other_addresses_of_its_own_is_heard_through_its_routes() {
 #[test]
 fn a_client_takes_only_packets_for_itself_and_its_networks() {
     let mut config = server_config(1);
-    server_of(&mut config).peers[0].routes = vec!["192.168.7.0/24".parse().unwrap()];
+    config.peers[0].routes = vec!["192.168.7.0/24".parse().unwrap()];
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     let own = udp(SERVER_ADDRESS, net.address_v4(0), 1, b"own");
@@ -201,8 +201,8 @@ fn a_client_takes_only_packets_for_itself_and_its_networks() {
 fn a_packet_for_an_absent_client_is_answered_with_host_unreachable() {
     let away = Ipv4Addr::new(10, 8, 0, 77);
     let mut config = server_config(2);
-    server_of(&mut config).client_to_client = true;
-    server_of(&mut config).peers[1].address_v4 = Some(away);
+    config.server.client_to_client = true;
+    config.peers[1].address_v4 = Some(away);
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     net.send_from(SERVER, &udp(SERVER_ADDRESS, away, 5, b"anyone?"));
@@ -299,9 +299,9 @@ fn icmp_errors_are_sent_at_a_bounded_rate() {
 #[test]
 fn packet_too_big_between_clients_names_the_receivers_mtu() {
     let mut config = server_config(2);
-    server_of(&mut config).client_to_client = true;
+    config.server.client_to_client = true;
     let mut small = client_config(2);
-    small.mtu = 1300;
+    small.common.mtu = 1300;
     let mut net = Net::new(config, vec![client_config(1), small]);
     net.settle();
     let packet = udp(net.address_v4(0), net.address_v4(1), 5, &[0; 1350]);
@@ -315,7 +315,7 @@ fn packet_too_big_between_clients_names_the_receivers_mtu() {
 #[test]
 fn multicast_and_broadcast_are_not_multiplied() {
     let mut config = server_config(3);
-    server_of(&mut config).client_to_client = true;
+    config.server.client_to_client = true;
     let mut net = Net::new(config, (1..=3).map(client_config).collect());
     net.settle();
     let destinations = [

@@ -42,8 +42,8 @@ fn an_idle_session_stays_up_on_keepalives_and_measures_the_round_trip() {
 #[test]
 fn rotations_and_exchanges_lose_nothing() {
     let mut server = server_config(1);
-    server.rotation.bytes = 70_000;
-    server.rotation.interval = Duration::from_millis(50);
+    server.common.rotation.bytes = 70_000;
+    server.common.rotation.interval = Duration::from_millis(50);
     let mut net = Net::new(server, vec![client_config(1)]);
     net.settle();
     let address = net.address_v4(0);
@@ -100,7 +100,7 @@ fn an_altered_byte_ends_the_session_and_the_client_comes_back() {
 #[test]
 fn sessions_beyond_the_limit_are_refused_with_their_own_code() {
     let mut config = server_config(3);
-    config.limits.max_connections = 2;
+    config.common.limits.max_connections = 2;
     let mut net = Net::new(config, (1..=3).map(client_config).collect());
     net.settle();
     let refused: Vec<_> = (0..3)
@@ -162,7 +162,7 @@ fn a_shutdown_ends_even_when_a_client_does_not_read() {
 #[test]
 fn a_shutdown_does_not_wait_for_a_full_queue() {
     let mut config = server_config(1);
-    config.limits.queue_age = Duration::from_secs(60);
+    config.common.limits.queue_age = Duration::from_secs(60);
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     net.link(0).down.stalled_at = Some(0);
@@ -285,7 +285,7 @@ fn a_client_that_gets_no_answer_is_told_what_to_check() {
 #[test]
 fn a_stall_longer_than_the_rotation_interval_ends_nothing() {
     let mut server = server_config(1);
-    server.rotation.interval = Duration::from_secs(1);
+    server.common.rotation.interval = Duration::from_secs(1);
     let mut net = Net::new(server, vec![client_config(1)]);
     net.run(Duration::from_millis(900));
     for _ in 0..5 {
@@ -306,9 +306,9 @@ fn a_stall_longer_than_the_rotation_interval_ends_nothing() {
 #[test]
 fn an_exchange_more_often_than_agreed_ends_the_session() {
     let mut server = server_config(1);
-    server.rotation.interval = Duration::from_secs(600);
+    server.common.rotation.interval = Duration::from_secs(600);
     let mut client = client_config(1);
-    client.rotation.interval = Duration::from_secs(600);
+    client.common.rotation.interval = Duration::from_secs(600);
     let mut net = Net::new(server, vec![client]);
     net.settle();
     for _ in 0..3 {
@@ -436,8 +436,8 @@ fn clocks_may_be_ages_apart() {
     for server_time in times {
         for client_time in times {
             let (mut server, mut client) = (server_config(1), client_config(1));
-            server.unix_time_at_zero = server_time;
-            client.unix_time_at_zero = client_time;
+            server.surroundings.unix_time_at_zero = server_time;
+            client.surroundings.unix_time_at_zero = client_time;
             let mut net = Net::new(server, vec![client]);
             net.run(Duration::from_secs(1300));
             let packet = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"what time is it?");

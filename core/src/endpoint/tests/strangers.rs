@@ -3,14 +3,13 @@
 use core::time::Duration;
 
 use super::super::testing::{Machine, Net, SERVER, client_config, secret, server_config, udp};
-use crate::config::Role;
 use crate::crypto::{PresharedKey, Suite};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, Event};
 use crate::time::Instant;
 use crate::wire::{Flags, Header, PacketType};
 
-use super::{SERVER_ADDRESS, server_of};
+use super::SERVER_ADDRESS;
 
 /// Case 22: a recorded ClientHello buys nothing.
 #[test]
@@ -75,9 +74,7 @@ fn every_stranger_meets_the_same_silence_until_the_deadline() {
     };
     let unknown = hello_of(client_config(9));
     let mut mistaken = client_config(1);
-    if let Role::Client(client) = &mut mistaken.role {
-        client.server_key = secret(77).public_key();
-    }
+    mistaken.client.server_key = secret(77).public_key();
     let mistaken = hello_of(mistaken);
     let packet = |packet_type, payload: &[u8]| {
         let header = Header {
@@ -166,7 +163,7 @@ fn an_unknown_client_and_a_wrong_preshared_key_get_no_session() {
         1
     );
     let mut config = server_config(1);
-    server_of(&mut config).peers[0].preshared_key = Some(PresharedKey::from_bytes([1; 32]));
+    config.peers[0].preshared_key = Some(PresharedKey::from_bytes([1; 32]));
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     assert_eq!(
@@ -211,9 +208,9 @@ fn a_server_that_hangs_up_gave_no_answer() {
 #[test]
 fn without_a_common_suite_there_is_no_session() {
     let mut server = server_config(1);
-    server.suites = vec![Suite::ChaCha20Poly1305];
+    server.common.suites = vec![Suite::ChaCha20Poly1305];
     let mut client = client_config(1);
-    client.suites = vec![Suite::Aes256Gcm];
+    client.common.suites = vec![Suite::Aes256Gcm];
     let mut net = Net::new(server, vec![client]);
     net.settle();
     let failed = net.server.stats().handshakes_failed;
@@ -225,7 +222,7 @@ fn without_a_common_suite_there_is_no_session() {
 #[test]
 fn a_client_about_to_prove_itself_keeps_its_room() {
     let mut config = server_config(1);
-    config.limits.max_handshakes = 1;
+    config.common.limits.max_handshakes = 1;
     let mut net = Net::new(config.clone(), vec![client_config(1)]);
     net.settle();
     let hello = net.link(0).up.transcript.clone();

@@ -9,7 +9,7 @@ use crate::event::{CloseReason, Event};
 use crate::peers::AddressPool;
 use crate::wire::DisconnectCode;
 
-use super::{SERVER_ADDRESS, server_of};
+use super::SERVER_ADDRESS;
 
 /// Breaks the newest connection of a client, at both ends.
 fn break_connection(net: &mut Net, client: usize) {
@@ -109,8 +109,8 @@ fn a_peer_that_does_not_come_back_in_time_has_no_session() {
 #[test]
 fn the_address_of_an_absent_peer_cools_down_from_the_end_of_its_session() {
     let mut config = server_config(2);
-    server_of(&mut config).address_v4 = "10.8.0.1/30".parse().unwrap();
-    let limits = config.limits.clone();
+    config.server.address_v4 = "10.8.0.1/30".parse().unwrap();
+    let limits = config.common.limits.clone();
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     let address = net.address_v4(0);
@@ -175,7 +175,7 @@ fn the_end_of_an_old_connection_does_not_touch_a_session_that_has_moved() {
 #[test]
 fn what_would_be_too_large_for_a_returned_peer_is_not_sent_to_it() {
     let mut smaller = client_config(1);
-    smaller.mtu = 1300;
+    smaller.common.mtu = 1300;
     let mut net = Net::new(server_config(1), vec![client_config(1), smaller]);
     net.unreachable_for.insert(1);
     net.settle();
@@ -198,7 +198,7 @@ fn what_would_be_too_large_for_a_returned_peer_is_not_sent_to_it() {
 fn a_rate_limit_outlives_the_connection() {
     const RATE: u64 = 100_000;
     let mut config = server_config(1);
-    server_of(&mut config).rate_limit = Some(RATE);
+    config.server.rate_limit = Some(RATE);
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     let packet = udp(net.address_v4(0), SERVER_ADDRESS, 5, &[0; 1172]);
@@ -226,7 +226,7 @@ fn a_rate_limit_outlives_the_connection() {
 #[test]
 fn an_absent_session_does_not_count_among_the_connected() {
     let mut config = server_config(2);
-    config.limits.max_connections = 1;
+    config.common.limits.max_connections = 1;
     let mut net = Net::new(config, vec![client_config(1), client_config(2)]);
     net.unreachable_for.insert(1);
     net.settle();

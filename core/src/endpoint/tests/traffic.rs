@@ -4,14 +4,14 @@ use core::net::Ipv4Addr;
 use core::time::Duration;
 
 use super::super::testing::{Net, SERVER, client_config, server_config, udp};
-use crate::config::Limits;
+use crate::config::{Limits, Offloads};
 use crate::crypto::Suite;
 use crate::error::DropReason;
 use crate::event::Event;
 use crate::ip::testing::Packet;
 use crate::time::Instant;
 
-use super::{SERVER_ADDRESS, server_of, super_packet_header, tcp_super_packet};
+use super::{SERVER_ADDRESS, super_packet_header, tcp_super_packet};
 
 /// Case 1: a byte at a time, in pieces, at once.
 #[test]
@@ -36,7 +36,7 @@ fn packets_cross_the_tunnel_both_ways_unchanged() {
 fn every_suite_carries_packets_and_the_servers_order_wins() {
     for suite in Suite::ALL {
         let mut config = server_config(1);
-        config.suites = vec![suite];
+        config.common.suites = vec![suite];
         let mut net = Net::new(config, vec![client_config(1)]);
         net.settle();
         let up = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"x");
@@ -102,9 +102,9 @@ fn of_a_burst_of_acknowledgements_the_last_one_is_sent() {
 #[test]
 fn a_super_packet_of_the_greatest_size_is_split_over_records_and_segmented_at_the_end() {
     let mut server = server_config(1);
-    server.mtu = 9000;
+    server.common.mtu = 9000;
     let mut client = client_config(1);
-    client.mtu = 9000;
+    client.common.mtu = 9000;
     let mut net = Net::new(server, vec![client]);
     net.settle();
     let packet = tcp_super_packet(net.address_v4(0), SERVER_ADDRESS, 65_535);
@@ -123,7 +123,7 @@ fn a_super_packet_of_the_greatest_size_is_split_over_records_and_segmented_at_th
 #[test]
 fn a_super_packet_crosses_whole_to_a_device_with_offload() {
     let mut server = server_config(1);
-    server.tun_offload = true;
+    server.surroundings.offloads.tcp = true;
     let mut net = Net::new(server, vec![client_config(1)]);
     net.settle();
     let packet = tcp_super_packet(net.address_v4(0), SERVER_ADDRESS, 40_000);
@@ -132,11 +132,36 @@ fn a_super_packet_crosses_whole_to_a_device_with_offload() {
     assert_eq!(net.received_by_server, [packet]);
 }
 
+/// Each kind of super-packet is the device's or this endpoint's to cut, whatever the other is.
+#[test]
+fn a_device_that_takes_datagrams_alone_gets_tcp_in_segments() {
+    let mut server = server_config(1);
+    server.surroundings.offloads.udp = true;
+    let mut net = Net::new(server, vec![client_config(1)]);
+    net.settle();
+    let packet = tcp_super_packet(net.address_v4(0), SERVER_ADDRESS, 40_000);
+    net.send_super_packet(0, &packet, &super_packet_header(1360));
+    let ends = (net.address_v4(0).into(), SERVER_ADDRESS.into());
+    for _ in 0..3 {
+        let datagram = Packet::udp(ends).dont_fragment().ports(1000, 2000);
+        net.send_from(0, &datagram.payload(&[1; 100]).build());
+    }
+    net.settle();
+    let lengths: Vec<_> = net.received_by_server.iter().map(Vec::len).collect();
+    let segments = lengths.iter().filter(|len| **len <= 1400);
+    assert_eq!((lengths.len(), segments.count()), (31, 31), "{lengths:?}");
+    // Small packets go first.
+    assert_eq!(lengths.first(), Some(&(28 + 300)));
+}
+
 /// They share a walk through the kernel's network stack; what comes between them keeps its place.
 #[test]
 fn datagrams_of_one_flow_go_to_a_device_with_offload_as_one_packet() {
     let mut server = server_config(1);
-    (server.tun_offload, server.tun_udp_offload) = (true, true);
+    server.surroundings.offloads = Offloads {
+        tcp: true,
+        udp: true,
+    };
     let mut net = Net::new(server, vec![client_config(1)]);
     net.settle();
     let ends = (net.address_v4(0).into(), SERVER_ADDRESS.into());
@@ -274,8 +299,8 @@ fn a_rate_limit_is_kept_both_ways_without_a_long_queue() {
     const RATE: u64 = 1_250_000;
     const LEN: usize = 1200;
     let mut config = server_config(1);
-    server_of(&mut config).rate_limit = Some(RATE);
-    let queue_age = config.limits.queue_age;
+    config.server.rate_limit = Some(RATE);
+    let queue_age = config.common.limits.queue_age;
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     let address = net.address_v4(0);
@@ -315,7 +340,7 @@ fn a_rate_limit_counts_each_segment_with_its_headers() {
     const RATE: u64 = 1_250_000;
     const STEP: u16 = 100;
     let mut config = server_config(1);
-    server_of(&mut config).rate_limit = Some(RATE);
+    config.server.rate_limit = Some(RATE);
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     let address = net.address_v4(0);
@@ -348,7 +373,7 @@ fn a_rate_limit_counts_each_segment_with_its_headers() {
 #[test]
 fn a_super_packet_of_tiny_segments_crosses_the_tunnel_in_pieces() {
     let mut server = server_config(1);
-    server.tun_offload = true;
+    server.surroundings.offloads.tcp = true;
     let mut net = Net::new(server, vec![client_config(1)]);
     net.settle();
     for step in [36, 87] {

@@ -5,7 +5,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ipnet::IpNet;
-use lostlove_core::config::{Peer, Role, TunSettings};
+use lostlove_core::config::{Peer, TunSettings};
 use lostlove_core::endpoint::{Batch, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::ip::{self, VirtioHeader};
@@ -61,14 +61,10 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(choices: Choices) -> Self {
         let now = Instant::from_millis(1000);
-        let peers = match choices.server().role {
-            Role::Server(server) => server.peers,
-            Role::Client(_) => Vec::new(),
-        };
-        let clients = (1..=CLIENTS).map(|n| choices.client(n));
-        let configs = core::iter::once(choices.server()).chain(clients);
-        let nodes = (40..).zip(configs).map(|(seed, config)| Node {
-            endpoint: Machine::new(config, seed, now),
+        let clients = (1..=CLIENTS).map(|n| Machine::client(choices, n, 40 + n, now));
+        let machines = core::iter::once(Machine::server(choices, 40, now)).chain(clients);
+        let nodes = machines.map(|endpoint| Node {
+            endpoint,
             open: BTreeSet::new(),
             closed: BTreeSet::new(),
             blocked: BTreeSet::new(),
@@ -78,7 +74,7 @@ impl World {
         });
         Self {
             nodes: nodes.collect(),
-            peers,
+            peers: choices.peers(),
             links: Vec::new(),
             owners: BTreeMap::new(),
             now,
