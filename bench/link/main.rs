@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use lostlove_host::tun::{Tun, TunConfig, VNET_HEADER_LEN};
+use lostlove_system::tun::{Tun, TunConfig, VNET_HEADER_LEN};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 

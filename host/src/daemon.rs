@@ -14,10 +14,10 @@
 //! [`Daemon::now`]. None of them blocks, and each does a bounded amount of work.
 
 mod acceptance;
-mod congestion;
 mod connections;
 mod moderation;
 mod network;
+mod setups;
 mod slots;
 mod start;
 
@@ -33,21 +33,21 @@ use lostlove_core::time::Instant;
 use lostlove_core::turn::{Entropy, Turn};
 use lostlove_pump as pump;
 use lostlove_pump::Progress;
+use lostlove_system::clock::Clock;
+use lostlove_system::net::NetError;
+use lostlove_system::signal::{Signal, Signals};
+use lostlove_system::socket::{SocketOptions, configure};
+use lostlove_system::tun::Tun;
 use tracing::{debug, error, info, warn};
 
 pub use network::Network;
 pub use slots::Slots;
 pub use start::main;
 
-use crate::clock::Clock;
 use crate::dial::Dialer;
 use crate::leases::Leases;
-use crate::listen::{SocketOptions, configure};
 use crate::metrics::Metrics;
-use crate::net::NetError;
 use crate::report;
-use crate::signal::{Signal, Signals};
-use crate::tun::Tun;
 use acceptance::Acceptance;
 use connections::Connections;
 use moderation::Moderation;
@@ -97,7 +97,7 @@ pub struct DaemonParts {
     pub endpoint: Endpoint,
     /// The clock that its time is of.
     pub clock: Clock,
-    /// Randomness for everything secret: [the system's](crate::entropy::SystemEntropy).
+    /// Randomness for everything secret: [the system's](lostlove_system::entropy::SystemEntropy).
     pub entropy: Box<dyn Entropy + Send>,
     /// The tunnel device, non-blocking.
     pub tun: Tun,

@@ -14,8 +14,8 @@ use lostlove_config::Endpoint;
 use tracing::debug;
 
 use self::race::Race;
-use crate::listen::SocketOptions;
-use crate::wake::Wake;
+use lostlove_system::socket::SocketOptions;
+use lostlove_system::wake::Wake;
 
 /// A connection and the address it goes to, or why there is none.
 pub type Dialled = io::Result<(TcpStream, SocketAddr)>;

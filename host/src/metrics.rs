@@ -17,9 +17,9 @@ use lostlove_core::stats::{PeerStats, Stats};
 use tracing::warn;
 
 use self::serve::{Door, Service};
-use crate::listen;
-use crate::wake::Wake;
 use lostlove_core::config::Role;
+use lostlove_system::socket;
+use lostlove_system::wake::Wake;
 
 /// Serves an endpoint's figures over HTTP from a thread of its own.
 ///
@@ -156,7 +156,7 @@ impl Server {
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    listen::bind(address).map_err(|error| {
+    socket::bind(address).map_err(|error| {
         let message = format!("cannot serve metrics on {address}: {error}");
         io::Error::new(error.kind(), message)
     })

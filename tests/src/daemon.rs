@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use lostlove_host::netns::Netns;
+use lostlove_system::netns::Netns;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{await_some, await_true};

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use lostlove_core::crypto::SecretKey;
 use lostlove_host::demo::ping::Pinger;
-use lostlove_host::netns::Netns;
+use lostlove_system::netns::Netns;
 use tempfile::TempDir;
 
 use crate::{Daemon, Driver, Settings, await_some, await_true, skip};

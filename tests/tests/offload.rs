@@ -8,7 +8,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use lostlove_host::tun::{Tun, TunConfig};
+use lostlove_system::tun::{Tun, TunConfig};
 use lostlove_tests::Lab;
 use lostlove_tests::lab::{SERVER_V4, SERVER_V6, client_v4, client_v6};
 use lostlove_tests::traffic::{tcp, udp_echo};

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use lostlove_core::time::Instant;
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
 /// How long accepting rests for want of a descriptor or memory: none will come sooner for being
@@ -13,8 +12,6 @@ use tracing::{debug, warn};
 const PAUSE: Duration = Duration::from_millis(100);
 /// At most one line of the log about it in this time.
 const QUIET: Duration = Duration::from_secs(10);
-/// Descriptors beside those of connections: device, listeners, signals, metrics, log, helpers.
-const OTHER_DESCRIPTORS: u64 = 64;
 
 /// Whether connections are accepted now.
 #[derive(Debug, Default)]
@@ -74,32 +71,6 @@ fn is_passing(error: &io::Error) -> bool {
                 | Errno::NONET
         )
     )
-}
-
-/// Lets the process have as many descriptors as the system allows, and warns if `connections` may
-/// still be too many.
-pub(super) fn raise_descriptor_limit(connections: usize) {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    let current = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(error) => {
-            debug!(%error, "cannot raise the limit of open files");
-            limit.current
-        }
-    };
-    let needed = (connections as u64).saturating_add(OTHER_DESCRIPTORS);
-    if let Some(available) = current.filter(|available| *available < needed) {
-        warn!(
-            available,
-            needed,
-            "the limit of open files is too low for server.max_connections: raise it \
-             (ulimit -Hn, LimitNOFILE= of systemd)"
-        );
-    }
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ use lostlove_core::turn::Turn;
 use lostlove_pump as pump;
 use lostlove_pump::{PacketDevice, Progress};
 
-use super::congestion::Congestion;
 use super::{Change, Slots};
-use crate::listen::SocketOptions;
+use lostlove_system::congestion::Congestion;
+use lostlove_system::socket::SocketOptions;
 
 /// All sockets.
 pub(super) struct Connections {

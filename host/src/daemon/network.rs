@@ -5,7 +5,7 @@ use lostlove_config::{ClientHost, Dns, Routes, ServerHost};
 use lostlove_core::config::TunSettings;
 use tracing::{info, warn};
 
-use crate::net::{
+use lostlove_system::net::{
     ClientNet, ClientSetup, Masquerade, NetError, Paths, ServerNet, ServerSetup, Sources,
     check_firewall,
 };

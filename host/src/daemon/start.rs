@@ -15,23 +15,24 @@ use lostlove_core::config::{
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::time::Instant;
+use lostlove_system::clock::Clock;
+use lostlove_system::entropy::SystemEntropy;
+use lostlove_system::limits::raise_descriptor_limit;
+use lostlove_system::net::{FWMARK, NetError, Paths, check_firewall, missing_nat_interface};
+use lostlove_system::signal::Signals;
+use lostlove_system::socket::listen;
+use lostlove_system::tun::{Tun, TunConfig, TunError};
 use tracing::{error, info, warn};
 
-use super::acceptance::raise_descriptor_limit;
 use super::network::Network;
+use super::setups::socket_options;
 use super::{Daemon, DaemonParts, Run};
 use crate::cli::{self, DaemonArgs, Exit};
-use crate::clock::Clock;
 use crate::dial::Dialer;
-use crate::entropy::SystemEntropy;
 use crate::keytool::{self, FirstStart, KeytoolError};
 use crate::leases::{self, Leases};
-use crate::listen::{SocketOptions, listen};
 use crate::log::{self, Verbosity};
 use crate::metrics::Metrics;
-use crate::net::{FWMARK, NetError, Paths, check_firewall, missing_nat_interface};
-use crate::signal::Signals;
-use crate::tun::{Tun, TunConfig, TunError};
 
 /// The whole of a daemon: `program` is its name, `run` its driver.
 pub fn main(role: Role, program: &'static str, run: Run) -> ExitCode {
@@ -309,7 +310,7 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         host,
         ..
     } = settings;
-    let signals = Signals::new()?;
+    let signals = Signals::new(Exit::Failure.code())?;
     let tun = Tun::open(&TunConfig {
         name: &tun.name,
         offload: tun.offload,
@@ -324,7 +325,7 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         }
         Host::Client(host) => {
             let network = Network::client(host, tun.name())?;
-            let options = SocketOptions::new(&socket, Some(FWMARK));
+            let options = socket_options(&socket, Some(FWMARK));
             let dialer = Dialer::new(host.server.clone(), options)?;
             (network, Vec::new(), Some(dialer), Some(FWMARK))
         }
@@ -354,7 +355,7 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         signals,
         metrics,
         network: Some(network),
-        socket_options: SocketOptions::new(&socket, mark),
+        socket_options: socket_options(&socket, mark),
         leases,
     });
     daemon.announcement = Some(announcement);

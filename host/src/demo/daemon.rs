@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::netns::Netns;
+use lostlove_system::netns::Netns;
 
 /// What a daemon has used so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

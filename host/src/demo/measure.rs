@@ -10,7 +10,7 @@ use super::daemon::Usage;
 use super::ping::Pinger;
 use super::setup::{CLIENT_V6, SERVER_V4, SERVER_V6, Tunnel};
 use super::transfer::{self, Transfer};
-use crate::netns::Netns;
+use lostlove_system::netns::Netns;
 
 /// Everything the table shows.
 #[derive(Clone, Debug)]

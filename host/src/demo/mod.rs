@@ -19,8 +19,8 @@ use std::process::ExitCode;
 use lostlove_core::crypto::Suite;
 
 use crate::cli::Exit;
-use crate::netns;
-use crate::tun::TunError;
+use lostlove_system::netns;
+use lostlove_system::tun::TunError;
 
 /// What the demo can be told.
 #[derive(Clone, Debug, clap::Args)]

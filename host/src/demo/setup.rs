@@ -19,8 +19,8 @@ use lostlove_core::crypto::{SecretKey, Suite};
 use super::Error;
 use super::daemon::Daemon;
 use crate::keytool;
-use crate::netns::Netns;
-use crate::tun::{Tun, TunConfig};
+use lostlove_system::netns::Netns;
+use lostlove_system::tun::{Tun, TunConfig};
 
 /// The server's and the client's tunnel addresses.
 pub(super) const SERVER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 8, 0, 1));

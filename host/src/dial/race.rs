@@ -15,7 +15,7 @@ use rustix::net::netdevice::name_to_index;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Cancel, Dialled, Names};
-use crate::listen::{SocketOptions, prepare};
+use lostlove_system::socket::{SocketOptions, prepare};
 
 /// How long an attempt is alone before the next address is tried too (RFC 8305, section 5).
 pub(super) const STAGGER: Duration = Duration::from_millis(250);

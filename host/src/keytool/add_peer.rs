@@ -10,7 +10,7 @@ use lostlove_core::crypto::{PresharedKey, PublicKey, SecretKey};
 use zeroize::Zeroizing;
 
 use super::{KeytoolError, address, files, random};
-use crate::lock::LockFile;
+use lostlove_system::lock::LockFile;
 
 /// What to add, and to what.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::KeytoolError;
-use crate::lock::LockFile;
+use lostlove_system::lock::LockFile;
 
 /// Mode of a folder for secrets.
 const FOLDER_MODE: u32 = 0o700;

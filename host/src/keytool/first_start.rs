@@ -12,7 +12,7 @@ use lostlove_core::crypto::SecretKey;
 
 use super::add_peer::Client;
 use super::{KeytoolError, address, files, random};
-use crate::net::local_networks;
+use lostlove_system::net::local_networks;
 
 /// Profiles of earlier first starts that may lie around before one is in the way.
 const MAX_PROFILES: u32 = 100;

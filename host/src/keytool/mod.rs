@@ -18,7 +18,7 @@ pub use self::first_start::{
 };
 pub use self::keys::{genkey, genpsk, is_exposed, pubkey};
 use crate::cli::Exit;
-use crate::lock::LockError;
+use lostlove_system::lock::LockError;
 
 /// Why a key or a profile could not be made.
 #[derive(Debug, thiserror::Error)]

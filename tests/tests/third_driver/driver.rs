@@ -7,11 +7,11 @@ use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
 use lostlove_core::turn::Turn;
-use lostlove_host::clock::Clock;
-use lostlove_host::entropy::SystemEntropy;
-use lostlove_host::tun::Tun;
 use lostlove_pump as pump;
 use lostlove_pump::Progress;
+use lostlove_system::clock::Clock;
+use lostlove_system::entropy::SystemEntropy;
+use lostlove_system::tun::Tun;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 pub(crate) struct Driver {

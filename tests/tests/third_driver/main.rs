@@ -7,8 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use lostlove_core::config::Surroundings;
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::stats::Stats;
-use lostlove_host::clock::Clock;
-use lostlove_host::entropy::SystemEntropy;
+use lostlove_system::clock::Clock;
+use lostlove_system::entropy::SystemEntropy;
 use lostlove_tests::DEADLINE;
 use lostlove_tests::rig::{Setup, address, packet, reversed, rng};
 

@@ -12,9 +12,9 @@ use rustix::io::Errno;
 use socket2::{Domain, Type};
 
 use super::*;
-use crate::log::tests::capture;
 use crate::net::namespace::{self, Namespace, await_event, checksum, receive};
 use crate::net::{FWMARK, clean_up_after_crash};
+use crate::testing::capture;
 use crate::tun::{Tun, TunConfig};
 
 const SERVER: &str = "203.0.113.7";

@@ -50,8 +50,8 @@ pub(super) const fn is_of_no_account(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::tests::capture;
     use crate::net::namespace::{self, Namespace};
+    use crate::testing::capture;
 
     /// Case 61: an overlap is named with interface and network.
     #[test]

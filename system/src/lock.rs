@@ -134,7 +134,7 @@ fn is_still(path: &Path, file: &File) -> bool {
 }
 
 /// Who holds the lock of `file`, from `/proc`.
-pub(crate) fn holder_of(file: &File) -> Holder {
+fn holder_of(file: &File) -> Holder {
     let pid = fs::read_to_string("/proc/locks").ok().and_then(|locks| {
         let metadata = file.metadata().ok()?;
         pid_of(&locks, metadata.dev(), metadata.ino())
@@ -172,7 +172,7 @@ fn pid_of(locks: &str, dev: u64, ino: u64) -> Option<u32> {
 }
 
 /// The name of a process's program, without what could disturb a terminal.
-pub(crate) fn name_of(pid: u32) -> Option<String> {
+fn name_of(pid: u32) -> Option<String> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     let name: String = name
         .trim_end()

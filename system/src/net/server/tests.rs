@@ -2,9 +2,9 @@ use std::fs;
 use std::net::UdpSocket;
 
 use super::*;
-use crate::log::tests::capture;
 use crate::net::clean_up_after_crash;
 use crate::net::namespace::{self, Namespace};
+use crate::testing::capture;
 use crate::tun::{Tun, TunConfig};
 
 /// Case 109: everything is restored.

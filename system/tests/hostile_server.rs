@@ -21,7 +21,7 @@ use lostlove_core::ip::{self, VirtioHeader};
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::time::Instant;
 use lostlove_core::turn::{Entropy, Turn};
-use lostlove_host::net::{Allowed, ClientSetup, Named, Surroundings};
+use lostlove_system::net::{Allowed, ClientSetup, Named, Surroundings};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 

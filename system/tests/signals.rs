@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use lostlove_host::signal::{Signal, Signals};
+use lostlove_system::signal::{Signal, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{
     SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
@@ -12,11 +12,14 @@ use signal_hook::consts::{
 };
 use signal_hook::low_level::raise;
 
+/// A test that returns gives 0, and one that panics 101.
+const EXIT_CODE: u8 = 7;
+
 /// Cases 109 and 111. The only one that raises signals in this process, as they reach every
 /// instance in it.
 #[test]
 fn a_first_signal_is_graceful_and_a_second_is_not() {
-    let signals = Signals::new().unwrap();
+    let signals = Signals::new(EXIT_CODE).unwrap();
     assert!(!readable(&signals));
     assert_eq!(signals.drain(), None);
 
@@ -32,12 +35,12 @@ fn a_first_signal_is_graceful_and_a_second_is_not() {
     drop(signals);
 
     for signal in [SIGQUIT, SIGXCPU] {
-        let signals = Signals::new().unwrap();
+        let signals = Signals::new(EXIT_CODE).unwrap();
         raise(signal).unwrap();
         assert_eq!(signals.drain(), Some(Signal::Terminate), "{signal}");
     }
 
-    let signals = Signals::new().unwrap();
+    let signals = Signals::new(EXIT_CODE).unwrap();
     for signal in [
         SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXFSZ,
     ] {
@@ -47,7 +50,7 @@ fn a_first_signal_is_graceful_and_a_second_is_not() {
     drop(signals);
 
     // Cargo's standard input decides what a hang-up means; either way the process lives.
-    let signals = Signals::new().unwrap();
+    let signals = Signals::new(EXIT_CODE).unwrap();
     raise(SIGHUP).unwrap();
     assert_ne!(signals.drain(), Some(Signal::TerminateNow));
 }
@@ -58,7 +61,7 @@ fn a_third_signal_ends_a_process_that_does_not_end() {
     const CHILD: &str = "LOSTLOVE_TEST_THIRD_SIGNAL";
     let name = "a_third_signal_ends_a_process_that_does_not_end";
     if std::env::var_os(CHILD).is_some() {
-        let signals = Signals::new().unwrap();
+        let signals = Signals::new(EXIT_CODE).unwrap();
         for expected in [Signal::Terminate, Signal::TerminateNow] {
             raise(SIGTERM).unwrap();
             assert_eq!(signals.drain(), Some(expected));
@@ -71,8 +74,7 @@ fn a_third_signal_ends_a_process_that_does_not_end() {
         .env(CHILD, "1")
         .output()
         .unwrap();
-    // A test that returns gives 0 and one that panics gives 101.
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(output.status.code(), Some(EXIT_CODE.into()), "{output:?}");
 }
 
 fn readable(signals: &Signals) -> bool {

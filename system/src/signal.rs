@@ -12,8 +12,6 @@ use signal_hook::consts::{
 };
 use signal_hook::{SigId, flag, low_level};
 
-use crate::cli::Exit;
-
 /// Whoever sends these wants the process to end.
 const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGQUIT, SIGXCPU];
 
@@ -56,18 +54,19 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Starts to catch the signals.
+    /// Starts to catch the signals. `exit_code` is that of a process that does not end and is ended
+    /// by one signal more.
     ///
     /// # Errors
     ///
     /// When the system refuses a socket pair or a handler.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(exit_code: u8) -> io::Result<Self> {
         let hangup = if io::stdin().is_terminal() {
             Hangup::Terminates
         } else {
             Hangup::Ignored
         };
-        Self::with_hangup(hangup)
+        Self::with_hangup(hangup, exit_code)
     }
 
     /// Takes bytes that arrive on `receiver` for signals, for a daemon that is told to stop by
@@ -86,17 +85,17 @@ impl Signals {
         })
     }
 
-    fn with_hangup(hangup: Hangup) -> io::Result<Self> {
+    fn with_hangup(hangup: Hangup, exit_code: u8) -> io::Result<Self> {
         let (receiver, sender) = UnixStream::pair()?;
         let mut signals = Self::from_stream(receiver)?;
         for signal in ENDING {
-            signals.catch(signal, &sender)?;
+            signals.catch(signal, &sender, exit_code)?;
         }
         for signal in IGNORED {
             signals.ignore(signal)?;
         }
         match hangup {
-            Hangup::Terminates => signals.catch(SIGHUP, &sender)?,
+            Hangup::Terminates => signals.catch(SIGHUP, &sender, exit_code)?,
             Hangup::Ignored => signals.ignore(SIGHUP)?,
         }
         Ok(signals)
@@ -109,11 +108,10 @@ impl Signals {
         Ok(())
     }
 
-    fn catch(&mut self, signal: i32, sender: &UnixStream) -> io::Result<()> {
-        let exit_status = i32::from(Exit::Failure.code());
+    fn catch(&mut self, signal: i32, sender: &UnixStream, exit_code: u8) -> io::Result<()> {
         self.registrations.push(flag::register_conditional_shutdown(
             signal,
-            exit_status,
+            i32::from(exit_code),
             Arc::clone(&self.give_up),
         )?);
         let sender = sender.try_clone()?;

@@ -7,24 +7,29 @@ use rustix::event::{EventfdFlags, eventfd};
 
 /// Readable from [`Wake::wake`] to [`Wake::clear`].
 #[derive(Debug)]
-pub(crate) struct Wake(OwnedFd);
+pub struct Wake(OwnedFd);
 
 impl Wake {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// One that is not readable.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no descriptor.
+    pub fn new() -> io::Result<Self> {
         Ok(Self(eventfd(
             0,
             EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
         )?))
     }
 
-    /// Never blocks.
-    pub(crate) fn wake(&self) {
+    /// Makes it readable. Never blocks.
+    pub fn wake(&self) {
         // It fails only when the counter is full, and then the descriptor is readable.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Whether it was readable. Never blocks.
-    pub(crate) fn clear(&self) -> bool {
+    /// Makes it unreadable, and says whether it was readable. Never blocks.
+    pub fn clear(&self) -> bool {
         rustix::io::read(&self.0, &mut [0; 8]).is_ok()
     }
 }

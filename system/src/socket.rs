@@ -34,17 +34,6 @@ pub struct SocketOptions {
     pub mark: Option<u32>,
 }
 
-impl SocketOptions {
-    /// The configured options, and a mark.
-    pub fn new(configured: &lostlove_config::SocketOptions, mark: Option<u32>) -> Self {
-        Self {
-            congestion_control: configured.congestion_control.clone(),
-            notsent_lowat: configured.notsent_lowat,
-            mark,
-        }
-    }
-}
-
 /// Listens on all of `addresses`, also on those that no interface has yet: connections come as soon
 /// as one gets it, and the log says once what is awaited. The sockets are non-blocking; an IPv6 one takes IPv6 alone, so
 /// that `0.0.0.0` and `[::]` go together.
@@ -85,7 +74,11 @@ pub fn configure(stream: &TcpStream, options: &SocketOptions) -> io::Result<()> 
 }
 
 /// [`configure`] for a socket that may not be connected yet.
-pub(crate) fn prepare(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
+///
+/// # Errors
+///
+/// As there.
+pub fn prepare(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     let lowat = options.notsent_lowat;
     improve("TCP_NODELAY", socket.set_tcp_nodelay(true));
@@ -127,19 +120,19 @@ fn set_congestion_control(socket: &Socket, name: &str) {
 
 /// What the kernel knows of a connection's path (`TCP_INFO`, Linux 4.9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PathInfo {
+pub struct PathInfo {
     /// Segments with data that were sent; wraps around.
-    pub(crate) sent: u32,
+    pub sent: u32,
     /// Segments that were sent again; wraps around.
-    pub(crate) resent: u32,
+    pub resent: u32,
     /// Segments with data that arrived; wraps around.
-    pub(crate) received: u32,
+    pub received: u32,
     /// The smoothed round-trip time.
-    pub(crate) round_trip: Duration,
+    pub round_trip: Duration,
     /// The shortest round trip of the last minutes.
-    pub(crate) shortest_round_trip: Duration,
+    pub shortest_round_trip: Duration,
     /// The rate at which data arrived lately while there was enough to send, in bytes per second.
-    pub(crate) delivery_rate: u64,
+    pub delivery_rate: u64,
 }
 
 impl PathInfo {
@@ -147,8 +140,12 @@ impl PathInfo {
     const LEN: usize = 168;
 
     /// Asks the kernel.
+    ///
+    /// # Errors
+    ///
+    /// It does not tell, or not all of it.
     #[expect(unsafe_code, reason = "no safe crate asks for TCP_INFO")]
-    pub(crate) fn of(socket: &TcpStream) -> io::Result<Self> {
+    pub fn of(socket: &TcpStream) -> io::Result<Self> {
         let mut info = [0; Self::LEN];
         let mut len = libc::socklen_t::try_from(info.len()).unwrap_or(0);
         // SAFETY: the kernel writes at most `len` bytes to `info`, which is that long.
@@ -191,7 +188,11 @@ impl PathInfo {
 
 /// Listens on `address`. One that this host does not have, or not yet, is listened on as well, with
 /// a warning: at boot, interfaces and the addresses of DHCP come when they come.
-pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+///
+/// # Errors
+///
+/// The system's answer.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     match bind_with(address, Whose::Own) {
         Err(error) if is_absent(&error) && !address.ip().is_unspecified() => {
             // Where that is refused, the first answer says more.
@@ -271,8 +272,8 @@ mod tests {
     use std::io::{Read as _, Write as _};
 
     use super::*;
-    use crate::log::tests::capture;
     use crate::net::namespace;
+    use crate::testing::capture;
 
     #[test]
     fn connections_arrive_and_accepting_does_not_block() {

@@ -19,7 +19,7 @@ use lostlove_core::time::Instant;
 use socket2::SockRef;
 use tracing::{debug, info};
 
-use crate::listen::{PathInfo, SocketOptions};
+use crate::socket::{PathInfo, SocketOptions};
 
 /// Linux's name of BBR, which lossy paths get; those of its later versions begin with it.
 const BBR: &str = "bbr";
@@ -51,7 +51,7 @@ const MAX_BBR_LOWAT: u32 = 256 * 1024;
 
 /// Looks after one connection.
 #[derive(Debug)]
-pub(super) struct Congestion {
+pub struct Congestion {
     algorithm: Algorithm,
     /// The least that the connection's `TCP_NOTSENT_LOWAT` may be, in bytes.
     min_lowat: u32,
@@ -73,7 +73,7 @@ enum Algorithm {
 
 impl Congestion {
     /// For a connection that has been given these options.
-    pub(super) fn new(socket: &TcpStream, options: &SocketOptions) -> Self {
+    pub fn new(socket: &TcpStream, options: &SocketOptions) -> Self {
         let name = SockRef::from(socket).tcp_congestion().unwrap_or_default();
         let algorithm = if name.starts_with(BBR.as_bytes()) {
             Algorithm::Bbr
@@ -92,7 +92,7 @@ impl Congestion {
     }
 
     /// To be called as the connection sends.
-    pub(super) fn look(&mut self, socket: &TcpStream, now: Instant) {
+    pub fn look(&mut self, socket: &TcpStream, now: Instant) {
         if self.algorithm == Algorithm::Fixed || self.next_look.is_some_and(|at| now < at) {
             return;
         }
@@ -181,7 +181,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::log::tests::capture;
+    use crate::testing::capture;
 
     const LOWAT: u32 = 4096;
 

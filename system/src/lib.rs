@@ -1,0 +1,22 @@
+//! Everything with which LostLove changes or asks the operating system, and all of its `unsafe`.
+//!
+//! Plain values come in and plain answers go out: nothing here knows of configuration files, of
+//! sessions or of the daemon.
+
+pub mod clock;
+pub mod congestion;
+pub mod entropy;
+pub mod limits;
+pub mod lock;
+#[cfg(target_os = "linux")]
+pub mod net;
+#[cfg(target_os = "linux")]
+pub mod netns;
+pub mod signal;
+pub mod socket;
+#[cfg(target_os = "linux")]
+pub mod tun;
+pub mod wake;
+
+#[cfg(test)]
+mod testing;
