@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use lostlove_core::config::Push;
+use lostlove_core::ip::NOT_PUBLIC_V4;
 use toml::de::DeValue;
 
 use crate::reader::value::{expected, interface_name, network, one_of};
@@ -20,22 +21,6 @@ const METADATA_ADDRESSES: [&str; 4] = [
     "fd00:ec2::254",
     "100.100.100.200",
     "168.63.129.16",
-];
-
-/// Addresses that nobody reaches over the internet, or that no router forwards: of IANA's registry
-/// of special IPv4 addresses (RFC 6890) all but those for documentation.
-pub const NOT_PUBLIC_V4: [&str; 11] = [
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
 ];
 
 /// Unique local (RFC 4193) and once site-local addresses (RFC 3879), and those that a NAT64 of
@@ -165,8 +150,8 @@ fn is_private(network: &IpNet) -> bool {
 }
 
 fn private_networks() -> impl Iterator<Item = IpNet> {
-    let networks = NOT_PUBLIC_V4.iter().chain(&PRIVATE_V6);
-    networks.filter_map(|text| text.parse().ok())
+    let v6 = PRIVATE_V6.iter().filter_map(|text| text.parse().ok());
+    NOT_PUBLIC_V4.into_iter().map(IpNet::V4).chain(v6)
 }
 
 /// Who pushes every network, private ones among them, may think that this opens them.

@@ -32,7 +32,6 @@ pub mod write;
 
 pub use client::load_client;
 pub use endpoint::{Endpoint, InvalidEndpoint};
-pub use forwarding::NOT_PUBLIC_V4;
 pub use problem::{ConfigError, Position, Problem};
 pub use server::{ServerCheck, check_server, default_key_path, load_server};
 pub use settings::{

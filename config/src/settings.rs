@@ -129,11 +129,6 @@ impl PortRange {
     pub fn count(self) -> u32 {
         (u32::from(self.last) + 1).saturating_sub(self.first.into())
     }
-
-    /// Whether the port is one of these.
-    pub const fn contains(self, port: u16) -> bool {
-        self.first <= port && port <= self.last
-    }
 }
 
 impl fmt::Display for PortRange {

@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use lostlove_config::Endpoint;
+use lostlove_system::socket::SocketOptions;
+use lostlove_system::wake::Wake;
 use tracing::debug;
 
 use self::race::Race;
-use lostlove_system::socket::SocketOptions;
-use lostlove_system::wake::Wake;
 
 /// A connection and the address it goes to, or why there is none.
 pub type Dialled = io::Result<(TcpStream, SocketAddr)>;

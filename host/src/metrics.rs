@@ -14,12 +14,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lostlove_core::stats::{PeerStats, Stats};
+use lostlove_system::socket;
+use lostlove_system::wake::Wake;
 use tracing::warn;
 
 use self::serve::{Door, Service};
 use lostlove_core::config::Role;
-use lostlove_system::socket;
-use lostlove_system::wake::Wake;
 
 /// Serves an endpoint's figures over HTTP from a thread of its own.
 ///

@@ -8,7 +8,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use lostlove_config::{Dns, Routes};
 use lostlove_core::config::{
     Client, ClientConfig, Common, Limits, Peer, Push, Rotation, Server, ServerConfig,
     Surroundings as Machine, TunSettings,
@@ -21,7 +20,7 @@ use lostlove_core::ip::{self, VirtioHeader};
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::time::Instant;
 use lostlove_core::turn::{Entropy, Turn};
-use lostlove_system::net::{Allowed, ClientSetup, Named, Surroundings};
+use lostlove_system::net::{Allowed, ClientRoutes, ClientSetup, NameServers, Named, Surroundings};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
@@ -121,8 +120,8 @@ struct World {
     /// The client, and the server.
     ends: [Endpoint; 2],
     link: Option<Link>,
-    routes: Routes,
-    dns: Dns,
+    routes: ClientRoutes,
+    dns: NameServers,
     around: Surroundings,
     /// What is in force, and the address.
     allowed: Option<(Allowed, Ipv4Addr)>,
@@ -136,19 +135,19 @@ impl World {
         let mut dice = Dice(ChaCha20Rng::seed_from_u64(seed));
         let now = Instant::from_millis(1000);
         let routes = match dice.below(4) {
-            0 => Routes::Full,
-            1 => Routes::Server,
-            2 => Routes::None,
+            0 => ClientRoutes::Full,
+            1 => ClientRoutes::Server,
+            2 => ClientRoutes::List(Vec::new()),
             _ => {
                 let mut listed = dice.networks();
                 listed.retain(|net| ip::special_range(*net).is_none());
-                Routes::List(listed)
+                ClientRoutes::List(listed)
             }
         };
         let dns = match dice.below(3) {
-            0 => Dns::Server,
-            1 => Dns::None,
-            _ => Dns::List(dice.addresses()),
+            0 => NameServers::Server,
+            1 => NameServers::List(Vec::new()),
+            _ => NameServers::List(dice.addresses()),
         };
         let server = server(&mut dice, now);
         let mut world = Self {
@@ -347,7 +346,8 @@ impl World {
         places.extend(&self.around.resolvers);
         places.extend(self.around.gateways.iter().map(|gateway| gateway.value));
         places.extend(settings.push.routes.iter().map(IpNet::network));
-        let named = |place: &IpAddr| matches!(&self.dns, Dns::List(list) if list.contains(place));
+        let named =
+            |place: &IpAddr| matches!(&self.dns, NameServers::List(list) if list.contains(place));
         for place in places.into_iter().filter(|place| !named(place)) {
             if allowed.goes_inside(place, &self.around) {
                 assert!(self.may_go_inside(place, settings), "{place}: {allowed:?}");
@@ -355,7 +355,10 @@ impl World {
         }
         let overruled = |server: &&IpAddr| !named(server);
         for server in allowed.dns.iter().filter(overruled) {
-            assert!(matches!(self.dns, Dns::Server), "{server}: {allowed:?}");
+            assert!(
+                matches!(self.dns, NameServers::Server),
+                "{server}: {allowed:?}"
+            );
             assert!(
                 allowed.goes_inside(*server, &self.around),
                 "{server}: {allowed:?}"
@@ -370,10 +373,9 @@ impl World {
             || self.around.gateways.iter().any(|it| it.value == place);
         let is_resolver = self.around.resolvers.contains(&place);
         let is_listed = match &self.routes {
-            Routes::Full => !is_local,
-            Routes::Server => !is_local && !is_resolver,
-            Routes::List(listed) => listed.iter().any(|net| net.contains(&place)),
-            Routes::None => false,
+            ClientRoutes::Full => !is_local,
+            ClientRoutes::Server => !is_local && !is_resolver,
+            ClientRoutes::List(listed) => listed.iter().any(|net| net.contains(&place)),
         };
         let is_servers = |net: Ipv4Net| net.hosts().next().map(IpAddr::V4) == Some(place);
         !is_special && (is_listed || settings.address_v4.is_some_and(is_servers))

@@ -25,8 +25,28 @@ pub const LINK_LOCAL: [IpNet; 2] = [
     v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
 ];
 
-const fn v4([a, b, c, d]: [u8; 4], prefix_len: u8) -> IpNet {
-    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix_len))
+/// Addresses that nobody reaches over the internet, or that no router forwards: of IANA's registry
+/// of special IPv4 addresses (RFC 6890) all but those for documentation.
+pub const NOT_PUBLIC_V4: [Ipv4Net; 11] = [
+    net_v4([0, 0, 0, 0], 8),
+    net_v4([10, 0, 0, 0], 8),
+    net_v4([100, 64, 0, 0], 10),
+    net_v4([127, 0, 0, 0], 8),
+    net_v4([169, 254, 0, 0], 16),
+    net_v4([172, 16, 0, 0], 12),
+    net_v4([192, 0, 0, 0], 24),
+    net_v4([192, 168, 0, 0], 16),
+    net_v4([198, 18, 0, 0], 15),
+    net_v4([224, 0, 0, 0], 4),
+    net_v4([240, 0, 0, 0], 4),
+];
+
+const fn net_v4([a, b, c, d]: [u8; 4], prefix_len: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix_len)
+}
+
+const fn v4(octets: [u8; 4], prefix_len: u8) -> IpNet {
+    IpNet::V4(net_v4(octets, prefix_len))
 }
 
 const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix_len: u8) -> IpNet {

@@ -23,7 +23,9 @@ mod virtio;
 pub(crate) mod testing;
 
 pub use ack::is_superseded;
-pub use address::{LINK_LOCAL, is_unicast_destination, is_unicast_source, special_range};
+pub use address::{
+    LINK_LOCAL, NOT_PUBLIC_V4, is_unicast_destination, is_unicast_source, special_range,
+};
 pub use checksum::{complete_checksum, ones_complement_sum, pseudo_header_sum};
 pub use coalesce::{Coalesced, Coalescer, Datagram};
 pub use flow::flow_hash;

@@ -11,10 +11,10 @@ use lostlove_core::time::Instant;
 use lostlove_core::turn::Turn;
 use lostlove_pump as pump;
 use lostlove_pump::{PacketDevice, Progress};
-
-use super::{Change, Slots};
 use lostlove_system::congestion::Congestion;
 use lostlove_system::socket::SocketOptions;
+
+use super::{Change, Slots};
 
 /// All sockets.
 pub(super) struct Connections {

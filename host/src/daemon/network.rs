@@ -1,14 +1,15 @@
 //! The system's network, as the role needs it.
 
 use ipnet::IpNet;
-use lostlove_config::{ClientHost, Dns, Routes, ServerHost};
+use lostlove_config::{ClientHost, ServerHost};
 use lostlove_core::config::TunSettings;
+use lostlove_system::net::{
+    ClientNet, ClientRoutes, ClientSetup, NameServers, NetError, Paths, ServerNet, ServerSetup,
+    Sources, check_firewall,
+};
 use tracing::{info, warn};
 
-use lostlove_system::net::{
-    ClientNet, ClientSetup, Masquerade, NetError, Paths, ServerNet, ServerSetup, Sources,
-    check_firewall,
-};
+use super::setups;
 
 /// Packets that wait in the kernel for the daemon to read, as many as a WireGuard device or an
 /// Ethernet card has there; a TUN device's own default is 500.
@@ -40,8 +41,8 @@ struct ClientNetwork {
 
 /// What the client's file says.
 struct Profile {
-    routes: Routes,
-    dns: Dns,
+    routes: ClientRoutes,
+    dns: NameServers,
     inbound: bool,
 }
 
@@ -54,21 +55,18 @@ struct Current {
 impl Network {
     /// Prepares a server's system.
     pub(super) fn server(host: &ServerHost, tun: &str) -> Result<Self, NetError> {
-        let masquerade = host.nat.as_ref().map(|nat| Masquerade {
-            interface: nat.interface.clone(),
-            sources: host.tun.addresses.iter().map(IpNet::trunc).collect(),
-            ports: nat.ports,
-        });
+        let addresses = &host.tun.addresses;
+        let masquerade = host.nat.as_ref();
         let setup = ServerSetup {
             tun,
             mtu: host.tun.mtu,
             txqueuelen: QUEUE_LEN,
-            addresses: &host.tun.addresses,
+            addresses,
             routes: &host.peer_routes,
             forwarding: host.forwarding,
-            masquerade,
+            masquerade: masquerade.map(|nat| setups::masquerade(nat, addresses)),
             inbound: host.inbound.as_deref(),
-            access: &host.client_access,
+            access: &setups::access(&host.client_access),
         };
         ServerNet::set_up(&setup, &Paths::default()).map(|net| Self(Kind::Server(Box::new(net))))
     }
@@ -79,8 +77,8 @@ impl Network {
         Ok(Self(Kind::Client(Box::new(ClientNetwork {
             net: ClientNet::new(tun, &Paths::default())?,
             profile: Profile {
-                routes: host.routes.clone(),
-                dns: host.dns.clone(),
+                routes: setups::client_routes(&host.routes),
+                dns: setups::name_servers(&host.dns),
                 inbound: host.inbound,
             },
             current: None,

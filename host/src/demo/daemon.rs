@@ -7,9 +7,8 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use lostlove_system::netns::Netns;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// What a daemon has used so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

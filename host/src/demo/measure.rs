@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lostlove_system::netns::Netns;
+
 use super::daemon::Usage;
 use super::ping::Pinger;
 use super::setup::{CLIENT_V6, SERVER_V4, SERVER_V6, Tunnel};
 use super::transfer::{self, Transfer};
-use lostlove_system::netns::Netns;
 
 /// Everything the table shows.
 #[derive(Clone, Debug)]

@@ -17,10 +17,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use lostlove_core::crypto::Suite;
-
-use crate::cli::Exit;
 use lostlove_system::netns;
 use lostlove_system::tun::TunError;
+
+use crate::cli::Exit;
 
 /// What the demo can be told.
 #[derive(Clone, Debug, clap::Args)]

@@ -15,12 +15,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lostlove_core::crypto::{SecretKey, Suite};
+use lostlove_system::netns::Netns;
+use lostlove_system::tun::{Tun, TunConfig};
 
 use super::Error;
 use super::daemon::Daemon;
 use crate::keytool;
-use lostlove_system::netns::Netns;
-use lostlove_system::tun::{Tun, TunConfig};
 
 /// The server's and the client's tunnel addresses.
 pub(super) const SERVER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 8, 0, 1));

@@ -9,13 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lostlove_config::Endpoint;
+use lostlove_system::socket::{SocketOptions, prepare};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Cancel, Dialled, Names};
-use lostlove_system::socket::{SocketOptions, prepare};
 
 /// How long an attempt is alone before the next address is tried too (RFC 8305, section 5).
 pub(super) const STAGGER: Duration = Duration::from_millis(250);

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use lostlove_config::write::{self, Assigned, NewClient, NewPeer};
 use lostlove_config::{ConfigError, Endpoint, Routes, ServerSettings, load_server};
 use lostlove_core::crypto::{PresharedKey, PublicKey, SecretKey};
+use lostlove_system::lock::LockFile;
 use zeroize::Zeroizing;
 
 use super::{KeytoolError, address, files, random};
-use lostlove_system::lock::LockFile;
 
 /// What to add, and to what.
 #[derive(Clone, Debug)]

@@ -6,11 +6,11 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lostlove_system::lock::LockFile;
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use super::KeytoolError;
-use lostlove_system::lock::LockFile;
 
 /// Mode of a folder for secrets.
 const FOLDER_MODE: u32 = 0o700;

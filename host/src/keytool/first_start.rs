@@ -9,10 +9,10 @@ use ipnet::{IpNet, Ipv4Net};
 use lostlove_config::write::{self, NewServer, random_ula};
 use lostlove_config::{Endpoint, Routes, default_key_path, overlaps, read_key_file};
 use lostlove_core::crypto::SecretKey;
+use lostlove_system::net::local_networks;
 
 use super::add_peer::Client;
 use super::{KeytoolError, address, files, random};
-use lostlove_system::net::local_networks;
 
 /// Profiles of earlier first starts that may lie around before one is in the way.
 const MAX_PROFILES: u32 = 100;

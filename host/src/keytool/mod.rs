@@ -10,6 +10,7 @@ use std::io;
 
 use lostlove_config::ConfigError;
 use lostlove_core::crypto::KeyError;
+use lostlove_system::lock::LockError;
 use zeroize::Zeroizing;
 
 pub use self::add_peer::{AddPeer, AddedPeer, add_peer};
@@ -18,7 +19,6 @@ pub use self::first_start::{
 };
 pub use self::keys::{genkey, genpsk, is_exposed, pubkey};
 use crate::cli::Exit;
-use lostlove_system::lock::LockError;
 
 /// Why a key or a profile could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use lostlove_config::{Dns, Routes};
 use lostlove_core::config::{MIN_IPV6_MTU, MIN_PREFIX_V4, MIN_PREFIX_V6};
 use lostlove_core::ip::{LINK_LOCAL, special_range};
 
-use super::client::ClientSetup;
+use super::error::Refusal;
+use super::setup::{ClientRoutes, ClientSetup, NameServers};
 use super::surroundings::{Named, Surroundings};
 
 /// Every address of a family.
@@ -21,70 +21,6 @@ const EVERYTHING: [IpNet; 2] = [
     IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0)),
     IpNet::V6(Ipv6Net::new_assert(std::net::Ipv6Addr::UNSPECIFIED, 0)),
 ];
-
-/// Why an assignment cannot be used here.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// No tunnel may have such an address.
-    #[error("the server assigns {address}, {kind} address")]
-    Special {
-        /// The address.
-        address: IpAddr,
-        /// What it is, such as "a loopback".
-        kind: &'static str,
-    },
-    /// The tunnel's network holds half the world.
-    #[error(
-        "the server says that the tunnel's network is {network}: expected a prefix length of \
-         {least} or more"
-    )]
-    TooWide {
-        /// The network.
-        network: IpNet,
-        /// The shortest prefix length that is taken.
-        least: u8,
-    },
-    /// Another interface has the address.
-    #[error(
-        "the server assigns {address}, which is an address of {interface} here: change the one or \
-         the other (network.tun_address on the server)"
-    )]
-    Taken {
-        /// The address.
-        address: IpAddr,
-        /// The interface that has it.
-        interface: String,
-    },
-    /// The host is in that network already.
-    #[error(
-        "the tunnel's network {network} overlaps {local} of {interface}: change the one or the \
-         other (network.tun_address on the server), or list {network} in client.routes"
-    )]
-    Overlap {
-        /// The tunnel's network.
-        network: IpNet,
-        /// The local one.
-        local: IpNet,
-        /// The interface that is in it.
-        interface: String,
-    },
-    /// The host's own router would be in the tunnel.
-    #[error(
-        "the tunnel's network {network} holds {gateway}, the default gateway of {interface}: \
-         change network.tun_address on the server, or list {network} in client.routes"
-    )]
-    Gateway {
-        /// The tunnel's network.
-        network: IpNet,
-        /// The router.
-        gateway: IpAddr,
-        /// The interface that leads there.
-        interface: String,
-    },
-    /// What the tunnel could collide with is not known.
-    #[error("cannot list this host's addresses and routes, with which the tunnel may collide: {0}")]
-    Unknown(String),
-}
 
 /// Where packets from the tunnel may come from: from `inside`, and not from `outside`. The longest
 /// prefix decides, and `inside` where both have it.
@@ -156,7 +92,7 @@ impl Allowed {
     fn take_routes(&mut self, setup: &ClientSetup<'_>, around: &Surroundings) {
         let networks: Vec<_> = self.addresses.iter().map(IpNet::trunc).collect();
         match setup.routes {
-            Routes::Full => {
+            ClientRoutes::Full => {
                 self.inside.extend(networks);
                 for everything in EVERYTHING {
                     if self.has_family_of(everything) {
@@ -166,13 +102,13 @@ impl Allowed {
                     }
                 }
             }
-            Routes::Server => {
+            ClientRoutes::Server => {
                 self.inside.extend(networks);
                 for pushed in &setup.push.routes {
                     self.take_pushed_route(pushed.trunc(), around);
                 }
             }
-            Routes::List(_) | Routes::None => {
+            ClientRoutes::List(_) => {
                 let listed = listed(setup.routes).iter().map(IpNet::trunc);
                 let listed: Vec<_> = listed.filter(|net| self.has_family_of(*net)).collect();
                 self.inside.extend(listed);
@@ -214,7 +150,7 @@ impl Allowed {
     fn keep_outside(&mut self, setup: &ClientSetup<'_>, around: &Surroundings) {
         let gateways = around.gateways.iter().map(|gateway| gateway.value);
         let mut own: Vec<_> = gateways.map(|it| (it, "the default gateway")).collect();
-        if !matches!(setup.routes, Routes::Full) {
+        if !matches!(setup.routes, ClientRoutes::Full) {
             let resolvers = around.resolvers.iter();
             own.extend(resolvers.map(|it| (*it, "the name server in use")));
         }
@@ -225,7 +161,7 @@ impl Allowed {
             if is_listed || !self.goes_inside(address, around) {
                 continue;
             }
-            if !matches!(setup.routes, Routes::Full) {
+            if !matches!(setup.routes, ClientRoutes::Full) {
                 self.remarks.push(format!(
                     "the server routes {address}, {what} here, into the tunnel: it stays outside \
                      unless client.routes lists it"
@@ -243,8 +179,7 @@ impl Allowed {
 
     fn take_name_servers(&mut self, setup: &ClientSetup<'_>, around: &Surroundings) {
         match setup.dns {
-            Dns::None => {}
-            Dns::List(servers) => {
+            NameServers::List(servers) => {
                 for server in servers {
                     self.dns.push(*server);
                     let host = IpNet::from(*server);
@@ -255,7 +190,7 @@ impl Allowed {
                     }
                 }
             }
-            Dns::Server => {
+            NameServers::Server => {
                 for server in &setup.push.dns {
                     self.take_pushed_server(*server, around);
                 }
@@ -317,10 +252,10 @@ impl Allowed {
 }
 
 /// What the profile lists by itself.
-fn listed(routes: &Routes) -> &[IpNet] {
+fn listed(routes: &ClientRoutes) -> &[IpNet] {
     match routes {
-        Routes::List(networks) => networks,
-        Routes::Full | Routes::Server | Routes::None => &[],
+        ClientRoutes::List(networks) => networks,
+        ClientRoutes::Full | ClientRoutes::Server => &[],
     }
 }
 
@@ -359,7 +294,11 @@ fn check_address(own: IpNet) -> Result<(), Refusal> {
 }
 
 /// Whether the host is elsewhere than the tunnel's network.
-fn check_surroundings(own: IpNet, routes: &Routes, around: &Surroundings) -> Result<(), Refusal> {
+fn check_surroundings(
+    own: IpNet,
+    routes: &ClientRoutes,
+    around: &Surroundings,
+) -> Result<(), Refusal> {
     let address = own.addr();
     if let Some(taken) = around.addresses.iter().find(|it| it.value == address) {
         let interface = taken.interface.clone();

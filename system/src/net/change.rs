@@ -8,8 +8,10 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::dns::Dns;
+use super::error::NetError;
 use super::netlink::{Netlink, Route, RouteTarget, Rule};
-use super::{NetError, Paths, nft, sysctl};
+use super::setup::Paths;
+use super::{nft, sysctl};
 
 /// One change to the system, as it is recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,36 +3,17 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lostlove_config::{Dns, Routes};
-use lostlove_core::config::Push;
 
 use super::allowed::Sources;
 use super::change::Change;
-use super::dns::Dns as Resolver;
+use super::dns::Dns;
+use super::error::NetError;
 use super::guard::Guard;
 use super::netlink::LinkSetup;
 use super::plan::{Plan, is_planned};
+use super::setup::{ClientSetup, Paths};
 use super::surroundings::Surroundings;
-use super::{NetError, Paths, nft, set_up_link, sysctl};
-
-/// What a server assigns to a client, and what the client's profile allows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientSetup<'a> {
-    /// The device's MTU in bytes.
-    pub mtu: u16,
-    /// Length of its transmit queue, in packets (or super-packets, with offload).
-    pub txqueuelen: u32,
-    /// The client's addresses, with the prefix lengths of the tunnel's networks.
-    pub addresses: &'a [IpNet],
-    /// What the server recommends.
-    pub push: &'a Push,
-    /// What the profile sends into the tunnel.
-    pub routes: &'a Routes,
-    /// Which name servers the profile wants, always reached through the tunnel.
-    pub dns: &'a Dns,
-    /// Whether connections may come in from the tunnel, not only answers.
-    pub inbound: bool,
-}
+use super::{link, nft, sysctl};
 
 /// Everything a client has changed on the system. Undone on [`Self::restore`] and on drop.
 ///
@@ -156,7 +137,7 @@ impl ClientNet {
     }
 
     fn set_up_link(&mut self, setup: &ClientSetup<'_>, index: u32) -> Result<(), NetError> {
-        let link = LinkSetup {
+        let wanted = LinkSetup {
             mtu: setup.mtu.into(),
             txqueuelen: setup.txqueuelen,
         };
@@ -164,9 +145,9 @@ impl ClientNet {
             // systemd-resolved forgets the servers of a device that was closed.
             self.dns.clear();
         }
-        if self.link != Some((index, link)) {
-            set_up_link(&mut self.guard, index, &link)?;
-            self.link = Some((index, link));
+        if self.link != Some((index, wanted)) {
+            link::set_up(&mut self.guard, index, &wanted)?;
+            self.link = Some((index, wanted));
         }
         Ok(())
     }
@@ -247,7 +228,7 @@ impl ClientNet {
                 self.guard.undo(&Change::Dns(dns))?;
             }
         } else {
-            let choose = || Resolver::choose(&self.guard.paths, self.guard.tun());
+            let choose = || Dns::choose(&self.guard.paths, self.guard.tun());
             let dns = current.unwrap_or_else(choose);
             let change = Change::Dns(dns.clone());
             self.guard.make_with(&change, |_| dns.set(servers))?;

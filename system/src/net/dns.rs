@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::command;
+use super::error::NetError;
 use super::netlink::Netlink;
-use super::{NetError, Paths, command};
+use super::setup::Paths;
 
 /// Who is told about DNS servers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

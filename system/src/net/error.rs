@@ -1,11 +1,12 @@
 //! What can go wrong with the system's network, in words that say what to do about it.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 
-use super::allowed::Refusal;
 use crate::lock::LockError;
 
 /// What can go wrong with the system's network.
@@ -106,6 +107,70 @@ impl NetError {
             | Self::Command { .. } => false,
         }
     }
+}
+
+/// Why an assignment cannot be used here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No tunnel may have such an address.
+    #[error("the server assigns {address}, {kind} address")]
+    Special {
+        /// The address.
+        address: IpAddr,
+        /// What it is, such as "a loopback".
+        kind: &'static str,
+    },
+    /// The tunnel's network holds half the world.
+    #[error(
+        "the server says that the tunnel's network is {network}: expected a prefix length of \
+         {least} or more"
+    )]
+    TooWide {
+        /// The network.
+        network: IpNet,
+        /// The shortest prefix length that is taken.
+        least: u8,
+    },
+    /// Another interface has the address.
+    #[error(
+        "the server assigns {address}, which is an address of {interface} here: change the one or \
+         the other (network.tun_address on the server)"
+    )]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// The interface that has it.
+        interface: String,
+    },
+    /// The host is in that network already.
+    #[error(
+        "the tunnel's network {network} overlaps {local} of {interface}: change the one or the \
+         other (network.tun_address on the server), or list {network} in client.routes"
+    )]
+    Overlap {
+        /// The tunnel's network.
+        network: IpNet,
+        /// The local one.
+        local: IpNet,
+        /// The interface that is in it.
+        interface: String,
+    },
+    /// The host's own router would be in the tunnel.
+    #[error(
+        "the tunnel's network {network} holds {gateway}, the default gateway of {interface}: \
+         change network.tun_address on the server, or list {network} in client.routes"
+    )]
+    Gateway {
+        /// The tunnel's network.
+        network: IpNet,
+        /// The router.
+        gateway: IpAddr,
+        /// The interface that leads there.
+        interface: String,
+    },
+    /// What the tunnel could collide with is not known.
+    #[error("cannot list this host's addresses and routes, with which the tunnel may collide: {0}")]
+    Unknown(String),
 }
 
 fn in_brackets(pid: Option<u32>) -> String {

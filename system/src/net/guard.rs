@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use super::change::Change;
 use super::dns::Dns;
+use super::error::NetError;
 use super::journal::Journal;
 use super::netlink::Netlink;
-use super::{NetError, Paths};
+use super::setup::Paths;
+use super::sysctl;
 use crate::lock::LockFile;
 
 /// How long to wait for others of this kind, who hold the lock while they read and write a kernel
@@ -119,7 +121,7 @@ impl Guard {
     /// process set it: who ends last puts that back.
     pub(super) fn set_sysctl(&mut self, key: &str, new: &str) -> Result<(), NetError> {
         let _lock = self.journal.lock_shared(PATIENCE)?;
-        let old = super::sysctl::read(&self.paths, key).map_err(|source| NetError::Sysctl {
+        let old = sysctl::read(&self.paths, key).map_err(|source| NetError::Sysctl {
             key: key.to_owned(),
             value: new.to_owned(),
             source,
@@ -142,7 +144,7 @@ impl Guard {
     /// What a kernel parameter is, or was before a live process of ours set it to `new`.
     pub(super) fn former_value(&self, key: &str, new: &str) -> Option<String> {
         let _lock = self.journal.lock_shared(PATIENCE).ok()?;
-        let value = super::sysctl::read(&self.paths, key).ok()?;
+        let value = sysctl::read(&self.paths, key).ok()?;
         if value != new {
             return Some(value);
         }

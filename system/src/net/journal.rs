@@ -15,7 +15,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::change::Change;
-use super::{NetError, Paths};
+use super::error::NetError;
+use super::setup::Paths;
 use crate::lock::LockFile;
 
 /// The record of one device, locked.

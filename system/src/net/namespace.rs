@@ -12,7 +12,7 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::Paths;
+use super::setup::Paths;
 use crate::tun::{Tun, VNET_HEADER_LEN};
 
 /// One test at a time: a program that another thread starts holds copies of all descriptors until

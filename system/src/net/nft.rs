@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use super::{FWMARK, NetError, Paths, command};
+use super::command;
+use super::error::NetError;
+use super::setup::{FWMARK, Paths};
 
 pub(super) mod server;
 

@@ -28,7 +28,8 @@ pub fn local_networks(except: Option<u32>) -> Vec<(String, IpNet)> {
 /// Warns of every local network that overlaps one of `tunnel`, whose interface is `index`.
 pub(super) fn warn_of_overlaps(tunnel: &[IpNet], index: u32, advice: &str) {
     for (interface, local) in local_networks(Some(index)) {
-        for (network, _) in lostlove_config::overlaps(tunnel, &[local]) {
+        let networks = tunnel.iter().map(IpNet::trunc);
+        for network in networks.filter(|ours| overlap(ours, &local)) {
             tracing::warn!(
                 %interface,
                 %local,
@@ -38,6 +39,13 @@ pub(super) fn warn_of_overlaps(tunnel: &[IpNet], index: u32, advice: &str) {
             );
         }
     }
+}
+
+/// Whether some packets could go to the one or the other. A default route takes nothing from a
+/// network.
+fn overlap(ours: &IpNet, theirs: &IpNet) -> bool {
+    let is_default = ours.prefix_len() == 0 || theirs.prefix_len() == 0;
+    !is_default && (ours.contains(theirs) || theirs.contains(ours))
 }
 
 pub(super) const fn is_of_no_account(address: IpAddr) -> bool {
@@ -59,7 +67,8 @@ mod tests {
         namespace::run(|ns| {
             interfaces(ns);
             let index = Netlink::open().unwrap().index_of("tun0").unwrap();
-            let tunnel = ["10.8.0.1/16", "fd00::1/64"].map(|net| net.parse().unwrap());
+            let tunnel = ["10.8.0.1/16", "fd00::1/64", "0.0.0.0/0", "::/0"];
+            let tunnel = tunnel.map(|net| net.parse().unwrap());
 
             let text = capture(|| warn_of_overlaps(&tunnel, index, "move"));
 

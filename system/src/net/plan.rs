@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::allowed::{Allowed, Refusal, Sources};
+use super::allowed::{Allowed, Sources};
 use super::change::Change;
-use super::client::ClientSetup;
+use super::error::Refusal;
 use super::netlink::{Route, RouteTarget};
+use super::policy;
+use super::setup::{ClientSetup, FWMARK};
 use super::surroundings::Surroundings;
-use super::{FWMARK, policy};
 
 /// The client's routing table is this plus the device's index, far from the small numbers that
 /// administrators and other programs use.

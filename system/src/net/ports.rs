@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 
-use lostlove_config::PortRange;
+use super::setup::PortRange;
 
 /// The kernel's tables, each with the state that a socket has there while it takes whatever comes:
 /// TCP_LISTEN, and TCP_CLOSE for a datagram socket without a peer.

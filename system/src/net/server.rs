@@ -1,49 +1,15 @@
 //! What a server changes on the system.
 
 use ipnet::IpNet;
-use lostlove_config::{AccessScope, ClientAccess, PortRange};
 
 use super::change::Change;
+use super::error::NetError;
 use super::guard::Guard;
 use super::netlink::{LinkSetup, Netlink, Route, RouteTarget, TABLE_MAIN};
 use super::nft::server::Surroundings;
 use super::overlap::{local_networks, warn_of_overlaps};
-use super::{NetError, Paths, nft, ports, set_up_link, sysctl};
-
-/// What a server needs of the system.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerSetup<'a> {
-    /// The open TUN device.
-    pub tun: &'a str,
-    /// Its MTU in bytes.
-    pub mtu: u16,
-    /// Length of its transmit queue, in packets (or super-packets, with offload).
-    pub txqueuelen: u32,
-    /// Its addresses, with the prefix lengths of the tunnel's networks.
-    pub addresses: &'a [IpNet],
-    /// Networks behind clients, besides those of `addresses`.
-    pub routes: &'a [IpNet],
-    /// Whether to forward between the tunnel and other interfaces, for each family in `addresses`.
-    pub forwarding: bool,
-    /// Which clients appear outside with the server's address; none for no NAT.
-    pub masquerade: Option<Masquerade>,
-    /// What hosts outside may open connections to of `addresses`' networks and `routes`; none for
-    /// nothing where clients are masqueraded, and all elsewhere.
-    pub inbound: Option<&'a [IpNet]>,
-    /// What clients may open connections to.
-    pub access: &'a ClientAccess,
-}
-
-/// Network address translation for clients.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Masquerade {
-    /// The interface that packets must leave through; none for every one but the tunnel.
-    pub interface: Option<String>,
-    /// The clients' networks.
-    pub sources: Vec<IpNet>,
-    /// The ports that clients appear with, as far as nothing on this host listens there at the start.
-    pub ports: PortRange,
-}
+use super::setup::{Masquerade, Paths, PortRange, Scope, ServerSetup};
+use super::{link, nft, ports, sysctl};
 
 /// Everything a server has changed on the system. Undone on [`Self::restore`] and on drop.
 pub struct ServerNet {
@@ -71,11 +37,11 @@ impl ServerNet {
             index,
             "set another network.tun_address, or other peers.routes",
         );
-        let link = LinkSetup {
+        let wanted = LinkSetup {
             mtu: setup.mtu.into(),
             txqueuelen: setup.txqueuelen,
         };
-        set_up_link(&mut guard, index, &link)?;
+        link::set_up(&mut guard, index, &wanted)?;
         for &address in setup.addresses {
             guard.make(&Change::Address { index, address })?;
         }
@@ -181,7 +147,7 @@ fn install_firewall(
 fn needs_firewall(setup: &ServerSetup<'_>) -> bool {
     setup.masquerade.is_some()
         || setup.inbound.is_some()
-        || setup.access.scope == AccessScope::Internet
+        || matches!(setup.access.scope, Scope::Internet { .. })
 }
 
 /// What to say of an interface for NAT that is not there, for its rules wait for it in silence;
@@ -227,7 +193,7 @@ fn surroundings(guard: &Guard, setup: &ServerSetup<'_>, index: u32) -> Surroundi
             .iter()
             .map(IpNet::trunc)
             .any(|net| is_shared(&net)),
-        ports: setup.masquerade.as_ref().map_or(PortRange::NAT, free_ports),
+        ports: setup.masquerade.as_ref().and_then(free_ports),
         new_families,
         interfaces,
     }
@@ -247,14 +213,14 @@ fn unrouted_interfaces(guard: &Guard, tun: &str) -> Vec<String> {
     interfaces
 }
 
-/// The part of the configured ports in which nothing on this host listens.
-fn free_ports(masquerade: &Masquerade) -> PortRange {
+/// The part of the ports in which nothing on this host listens; none for all of them.
+fn free_ports(masquerade: &Masquerade) -> Option<PortRange> {
     let range = masquerade.ports;
     let taken = ports::listening();
     let busy = || taken.iter().filter(|port| range.contains(**port));
     match ports::largest_part(range, &taken) {
         Some(part) if part == range => {}
-        Some(part) if part.count() >= PortRange::MIN_COUNT => {
+        Some(part) if part.count() >= masquerade.min_ports => {
             let busy: Vec<_> = busy().collect();
             tracing::info!(
                 %range,
@@ -262,7 +228,7 @@ fn free_ports(masquerade: &Masquerade) -> PortRange {
                 ?busy,
                 "clients get only a part of the ports in nat_ports: something listens in it"
             );
-            return part;
+            return Some(part);
         }
         _ => tracing::warn!(
             %range,
@@ -271,7 +237,7 @@ fn free_ports(masquerade: &Masquerade) -> PortRange {
              from them: choose another range"
         ),
     }
-    range
+    None
 }
 
 fn forward(guard: &mut Guard, setup: &ServerSetup<'_>) -> Result<(), NetError> {

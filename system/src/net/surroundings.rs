@@ -7,10 +7,11 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::allowed::Refusal;
+use super::error::Refusal;
 use super::netlink::Netlink;
 use super::overlap::is_of_no_account;
-use super::{Paths, sysctl};
+use super::setup::Paths;
+use super::sysctl;
 
 /// What a client's host has besides the tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

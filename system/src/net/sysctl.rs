@@ -3,7 +3,8 @@
 use std::fs;
 use std::io;
 
-use super::{NetError, Paths};
+use super::error::NetError;
+use super::setup::Paths;
 
 pub(super) const IPV4_FORWARD: &str = "net/ipv4/ip_forward";
 pub(super) const IPV6_FORWARD: &str = "net/ipv6/conf/all/forwarding";

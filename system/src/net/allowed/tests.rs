@@ -51,13 +51,19 @@ fn an_address_or_network_that_no_tunnel_may_have_is_refused() {
     ] {
         for routes in every_profile() {
             let words = Words::new(&[address]);
-            let refusal = words.judge(&routes, &Dns::Server, &home()).unwrap_err();
+            let refusal = words
+                .judge(&routes, &NameServers::Server, &home())
+                .unwrap_err();
             assert_eq!(refusal.to_string(), sentence);
         }
     }
     for widest in ["10.8.0.2/8", "fd00::2/32"] {
         let words = Words::new(&[widest]);
-        assert!(words.judge(&Routes::Server, &Dns::Server, &home()).is_ok());
+        assert!(
+            words
+                .judge(&ClientRoutes::Server, &NameServers::Server, &home())
+                .is_ok()
+        );
     }
 }
 
@@ -99,7 +105,9 @@ fn where_the_host_is_already_is_no_tunnels_network() {
     ] {
         for routes in every_profile() {
             let words = Words::new(&[address]);
-            let refusal = words.judge(&routes, &Dns::Server, &home()).unwrap_err();
+            let refusal = words
+                .judge(&routes, &NameServers::Server, &home())
+                .unwrap_err();
             assert_eq!(refusal.to_string(), sentence);
         }
     }
@@ -110,15 +118,15 @@ fn where_the_host_is_already_is_no_tunnels_network() {
 fn a_profile_that_lists_the_tunnels_network_gets_it() {
     let routes = list(&["192.0.2.0/24"]);
     let words = Words::new(&["192.0.2.77/24"]);
-    let allowed = words.judge(&routes, &Dns::None, &home()).unwrap();
+    let allowed = words.judge(&routes, &no_servers(), &home()).unwrap();
     assert!(allowed.inside.contains(&net("192.0.2.0/24")));
 
     let words = Words::new(&["192.0.2.2/24"]);
-    let refusal = words.judge(&routes, &Dns::None, &home()).unwrap_err();
+    let refusal = words.judge(&routes, &no_servers(), &home()).unwrap_err();
     assert!(matches!(refusal, Refusal::Taken { .. }), "{refusal}");
     let elsewhere = list(&["192.0.0.0/8"]);
     let words = Words::new(&["192.0.2.77/24"]);
-    let refusal = words.judge(&elsewhere, &Dns::None, &home()).unwrap_err();
+    let refusal = words.judge(&elsewhere, &no_servers(), &home()).unwrap_err();
     assert!(matches!(refusal, Refusal::Overlap { .. }), "{refusal}");
 }
 
@@ -132,16 +140,16 @@ fn a_list_of_a_part_of_the_tunnels_network_does_not_let_it_overlap() {
     });
     let words = Words::new(&["10.8.0.2/8"]);
     let part = list(&["10.8.5.0/24"]);
-    let refusal = words.judge(&part, &Dns::None, &around).unwrap_err();
+    let refusal = words.judge(&part, &no_servers(), &around).unwrap_err();
     assert!(matches!(refusal, Refusal::Overlap { .. }), "{refusal}");
 
     let mut modem = home();
     modem.gateways[1].value = address("10.0.0.1");
-    let refusal = words.judge(&part, &Dns::None, &modem).unwrap_err();
+    let refusal = words.judge(&part, &no_servers(), &modem).unwrap_err();
     assert!(matches!(refusal, Refusal::Gateway { .. }), "{refusal}");
 
     let whole = list(&["10.0.0.0/8"]);
-    let allowed = words.judge(&whole, &Dns::None, &around).unwrap();
+    let allowed = words.judge(&whole, &no_servers(), &around).unwrap();
     assert_eq!(inside(&allowed), ["10.0.0.0/8"]);
     assert!(!allowed.goes_inside(address("10.0.0.1"), &around));
 }
@@ -154,7 +162,7 @@ fn a_list_of_routes_is_all_that_is_routed() {
         .dns(&["10.8.0.1", "172.16.0.53", "9.9.9.9"]);
 
     let routes = list(&["172.16.5.0/24", "2001:db8:7::/48"]);
-    let allowed = words.judge(&routes, &Dns::None, &home()).unwrap();
+    let allowed = words.judge(&routes, &no_servers(), &home()).unwrap();
     assert_eq!(
         inside(&allowed),
         [
@@ -166,10 +174,10 @@ fn a_list_of_routes_is_all_that_is_routed() {
     );
     assert_eq!(allowed.dns, [] as [IpAddr; 0]);
 
-    let allowed = words.judge(&Routes::None, &Dns::None, &home()).unwrap();
+    let allowed = words.judge(&nothing(), &no_servers(), &home()).unwrap();
     assert_eq!(inside(&allowed), ["10.0.0.1/32", "fd00::1/128"]);
-    let named = Dns::List(vec![address("172.16.0.53"), address("127.0.0.1")]);
-    let allowed = words.judge(&Routes::None, &named, &home()).unwrap();
+    let named = NameServers::List(vec![address("172.16.0.53"), address("127.0.0.1")]);
+    let allowed = words.judge(&nothing(), &named, &home()).unwrap();
     assert_eq!(
         inside(&allowed),
         ["10.0.0.1/32", "172.16.0.53/32", "fd00::1/128"]
@@ -191,12 +199,16 @@ fn pushed_name_servers_are_used_within_what_is_routed() {
             "fd00::1",
         ]);
     for (routes, expected, refused) in [
-        (Routes::Full, &["10.8.0.1", "172.16.0.53", "9.9.9.9"][..], 3),
-        (Routes::Server, &["10.8.0.1", "172.16.0.53"], 4),
+        (
+            ClientRoutes::Full,
+            &["10.8.0.1", "172.16.0.53", "9.9.9.9"][..],
+            3,
+        ),
+        (ClientRoutes::Server, &["10.8.0.1", "172.16.0.53"], 4),
         (list(&["172.16.0.0/16"]), &["10.8.0.1", "172.16.0.53"], 4),
-        (Routes::None, &["10.8.0.1"], 5),
+        (nothing(), &["10.8.0.1"], 5),
     ] {
-        let allowed = words.judge(&routes, &Dns::Server, &home()).unwrap();
+        let allowed = words.judge(&routes, &NameServers::Server, &home()).unwrap();
         let expected: Vec<_> = expected.iter().map(|it| address(it)).collect();
         assert_eq!(allowed.dns, expected, "{routes:?}");
         let said = allowed
@@ -213,7 +225,9 @@ fn pushed_name_servers_are_used_within_what_is_routed() {
 #[test]
 fn refused_name_servers_are_said_with_the_reason() {
     let words = Words::new(&["10.8.0.2/24"]).dns(&["169.254.169.254", "192.0.2.9", "10.8.0.2"]);
-    let allowed = words.judge(&Routes::Full, &Dns::Server, &home()).unwrap();
+    let allowed = words
+        .judge(&ClientRoutes::Full, &NameServers::Server, &home())
+        .unwrap();
     assert_eq!(
         allowed.remarks,
         [
@@ -241,7 +255,9 @@ fn pushed_networks_that_the_client_sits_in_stay_outside_and_are_named() {
         "169.254.0.0/16",
         "240.0.0.0/5",
     ]);
-    let allowed = words.judge(&Routes::Server, &Dns::None, &around).unwrap();
+    let allowed = words
+        .judge(&ClientRoutes::Server, &no_servers(), &around)
+        .unwrap();
 
     assert_eq!(
         inside(&allowed),
@@ -280,8 +296,12 @@ fn pushed_networks_that_the_client_sits_in_stay_outside_and_are_named() {
 #[test]
 fn link_local_addresses_stay_outside_whatever_is_routed() {
     let words = Words::new(&["10.8.0.2/24", "fd00::2/64"]).routes(&["0.0.0.0/0", "::/0"]);
-    for routes in [Routes::Full, Routes::Server, list(&["128.0.0.0/1", "::/0"])] {
-        let allowed = words.judge(&routes, &Dns::None, &home()).unwrap();
+    for routes in [
+        ClientRoutes::Full,
+        ClientRoutes::Server,
+        list(&["128.0.0.0/1", "::/0"]),
+    ] {
+        let allowed = words.judge(&routes, &no_servers(), &home()).unwrap();
         for special in ["169.254.169.254", "fe80::1"] {
             assert!(
                 !allowed.goes_inside(address(special), &home()),
@@ -295,11 +315,15 @@ fn link_local_addresses_stay_outside_whatever_is_routed() {
 #[test]
 fn a_full_tunnel_blocks_the_family_that_it_lacks() {
     let words = Words::new(&["10.8.0.2/24"]);
-    let allowed = words.judge(&Routes::Full, &Dns::None, &home()).unwrap();
+    let allowed = words
+        .judge(&ClientRoutes::Full, &no_servers(), &home())
+        .unwrap();
     assert_eq!(allowed.blocked, [net("::/0")]);
     let mut old = home();
     old.knows_ipv6 = false;
-    let allowed = words.judge(&Routes::Full, &Dns::None, &old).unwrap();
+    let allowed = words
+        .judge(&ClientRoutes::Full, &no_servers(), &old)
+        .unwrap();
     assert_eq!(allowed.blocked, [] as [IpNet; 0]);
 }
 
@@ -330,7 +354,12 @@ impl Words {
         self
     }
 
-    fn judge(&self, routes: &Routes, dns: &Dns, around: &Surroundings) -> Result<Allowed, Refusal> {
+    fn judge(
+        &self,
+        routes: &ClientRoutes,
+        dns: &NameServers,
+        around: &Surroundings,
+    ) -> Result<Allowed, Refusal> {
         let setup = ClientSetup {
             mtu: self.mtu,
             txqueuelen: 20,
@@ -365,13 +394,21 @@ fn home() -> Surroundings {
     }
 }
 
-fn every_profile() -> [Routes; 4] {
+fn every_profile() -> [ClientRoutes; 4] {
     [
-        Routes::Full,
-        Routes::Server,
-        Routes::None,
+        ClientRoutes::Full,
+        ClientRoutes::Server,
+        nothing(),
         list(&["172.16.0.0/12"]),
     ]
+}
+
+fn nothing() -> ClientRoutes {
+    list(&[])
+}
+
+fn no_servers() -> NameServers {
+    NameServers::List(Vec::new())
 }
 
 fn inside(allowed: &Allowed) -> Vec<String> {
@@ -380,8 +417,8 @@ fn inside(allowed: &Allowed) -> Vec<String> {
     texts
 }
 
-fn list(networks: &[&str]) -> Routes {
-    Routes::List(networks.iter().map(|it| net(it)).collect())
+fn list(networks: &[&str]) -> ClientRoutes {
+    ClientRoutes::List(networks.iter().map(|it| net(it)).collect())
 }
 
 fn net(text: &str) -> IpNet {

@@ -7,13 +7,14 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 
 use ipnet::{Ipv4Net, Ipv6Net};
+use lostlove_core::config::Push;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use socket2::{Domain, Type};
 
 use super::*;
 use crate::net::namespace::{self, Namespace, await_event, checksum, receive};
-use crate::net::{FWMARK, clean_up_after_crash};
+use crate::net::{ClientRoutes, FWMARK, NameServers, clean_up_after_crash};
 use crate::testing::capture;
 use crate::tun::{Tun, TunConfig};
 
@@ -50,7 +51,7 @@ fn a_marked_socket_stays_outside() {
         let uplink = uplink(ns);
         let _tun = open("tun0");
         let mut net = new(ns);
-        for routes in [Routes::Full, list(&["203.0.0.0/8"])] {
+        for routes in [ClientRoutes::Full, list(&["203.0.0.0/8"])] {
             let setup = ClientSetup {
                 routes: &routes,
                 ..full(&[V4, V6])
@@ -126,7 +127,7 @@ fn listed_networks_are_routed_by_the_longest_prefix() {
         let mut net = new(ns);
         let setup = ClientSetup {
             routes: &list(&["10.0.0.0/8", "10.1.0.0/16", "192.0.2.64/26", "fd99::/16"]),
-            dns: &Dns::List(vec!["192.0.2.9".parse().unwrap()]),
+            dns: &NameServers::List(vec!["192.0.2.9".parse().unwrap()]),
             ..full(&[V4])
         };
         net.apply(&setup).unwrap();
@@ -379,13 +380,15 @@ static NOTHING: Push = Push {
     routes: Vec::new(),
 };
 
+static NO_SERVERS: NameServers = NameServers::List(Vec::new());
+
 /// The server's address in the tunnel as the name server.
-fn tunnels_own() -> Dns {
-    Dns::List(vec!["10.8.0.1".parse().unwrap()])
+fn tunnels_own() -> NameServers {
+    NameServers::List(vec!["10.8.0.1".parse().unwrap()])
 }
 
-fn list(networks: &[&str]) -> Routes {
-    Routes::List(networks.iter().map(|net| parse(net)).collect())
+fn list(networks: &[&str]) -> ClientRoutes {
+    ClientRoutes::List(networks.iter().map(|net| parse(net)).collect())
 }
 
 fn new(ns: &Namespace) -> ClientNet {
@@ -398,8 +401,8 @@ fn full(addresses: &[IpNet]) -> ClientSetup<'_> {
         txqueuelen: 20,
         addresses,
         push: &NOTHING,
-        routes: &Routes::Full,
-        dns: &Dns::None,
+        routes: &ClientRoutes::Full,
+        dns: &NO_SERVERS,
         inbound: true,
     }
 }

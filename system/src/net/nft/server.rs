@@ -7,9 +7,9 @@ use std::fmt::Display;
 use std::net::Ipv6Addr;
 
 use ipnet::{IpNet, Ipv4Net};
-use lostlove_config::{AccessScope, ClientAccess, NOT_PUBLIC_V4, PortRange};
+use lostlove_core::ip::NOT_PUBLIC_V4;
 
-use super::super::server::{Masquerade, ServerSetup};
+use super::super::setup::{Access, Masquerade, PortRange, Scope, ServerSetup};
 use super::{family, quoted};
 
 /// Global unicast (RFC 4291, section 2.4), and what a NAT64 translates (RFC 6052).
@@ -27,8 +27,8 @@ const REFUSE: &str = "counter reject with icmpx type admin-prohibited";
 pub(in crate::net) struct Surroundings {
     /// Whether another interface has a network within one of the tunnel's.
     pub(in crate::net) shares_networks: bool,
-    /// The ports that masqueraded packets leave from.
-    pub(in crate::net) ports: PortRange,
+    /// The part of their ports that masqueraded packets leave from; none for all of them.
+    pub(in crate::net) ports: Option<PortRange>,
     /// The families, as nft calls them, that this host did not forward before.
     pub(in crate::net) new_families: Vec<&'static str>,
     /// The interfaces between which it shall not forward them now.
@@ -44,7 +44,7 @@ pub(in crate::net) fn chains(setup: &ServerSetup<'_>, around: &Surroundings) -> 
     }
     if let Some(masquerade) = &setup.masquerade {
         chains += &untranslatable(setup, masquerade);
-        chains += &sources(setup, masquerade, around.ports);
+        chains += &sources(setup, masquerade, around.ports.unwrap_or(masquerade.ports));
     }
     chains
 }
@@ -126,38 +126,33 @@ fn inbound(setup: &ServerSetup<'_>) -> String {
 fn access(setup: &ServerSetup<'_>) -> String {
     let mut local = access_rules(setup);
     let mut forwarded = local.clone();
-    if setup.access.scope == AccessScope::Internet {
-        for (family, networks) in sets(&setup.access.private_routes()) {
+    if let Scope::Internet { private } = &setup.access.scope {
+        for (family, networks) in sets(private) {
             forwarded.push(format!("{family} daddr {networks} return"));
         }
         local.push("meta l4proto { icmp, icmpv6 } return".to_owned());
         local.push(REFUSE.to_owned());
-        let not_public = NOT_PUBLIC_V4.join(", ");
+        let not_public = NOT_PUBLIC_V4.map(|network| network.to_string()).join(", ");
         forwarded.push(format!("ip daddr {{ {not_public} }} {REFUSE}"));
         forwarded.push(format!("ip6 daddr != {PUBLIC_V6} {REFUSE}"));
         forwarded.push(format!("ip6 daddr {TUNNELS_V6} {REFUSE}"));
-        let translated = NOT_PUBLIC_V4.iter().filter_map(|network| nat64(network));
-        let translated: Vec<_> = translated.collect();
-        forwarded.push(format!(
-            "ip6 daddr {{ {} }} {REFUSE}",
-            translated.join(", ")
-        ));
+        let translated = NOT_PUBLIC_V4.map(nat64).join(", ");
+        forwarded.push(format!("ip6 daddr {{ {translated} }} {REFUSE}"));
     }
     let local = chain("access_here", "filter hook input priority filter", &local);
     local + &chain("access", "filter hook forward priority filter", &forwarded)
 }
 
 /// An IPv4 network as a NAT64 with the well-known prefix presents it.
-fn nat64(network: &str) -> Option<String> {
-    let network: Ipv4Net = network.parse().ok()?;
+fn nat64(network: Ipv4Net) -> String {
     let [a, b, c, d] = network.addr().octets().map(u16::from);
     let address = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, a << 8 | b, c << 8 | d);
-    Some(format!("{address}/{}", 96 + network.prefix_len()))
+    format!("{address}/{}", 96 + network.prefix_len())
 }
 
 /// Answers pass, and questions to the name servers that clients are told of.
 fn access_rules(setup: &ServerSetup<'_>) -> Vec<String> {
-    let ClientAccess { deny, dns, .. } = setup.access;
+    let Access { deny, dns, .. } = setup.access;
     let mut rules = vec![
         format!("iifname != {} return", quoted(setup.tun)),
         "ct direction reply return".to_owned(),

@@ -1,6 +1,7 @@
 use std::fs;
 use std::net::UdpSocket;
 
+use super::super::setup::Access;
 use super::*;
 use crate::net::clean_up_after_crash;
 use crate::net::namespace::{self, Namespace};
@@ -363,8 +364,10 @@ fn a_server_without_a_firewall_says_what_it_lacks() {
         assert!(log.contains("no firewall: neighbours reach"), "{log}");
         restore(net.unwrap());
 
-        let access = ClientAccess {
-            scope: AccessScope::Internet,
+        let access = Access {
+            scope: Scope::Internet {
+                private: Vec::new(),
+            },
             ..SETUP.access.clone()
         };
         for setup in [
@@ -404,10 +407,9 @@ const SETUP: ServerSetup<'static> = ServerSetup {
     forwarding: true,
     masquerade: None,
     inbound: None,
-    access: &ClientAccess {
-        scope: AccessScope::All,
+    access: &Access {
+        scope: Scope::All,
         deny: Vec::new(),
-        routes: Vec::new(),
         dns: Vec::new(),
     },
 };
@@ -430,7 +432,11 @@ fn masquerade() -> Masquerade {
     Masquerade {
         interface: None,
         sources: sources.to_vec(),
-        ports: PortRange::NAT,
+        ports: PortRange {
+            first: 32768,
+            last: 60999,
+        },
+        min_ports: 256,
     }
 }
 

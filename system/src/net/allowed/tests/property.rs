@@ -36,9 +36,8 @@ proptest! {
         }
         for server in &allowed.dns {
             let named = match &dns {
-                Dns::None => false,
-                Dns::List(servers) => servers.contains(server),
-                Dns::Server => words.push.dns.contains(server)
+                NameServers::List(servers) => servers.contains(server),
+                NameServers::Server => words.push.dns.contains(server)
                     && words.addresses.iter().all(|own| own.addr() != *server)
                     && special_range(IpNet::from(*server)).is_none()
                     && allowed.goes_inside(*server, &around),
@@ -52,12 +51,12 @@ proptest! {
 fn may_go_inside(
     destination: IpAddr,
     words: &Words,
-    routes: &Routes,
-    dns: &Dns,
+    routes: &ClientRoutes,
+    dns: &NameServers,
     around: &Surroundings,
 ) -> bool {
     let profile_names = |servers: &[IpAddr]| servers.contains(&destination);
-    if matches!(dns, Dns::List(servers) if profile_names(servers)) {
+    if matches!(dns, NameServers::List(servers) if profile_names(servers)) {
         return true;
     }
     if LINK_LOCAL.iter().any(|range| range.contains(&destination)) {
@@ -72,12 +71,10 @@ fn may_go_inside(
         || around.gateways.iter().any(|it| it.value == destination);
     let is_resolver = around.resolvers.contains(&destination);
     match routes {
-        Routes::Full => !is_local,
-        Routes::Server => !is_local && !is_resolver,
-        Routes::List(listed) if is_nearest(listed, destination, around) => true,
-        Routes::List(_) | Routes::None => {
-            networks.clone().any(is_servers) && !is_resolver && !is_local
-        }
+        ClientRoutes::Full => !is_local,
+        ClientRoutes::Server => !is_local && !is_resolver,
+        ClientRoutes::List(listed) if is_nearest(listed, destination, around) => true,
+        ClientRoutes::List(_) => networks.clone().any(is_servers) && !is_resolver && !is_local,
     }
 }
 
@@ -96,13 +93,13 @@ fn is_believed(sources: &Sources, address: IpAddr) -> bool {
 /// Addresses at which something could go wrong.
 fn interesting<'a>(
     words: &'a Words,
-    routes: &'a Routes,
-    dns: &'a Dns,
+    routes: &'a ClientRoutes,
+    dns: &'a NameServers,
     around: &'a Surroundings,
 ) -> impl Iterator<Item = IpAddr> + 'a {
     let named: &[IpAddr] = match dns {
-        Dns::List(servers) => servers,
-        Dns::Server | Dns::None => &[],
+        NameServers::List(servers) => servers,
+        NameServers::Server => &[],
     };
     let networks = words.addresses.iter().chain(&words.push.routes);
     let networks = networks.chain(listed(routes)).copied();
@@ -123,12 +120,12 @@ fn interesting<'a>(
     networks.chain(hosts).chain(special)
 }
 
-fn scenes() -> impl Strategy<Value = (Words, Routes, Surroundings)> {
+fn scenes() -> impl Strategy<Value = (Words, ClientRoutes, Surroundings)> {
     (words(), routes(), surroundings())
 }
 
 /// A grant as wide as can be, a list that names a part of it, and the host in another part.
-fn wide_grants_over_the_lan() -> impl Strategy<Value = (Words, Routes, Surroundings)> {
+fn wide_grants_over_the_lan() -> impl Strategy<Value = (Words, ClientRoutes, Surroundings)> {
     let parts = ["10.8.5.0/24", "10.8.0.0/16", "10.0.0.0/8", "10.9.0.7/32"].map(net);
     let lans = ["10.0.0.0/24", "10.0.0.0/16", "10.8.0.0/28"].map(net);
     let lan = prop::sample::select(lans.to_vec());
@@ -138,7 +135,7 @@ fn wide_grants_over_the_lan() -> impl Strategy<Value = (Words, Routes, Surroundi
             networks: vec![named(lan)],
             ..Surroundings::default()
         };
-        (words, Routes::List(vec![part]), around)
+        (words, ClientRoutes::List(vec![part]), around)
     })
 }
 
@@ -155,24 +152,24 @@ fn words() -> impl Strategy<Value = Words> {
     })
 }
 
-fn routes() -> impl Strategy<Value = Routes> {
+fn routes() -> impl Strategy<Value = ClientRoutes> {
     // The profile's own word is judged elsewhere: no special ranges come here.
     let listed = prop_oneof![networks_v4(), networks_v6()]
         .prop_map(|net| net.trunc())
         .prop_filter("not special", |net| special_range(*net).is_none());
     prop_oneof![
-        Just(Routes::Full),
-        Just(Routes::Server),
-        Just(Routes::None),
-        prop::collection::vec(listed, 0..4).prop_map(Routes::List),
+        Just(ClientRoutes::Full),
+        Just(ClientRoutes::Server),
+        Just(nothing()),
+        prop::collection::vec(listed, 0..4).prop_map(ClientRoutes::List),
     ]
 }
 
-fn dns() -> impl Strategy<Value = Dns> {
+fn dns() -> impl Strategy<Value = NameServers> {
     prop_oneof![
-        Just(Dns::Server),
-        Just(Dns::None),
-        prop::collection::vec(addresses(), 0..3).prop_map(Dns::List),
+        Just(NameServers::Server),
+        Just(no_servers()),
+        prop::collection::vec(addresses(), 0..3).prop_map(NameServers::List),
     ]
 }
 

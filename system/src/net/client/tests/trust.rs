@@ -15,7 +15,7 @@ fn a_server_does_not_widen_a_list_of_routes() {
         let push = push(&["0.0.0.0/0", "203.0.113.0/24"], &["9.9.9.9", "192.0.2.53"]);
         let resolv_conf = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
         let addresses = [parse("10.8.0.2/8"), V6];
-        for routes in [list(&["10.77.0.0/16"]), Routes::None] {
+        for routes in [list(&["10.77.0.0/16"]), list(&[])] {
             let setup = ClientSetup {
                 push: &push,
                 routes: &routes,
@@ -23,7 +23,7 @@ fn a_server_does_not_widen_a_list_of_routes() {
             };
             net.apply(&setup).unwrap();
 
-            let is_listed = matches!(routes, Routes::List(_));
+            let is_listed = routes != list(&[]);
             for (destination, device) in [
                 ("10.77.0.1", if is_listed { "tun0" } else { "up0" }),
                 ("10.0.0.1", "tun0"),
@@ -68,8 +68,8 @@ fn pushed_networks_that_the_client_sits_in_stay_outside() {
         );
         let setup = ClientSetup {
             push: &wide,
-            routes: &Routes::Server,
-            dns: &Dns::Server,
+            routes: &ClientRoutes::Server,
+            dns: &NameServers::Server,
             ..full(&[V4])
         };
 
@@ -130,7 +130,7 @@ fn addresses_that_the_host_has_already_are_refused_and_nothing_changes() {
             ("127.0.0.2/8", "a loopback address"),
         ] {
             let addresses = [parse(address)];
-            for routes in [Routes::Full, Routes::Server, Routes::None] {
+            for routes in [ClientRoutes::Full, ClientRoutes::Server, list(&[])] {
                 let setup = ClientSetup {
                     routes: &routes,
                     ..full(&addresses)
@@ -189,12 +189,12 @@ fn routes_change_sides_with_the_setup() {
         let _tun = open("tun0");
         let mut net = new(ns);
         let pushed = push(&["203.0.113.0/24", "2001:db8:ffff::/48"], &[]);
-        let named = Dns::List(vec!["203.0.113.53".parse().unwrap()]);
+        let named = NameServers::List(vec!["203.0.113.53".parse().unwrap()]);
         for _ in 0..2 {
-            for (dns, device) in [(&Dns::None, "up0"), (&named, "tun0")] {
+            for (dns, device) in [(&NO_SERVERS, "up0"), (&named, "tun0")] {
                 let setup = ClientSetup {
                     push: &pushed,
-                    routes: &Routes::Server,
+                    routes: &ClientRoutes::Server,
                     dns,
                     ..full(&[V4, V6])
                 };
@@ -215,7 +215,7 @@ fn other_links_are_not_told_of_the_tunnels_address_by_arp() {
         let mut net = new(ns);
         let mut apply = |addresses: &[IpNet]| {
             let setup = ClientSetup {
-                routes: &Routes::None,
+                routes: &list(&[]),
                 ..full(addresses)
             };
             net.apply(&setup).unwrap();
