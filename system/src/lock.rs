@@ -17,6 +17,10 @@ use rustix::io::Errno;
 /// Pause between two attempts: `flock` itself knows no deadline.
 const RETRY: Duration = Duration::from_millis(20);
 
+/// A file that nobody holds, and that its last holder has removed, is tried again for so long,
+/// however impatient somebody is: there is nobody to wait for.
+const REPLACED: Duration = Duration::from_secs(1);
+
 /// Why a lock cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -68,41 +72,10 @@ impl LockFile {
     /// When somebody else holds it all that time, or the file cannot be made or opened: a symbolic
     /// link is not followed.
     pub fn acquire(path: &Path, patience: Duration) -> Result<Self, LockError> {
-        Self::acquire_if(path, patience, is_still)
-    }
-
-    fn acquire_if(
-        path: &Path,
-        patience: Duration,
-        is_still: impl Fn(&Path, &File) -> bool,
-    ) -> Result<Self, LockError> {
-        let deadline = Instant::now() + patience;
-        let failed = |source| LockError::Io {
+        Ok(Self {
+            _file: lock(path, patience)?,
             path: path.to_owned(),
-            source,
-        };
-        loop {
-            let file = open(path).map_err(failed)?;
-            let holder = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if is_still(path, &file) => {
-                    return Ok(Self {
-                        _file: file,
-                        path: path.to_owned(),
-                    });
-                }
-                // Its last holder has removed it: there is another by now, or none.
-                Ok(()) => Holder(None),
-                Err(Errno::WOULDBLOCK | Errno::INTR) => holder_of(&file),
-                Err(errno) => return Err(failed(errno.into())),
-            };
-            if Instant::now() >= deadline {
-                return Err(LockError::Held {
-                    path: path.to_owned(),
-                    holder,
-                });
-            }
-            thread::sleep(RETRY);
-        }
+        })
     }
 }
 
@@ -114,12 +87,52 @@ impl Drop for LockFile {
     }
 }
 
+/// Makes `path` with mode 0600 unless it exists, opens it to read and to append, and waits for its
+/// lock, no longer than `patience`. Until the file is closed it is the one that `path` names,
+/// unless its holder removes it.
+///
+/// # Errors
+///
+/// As of [`LockFile::acquire`].
+pub(crate) fn lock(path: &Path, patience: Duration) -> Result<File, LockError> {
+    lock_if(path, patience, REPLACED, is_still)
+}
+
+fn lock_if(
+    path: &Path,
+    patience: Duration,
+    replaced: Duration,
+    is_still: impl Fn(&Path, &File) -> bool,
+) -> Result<File, LockError> {
+    let start = Instant::now();
+    let failed = |source| LockError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    loop {
+        let file = open(path).map_err(failed)?;
+        let (holder, patience) = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if is_still(path, &file) => return Ok(file),
+            // Its last holder has removed it: there is another by now, or none.
+            Ok(()) | Err(Errno::INTR) => (Holder(None), patience.max(replaced)),
+            Err(Errno::WOULDBLOCK) => (holder_of(&file), patience),
+            Err(errno) => return Err(failed(errno.into())),
+        };
+        if start.elapsed() >= patience {
+            return Err(LockError::Held {
+                path: path.to_owned(),
+                holder,
+            });
+        }
+        thread::sleep(RETRY);
+    }
+}
+
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
-        .write(true)
+        .append(true)
         .create(true)
-        .truncate(false)
         .mode(0o600)
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
         .open(path)
@@ -248,9 +261,19 @@ mod tests {
             assert!(tries.get() < 1000, "without a pause");
             false
         };
-        let error = LockFile::acquire_if(&path, SOON, replaced).unwrap_err();
+        let error = lock_if(&path, SOON, SOON, replaced).unwrap_err();
         let expected = format!("{} is held by another process", path.display());
         assert_eq!(error.to_string(), expected);
+    }
+
+    /// It is as good as free: no reason to say that somebody holds it.
+    #[test]
+    fn a_file_that_goes_as_it_is_opened_is_tried_again_without_any_patience() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let is_second = std::cell::Cell::new(false);
+        let replaced = |_: &Path, _: &File| is_second.replace(true);
+        assert!(lock_if(&path, Duration::ZERO, LATE, replaced).is_ok());
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! are only ever appended, so that a process can die at any moment. Its advisory lock goes with the
 //! process; a record without a lock is a dead predecessor's.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::change::Change;
 use super::error::NetError;
 use super::setup::Paths;
-use crate::lock::LockFile;
+use crate::lock::{self, LockError, LockFile};
 
 /// The record of one device, locked.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Journal {
             .and_then(|()| is_ours(directory))
             .map_err(|source| journal_error(directory, source))?;
         let path = directory.join(format!("{tun}.{}.json", namespace()));
-        let mut file = lock(tun, &path)?;
+        let mut file = take(tun, &path)?;
         let (_, changes) = read(&mut file, &path)?;
         Ok(Self {
             file,
@@ -148,33 +148,17 @@ fn is_ours(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens and locks the file that `path` names, also when another process removes it meanwhile.
-fn lock(tun: &str, path: &Path) -> Result<File, NetError> {
-    let io_error = |source| journal_error(path, source);
-    loop {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-            .open(path)
-            .map_err(io_error)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let (pid, _) = read(&mut file, path)?;
-                return Err(NetError::AlreadyRunning {
-                    tun: tun.to_owned(),
-                    pid,
-                });
-            }
-            Err(errno) => return Err(io_error(errno.into())),
+/// Opens and locks the record, or says whose it is.
+fn take(tun: &str, path: &Path) -> Result<File, NetError> {
+    match lock::lock(path, Duration::ZERO) {
+        Ok(file) => Ok(file),
+        Err(LockError::Held { .. }) => {
+            let record = File::open(path).ok();
+            let pid = record.and_then(|mut file| read(&mut file, path).ok()?.0);
+            let tun = tun.to_owned();
+            Err(NetError::AlreadyRunning { tun, pid })
         }
-        let locked = file.metadata().map_err(io_error)?;
-        if fs::metadata(path).is_ok_and(|named| named.ino() == locked.ino()) {
-            return Ok(file);
-        }
+        Err(LockError::Io { source, .. }) => Err(journal_error(path, source)),
     }
 }
 

@@ -14,7 +14,6 @@ pub use self::allowed::{Allowed, Sources};
 pub use self::client::{ClientNet, check_firewall};
 pub use self::error::{NetError, Refusal};
 pub use self::guard::clean_up_after_crash;
-pub use self::netlink::{LinkSetup, Netlink, Route, RouteTarget, Rule, RuleFamily, TABLE_MAIN};
 pub use self::overlap::local_networks;
 pub use self::server::{ServerNet, missing_nat_interface};
 pub use self::setup::{

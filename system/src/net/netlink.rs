@@ -22,39 +22,39 @@ use netlink_sys::{Socket, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 /// The number of the main routing table.
-pub const TABLE_MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+pub(super) const TABLE_MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
 /// A connection to the kernel's routing configuration, for the namespace it was opened in.
-pub struct Netlink {
+pub(super) struct Netlink {
     socket: Socket,
     sequence: u32,
 }
 
 /// How a link is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinkSetup {
+pub(super) struct LinkSetup {
     /// MTU in bytes.
-    pub mtu: u32,
+    pub(super) mtu: u32,
     /// Length of the transmit queue, in packets (or super-packets, with offload).
-    pub txqueuelen: u32,
+    pub(super) txqueuelen: u32,
 }
 
 /// A route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Route {
+pub(super) struct Route {
     /// Where the route leads; host bits are ignored.
-    pub destination: IpNet,
+    pub(super) destination: IpNet,
     /// What happens to packets.
-    pub target: RouteTarget,
+    pub(super) target: RouteTarget,
     /// The routing table, [`TABLE_MAIN`] or another.
-    pub table: u32,
+    pub(super) table: u32,
     /// Smaller wins. 0 for the kernel's default.
-    pub metric: u32,
+    pub(super) metric: u32,
 }
 
 /// What a route does with packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum RouteTarget {
+pub(super) enum RouteTarget {
     /// They leave through the interface of this index.
     Interface(u32),
     /// They are refused with an ICMP error.
@@ -65,22 +65,22 @@ pub enum RouteTarget {
 
 /// A policy rule that looks into a routing table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Rule {
+pub(super) struct Rule {
     /// Whose packets.
-    pub family: RuleFamily,
+    pub(super) family: RuleFamily,
     /// Smaller comes first.
-    pub priority: u32,
+    pub(super) priority: u32,
     /// The table.
-    pub table: u32,
+    pub(super) table: u32,
     /// Packets with this mark are left out.
-    pub unless_mark: Option<u32>,
+    pub(super) unless_mark: Option<u32>,
     /// What the table finds with a prefix of at most this many bits does not count.
-    pub suppress_prefix_len: Option<u8>,
+    pub(super) suppress_prefix_len: Option<u8>,
 }
 
 /// The address family of a [`Rule`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum RuleFamily {
+pub(super) enum RuleFamily {
     /// IPv4.
     V4,
     /// IPv6.
@@ -93,7 +93,7 @@ impl Netlink {
     /// # Errors
     ///
     /// Whatever the system reports.
-    pub fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         let socket = Socket::new(NETLINK_ROUTE)?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self {
@@ -107,7 +107,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn set_up_link(&mut self, index: u32, setup: &LinkSetup) -> io::Result<()> {
+    pub(super) fn set_up_link(&mut self, index: u32, setup: &LinkSetup) -> io::Result<()> {
         let mut message = link_message(index);
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
@@ -123,7 +123,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The kernel's answer; before Linux 5.19 it only takes the attribute for new links.
-    pub fn set_gso_max_size(&mut self, index: u32, bytes: u32) -> io::Result<()> {
+    pub(super) fn set_gso_max_size(&mut self, index: u32, bytes: u32) -> io::Result<()> {
         let mut message = link_message(index);
         message.attributes = vec![LinkAttribute::GsoMaxSize(bytes)];
         self.request(RouteNetlinkMessage::SetLink(message), 0)
@@ -134,7 +134,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The kernel's answer, [`io::ErrorKind::AlreadyExists`] if the link has it.
-    pub fn add_address(&mut self, index: u32, address: IpNet) -> io::Result<()> {
+    pub(super) fn add_address(&mut self, index: u32, address: IpNet) -> io::Result<()> {
         let message = RouteNetlinkMessage::NewAddress(address_message(index, address));
         self.request(message, NLM_F_CREATE | NLM_F_EXCL)
     }
@@ -144,7 +144,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn remove_address(&mut self, index: u32, address: IpNet) -> io::Result<()> {
+    pub(super) fn remove_address(&mut self, index: u32, address: IpNet) -> io::Result<()> {
         let message = RouteNetlinkMessage::DelAddress(address_message(index, address));
         self.request(message, 0)
     }
@@ -155,7 +155,7 @@ impl Netlink {
     ///
     /// The kernel's answer, [`io::ErrorKind::AlreadyExists`] if there is one of the same
     /// destination, table and metric.
-    pub fn add_route(&mut self, route: &Route) -> io::Result<()> {
+    pub(super) fn add_route(&mut self, route: &Route) -> io::Result<()> {
         let message = RouteNetlinkMessage::NewRoute(route_message(route));
         self.request(message, NLM_F_CREATE | NLM_F_EXCL)
     }
@@ -165,7 +165,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn remove_route(&mut self, route: &Route) -> io::Result<()> {
+    pub(super) fn remove_route(&mut self, route: &Route) -> io::Result<()> {
         self.request(RouteNetlinkMessage::DelRoute(route_message(route)), 0)
     }
 
@@ -174,7 +174,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn add_rule(&mut self, rule: &Rule) -> io::Result<()> {
+    pub(super) fn add_rule(&mut self, rule: &Rule) -> io::Result<()> {
         let message = RouteNetlinkMessage::NewRule(rule_message(rule));
         self.request(message, NLM_F_CREATE)
     }
@@ -184,7 +184,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn remove_rule(&mut self, rule: &Rule) -> io::Result<()> {
+    pub(super) fn remove_rule(&mut self, rule: &Rule) -> io::Result<()> {
         self.request(RouteNetlinkMessage::DelRule(rule_message(rule)), 0)
     }
 
@@ -193,7 +193,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The kernel's answer, `ENODEV` if there is none.
-    pub fn index_of(&self, name: &str) -> io::Result<u32> {
+    pub(super) fn index_of(&self, name: &str) -> io::Result<u32> {
         let socket = rustix::net::socket(
             rustix::net::AddressFamily::UNIX,
             rustix::net::SocketType::DGRAM,
@@ -203,7 +203,7 @@ impl Netlink {
     }
 
     /// The name of the interface of this index, or the index itself if it has gone.
-    pub fn name_of(&self, index: u32) -> String {
+    pub(super) fn name_of(&self, index: u32) -> String {
         let socket = rustix::net::socket(
             rustix::net::AddressFamily::UNIX,
             rustix::net::SocketType::DGRAM,
@@ -219,7 +219,7 @@ impl Netlink {
     /// # Errors
     ///
     /// The kernel's answer.
-    pub fn addresses(&mut self) -> io::Result<Vec<(u32, IpNet)>> {
+    pub(super) fn addresses(&mut self) -> io::Result<Vec<(u32, IpNet)>> {
         let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         self.dump(message, |message| match message {
             RouteNetlinkMessage::NewAddress(message) => address_of(&message),
