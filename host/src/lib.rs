@@ -6,16 +6,14 @@
 
 #![forbid(unsafe_code)]
 
-pub mod cli;
+pub mod args;
 pub mod daemon;
-#[cfg(target_os = "linux")]
-pub mod demo;
 pub mod dial;
-pub mod keytool;
 pub mod leases;
 pub mod log;
 pub mod metrics;
 pub mod report;
+pub mod setup;
 
 #[cfg(test)]
 mod testing;

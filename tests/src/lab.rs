@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use lostlove_command::demo::ping::Pinger;
 use lostlove_core::crypto::SecretKey;
-use lostlove_host::demo::ping::Pinger;
 use lostlove_system::netns::Netns;
 use tempfile::TempDir;
 

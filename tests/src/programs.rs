@@ -82,7 +82,7 @@ fn build() -> PathBuf {
     };
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace()).args(["build", "--quiet"]);
-    cargo.args(["--profile", profile, "--package", "lostlove-host"]);
+    cargo.args(["--profile", profile, "--package", "lostlove-command"]);
     cargo.args(["--package", Driver::Mio.package()]);
     if [Driver::of_server(), Driver::of_client()].contains(&Driver::Smol) {
         cargo.args(["--package", Driver::Smol.package()]);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use lostlove_host::demo::transfer::{self, CHUNK, Transfer};
+use lostlove_command::demo::transfer::{self, CHUNK, Transfer};
 
 use crate::{DEADLINE, Host, await_true};
 

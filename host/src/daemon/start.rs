@@ -27,16 +27,16 @@ use tracing::{error, info, warn};
 use super::network::Network;
 use super::setups::socket_options;
 use super::{Daemon, DaemonParts, Run};
-use crate::cli::{self, DaemonArgs, Exit};
+use crate::args::{self, DaemonArgs, Exit};
 use crate::dial::Dialer;
-use crate::keytool::{self, FirstStart, KeytoolError};
 use crate::leases::{self, Leases};
 use crate::log::{self, Verbosity};
 use crate::metrics::Metrics;
+use crate::setup::{self, FirstStart, SetupError};
 
 /// The whole of a daemon: `program` is its name, `run` its driver.
 pub fn main(role: Role, program: &'static str, run: Run) -> ExitCode {
-    let args = match cli::parse(role, program, std::env::args_os()) {
+    let args = match args::parse(role, program, std::env::args_os()) {
         Ok(args) => args,
         Err(exit) => return exit.into(),
     };
@@ -218,12 +218,12 @@ fn make_missing(role: Role, args: &DaemonArgs) -> Result<Made, Failure> {
     }
     let config = &args.config;
     if makes_everything(role, args) {
-        let first = keytool::first_start(config).map_err(before_the_log)?;
+        let first = setup::first_start(config).map_err(before_the_log)?;
         return Ok(Made::Everything(Box::new(first)));
     }
     match lostlove_config::check_server(config)?.missing_key {
         Some(_) => {
-            let key = keytool::make_default_key(config).map_err(before_the_log)?;
+            let key = setup::make_default_key(config).map_err(before_the_log)?;
             Ok(Made::Key(key))
         }
         None => Ok(Made::Nothing),
@@ -236,7 +236,7 @@ fn makes_everything(role: Role, args: &DaemonArgs) -> bool {
     role == Role::Server && !args.config_given && matches!(args.config.try_exists(), Ok(false))
 }
 
-fn before_the_log(error: KeytoolError) -> Failure {
+fn before_the_log(error: SetupError) -> Failure {
     Failure {
         is_logging: false,
         ..Failure::new(Exit::from(&error), error)
@@ -267,7 +267,7 @@ fn report_first_start(first: &FirstStart, has_started: bool) {
 fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
     let config = &args.config;
     if makes_everything(role, args) {
-        let plan = keytool::plan_first_start(config).map_err(before_the_log)?;
+        let plan = setup::plan_first_start(config).map_err(before_the_log)?;
         println!("{plan}");
         return Ok(());
     }
@@ -278,7 +278,7 @@ fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
             let missing = |name| missing_nat_interface(name, &Paths::default());
             check.warnings.extend(interface.and_then(missing));
             if let Some(key) = check.missing_key {
-                keytool::plan_default_key(config).map_err(before_the_log)?;
+                setup::plan_default_key(config).map_err(before_the_log)?;
                 println!("note: there is no key yet; a start makes {}", key.display());
             }
             check.warnings

@@ -20,7 +20,7 @@ use lostlove_system::tun::{Tun, TunConfig};
 
 use super::Error;
 use super::daemon::Daemon;
-use crate::keytool;
+use lostlove_host::setup;
 
 /// The server's and the client's tunnel addresses.
 pub(super) const SERVER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 8, 0, 1));
@@ -167,7 +167,7 @@ suites = ["{suite}"]
 }
 
 fn fresh_key() -> io::Result<SecretKey> {
-    let bytes = keytool::random().map_err(io::Error::other)?;
+    let bytes = setup::random().map_err(io::Error::other)?;
     Ok(SecretKey::from_bytes(*bytes))
 }
 

@@ -12,7 +12,7 @@ use lostlove_core::crypto::SecretKey;
 use lostlove_system::net::local_networks;
 
 use super::add_peer::Client;
-use super::{KeytoolError, address, files, random};
+use super::{SetupError, address, files, random};
 
 /// Profiles of earlier first starts that may lie around before one is in the way.
 const MAX_PROFILES: u32 = 100;
@@ -42,7 +42,7 @@ pub struct FirstStart {
 ///
 /// When `config` exists, there is no randomness, `server.key` is not a key, or a file cannot be
 /// written.
-pub fn first_start(config: &Path) -> Result<FirstStart, KeytoolError> {
+pub fn first_start(config: &Path) -> Result<FirstStart, SetupError> {
     files::create_folder_of(config)?;
     let _lock = files::lock_folder_of(config)?;
     files::check_free(config)?;
@@ -91,7 +91,7 @@ pub struct FirstStartPlan {
 /// # Errors
 ///
 /// When it would fail because of what is there already.
-pub fn plan_first_start(config: &Path) -> Result<FirstStartPlan, KeytoolError> {
+pub fn plan_first_start(config: &Path) -> Result<FirstStartPlan, SetupError> {
     files::check_free(config)?;
     let (_, profile) = free_profile(config);
     files::check_free(&profile)?;
@@ -108,7 +108,7 @@ pub fn plan_first_start(config: &Path) -> Result<FirstStartPlan, KeytoolError> {
 /// # Errors
 ///
 /// When that would fail because of what is there already.
-pub fn plan_default_key(config: &Path) -> Result<bool, KeytoolError> {
+pub fn plan_default_key(config: &Path) -> Result<bool, SetupError> {
     let path = default_key_path(config);
     let has_key = read_key(&path)?.is_some();
     if !has_key {
@@ -122,7 +122,7 @@ pub fn plan_default_key(config: &Path) -> Result<bool, KeytoolError> {
 /// # Errors
 ///
 /// When there is no randomness, or the file cannot be written or is not a key.
-pub fn make_default_key(config: &Path) -> Result<PathBuf, KeytoolError> {
+pub fn make_default_key(config: &Path) -> Result<PathBuf, SetupError> {
     let key = default_key_path(config);
     read_or_create_key(&key)?;
     Ok(key)
@@ -186,7 +186,7 @@ impl fmt::Display for FirstStartPlan {
     }
 }
 
-fn read_or_create_key(path: &Path) -> Result<SecretKey, KeytoolError> {
+fn read_or_create_key(path: &Path) -> Result<SecretKey, SetupError> {
     if let Some(key) = read_key(path)? {
         return Ok(key);
     }
@@ -199,7 +199,7 @@ fn read_or_create_key(path: &Path) -> Result<SecretKey, KeytoolError> {
 
 /// The key in a file, which must be such as the configuration's reader takes; none if there is no
 /// file.
-fn read_key(path: &Path) -> Result<Option<SecretKey>, KeytoolError> {
+fn read_key(path: &Path) -> Result<Option<SecretKey>, SetupError> {
     let text = read_key_file(path)?;
     Ok(text.map(|text| text.parse()).transpose()?)
 }
@@ -298,7 +298,7 @@ mod tests {
         }
         assert!(matches!(
             plan_first_start(&config),
-            Err(KeytoolError::Io { .. })
+            Err(SetupError::Io { .. })
         ));
         fs::remove_file(&config).unwrap();
         let plan = plan_first_start(&config).unwrap();
@@ -365,7 +365,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("server.toml");
         write_key(&folder.path().join("server.key"), "not a key", 0o600);
-        assert!(matches!(first_start(&config), Err(KeytoolError::Key(_))));
+        assert!(matches!(first_start(&config), Err(SetupError::Key(_))));
         assert!(!config.exists());
     }
 

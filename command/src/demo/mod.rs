@@ -20,7 +20,7 @@ use lostlove_core::crypto::Suite;
 use lostlove_system::netns;
 use lostlove_system::tun::TunError;
 
-use crate::cli::Exit;
+use lostlove_host::args::Exit;
 
 /// What the demo can be told.
 #[derive(Clone, Debug, clap::Args)]

@@ -1,10 +1,10 @@
-//! Keys and profiles: what the `lostlove` command does, and what a server does at its first start.
+//! The files that a server's first start and `lostlove add-peer` make: configurations, profiles and
+//! keys.
 
 mod add_peer;
 mod address;
 mod files;
 mod first_start;
-mod keys;
 
 use std::io;
 
@@ -17,12 +17,11 @@ pub use self::add_peer::{AddPeer, AddedPeer, add_peer};
 pub use self::first_start::{
     FirstStart, FirstStartPlan, first_start, make_default_key, plan_default_key, plan_first_start,
 };
-pub use self::keys::{genkey, genpsk, is_exposed, pubkey};
-use crate::cli::Exit;
+use crate::args::Exit;
 
 /// Why a key or a profile could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum KeytoolError {
+pub enum SetupError {
     /// The input is not a key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -45,22 +44,23 @@ pub enum KeytoolError {
     NoAddress,
 }
 
-impl KeytoolError {
-    fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+impl SetupError {
+    /// Makes a [`SetupError::Io`] of what the system says; `action` is read after "cannot".
+    pub fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();
         move |source| Self::Io { action, source }
     }
 }
 
-impl From<&KeytoolError> for Exit {
-    fn from(error: &KeytoolError) -> Self {
+impl From<&SetupError> for Exit {
+    fn from(error: &SetupError) -> Self {
         match error {
-            KeytoolError::Io { source, .. } | KeytoolError::Lock(LockError::Io { source, .. }) => {
+            SetupError::Io { source, .. } | SetupError::Lock(LockError::Io { source, .. }) => {
                 Self::from(source)
             }
-            KeytoolError::Lock(LockError::Held { .. }) => Self::Failure,
-            KeytoolError::Config(error) => Self::from(error),
-            KeytoolError::Key(_) | KeytoolError::NoAddress => Self::Failure,
+            SetupError::Lock(LockError::Held { .. }) => Self::Failure,
+            SetupError::Config(error) => Self::from(error),
+            SetupError::Key(_) | SetupError::NoAddress => Self::Failure,
         }
     }
 }
@@ -70,16 +70,16 @@ impl From<&KeytoolError> for Exit {
 /// # Errors
 ///
 /// When it has none to give. There is no substitute: the caller ends.
-pub fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, KeytoolError> {
+pub fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, SetupError> {
     random_from(getrandom::fill)
 }
 
 fn random_from<const N: usize>(
     fill: impl FnOnce(&mut [u8]) -> Result<(), getrandom::Error>,
-) -> Result<Zeroizing<[u8; N]>, KeytoolError> {
+) -> Result<Zeroizing<[u8; N]>, SetupError> {
     let mut bytes = Zeroizing::new([0; N]);
     fill(bytes.as_mut_slice())
-        .map_err(|error| KeytoolError::io("draw random bytes")(error.into()))?;
+        .map_err(|error| SetupError::io("draw random bytes")(error.into()))?;
     Ok(bytes)
 }
 
@@ -107,12 +107,12 @@ mod tests {
     #[test]
     fn errors_know_how_to_exit() {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
-        let error = KeytoolError::io("write a file")(denied);
+        let error = SetupError::io("write a file")(denied);
         assert_eq!(Exit::from(&error), Exit::NoPermission);
         assert_eq!(error.to_string(), "cannot write a file: permission denied");
-        let error = KeytoolError::from(KeyError::Malformed);
+        let error = SetupError::from(KeyError::Malformed);
         assert_eq!(Exit::from(&error), Exit::Failure);
-        let error = KeytoolError::from(ConfigError::Invalid(Vec::new()));
+        let error = SetupError::from(ConfigError::Invalid(Vec::new()));
         assert_eq!(Exit::from(&error), Exit::BadConfiguration);
     }
 }

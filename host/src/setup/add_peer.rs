@@ -10,7 +10,7 @@ use lostlove_core::crypto::{PresharedKey, PublicKey, SecretKey};
 use lostlove_system::lock::LockFile;
 use zeroize::Zeroizing;
 
-use super::{KeytoolError, address, files, random};
+use super::{SetupError, address, files, random};
 
 /// What to add, and to what.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ pub struct AddedPeer {
 ///
 /// When there is no randomness, the configuration is wrong, the name is taken, no address is left,
 /// the server's address cannot be guessed, or a file cannot be written.
-pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer, KeytoolError> {
+pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer, SetupError> {
     let unreadable = |source| ConfigError::Unreadable {
         path: request.config.clone(),
         source,
@@ -68,7 +68,7 @@ pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer,
         None => output
             .write_all(profile.as_bytes())
             .and_then(|()| output.flush())
-            .map_err(KeytoolError::io("write the profile"))?,
+            .map_err(SetupError::io("write the profile"))?,
     }
     if let Err(error) = files::replace(&request.config, &text) {
         if let Some(path) = &request.output {
@@ -81,7 +81,7 @@ pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer,
 }
 
 /// Locks the folder of a configuration; if there is none, that is what is said.
-fn lock(config: &Path) -> Result<LockFile, KeytoolError> {
+fn lock(config: &Path) -> Result<LockFile, SetupError> {
     if let Err(source) = fs::metadata(config) {
         let path = config.to_owned();
         return Err(ConfigError::Unreadable { path, source }.into());
@@ -97,7 +97,7 @@ pub(super) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(name: &'a str) -> Result<Self, KeytoolError> {
+    pub(super) fn new(name: &'a str) -> Result<Self, SetupError> {
         Ok(Self {
             name,
             private_key: SecretKey::from_bytes(*random()?),
@@ -133,14 +133,14 @@ impl<'a> Client<'a> {
     }
 }
 
-fn guess_server(settings: &ServerSettings) -> Result<Endpoint, KeytoolError> {
+fn guess_server(settings: &ServerSettings) -> Result<Endpoint, SetupError> {
     let listen = settings.host.listen.first();
     let bound = listen
         .map(|address| address.ip())
         .filter(|ip| !ip.is_unspecified());
     let ip = bound
         .or_else(address::of_default_route)
-        .ok_or(KeytoolError::NoAddress)?;
+        .ok_or(SetupError::NoAddress)?;
     Ok(Endpoint {
         host: ip.to_string(),
         port: listen.map_or(lostlove_config::DEFAULT_PORT, |address| address.port()),
@@ -155,7 +155,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::keytool::first_start;
+    use crate::setup::first_start;
 
     #[test]
     fn the_profile_and_the_configuration_fit_each_other() {
@@ -213,7 +213,7 @@ mod tests {
         let path = folder.path().join("alice.toml");
         let request = request("alice", &config, Some(path.clone()));
         let error = add_peer(&request, &mut Vec::new()).unwrap_err();
-        assert!(matches!(error, KeytoolError::Config(_)), "{error}");
+        assert!(matches!(error, SetupError::Config(_)), "{error}");
         assert!(!path.exists());
     }
 

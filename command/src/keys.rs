@@ -5,10 +5,9 @@ use std::os::fd::AsFd;
 
 use lostlove_config::without_bom;
 use lostlove_core::crypto::{KeyError, PresharedKey, SecretKey};
+use lostlove_host::setup::{SetupError, random};
 use rustix::fs::{FileType, Mode, fstat};
 use zeroize::Zeroizing;
-
-use super::{KeytoolError, random};
 
 /// Bytes of input that are looked at: a key has 44 and perhaps a line end.
 const MAX_INPUT: u64 = 4096;
@@ -18,7 +17,7 @@ const MAX_INPUT: u64 = 4096;
 /// # Errors
 ///
 /// When there is no randomness or `output` fails.
-pub fn genkey(output: &mut impl Write) -> Result<(), KeytoolError> {
+pub fn genkey(output: &mut impl Write) -> Result<(), SetupError> {
     let key = SecretKey::from_bytes(*random()?);
     write_line(output, &key.to_base64())
 }
@@ -28,7 +27,7 @@ pub fn genkey(output: &mut impl Write) -> Result<(), KeytoolError> {
 /// # Errors
 ///
 /// When there is no randomness or `output` fails.
-pub fn genpsk(output: &mut impl Write) -> Result<(), KeytoolError> {
+pub fn genpsk(output: &mut impl Write) -> Result<(), SetupError> {
     let key = PresharedKey::from_bytes(*random()?);
     write_line(output, &key.to_base64())
 }
@@ -38,13 +37,13 @@ pub fn genpsk(output: &mut impl Write) -> Result<(), KeytoolError> {
 /// # Errors
 ///
 /// When `input` is not a secret key, or one of the two fails.
-pub fn pubkey(input: &mut impl Read, output: &mut impl Write) -> Result<(), KeytoolError> {
+pub fn pubkey(input: &mut impl Read, output: &mut impl Write) -> Result<(), SetupError> {
     // With room for all of it the buffer never moves and leaves no copies of the key behind.
     let mut text = Zeroizing::new(Vec::with_capacity(8192));
     input
         .take(MAX_INPUT)
         .read_to_end(&mut text)
-        .map_err(KeytoolError::io("read the key"))?;
+        .map_err(SetupError::io("read the key"))?;
     let text = std::str::from_utf8(&text).map_err(|_| KeyError::Malformed)?;
     let key: SecretKey = without_bom(text).parse()?;
     write_line(output, &key.public_key().to_string())
@@ -59,10 +58,10 @@ pub fn is_exposed(output: impl AsFd) -> bool {
     })
 }
 
-fn write_line(output: &mut impl Write, text: &str) -> Result<(), KeytoolError> {
+fn write_line(output: &mut impl Write, text: &str) -> Result<(), SetupError> {
     writeln!(output, "{text}")
         .and_then(|()| output.flush())
-        .map_err(KeytoolError::io("write the key"))
+        .map_err(SetupError::io("write the key"))
 }
 
 #[cfg(test)]
@@ -110,7 +109,7 @@ mod tests {
         for input in [&b"secret-but-wrong"[..], b"", b"\xff\xfe", &[b'A'; 10_000]] {
             let mut output = Vec::new();
             let error = pubkey(&mut &input[..], &mut output).unwrap_err();
-            assert!(matches!(error, KeytoolError::Key(KeyError::Malformed)));
+            assert!(matches!(error, SetupError::Key(KeyError::Malformed)));
             assert!(!error.to_string().contains("secret-but-wrong"));
             assert!(output.is_empty());
         }

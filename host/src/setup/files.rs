@@ -10,7 +10,7 @@ use lostlove_system::lock::LockFile;
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
-use super::KeytoolError;
+use super::SetupError;
 
 /// Mode of a folder for secrets.
 const FOLDER_MODE: u32 = 0o700;
@@ -26,8 +26,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 ///
 /// When it exists, or cannot be written whole.
-pub(super) fn create(path: &Path, text: &str) -> Result<(), KeytoolError> {
-    let action = || KeytoolError::io(format!("write {}", path.display()));
+pub(super) fn create(path: &Path, text: &str) -> Result<(), SetupError> {
+    let action = || SetupError::io(format!("write {}", path.display()));
     let file = prepare(path, text).map_err(action())?;
     file.persist_noclobber(path)
         .map_err(|error| action()(error.error))?;
@@ -39,13 +39,13 @@ pub(super) fn create(path: &Path, text: &str) -> Result<(), KeytoolError> {
 /// # Errors
 ///
 /// When something is there, be it a link that leads nowhere, or nobody may look.
-pub(super) fn check_free(path: &Path) -> Result<(), KeytoolError> {
+pub(super) fn check_free(path: &Path) -> Result<(), SetupError> {
     let error = match path.symlink_metadata() {
         Ok(_) => Errno::EXIST.into(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => error,
     };
-    Err(KeytoolError::io(format!("write {}", path.display()))(error))
+    Err(SetupError::io(format!("write {}", path.display()))(error))
 }
 
 /// Replaces what `path` holds in one step and keeps its mode and owner. A symbolic link stays one.
@@ -53,8 +53,8 @@ pub(super) fn check_free(path: &Path) -> Result<(), KeytoolError> {
 /// # Errors
 ///
 /// When it does not exist or cannot be written whole; it is then as it was.
-pub(super) fn replace(path: &Path, text: &str) -> Result<(), KeytoolError> {
-    let action = || KeytoolError::io(format!("write {}", path.display()));
+pub(super) fn replace(path: &Path, text: &str) -> Result<(), SetupError> {
+    let action = || SetupError::io(format!("write {}", path.display()));
     let path = path.canonicalize().map_err(action())?;
     let old = path.metadata().map_err(action())?;
     let file = prepare(&path, text).map_err(action())?;
@@ -74,11 +74,11 @@ pub(super) fn replace(path: &Path, text: &str) -> Result<(), KeytoolError> {
 /// # Errors
 ///
 /// When it cannot be made, as for want of the folder that it would be in.
-pub(super) fn create_folder_of(path: &Path) -> Result<(), KeytoolError> {
+pub(super) fn create_folder_of(path: &Path) -> Result<(), SetupError> {
     let folder = folder_of(path);
     match DirBuilder::new().mode(FOLDER_MODE).create(&folder) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result.map_err(KeytoolError::io(format!("make {}", folder.display()))),
+        result => result.map_err(SetupError::io(format!("make {}", folder.display()))),
     }
 }
 
@@ -89,7 +89,7 @@ pub(super) fn create_folder_of(path: &Path) -> Result<(), KeytoolError> {
 ///
 /// When the lock's file cannot be made there, or somebody holds it for longer than these files
 /// take to be written.
-pub(super) fn lock_folder_of(path: &Path) -> Result<LockFile, KeytoolError> {
+pub(super) fn lock_folder_of(path: &Path) -> Result<LockFile, SetupError> {
     let lock = folder_of(path).join(LOCK_NAME);
     Ok(LockFile::acquire(&lock, LOCK_PATIENCE)?)
 }

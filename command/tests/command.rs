@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use lostlove_config::{Routes, load_client, load_server};
-use lostlove_host::keytool::first_start;
+use lostlove_host::setup::first_start;
 
 #[test]
 fn the_help_lists_every_command_and_the_exit_codes() {

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use lostlove_command::{demo, keys};
 use lostlove_config::{ConfigError, Endpoint, Routes};
 use lostlove_core::config::Role;
-use lostlove_host::cli::{self, Exit, print_usage};
-use lostlove_host::demo;
-use lostlove_host::keytool::{self, AddPeer, KeytoolError};
+use lostlove_host::args::{self, Exit, print_usage};
+use lostlove_host::setup::{self, AddPeer, SetupError};
 
 /// Keys, profiles and a demonstration for the LostLove VPN
 #[derive(Parser)]
@@ -60,7 +60,7 @@ struct AddPeerArgs {
 }
 
 fn default_config() -> &'static OsStr {
-    cli::default_config(Role::Server).as_os_str()
+    args::default_config(Role::Server).as_os_str()
 }
 
 fn main() -> ExitCode {
@@ -74,12 +74,12 @@ fn run(command: Command) -> ExitCode {
     let result = match command {
         Command::Genkey => {
             warn_if_exposed();
-            keytool::genkey(&mut io::stdout())
+            keys::genkey(&mut io::stdout())
         }
-        Command::Pubkey => keytool::pubkey(&mut io::stdin(), &mut io::stdout()),
+        Command::Pubkey => keys::pubkey(&mut io::stdin(), &mut io::stdout()),
         Command::Genpsk => {
             warn_if_exposed();
-            keytool::genpsk(&mut io::stdout())
+            keys::genpsk(&mut io::stdout())
         }
         Command::AddPeer(args) => add_peer(args),
         Command::Demo(options) => return demo::run(&options),
@@ -93,7 +93,7 @@ fn run(command: Command) -> ExitCode {
     }
 }
 
-fn add_peer(args: AddPeerArgs) -> Result<(), KeytoolError> {
+fn add_peer(args: AddPeerArgs) -> Result<(), SetupError> {
     if args.output.is_none() {
         warn_if_exposed();
     }
@@ -109,7 +109,7 @@ fn add_peer(args: AddPeerArgs) -> Result<(), KeytoolError> {
         output: args.output,
         routes,
     };
-    let added = keytool::add_peer(&request, &mut io::stdout())?;
+    let added = setup::add_peer(&request, &mut io::stdout())?;
     say(&format!(
         "Added {} ({}) to {}; it will connect to {}.",
         request.name,
@@ -124,12 +124,12 @@ fn add_peer(args: AddPeerArgs) -> Result<(), KeytoolError> {
     Ok(())
 }
 
-fn advice(error: &KeytoolError) -> &'static str {
+fn advice(error: &SetupError) -> &'static str {
     if Exit::from(error) == Exit::NoPermission {
         return "\nRun it as root, with sudo, or as the owner of the files.";
     }
     match error {
-        KeytoolError::Config(ConfigError::Unreadable { .. }) => {
+        SetupError::Config(ConfigError::Unreadable { .. }) => {
             "\nName the server's configuration with --config; a first start of lostlove-server \
              makes one."
         }
@@ -138,7 +138,7 @@ fn advice(error: &KeytoolError) -> &'static str {
 }
 
 fn warn_if_exposed() {
-    if keytool::is_exposed(io::stdout()) {
+    if keys::is_exposed(io::stdout()) {
         say("lostlove: warning: others can read the file that this key goes to; use umask 077");
     }
 }
