@@ -1,5 +1,6 @@
 //! Counters of one endpoint.
 
+use core::ops::AddAssign;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
@@ -86,6 +87,83 @@ impl Stats {
     }
 }
 
+/// The figures of several endpoints together; present levels add up as well.
+impl AddAssign<&Self> for Stats {
+    fn add_assign(&mut self, other: &Self) {
+        // In full, so that no field is forgotten.
+        let Self {
+            connections_opened,
+            connections_closed,
+            refused,
+            handshakes_failed,
+            sessions_established,
+            sessions,
+            sessions_absent,
+            probes,
+            handshaking,
+            socket_bytes_in,
+            socket_bytes_out,
+            sealed_in,
+            sealed_out,
+            tun_packets_in,
+            tun_bytes_in,
+            tun_packets_out,
+            tun_bytes_out,
+            segments_added,
+            coalesced_datagrams,
+            forwarded_packets,
+            peer_packets_out,
+            peer_packets_in,
+            fragments,
+            superseded_acks,
+            icmp_out,
+            dropped,
+            rotations,
+            exchanges,
+            protocol_errors,
+            queued_bytes,
+            queued_packets,
+        } = other;
+        self.connections_opened += connections_opened;
+        self.connections_closed += connections_closed;
+        add_each(&mut self.refused, refused);
+        add_each(&mut self.handshakes_failed, handshakes_failed);
+        self.sessions_established += sessions_established;
+        self.sessions += sessions;
+        self.sessions_absent += sessions_absent;
+        self.probes += probes;
+        self.handshaking += handshaking;
+        self.socket_bytes_in += socket_bytes_in;
+        self.socket_bytes_out += socket_bytes_out;
+        self.sealed_in += sealed_in;
+        self.sealed_out += sealed_out;
+        self.tun_packets_in += tun_packets_in;
+        self.tun_bytes_in += tun_bytes_in;
+        self.tun_packets_out += tun_packets_out;
+        self.tun_bytes_out += tun_bytes_out;
+        self.segments_added += segments_added;
+        self.coalesced_datagrams += coalesced_datagrams;
+        self.forwarded_packets += forwarded_packets;
+        self.peer_packets_out += peer_packets_out;
+        self.peer_packets_in += peer_packets_in;
+        self.fragments += fragments;
+        self.superseded_acks += superseded_acks;
+        self.icmp_out += icmp_out;
+        add_each(&mut self.dropped, dropped);
+        self.rotations += rotations;
+        self.exchanges += exchanges;
+        self.protocol_errors += protocol_errors;
+        self.queued_bytes += queued_bytes;
+        self.queued_packets += queued_packets;
+    }
+}
+
+fn add_each<const N: usize>(sums: &mut [u64; N], more: &[u64; N]) {
+    for (sum, more) in sums.iter_mut().zip(more) {
+        *sum += more;
+    }
+}
+
 /// A peer as an operator sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStats {
@@ -164,4 +242,52 @@ impl Usage {
 fn add(counter: &AtomicU64, more: u64) {
     let before = counter.load(Ordering::Relaxed);
     counter.store(before.wrapping_add(more), Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(count: u64) -> Stats {
+        Stats {
+            connections_opened: count,
+            connections_closed: count,
+            refused: [count; _],
+            handshakes_failed: [count; _],
+            sessions_established: count,
+            sessions: count,
+            sessions_absent: count,
+            probes: count,
+            handshaking: count,
+            socket_bytes_in: count,
+            socket_bytes_out: count,
+            sealed_in: count,
+            sealed_out: count,
+            tun_packets_in: count,
+            tun_bytes_in: count,
+            tun_packets_out: count,
+            tun_bytes_out: count,
+            segments_added: count,
+            coalesced_datagrams: count,
+            forwarded_packets: count,
+            peer_packets_out: count,
+            peer_packets_in: count,
+            fragments: count,
+            superseded_acks: count,
+            icmp_out: count,
+            dropped: [count; _],
+            rotations: count,
+            exchanges: count,
+            protocol_errors: count,
+            queued_bytes: count,
+            queued_packets: count,
+        }
+    }
+
+    #[test]
+    fn every_figure_of_two_endpoints_adds_up() {
+        let mut sum = all(3);
+        sum += &all(4);
+        assert_eq!(sum, all(7));
+    }
 }
