@@ -299,6 +299,11 @@ fn endpoint() -> Vec<Vec<u8>> {
             &settle,
         ]));
         seeds.push(join(&[&traffic, &[11, 0, 3, 0, 1], &[12, 1, 1], &settle]));
+        // Two buffers of one connection, handed over together.
+        let ahead = [3, 0, 0x80, 40];
+        seeds.push(join(&[
+            &traffic, &up, &up, &[2], &up, &ahead, &up, &ahead, &settle,
+        ]));
     }
     for choice in 0..7 {
         let bytes = [9, 0, choice, 0, 3, b'a', b'b', b'c'];

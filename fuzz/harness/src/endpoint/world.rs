@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ipnet::IpNet;
 use lostlove_core::config::{Peer, TunSettings};
-use lostlove_core::endpoint::{Batch, TunPacket};
+use lostlove_core::endpoint::{Batch, Buffer, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::ip::{self, VirtioHeader};
 use lostlove_core::time::Instant;
 
+use super::tally::Tally;
 use crate::machine::Machine;
 use crate::peers::{CLIENTS, Choices, routes};
 
@@ -36,6 +37,13 @@ struct Link {
     pipes: [Pipe; 2],
 }
 
+/// A buffer with bytes of a connection's stream.
+struct Read {
+    id: ConnectionId,
+    buffer: Buffer,
+    len: usize,
+}
+
 struct Node {
     endpoint: Machine,
     open: BTreeSet<ConnectionId>,
@@ -44,6 +52,9 @@ struct Node {
     blocked: BTreeSet<ConnectionId>,
     /// What a link that takes nothing has not given back yet, as a kernel may.
     held: Vec<Batch>,
+    /// What a kernel has read into buffers and not told yet, in the order of each stream.
+    reads: VecDeque<Read>,
+    tally: Tally,
     settings: Option<TunSettings>,
     is_shutting_down: bool,
 }
@@ -69,6 +80,8 @@ impl World {
             closed: BTreeSet::new(),
             blocked: BTreeSet::new(),
             held: Vec::new(),
+            reads: VecDeque::new(),
+            tally: Tally::default(),
             settings: None,
             is_shutting_down: false,
         });
@@ -93,6 +106,7 @@ impl World {
 
     fn handle_events(&mut self, which: usize) {
         while let Some(event) = self.nodes[which].endpoint.poll_event() {
+            self.nodes[which].tally.note(&event);
             match event {
                 Event::Dial { .. } => self.dial(which),
                 Event::Configure(settings) => self.nodes[which].settings = Some(settings),
@@ -197,6 +211,7 @@ impl World {
     fn check(&self, which: usize) {
         let node = &self.nodes[which];
         let stats = node.endpoint.stats();
+        node.tally.check(stats);
         assert_eq!(
             stats.connections_opened - stats.connections_closed,
             node.open.len() as u64
@@ -239,24 +254,53 @@ impl World {
         }
     }
 
-    /// Lets one end of a link read at most `len` bytes.
+    /// Lets one end of a link read at most `len` bytes, and hands over all that it has read.
     pub(super) fn deliver(&mut self, link: usize, to_server: bool, len: usize) {
+        self.read_ahead(link, to_server, len);
+        if let Some((which, id)) = self.end_of(link, to_server) {
+            self.hand_over(which, id);
+        }
+    }
+
+    /// Lets one end of a link read at most `len` bytes into buffers, and keeps these for now.
+    pub(super) fn read_ahead(&mut self, link: usize, to_server: bool, len: usize) {
         let Some((which, id)) = self.end_of(link, to_server) else {
             return;
         };
         let at = link % self.links.len();
         let pipe = &mut self.links[at].pipes[usize::from(!to_server)];
-        let len = len.min(pipe.bytes.len());
-        let bytes: Vec<u8> = pipe.bytes.drain(..len).collect();
-        let mut unread = bytes.as_slice();
-        let allowed = self.allowed(which, id);
+        let mut len = len.min(pipe.bytes.len());
         let node = &mut self.nodes[which];
-        while !unread.is_empty() {
-            let mut sink = |packet: TunPacket<'_>| check_sunk(&packet, which, &allowed);
-            let Some(rest) = node.endpoint.read(id, unread, &mut sink, self.now) else {
+        while len > 0 {
+            let Some(mut buffer) = node.endpoint.take_buffer(id) else {
                 return;
             };
-            unread = rest;
+            let room = buffer.unfilled();
+            assert!(!room.is_empty(), "it would look like the end of the stream");
+            let fitting = len.min(room.len());
+            let read = pipe.read(&mut room[..fitting]);
+            len -= read;
+            node.reads.push_back(Read {
+                id,
+                buffer,
+                len: read,
+            });
+        }
+    }
+
+    /// Hands over what was read of a connection's stream.
+    fn hand_over(&mut self, which: usize, id: ConnectionId) {
+        let allowed = self.allowed(which, id);
+        let node = &mut self.nodes[which];
+        for read in core::mem::take(&mut node.reads) {
+            if read.id != id {
+                node.reads.push_back(read);
+                continue;
+            }
+            let mut sink = |packet: TunPacket<'_>| check_sunk(&packet, which, &allowed);
+            let filled = (read.buffer, read.len);
+            node.endpoint
+                .handle_received(id, filled, &mut sink, self.now);
         }
     }
 
@@ -452,6 +496,12 @@ impl World {
             self.time_out();
         }
         for node in &mut self.nodes {
+            for Read { id, buffer, len } in core::mem::take(&mut node.reads) {
+                let mut sink = |_: TunPacket<'_>| panic!("its connection is over");
+                let filled = (buffer, len);
+                node.endpoint
+                    .handle_received(id, filled, &mut sink, self.now);
+            }
             for batch in node.held.drain(..) {
                 node.endpoint.handle_written(batch, 0, self.now);
             }
@@ -462,6 +512,14 @@ impl World {
 }
 
 impl Pipe {
+    fn read(&mut self, room: &mut [u8]) -> usize {
+        let len = room.len().min(self.bytes.len());
+        for (to, byte) in room.iter_mut().zip(self.bytes.drain(..len)) {
+            *to = byte;
+        }
+        len
+    }
+
     /// Takes what there is room for; how much that was.
     fn write(&mut self, batch: &Batch) -> usize {
         let room = match self.is_stalled {
