@@ -19,6 +19,7 @@ mod packet;
 mod pipe;
 mod reassembly;
 mod run;
+mod tally;
 mod tap;
 mod world;
 

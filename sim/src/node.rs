@@ -17,6 +17,7 @@ use crate::choice::{Choice, Seeded};
 use crate::device::{Device, Framed};
 use crate::link::{End, Link, Wire};
 use crate::options::Options;
+use crate::tally::Tally;
 
 /// A machine's share of one TCP connection.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +54,8 @@ pub(crate) struct Node {
     pub(crate) session: Option<usize>,
     /// Starts again once it is shut down.
     pub(crate) restarts: bool,
+    /// What its events say of its sessions.
+    tally: Tally,
     offload: bool,
     queue_bound: usize,
     queue_age: Duration,
@@ -107,6 +110,7 @@ impl Node {
             settings: None,
             session: None,
             restarts: false,
+            tally: Tally::default(),
             queue_bound,
             queue_age,
             max_handshakes,
@@ -180,7 +184,7 @@ impl Node {
         for n in 0..self.sockets.len() {
             self.read_socket(n, world);
         }
-        let events = self.settle(world);
+        let events = self.settle(world)?;
         self.check(now)?;
         Ok(events)
     }
@@ -238,15 +242,16 @@ impl Node {
         }
     }
 
-    fn settle(&mut self, world: &mut Surroundings<'_>) -> Vec<Event> {
+    fn settle(&mut self, world: &mut Surroundings<'_>) -> Result<Vec<Event>, String> {
         let mut events = Vec::new();
         loop {
             while let Some(id) = self.endpoint.poll_transmit() {
                 self.flush(id, world);
             }
             let Some(event) = self.endpoint.poll_event() else {
-                return events;
+                return Ok(events);
             };
+            self.tally.note(&event)?;
             if let Event::Closed { id, .. } = &event
                 && let Some(n) = self.sockets.iter().position(|socket| socket.id == *id)
             {
@@ -263,6 +268,7 @@ impl Node {
     /// What must hold at any time.
     fn check(&self, now: Instant) -> Result<(), String> {
         let stats = self.endpoint.stats();
+        self.tally.check(stats)?;
         let goes_on = |socket: &Socket| socket.is_blocked || socket.is_unblocked;
         // Of a session whose peer is away, packets wait until they are too old.
         let pause = if stats.sessions_absent > 0 {

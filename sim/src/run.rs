@@ -231,7 +231,7 @@ impl World {
             let is_clean = node.endpoint.is_shut_down()
                 && node.sockets.is_empty()
                 && stats.queued_bytes + stats.queued_packets == 0
-                && stats.sessions + stats.handshaking == 0
+                && stats.sessions + stats.sessions_absent + stats.handshaking == 0
                 && stats.connections_opened == stats.connections_closed;
             if !is_clean {
                 return Err(self.failure(Kind::Progress, format!("node {n} leaves {stats:?}")));

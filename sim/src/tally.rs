@@ -1,0 +1,168 @@
+//! The sessions of one endpoint, as its events tell of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lostlove_core::event::{ConnectionId, Event};
+use lostlove_core::stats::Stats;
+
+/// Which sessions stand, and which there were.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// By the peer's name.
+    standing: BTreeMap<String, Standing>,
+    begun: BTreeSet<u128>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    session: u128,
+    /// None while it waits for its peer.
+    on: Option<ConnectionId>,
+}
+
+impl Tally {
+    /// Takes note of an event; an error says why it must not have come.
+    pub(crate) fn note(&mut self, event: &Event) -> Result<(), String> {
+        let fits = match event {
+            Event::Established {
+                id, peer, session, ..
+            } => {
+                let session = session.as_u128();
+                let on = Some(*id);
+                // It takes over the session that the peer has.
+                self.standing.insert(peer.clone(), Standing { session, on });
+                self.begun.insert(session)
+            }
+            Event::Lost { id, peer, .. } => match self.standing.get_mut(peer) {
+                Some(standing) => standing.on.take() == Some(*id),
+                None => false,
+            },
+            Event::Ended { peer, session, .. } => {
+                let ended = self.standing.remove(peer);
+                ended.is_some_and(|ended| ended.session == session.as_u128())
+            }
+            Event::Closed { id, .. } => self.standing.values().all(|it| it.on != Some(*id)),
+            _ => true,
+        };
+        if fits {
+            Ok(())
+        } else {
+            Err(format!("{event:?} does not follow: {:?}", self.standing))
+        }
+    }
+
+    /// Whether the figures say the same as the events did.
+    pub(crate) fn check(&self, stats: &Stats) -> Result<(), String> {
+        let absent = self.standing.values().filter(|it| it.on.is_none()).count();
+        let counted = (
+            self.begun.len() as u64,
+            (self.standing.len() - absent) as u64,
+            absent as u64,
+        );
+        let said = (
+            stats.sessions_established,
+            stats.sessions,
+            stats.sessions_absent,
+        );
+        if counted == said {
+            Ok(())
+        } else {
+            Err(format!("sessions begun, up and absent: {counted:?}, not {said:?}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::SocketAddr;
+
+    use lostlove_core::crypto::Suite;
+    use lostlove_core::event::CloseReason;
+    use lostlove_core::time::Instant;
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// The first connection of an endpoint is all it takes.
+    fn id() -> ConnectionId {
+        use lostlove_core::endpoint::Endpoint;
+
+        let mut choice = crate::choice::Choice::new(0);
+        let options = crate::options::Options::draw(&mut choice);
+        let mut server = Endpoint::new(options.config(0), Instant::ZERO);
+        let remote = SocketAddr::from(([192, 0, 2, 1], 1));
+        server.handle_accepted(remote, Instant::ZERO).unwrap()
+    }
+
+    fn established(session: u128) -> Event {
+        Event::Established {
+            id: id(),
+            peer: "a".to_owned(),
+            remote: SocketAddr::from(([192, 0, 2, 1], 1)),
+            session: Uuid::from_u128(session),
+            suite: Suite::ALL[0],
+        }
+    }
+
+    fn lost() -> Event {
+        Event::Lost {
+            id: id(),
+            peer: "a".to_owned(),
+            until: Instant::ZERO,
+        }
+    }
+
+    fn ended(session: u128) -> Event {
+        Event::Ended {
+            peer: "a".to_owned(),
+            session: Uuid::from_u128(session),
+            reason: CloseReason::NoReturn,
+        }
+    }
+
+    fn closed() -> Event {
+        Event::Closed {
+            id: id(),
+            remote: SocketAddr::from(([192, 0, 2, 1], 1)),
+            peer: None,
+            reason: CloseReason::EndOfStream,
+        }
+    }
+
+    fn note(events: &[Event]) -> Result<(), String> {
+        let mut tally = Tally::default();
+        events.iter().try_for_each(|event| tally.note(event))
+    }
+
+    #[test]
+    fn what_follows_is_no_matter() {
+        let whole = [
+            established(1),
+            lost(),
+            closed(),
+            established(2),
+            lost(),
+            ended(2),
+            closed(),
+            established(3),
+            ended(3),
+        ];
+        assert_eq!(note(&whole), Ok(()));
+    }
+
+    #[test]
+    fn what_does_not_follow_is_seen() {
+        for bad in [
+            vec![ended(1)],
+            vec![lost()],
+            vec![established(1), ended(1), ended(1)],
+            vec![established(1), ended(1), lost()],
+            vec![established(1), established(2), ended(1)],
+            vec![established(1), ended(1), established(1)],
+            vec![established(1), lost(), lost()],
+            vec![established(1), closed()],
+        ] {
+            assert!(note(&bad).is_err(), "{bad:?}");
+        }
+    }
+}
