@@ -3,7 +3,7 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha512};
@@ -45,6 +45,8 @@ pub struct AddressPool {
     homes: BTreeMap<PeerId, u128>,
     /// All lendable addresses below this one are reserved, lent or claimed.
     frontier: u128,
+    /// Reserved addresses that cool down, and until when.
+    cooling: VecDeque<(Instant, u128)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +116,7 @@ impl AddressPool {
             unused: BTreeSet::new(),
             homes: BTreeMap::new(),
             frontier: first,
+            cooling: VecDeque::new(),
         }
     }
 
@@ -189,6 +192,7 @@ impl AddressPool {
             }
             return Some(from_bits(lease.address, self.is_v4));
         }
+        self.end_cool_downs(now);
         let address = self
             .free(peer, wanted)
             .or_else(|| self.reclaim(now))
@@ -207,6 +211,7 @@ impl AddressPool {
         if let Some(lease) = self.leases.get(&peer) {
             return Some(from_bits(lease.address, self.is_v4));
         }
+        self.end_cool_downs(now);
         let address = match self.free(peer, wanted) {
             Some(address) => {
                 self.lend(peer, address, false);
@@ -240,33 +245,39 @@ impl AddressPool {
         true
     }
 
-    /// Sets an address aside for good; whose lease it is if it is lent, and then nothing changes.
+    /// Sets an address aside: it is not lent from now on. Whoever has it as a lease has none any
+    /// more, and is returned.
     pub fn set_aside(&mut self, address: IpAddr) -> Option<PeerId> {
         if address.is_ipv4() != self.is_v4 {
             return None;
         }
         let address = to_bits(address);
         let holder = self.holders.get(&address).copied();
-        if holder.is_none() {
-            self.reserved.insert(address);
-            if let Some(claim) = self.claims.get(&address) {
-                self.unused.remove(&(*claim, address));
-            }
+        if let Some(holder) = holder {
+            self.end_lease(holder);
         }
+        self.keep_back(address);
         holder
     }
 
-    /// An address that was set aside may be lent.
-    pub fn free_up(&mut self, address: IpAddr) {
+    /// An address that was set aside may be lent after [`Self::COOL_DOWN`].
+    pub fn free_up(&mut self, address: IpAddr, now: Instant) {
         let bits = to_bits(address);
-        if address.is_ipv4() == self.is_v4 && self.reserved.remove(&bits) && self.is_lendable(bits)
-        {
-            self.take_back(bits);
+        let is_here = address.is_ipv4() == self.is_v4 && self.is_lendable(bits);
+        if is_here && self.reserved.contains(&bits) {
+            self.cool_down(bits, now);
         }
     }
 
-    /// A peer is one no more: its first choice is nobody's. A lease of its that cools down stays.
-    pub fn forget(&mut self, peer: PeerId) {
+    /// A peer is one no more. Its first choice is nobody's, and neither is its lease, after
+    /// [`Self::COOL_DOWN`].
+    pub fn forget(&mut self, peer: PeerId, now: Instant) {
+        if let Some(lease) = self.leases.get(&peer).copied() {
+            self.end_lease(peer);
+            if lease.is_proven {
+                self.cool_down(lease.address, now);
+            }
+        }
         let Some(address) = self.homes.remove(&peer) else {
             return;
         };
@@ -275,6 +286,40 @@ impl AddressPool {
         }
         if self.is_free(address) {
             self.frontier = self.frontier.min(address);
+        }
+    }
+
+    fn end_lease(&mut self, peer: PeerId) {
+        if let Some(lease) = self.leases.remove(&peer) {
+            if let Some(absence) = lease.absence {
+                self.absent.remove(&(absence.order, peer));
+            }
+            self.take_back(lease.address);
+        }
+    }
+
+    /// Reserves an address that is nobody's lease.
+    fn keep_back(&mut self, address: u128) {
+        self.cooling.retain(|(_, cooling)| *cooling != address);
+        self.reserved.insert(address);
+        if let Some(claim) = self.claims.get(&address) {
+            self.unused.remove(&(*claim, address));
+        }
+    }
+
+    fn cool_down(&mut self, address: u128, now: Instant) {
+        self.keep_back(address);
+        self.cooling.push_back((now + Self::COOL_DOWN, address));
+    }
+
+    /// Frees the addresses that have cooled down.
+    fn end_cool_downs(&mut self, now: Instant) {
+        while let Some((until, address)) = self.cooling.front().copied()
+            && until <= now
+        {
+            self.cooling.pop_front();
+            self.reserved.remove(&address);
+            self.take_back(address);
         }
     }
 

@@ -157,12 +157,13 @@ impl Peers {
     /// # Errors
     ///
     /// A [`PeerConflict`] if another peer has something of it.
-    pub fn upsert(&mut self, peer: Peer) -> Result<PeerId, PeerConflict> {
+    pub fn upsert(&mut self, peer: Peer, now: Instant) -> Result<PeerId, PeerConflict> {
         let known = self.keys.get(&peer.public_key).copied();
         self.judge(&peer, known)?;
         let Some(id) = known else {
             return Ok(self.insert(peer));
         };
+        self.unroute_leases(id, &peer);
         let Some(entry) = self.entries.get_mut(id) else {
             return Ok(self.insert(peer));
         };
@@ -171,7 +172,7 @@ impl Peers {
             self.log(Change::Unrouted(network));
         }
         for address in fixed(&before) {
-            self.free_up(address);
+            self.free_up(address, now);
         }
         for address in fixed(&peer) {
             self.set_aside(address);
@@ -196,12 +197,11 @@ impl Peers {
             self.log(Change::Unrouted(network));
         }
         for address in fixed(&entry.peer) {
-            self.free_up(address);
+            self.free_up(address, now);
         }
-        self.release(id, now);
-        self.v4.forget(id);
+        self.v4.forget(id, now);
         if let Some(pool) = &mut self.v6 {
-            pool.forget(id);
+            pool.forget(id, now);
         }
         self.log(Change::Removed(id));
         Some(entry.peer)
@@ -303,6 +303,22 @@ impl Peers {
         v4.into_iter().chain(v6)
     }
 
+    /// Leased addresses that a peer is to have fixed ones instead of are its own no longer.
+    fn unroute_leases(&mut self, id: PeerId, altered: &Peer) {
+        let Some(entry) = self.entries.get(id) else {
+            return;
+        };
+        let is_replaced =
+            |leased: &IpAddr| fixed(altered).any(|it| it.is_ipv4() == leased.is_ipv4());
+        let replaced: Vec<_> = self.leased(id, entry).filter(is_replaced).collect();
+        for address in replaced {
+            if let Some(entry) = self.entries.get_mut(id) {
+                entry.leased[usize::from(address.is_ipv6())] = None;
+            }
+            self.log(Change::Unrouted(address.into()));
+        }
+    }
+
     fn set_aside(&mut self, address: IpAddr) {
         self.v4.set_aside(address);
         if let Some(pool) = &mut self.v6 {
@@ -310,10 +326,10 @@ impl Peers {
         }
     }
 
-    fn free_up(&mut self, address: IpAddr) {
-        self.v4.free_up(address);
+    fn free_up(&mut self, address: IpAddr, now: Instant) {
+        self.v4.free_up(address, now);
         if let Some(pool) = &mut self.v6 {
-            pool.free_up(address);
+            pool.free_up(address, now);
         }
     }
 }
@@ -396,11 +412,11 @@ mod tests {
         assert_eq!(peers.join(one), [(host(2), PeerId::first(0))]);
         peers.join(other);
 
-        let third = peers.upsert(peer(3)).unwrap();
+        let third = peers.upsert(peer(3), Instant::ZERO).unwrap();
         let routed = Change::Routed(host(3), third);
         assert_eq!(peers.take_changes(one), [routed]);
         assert_eq!(peers.take_changes(one), []);
-        let fourth = peers.upsert(peer(4)).unwrap();
+        let fourth = peers.upsert(peer(4), Instant::ZERO).unwrap();
         let both = [routed, Change::Routed(host(4), fourth)];
         assert_eq!(peers.take_changes(other), both);
         assert_eq!(peers.take_changes(one), both[1..]);

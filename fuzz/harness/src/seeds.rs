@@ -302,7 +302,15 @@ fn endpoint() -> Vec<Vec<u8>> {
         // Two buffers of one connection, handed over together.
         let ahead = [3, 0, 0x80, 40];
         seeds.push(join(&[
-            &traffic, &up, &up, &[2], &up, &ahead, &up, &ahead, &settle,
+            &traffic,
+            &up,
+            &up,
+            &[2],
+            &up,
+            &ahead,
+            &up,
+            &ahead,
+            &settle,
         ]));
     }
     for choice in 0..7 {

@@ -32,7 +32,10 @@ fn remove(net: &mut Net, n: u8) {
 }
 
 fn upsert(net: &Net, peer: Peer) -> Result<PeerId, PeerConflict> {
-    net.server.peers().unwrap().with(|peers| peers.upsert(peer))
+    net.server
+        .peers()
+        .unwrap()
+        .with(|peers| peers.upsert(peer, net.now))
 }
 
 fn follow(net: &mut Net) {
@@ -172,6 +175,23 @@ fn an_altered_peer_keeps_its_session_as_long_as_it_keeps_its_address() {
     assert_ne!(net.address_v4(0), address);
     assert_eq!(net.address_v4(0), Ipv4Addr::new(10, 8, 0, 77));
     assert_eq!(net.server.stats().sessions, 1);
+}
+
+#[test]
+fn a_fixed_address_is_instead_of_the_leased_one() {
+    let mut net = Net::connected(1);
+    let leased = net.address_v4(0);
+    let mut altered = peer(1);
+    altered.address_v4 = Some(Ipv4Addr::new(10, 8, 0, 77));
+    upsert(&net, altered).unwrap();
+    net.run(Duration::from_secs(1));
+    follow(&mut net);
+    net.run(Duration::from_secs(1));
+    assert_eq!(net.server.stats().sessions, 1);
+
+    net.send_from(SERVER, &udp(SERVER_ADDRESS, leased, 1, b"nobody's"));
+
+    assert_eq!(net.server.stats().dropped(DropReason::NoRoute), 1);
 }
 
 #[test]

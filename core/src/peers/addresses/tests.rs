@@ -81,7 +81,7 @@ fn absent_peers_lose_their_address_only_to_need() {
     pool.release(PeerId::first(1003), NOW);
     pool.release(PeerId::first(1001), NOW + SECOND);
     pool.release(PeerId::first(1003), NOW + SECOND * 2);
-    let almost = NOW + AddressPool::COOL_DOWN - Duration::from_nanos(1);
+    let almost = NOW + AddressPool::COOL_DOWN - SECOND;
     assert_eq!(pool.lease(PeerId::first(7), None, almost), None);
     let then = NOW + AddressPool::COOL_DOWN;
     assert_eq!(
@@ -433,19 +433,59 @@ fn an_address_that_is_set_aside_is_lent_once_it_is_free_again() {
     let (first, second) = (PeerId::first(1), PeerId::first(2));
     assert_eq!(pool.lease(first, None, NOW), Some(address("10.8.0.2")));
 
-    assert_eq!(
-        pool.set_aside(address("10.8.0.2")),
-        Some(first),
-        "it is lent"
-    );
+    let lent = pool.set_aside(address("10.8.0.2"));
+    assert_eq!((lent, pool.address(first)), (Some(first), None));
     assert_eq!(pool.set_aside(address("10.8.0.3")), None);
     assert_eq!(pool.set_aside(address("fd00::3")), None, "not one of these");
     let wanted = Some(address("10.8.0.3"));
     assert_eq!(pool.lease(second, wanted, NOW), Some(address("10.8.0.4")));
 
-    pool.free_up(address("10.8.0.3"));
-    let third = PeerId::first(3);
-    assert_eq!(pool.lease(third, None, NOW), wanted);
+    pool.free_up(address("10.8.0.3"), NOW);
+    let (third, fourth) = (PeerId::first(3), PeerId::first(4));
+    let next = Some(address("10.8.0.5"));
+    assert_eq!(pool.lease(third, wanted, NOW), next, "it cools down");
+    let later = NOW + AddressPool::COOL_DOWN;
+    assert_eq!(pool.lease(fourth, None, later), wanted);
+}
+
+#[test]
+fn an_address_that_is_set_aside_is_nobodys_lease_for_good() {
+    let mut pool = pool("10.8.0.1/29");
+    let [first, other] = [1, 9].map(PeerId::first);
+    let taken = pool.lease(first, None, NOW).unwrap();
+    pool.release(first, NOW);
+    assert_eq!(pool.set_aside(taken), Some(first));
+
+    let later = NOW + 10 * AddressPool::COOL_DOWN;
+    for n in 2..6 {
+        assert!(pool.lease(PeerId::first(n), None, later).is_some());
+    }
+    assert_eq!(pool.lease(other, Some(taken), later), None);
+    assert_eq!(pool.lease(first, Some(taken), later), None);
+
+    // Given up and taken again: no cool-down ends that.
+    pool.free_up(taken, later);
+    pool.set_aside(taken);
+    let still_later = later + 10 * AddressPool::COOL_DOWN;
+    assert_eq!(pool.lease(other, Some(taken), still_later), None);
+}
+
+#[test]
+fn what_a_peer_that_is_no_more_had_is_anothers_after_the_cool_down() {
+    let mut pool = pool("10.8.0.1/29");
+    let [first, second, third] = [1, 2, 3].map(PeerId::first);
+    let lent = pool.lease(first, None, NOW);
+    let reserved = pool.reserve(second, None, NOW);
+    pool.forget(first, NOW);
+    pool.forget(second, NOW);
+
+    let almost = NOW + (AddressPool::COOL_DOWN - SECOND);
+    assert_eq!(pool.reserve(third, reserved, almost), reserved, "nobody's");
+    pool.release(third, almost);
+    assert_ne!(pool.reserve(third, lent, almost), lent);
+    pool.release(third, almost);
+    let later = NOW + AddressPool::COOL_DOWN;
+    assert_eq!(pool.lease(third, lent, later), lent);
 }
 
 #[test]
@@ -461,7 +501,7 @@ fn the_first_choice_of_a_peer_that_is_no_more_is_anothers() {
     let mut pool = pool("10.8.0.1/24");
     pool.prefer(first, &key);
 
-    pool.forget(first);
+    pool.forget(first, NOW);
 
     assert_eq!(choice(&mut pool, second), chosen);
 }

@@ -318,7 +318,7 @@ impl World {
             SERVER => self.owners.get(&id).copied(),
             client => Some(client),
         };
-        let Some(client) = client else {
+        let Some(client) = client.filter(|client| which != SERVER || self.is_peer(*client)) else {
             return Vec::new();
         };
         let settings = self.nodes[client].settings.as_ref();
@@ -330,6 +330,13 @@ impl World {
             .map(|net| IpAddr::V6(net.addr()));
         let hosts = [v4, v6].into_iter().flatten().map(IpNet::from);
         hosts.chain(routes(client as u8)).collect()
+    }
+
+    /// Whether a client has not been removed.
+    fn is_peer(&self, client: usize) -> bool {
+        let key = &self.peers[client - 1].public_key;
+        let shared = self.nodes[SERVER].endpoint.peers();
+        shared.is_some_and(|shared| shared.with(|peers| peers.find(key).is_some()))
     }
 
     pub(super) fn corrupt(&mut self, link: usize, to_server: bool, at: usize, value: u8) {
@@ -460,11 +467,17 @@ impl World {
                     assert!(peers.remove(id, now).is_some_and(|it| it.name == peer.name));
                 }
             }
-            2 => drop(peers.upsert(peer)),
+            2 => drop(peers.upsert(peer, now)),
             _ => {
-                peer.rate_limit = Some(10_000);
-                peer.address_v4 = Some([10, 8, 0, 200 + at as u8].into());
-                drop(peers.upsert(peer));
+                if choice & 8 == 0 {
+                    peer.rate_limit = Some(10_000);
+                }
+                if choice & 16 == 0 {
+                    peer.address_v4 = Some([10, 8, 0, 200 + at as u8].into());
+                } else {
+                    peer.routes.clear();
+                }
+                drop(peers.upsert(peer, now));
             }
         });
         server.handle_peers_changed(now);
