@@ -167,6 +167,11 @@ impl Pool {
         }
     }
 
+    /// An empty buffer of the same class as `other`.
+    pub(crate) fn take_like(&mut self, other: &Buffer) -> Buffer {
+        self.take(other.class)
+    }
+
     /// Takes a buffer back.
     pub(crate) fn put(&mut self, buffer: Buffer) {
         let free = &mut self.free[buffer.class as usize];

@@ -278,11 +278,13 @@ pub enum DropReason {
     Closed,
     /// The TUN device would not take the packet.
     TunBusy,
+    /// The way to the event loop that has the session was full.
+    CrossingFull,
 }
 
 impl DropReason {
     /// Every variant, in the order of [`Self::index`].
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Malformed,
         Self::NoRoute,
         Self::NotConnected,
@@ -297,6 +299,7 @@ impl DropReason {
         Self::NotUnicast,
         Self::Closed,
         Self::TunBusy,
+        Self::CrossingFull,
     ];
 
     /// Position in [`Self::ALL`], for arrays of counters.
@@ -321,6 +324,7 @@ impl DropReason {
             Self::NotUnicast => "not_unicast",
             Self::Closed => "closed",
             Self::TunBusy => "tun_busy",
+            Self::CrossingFull => "crossing_full",
         }
     }
 }

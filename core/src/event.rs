@@ -97,7 +97,7 @@ pub enum Event {
         until: Instant,
     },
     /// A session is over; once for each that was established and not taken over by a newer
-    /// handshake of its peer. Not for one that a client refused before `Established` was polled.
+    /// handshake of its peer at the same endpoint. Not for one that a client refused before `Established` was polled.
     Ended {
         /// The peer's configured name; `server` on a client.
         peer: String,

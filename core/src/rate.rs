@@ -29,6 +29,11 @@ impl TokenBucket {
         }
     }
 
+    /// Takes out what is in it.
+    pub(crate) const fn empty(&mut self) {
+        self.level_nanos = 0;
+    }
+
     /// Units per second.
     pub(crate) const fn rate(&self) -> u64 {
         self.rate

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use lostlove_core::endpoint::{Endpoint, TunPacket};
+use lostlove_core::endpoint::{Buffer, Crossing, Endpoint, TunPacket};
 use lostlove_core::ip::VirtioHeader;
 use lostlove_core::time::Instant;
 
@@ -76,13 +76,7 @@ pub fn drain_device(
                 drained.packets += 1;
                 drained.largest = drained.largest.max(len);
                 endpoint.handle_tun(buffer, len, &header, now);
-                if let Some(reply) = endpoint.take_reply() {
-                    let packet = TunPacket {
-                        bytes: reply.as_bytes(),
-                        header: VirtioHeader::default(),
-                    };
-                    send_packet(device, &packet);
-                }
+                send_reply(endpoint, device);
             }
             Err(error) => {
                 endpoint.put_tun_back(buffer);
@@ -98,4 +92,27 @@ pub fn drain_device(
         }
     }
     Ok(drained)
+}
+
+/// Takes a packet from another event loop of the process. The empty buffer is to go back there, and to
+/// be [recycled](Endpoint::recycle).
+pub fn take_crossing(
+    endpoint: &mut Endpoint,
+    device: &impl PacketDevice,
+    crossing: Crossing,
+    now: Instant,
+) -> Buffer {
+    let spare = endpoint.handle_crossing(crossing, now);
+    send_reply(endpoint, device);
+    spare
+}
+
+fn send_reply(endpoint: &mut Endpoint, device: &impl PacketDevice) {
+    if let Some(reply) = endpoint.take_reply() {
+        let packet = TunPacket {
+            bytes: reply.as_bytes(),
+            header: VirtioHeader::default(),
+        };
+        send_packet(device, &packet);
+    }
 }

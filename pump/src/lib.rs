@@ -8,7 +8,7 @@
 mod device;
 mod stream;
 
-pub use device::{Drained, PacketDevice, drain_device};
+pub use device::{Drained, PacketDevice, drain_device, take_crossing};
 pub use stream::{discard, fill, flush};
 
 /// What a source or sink has left to do.

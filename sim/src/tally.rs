@@ -67,7 +67,9 @@ impl Tally {
         if counted == said {
             Ok(())
         } else {
-            Err(format!("sessions begun, up and absent: {counted:?}, not {said:?}"))
+            Err(format!(
+                "sessions begun, up and absent: {counted:?}, not {said:?}"
+            ))
         }
     }
 }
@@ -85,11 +87,11 @@ mod tests {
 
     /// The first connection of an endpoint is all it takes.
     fn id() -> ConnectionId {
-        use lostlove_core::endpoint::Endpoint;
+        use lostlove_core::config::Surroundings;
 
         let mut choice = crate::choice::Choice::new(0);
         let options = crate::options::Options::draw(&mut choice);
-        let mut server = Endpoint::new(options.config(0), Instant::ZERO);
+        let mut server = options.endpoint(0, Surroundings::default(), Instant::ZERO);
         let remote = SocketAddr::from(([192, 0, 2, 1], 1));
         server.handle_accepted(remote, Instant::ZERO).unwrap()
     }

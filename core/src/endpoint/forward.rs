@@ -2,11 +2,14 @@
 
 use core::net::IpAddr;
 
+use super::tun::{Origin, Outcome, Routed};
 use super::{Endpoint, Side, TunPacket};
 use crate::buffer::{Class, HEADROOM};
 use crate::config;
 use crate::error::DropReason;
-use crate::ip::{self, Coalesced, Datagram, IpInfo, Offload, Unreachable, VirtioHeader, protocol};
+use crate::ip::{
+    self, Coalesced, Datagram, IcmpPacket, IpInfo, Offload, Unreachable, VirtioHeader, protocol,
+};
 use crate::peers::PeerId;
 use crate::session::SessionId;
 use crate::session::queue::Queued;
@@ -208,20 +211,43 @@ impl Endpoint {
         offload: Offload,
         now: Instant,
     ) -> Result<(), DropReason> {
-        let id = self.routes.session(peer).ok_or(DropReason::NotConnected)?;
+        let Some(id) = self.routes.session(peer) else {
+            let worker = self.routes.worker(peer).ok_or(DropReason::NotConnected)?;
+            ip::decrement_ttl(packet, info)?;
+            let queued = self.queued_copy(packet, offload, 0, now);
+            self.cross(worker, Origin::Peer, queued);
+            return Ok(());
+        };
+        ip::decrement_ttl(packet, info)?;
+        match self.prepare_forwarded(id, packet, info, offload, now) {
+            Ok(Routed { id, offload, flow }) => {
+                let queued = self.queued_copy(packet, offload, flow, now);
+                self.enqueue(id, queued, now);
+                Ok(())
+            }
+            Err(Outcome::Dropped(reason)) => Err(reason),
+            Err(Outcome::Cut | Outcome::Crosses(..)) => Ok(()),
+        }
+    }
+
+    /// Makes a packet from a peer fit for another one's session, or queues its pieces.
+    pub(super) fn prepare_forwarded(
+        &mut self,
+        id: SessionId,
+        packet: &mut [u8],
+        info: &IpInfo,
+        offload: Offload,
+        now: Instant,
+    ) -> Result<Routed, Outcome> {
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
         ip::mss_clamp(packet, info, offload, mtu);
-        if ip::max_segment_len(packet, info, offload) > usize::from(mtu) {
-            ip::decrement_ttl(packet, info)?;
-            self.tools.stats.forwarded_packets += 1;
-            return self.enqueue_fragments(id, packet, info, offload, now);
-        }
-        ip::decrement_ttl(packet, info)?;
-        let flow = ip::flow_hash(packet, info);
-        let queued = self.queued_copy(packet, offload, flow, now);
         self.tools.stats.forwarded_packets += 1;
-        self.enqueue(id, queued);
-        Ok(())
+        if ip::max_segment_len(packet, info, offload) > usize::from(mtu) {
+            self.enqueue_fragments(id, packet, info, offload, now)?;
+            return Err(Outcome::Cut);
+        }
+        let flow = ip::flow_hash(packet, info);
+        Ok(Routed { id, offload, flow })
     }
 
     /// Writes the ICMP error that a router owes the sender of a packet it could not forward.
@@ -233,20 +259,12 @@ impl Endpoint {
         now: Instant,
     ) {
         let Ok(info) = ip::parse(packet) else { return };
-        let (Some(own), Some(session)) = (self.own_address(&info), self.sessions.get(from)) else {
+        let Some(mtu) = self.sessions.get(from).map(|session| session.mtu) else {
             return;
         };
-        let error = match reason {
-            DropReason::TooBig => {
-                let mtu = self.path_mtu(&info).unwrap_or(u16::MAX).min(session.mtu);
-                ip::packet_too_big(packet, &info, mtu, own)
-            }
-            DropReason::TtlExpired => ip::time_exceeded(packet, &info, own),
-            DropReason::NotConnected => ip::unreachable(packet, &info, Unreachable::Host, own),
-            DropReason::Isolated => ip::unreachable(packet, &info, Unreachable::Prohibited, own),
-            _ => None,
+        let Some(error) = self.icmp_error(packet, &info, reason, mtu) else {
+            return;
         };
-        let Some(error) = error else { return };
         if !self.icmp_bucket.try_spend(1, now) {
             return;
         }
@@ -257,7 +275,28 @@ impl Endpoint {
         }
     }
 
-    /// The MTU of the session that a packet's destination belongs to, if it is a client's.
+    /// The ICMP error about a packet from a peer that can itself send no more than `mtu` bytes.
+    pub(super) fn icmp_error(
+        &self,
+        packet: &[u8],
+        info: &IpInfo,
+        reason: DropReason,
+        mtu: u16,
+    ) -> Option<IcmpPacket> {
+        let own = self.own_address(info)?;
+        match reason {
+            DropReason::TooBig => {
+                let mtu = self.path_mtu(info).unwrap_or(u16::MAX).min(mtu);
+                ip::packet_too_big(packet, info, mtu, own)
+            }
+            DropReason::TtlExpired => ip::time_exceeded(packet, info, own),
+            DropReason::NotConnected => ip::unreachable(packet, info, Unreachable::Host, own),
+            DropReason::Isolated => ip::unreachable(packet, info, Unreachable::Prohibited, own),
+            _ => None,
+        }
+    }
+
+    /// The MTU of the session that a packet's destination belongs to, if it is a client's and here.
     fn path_mtu(&self, info: &IpInfo) -> Option<u16> {
         let peer = self.routes.lookup(info.destination)?;
         self.session_mtu(self.routes.session(peer)?)

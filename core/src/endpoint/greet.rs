@@ -252,6 +252,7 @@ impl Endpoint {
             name: SERVER_NAME.into(),
             usage: client.usage().clone(),
             rate_limit: None,
+            has_moved: false,
             leased: [None; 2],
         };
         self.establish(id, Proposal { agreed, lane }, claim, now);

@@ -25,6 +25,7 @@
 //! connection that is over just goes to the pool.
 
 mod client;
+mod crossing;
 mod forward;
 mod greet;
 mod receive;
@@ -62,11 +63,13 @@ mod tests;
 use crate::connection::{Connection, Greeting, Stage};
 use crate::session::{Ending, Session, SessionId, Where};
 use client::Client;
+use crossing::Crossings;
 use routes::Routes;
 use server::Server;
 
 pub use crate::buffer::Buffer;
 pub use crate::outbox::{Batch, MAX_PIECES};
+pub use crossing::Crossing;
 
 /// A packet for the TUN device, and the virtio header that goes in front of it on a device with
 /// offload.
@@ -111,6 +114,7 @@ pub struct Endpoint {
     connections: Slab<ConnectionId, Connection>,
     sessions: Slab<SessionId, Session>,
     routes: Routes,
+    crossings: Crossings,
     transmit: VecDeque<ConnectionId>,
     deadlines: BTreeSet<(Instant, Due)>,
     /// An ICMP error that waits for the TUN device.
@@ -131,10 +135,16 @@ impl Endpoint {
         surroundings: Surroundings,
         now: Instant,
     ) -> Self {
-        let (networks, seen) = peers.with(|peers| (peers.join(worker), peers.version()));
+        let (networks, places, seen) = peers.with(|peers| {
+            let networks = peers.join(worker);
+            (networks, peers.places(), peers.version())
+        });
         let mut routes = Routes::default();
         for (network, peer) in networks {
             routes.insert(network, peer);
+        }
+        for (peer, worker) in places {
+            routes.set_worker(peer, worker);
         }
         let side = Side::Server(Server {
             config: config.server,
@@ -167,6 +177,7 @@ impl Endpoint {
             connections: Slab::new(),
             sessions: Slab::new(),
             routes,
+            crossings: Crossings::default(),
             transmit: VecDeque::new(),
             deadlines: BTreeSet::new(),
             reply: None,
@@ -559,12 +570,14 @@ impl Endpoint {
             session: session.uuid,
             reason,
         });
-        session.usage.forget_round_trips();
         self.routes.clear_session(session.peer, id);
-        if let Side::Server(server) = &self.side
-            && let Some(peer) = server.leave(session.peer, now)
-        {
-            self.tools.events.push_back(Event::Released { peer });
+        match &self.side {
+            Side::Client(_) => session.usage.forget_round_trips(),
+            Side::Server(server) => {
+                if let Some(peer) = server.leave(session.peer, now) {
+                    self.tools.events.push_back(Event::Released { peer });
+                }
+            }
         }
     }
 }

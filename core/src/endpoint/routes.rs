@@ -1,12 +1,19 @@
-//! This endpoint's own copy of who owns which network, and the sessions that are here.
+//! This endpoint's own copy of who owns which network, and of where each peer's session is.
 
 use core::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::peers::PeerId;
+use crate::peers::{PeerId, WorkerId};
 use crate::route::RoutingTable;
 use crate::session::SessionId;
+
+/// Where a peer's session is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Here(SessionId),
+    At(WorkerId),
+}
 
 /// Where packets go. It is looked at for each of them, so it is nobody else's and needs no lock.
 #[derive(Default)]
@@ -14,7 +21,7 @@ pub(super) struct Routes {
     table: RoutingTable,
     /// By [`PeerId::index`]; an id is compared with the one that is there, for a peer may stand where
     /// one that is gone has left its session.
-    sessions: Vec<Option<(PeerId, SessionId)>>,
+    places: Vec<Option<(PeerId, Place)>>,
 }
 
 impl Routes {
@@ -41,21 +48,48 @@ impl Routes {
 
     /// The session of a peer, if it is here.
     pub(super) fn session(&self, peer: PeerId) -> Option<SessionId> {
-        let (owner, session) = (*self.sessions.get(peer.index())?)?;
+        let (owner, Place::Here(session)) = (*self.places.get(peer.index())?)? else {
+            return None;
+        };
         (owner == peer).then_some(session)
     }
 
+    /// The endpoint that has the session of a peer, if that is another one.
+    pub(super) fn worker(&self, peer: PeerId) -> Option<WorkerId> {
+        let (owner, Place::At(worker)) = (*self.places.get(peer.index())?)? else {
+            return None;
+        };
+        (owner == peer).then_some(worker)
+    }
+
     pub(super) fn set_session(&mut self, peer: PeerId, session: SessionId) {
-        if self.sessions.len() <= peer.index() {
-            self.sessions.resize(peer.index() + 1, None);
-        }
-        self.sessions[peer.index()] = Some((peer, session));
+        self.set(peer, Place::Here(session));
+    }
+
+    pub(super) fn set_worker(&mut self, peer: PeerId, worker: WorkerId) {
+        self.set(peer, Place::At(worker));
     }
 
     /// Forgets the session of a peer, unless another one stands there.
     pub(super) fn clear_session(&mut self, peer: PeerId, session: SessionId) {
-        if let Some(slot) = self.sessions.get_mut(peer.index()) {
-            slot.take_if(|known| *known == (peer, session));
+        self.clear(peer, Place::Here(session));
+    }
+
+    /// The peer has no session at `worker` any longer.
+    pub(super) fn clear_worker(&mut self, peer: PeerId, worker: WorkerId) {
+        self.clear(peer, Place::At(worker));
+    }
+
+    fn set(&mut self, peer: PeerId, place: Place) {
+        if self.places.len() <= peer.index() {
+            self.places.resize(peer.index() + 1, None);
+        }
+        self.places[peer.index()] = Some((peer, place));
+    }
+
+    fn clear(&mut self, peer: PeerId, place: Place) {
+        if let Some(slot) = self.places.get_mut(peer.index()) {
+            slot.take_if(|known| *known == (peer, place));
         }
     }
 }

@@ -93,11 +93,13 @@ impl Endpoint {
             Change::Routed(network, peer) => self.routes.insert(network, peer),
             Change::Unrouted(network) => self.routes.remove(&network),
             Change::Placed(_, worker) if worker == server.worker => {}
-            Change::Placed(peer, _) => {
+            Change::Placed(peer, worker) => {
                 if let Some(session) = self.routes.session(peer) {
                     self.close(session, Ending::superseded(), now);
                 }
+                self.routes.set_worker(peer, worker);
             }
+            Change::Left(peer, worker) => self.routes.clear_worker(peer, worker),
             Change::Altered(peer) => self.follow_alteration(peer, now),
             Change::Removed(peer) => {
                 if let Some(session) = self.routes.session(peer) {

@@ -6,22 +6,32 @@ use super::{Endpoint, Side};
 use crate::buffer::{Buffer, Class, HEADROOM};
 use crate::error::DropReason;
 use crate::ip::{self, IcmpPacket, IpInfo, Offload, Unreachable, VirtioHeader};
+use crate::peers::WorkerId;
 use crate::session::queue::Queued;
 use crate::session::{Session, SessionId};
 use crate::time::Instant;
 
-/// Where a packet from the TUN device goes as it is.
-struct Routed {
-    id: SessionId,
-    offload: Offload,
-    flow: u32,
+/// Where a packet for a peer comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Device,
+    Peer,
 }
 
-/// Why a packet from the TUN device is not queued as it is.
-enum Outcome {
+/// Where a packet goes as it is.
+pub(super) struct Routed {
+    pub(super) id: SessionId,
+    pub(super) offload: Offload,
+    pub(super) flow: u32,
+}
+
+/// Why a packet is not queued as it is.
+pub(super) enum Outcome {
     Dropped(DropReason),
     /// Its pieces are queued.
     Cut,
+    /// Its session is at another endpoint.
+    Crosses(WorkerId, Offload),
 }
 
 impl From<DropReason> for Outcome {
@@ -58,13 +68,19 @@ impl Endpoint {
         self.tools.stats.tun_packets_in += 1;
         self.tools.stats.tun_bytes_in += len as u64;
         match self.route(&mut buffer, header, now) {
-            Ok(routed) => self.queue_tun_packet(&routed, buffer, now),
-            Err(outcome) => {
-                if let Outcome::Dropped(reason) = outcome {
-                    self.tools.stats.drop_packet(reason);
-                }
+            Ok(Routed { id, offload, flow }) => {
+                let queued = self.queued(buffer, offload, flow, now);
+                self.enqueue(id, queued, now);
+            }
+            Err(Outcome::Crosses(worker, offload)) => {
+                let queued = self.queued(buffer, offload, 0, now);
+                self.cross(worker, Origin::Device, queued);
+            }
+            Err(Outcome::Dropped(reason)) => {
+                self.tools.stats.drop_packet(reason);
                 self.tools.pool.put(buffer);
             }
+            Err(Outcome::Cut) => self.tools.pool.put(buffer),
         }
     }
 
@@ -96,37 +112,52 @@ impl Endpoint {
             return Err(DropReason::NotUnicast.into());
         }
         let Some(peer) = self.routes.lookup(info.destination) else {
-            self.reply_unreachable(buffer, &info, Unreachable::NoRoute, now);
+            self.reply_unreachable(buffer.used(), &info, Unreachable::NoRoute, now);
             return Err(DropReason::NoRoute.into());
         };
         let Some(id) = self.routes.session(peer) else {
+            if let Some(worker) = self.routes.worker(peer) {
+                return Err(Outcome::Crosses(worker, offload));
+            }
             // A client's own applications should wait out a reconnection, not fail.
             if matches!(self.side, Side::Server(_)) {
-                self.reply_unreachable(buffer, &info, Unreachable::Host, now);
+                self.reply_unreachable(buffer.used(), &info, Unreachable::Host, now);
             }
             return Err(DropReason::NotConnected.into());
         };
+        self.prepare(id, buffer.used_mut(), &info, offload, now)
+    }
+
+    /// Makes a packet from a TUN device fit for a session, or queues its pieces.
+    pub(super) fn prepare(
+        &mut self,
+        id: SessionId,
+        packet: &mut [u8],
+        info: &IpInfo,
+        offload: Offload,
+        now: Instant,
+    ) -> Result<Routed, Outcome> {
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
         if mtu < self.common.mtu {
             // The device's own MTU is larger, so nobody else tells the two ends.
-            ip::mss_clamp(buffer.used_mut(), &info, offload, mtu);
+            ip::mss_clamp(packet, info, offload, mtu);
         }
-        if ip::max_segment_len(buffer.used(), &info, offload) > usize::from(mtu) {
-            let queued = self.enqueue_fragments(id, buffer.used_mut(), &info, offload, now);
+        if ip::max_segment_len(packet, info, offload) > usize::from(mtu) {
+            let queued = self.enqueue_fragments(id, packet, info, offload, now);
             return Err(match queued {
                 Ok(()) => Outcome::Cut,
                 Err(reason) => {
-                    let too_big = ip::packet_too_big(buffer.used(), &info, mtu, info.destination);
+                    let too_big = ip::packet_too_big(packet, info, mtu, info.destination);
                     self.reply(too_big, now);
                     reason.into()
                 }
             });
         }
-        if ip::segments_len(buffer.used(), &info, offload) == Err(DropReason::SegmentSize) {
-            self.enqueue_segments(id, buffer.used_mut(), &info, offload, now)?;
+        if ip::segments_len(packet, info, offload) == Err(DropReason::SegmentSize) {
+            self.enqueue_segments(id, packet, info, offload, now)?;
             return Err(Outcome::Cut);
         }
-        let flow = ip::flow_hash(buffer.used(), &info);
+        let flow = ip::flow_hash(packet, info);
         Ok(Routed { id, offload, flow })
     }
 
@@ -143,7 +174,7 @@ impl Endpoint {
         let mut count: u64 = 0;
         ip::finish(packet, info, offload, &mut |segment| {
             let queued = self.queued_copy(segment, Offload::NONE, flow, now);
-            self.enqueue(id, queued);
+            self.enqueue(id, queued, now);
             count += 1;
         })?;
         self.tools.stats.segments_added += count.saturating_sub(1);
@@ -164,7 +195,7 @@ impl Endpoint {
         let mut count = 0;
         ip::fragment(packet, info, offload, mtu, &mut |piece| {
             let queued = self.queued_copy(piece, Offload::NONE, flow, now);
-            self.enqueue(id, queued);
+            self.enqueue(id, queued, now);
             count += 1;
         })?;
         self.tools.stats.fragments += count - 1;
@@ -176,11 +207,10 @@ impl Endpoint {
         self.sessions.get(id).and_then(Session::open_mtu)
     }
 
-    /// Queues a packet: a large one with its memory, of a small one a copy, so that a queue of small
-    /// packets does not pin large buffers.
-    fn queue_tun_packet(&mut self, routed: &Routed, buffer: Buffer, now: Instant) {
-        let Routed { id, offload, flow } = *routed;
-        let queued = if Class::for_packet(buffer.len()) == Class::Large {
+    /// A packet to be queued: a large one with its memory, of a small one a copy, so that a queue of
+    /// small packets does not pin large buffers.
+    fn queued(&mut self, buffer: Buffer, offload: Offload, flow: u32, now: Instant) -> Queued {
+        if Class::for_packet(buffer.len()) == Class::Large {
             Queued {
                 buffer,
                 offload,
@@ -191,17 +221,15 @@ impl Endpoint {
             let copy = self.queued_copy(buffer.used(), offload, flow, now);
             self.tools.pool.put(buffer);
             copy
-        };
-        self.enqueue(id, queued);
+        }
     }
 
-    pub(super) fn enqueue(&mut self, id: SessionId, queued: Queued) {
+    pub(super) fn enqueue(&mut self, id: SessionId, queued: Queued, now: Instant) {
         let Some(session) = self.sessions.get_mut(id) else {
             self.tools.pool.put(queued.buffer);
             self.tools.stats.drop_packet(DropReason::NotConnected);
             return;
         };
-        let now = queued.queued_at;
         session.push(queued, &mut self.tools);
         let on = session.connection();
         let connection = on.and_then(|on| self.connections.get(on));
@@ -216,14 +244,14 @@ impl Endpoint {
         }
     }
 
-    fn reply_unreachable(
+    pub(super) fn reply_unreachable(
         &mut self,
-        buffer: &Buffer,
+        packet: &[u8],
         info: &IpInfo,
         why: Unreachable,
         now: Instant,
     ) {
-        let reply = ip::unreachable(buffer.used(), info, why, info.destination);
+        let reply = ip::unreachable(packet, info, why, info.destination);
         self.reply(reply, now);
     }
 

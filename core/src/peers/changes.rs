@@ -13,6 +13,8 @@ pub(crate) enum Change {
     Unrouted(IpNet),
     /// The peer's session is at this endpoint.
     Placed(PeerId, WorkerId),
+    /// The peer's session at this endpoint has ended.
+    Left(PeerId, WorkerId),
     /// What the peer may do has changed.
     Altered(PeerId),
     /// The peer exists no more.
@@ -29,6 +31,15 @@ impl Peers {
             networks.map(move |network| (network, id))
         });
         routes.collect()
+    }
+
+    /// Where sessions are.
+    pub(crate) fn places(&self) -> Vec<(PeerId, WorkerId)> {
+        let places = self.entries.iter().filter_map(|(id, entry)| {
+            let place = entry.place?;
+            Some((id, place.worker))
+        });
+        places.collect()
     }
 
     /// What has changed since the endpoint last asked; what all have seen is forgotten.

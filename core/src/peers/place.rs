@@ -26,6 +26,8 @@ pub(crate) struct Claim {
     pub(crate) name: Arc<str>,
     pub(crate) usage: Arc<Usage>,
     pub(crate) rate_limit: Option<u64>,
+    /// It had a session at another endpoint until now.
+    pub(crate) has_moved: bool,
     /// Addresses from the pools.
     pub(crate) leased: [Option<IpAddr>; 2],
 }
@@ -110,6 +112,7 @@ impl Peers {
             return Err(Unclaimed::Outdated);
         }
         let is_connected = entry.place.is_some_and(|place| !place.is_absent);
+        let has_moved = entry.place.is_some_and(|place| place.worker != here);
         if !is_connected && self.connected >= self.max_connected {
             return Err(Unclaimed::TooMany);
         }
@@ -130,6 +133,7 @@ impl Peers {
             name: entry.name.clone(),
             usage: entry.usage.clone(),
             rate_limit: entry.peer.rate_limit.or(self.rate_limit),
+            has_moved,
         };
         self.connected += usize::from(!is_connected);
         for address in leased.into_iter().flatten() {
@@ -165,11 +169,13 @@ impl Peers {
             return None;
         }
         let key = entry.peer.public_key;
+        entry.usage.forget_round_trips();
         let place = entry.place.take();
         if place.is_some_and(|place| !place.is_absent) {
             self.connected -= 1;
         }
         let went = entry.offers == 0 && self.release(peer, now);
+        self.log(Change::Left(peer, here));
         went.then_some(key)
     }
 

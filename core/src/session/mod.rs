@@ -116,9 +116,14 @@ impl Session {
             name,
             usage,
             rate_limit,
+            has_moved,
             ..
         } = claim;
-        let bucket = rate_limit.map(|rate| bucket(rate, now));
+        let mut bucket = rate_limit.map(|rate| bucket(rate, now));
+        if let Some(bucket) = bucket.as_mut().filter(|_| has_moved) {
+            // Its level is where it was: coming back is not to buy a burst.
+            bucket.empty();
+        }
         Self {
             uuid: agreed.uuid,
             peer: agreed.peer,

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod buffers;
+mod crossings;
 mod floods;
 mod hasty;
 mod peers;

@@ -274,7 +274,8 @@ fn a_session_that_begins_at_another_endpoint_ends_the_one_here() {
     second.settle();
     assert_eq!(second.received[0], core::slice::from_ref(&packet));
     first.send_from(SERVER, &packet);
-    assert_eq!(first.server.stats().dropped(DropReason::NotConnected), 1);
+    let (to, _) = first.server.poll_crossing().unwrap();
+    assert_eq!(to, WorkerId(2));
 }
 
 /// The limits are the process's.
@@ -324,6 +325,11 @@ fn every_endpoint_follows_every_change() {
     assert_eq!(first.received[0].len(), 1);
     assert_eq!(first.server.stats().dropped(DropReason::NotConnected), 1);
     assert_eq!(first.server.stats().dropped(DropReason::NoRoute), 1);
-    assert_eq!(second.server.stats().dropped(DropReason::NotConnected), 2);
+    let (to, _) = second.server.poll_crossing().unwrap();
+    assert_eq!(
+        (to, second.server.poll_crossing().is_none()),
+        (WorkerId(1), true)
+    );
+    assert_eq!(second.server.stats().dropped(DropReason::NotConnected), 1);
     assert_eq!(second.server.stats().dropped(DropReason::NoRoute), 1);
 }
