@@ -72,7 +72,10 @@ impl World {
             }
             Action::TunFull => {
                 let n = self.choice.index(self.nodes.len());
-                self.nodes[n].device.is_full.set(self.choice.chance(500));
+                let is_full = self.choice.chance(500);
+                for worker in &self.nodes[n].workers {
+                    worker.device.is_full.set(is_full);
+                }
             }
             Action::RestartClient => {
                 let n = self.choice.size(1, self.options.clients());
@@ -81,6 +84,7 @@ impl World {
             Action::RestartServer => return self.restart(0),
             Action::Stranger => self.stranger(),
             Action::Impostor => self.impostor_next = true,
+            Action::Administer => return self.administer(),
             _ => self.disturb(action),
         }
         Ok(())
@@ -156,8 +160,8 @@ impl World {
     fn restart(&mut self, n: usize) -> Result<(), Failure> {
         if self.nodes[n].asleep_until.is_none() && self.choice.chance(400) {
             self.nodes[n].restarts = true;
-            self.nodes[n].endpoint.shut_down(self.now);
-            return self.turn(n);
+            self.nodes[n].shut_down(self.now);
+            return self.turn_all(n);
         }
         let is_silent = self.choice.chance(500);
         self.start_again(n, is_silent);
@@ -169,13 +173,21 @@ impl World {
         let is_v4 = !self.options.has_v6 || self.choice.chance(600);
         let far = if is_v4 { FAR_V4 } else { FAR_V6 };
         let other = self.choice.size(1, self.options.clients());
-        let peer = self.nodes[other].address(is_v4);
+        let is_behind = is_v4 && self.options.may_have_networks() && self.choice.chance(200);
+        let peer = match is_behind {
+            true => Some(flow::host_behind(other)),
+            false => self.nodes[other].address(is_v4),
+        };
+        let own = match is_behind && self.choice.chance(500) {
+            true => Some(flow::host_behind(n)),
+            false => self.nodes[n].address(is_v4),
+        };
         let (source, destination) = if n == 0 {
             (far, peer?)
         } else if other != n && self.choice.chance(400) {
-            (self.nodes[n].address(is_v4)?, peer?)
+            (own?, peer?)
         } else {
-            (self.nodes[n].address(is_v4)?, far)
+            (own?, far)
         };
         Some(Ends {
             source,
@@ -246,7 +258,22 @@ impl World {
     /// The machine at node `n` sends the next packet of a flow into its tunnel.
     pub(crate) fn send(&mut self, n: usize, ends: Ends, order: Order) {
         let framed = self.flows.send(n, ends, order);
-        self.nodes[n].take_in(framed);
+        let queue = self.queue_of(n, ends);
+        self.nodes[n].take_in(queue, framed);
+    }
+
+    /// The queue of a node's TUN device that a flow is in: always the same, or its packets would pass
+    /// each other.
+    fn queue_of(&mut self, n: usize, ends: Ends) -> usize {
+        let queues = self.nodes[n].workers.len();
+        if queues == 1 {
+            return 0;
+        }
+        let choice = &mut self.choice;
+        *self
+            .queues
+            .entry(ends)
+            .or_insert_with(|| choice.index(queues))
     }
 
     fn spoof(&mut self) {
@@ -318,7 +345,8 @@ impl World {
         } else {
             VirtioHeader::default()
         };
-        self.nodes[n].take_in((bytes, header));
+        let queue = self.queue_of(n, ends);
+        self.nodes[n].take_in(queue, (bytes, header));
     }
 
     fn stranger(&mut self) {
@@ -336,7 +364,7 @@ impl World {
         if choice.chance(300) {
             self.links[link].pipes[0].end(Ending::Fin, wire.latency, self.now);
         }
-        self.nodes[0].backlog.push_back(link);
+        self.enter_backlog(link);
     }
 
     /// The attacker answers whoever it has got hold of.

@@ -1,8 +1,9 @@
 //! What was sent into tunnels, and whether what comes out is that.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ipnet::{IpNet, Ipv4Net};
 use lostlove_core::ip::VirtioHeader;
 
 use crate::device::Framed;
@@ -20,6 +21,8 @@ struct Flow {
     sent: VecDeque<Sent>,
     /// What came out of order, as it may.
     strays: BTreeSet<u64>,
+    /// Where everything began that came out, by segments.
+    seen: BTreeSet<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,9 +55,16 @@ pub(crate) struct Flows {
     /// Addresses that are another client's by now, with the one that had them: what was sent before
     /// a server forgot its leases may come out there until that client's next session.
     former: BTreeSet<(usize, IpAddr)>,
-    /// Addresses in use since the server's last start. It takes what goes to any other for
+    /// Addresses in use since the server's last start.
+    pub(crate) taken: BTreeSet<IpAddr>,
+    /// Of these, for each of its loops, those that it knows of. It takes what goes to any other for
     /// somebody else's, and hands it to its machine.
-    pub(crate) known: BTreeSet<IpAddr>,
+    known: Vec<BTreeSet<IpAddr>>,
+    /// For each of the server's loops, clients that it knows to be no peers.
+    outsiders: Vec<BTreeSet<usize>>,
+    /// Clients that were connected to more than one of the server's loops. What they had sent to one
+    /// may come out after what they sent to the next.
+    pub(crate) moved: BTreeSet<usize>,
     pub(crate) delivered_packets: u64,
     /// Of these, packets that came in fragments.
     pub(crate) delivered_fragmented: u64,
@@ -74,10 +84,59 @@ fn stride(protocol: u8, step: usize) -> u64 {
 }
 
 impl Flows {
-    pub(crate) fn new(client_to_client: bool) -> Self {
+    pub(crate) fn new(client_to_client: bool, workers: u16) -> Self {
         Self {
             client_to_client,
+            known: vec![BTreeSet::new(); workers.into()],
+            outsiders: vec![BTreeSet::new(); workers.into()],
             ..Self::default()
+        }
+    }
+
+    /// The server starts, with these addresses taken and these clients no peers.
+    pub(crate) fn start(&mut self, taken: &BTreeSet<IpAddr>, outsiders: &BTreeSet<usize>) {
+        self.taken.clone_from(taken);
+        self.known.fill(taken.clone());
+        self.outsiders.fill(outsiders.clone());
+    }
+
+    /// Loop `worker` of the server knows of these addresses, as far as they are taken still.
+    pub(crate) fn learn(&mut self, worker: usize, addresses: impl IntoIterator<Item = IpAddr>) {
+        let taken = addresses.into_iter().filter(|it| self.taken.contains(it));
+        self.known[worker].extend(taken);
+    }
+
+    /// It knows that these clients are no peers, as far as they are not by now.
+    pub(crate) fn shut_out(
+        &mut self,
+        worker: usize,
+        told: &BTreeSet<usize>,
+        now: &BTreeSet<usize>,
+    ) {
+        self.outsiders[worker].extend(told.intersection(now));
+    }
+
+    /// All but these clients are peers.
+    pub(crate) fn admit(&mut self, outsiders: &BTreeSet<usize>) {
+        for known in &mut self.outsiders {
+            known.retain(|client| outsiders.contains(client));
+        }
+    }
+
+    /// An address is no client's any more.
+    pub(crate) fn forget(&mut self, address: IpAddr) {
+        self.taken.remove(&address);
+        for known in &mut self.known {
+            known.remove(&address);
+        }
+    }
+
+    /// None of the addresses that a client had is its own for certain.
+    pub(crate) fn take_from(&mut self, client: usize) {
+        let owned = self.owners.iter().filter(|(_, owner)| **owner == client);
+        let owned: Vec<_> = owned.map(|(address, _)| *address).collect();
+        for address in owned.into_iter().chain([host_behind(client)]) {
+            self.forget(address);
         }
     }
 
@@ -91,6 +150,7 @@ impl Flows {
                 delivered: 0,
                 sent: VecDeque::new(),
                 strays: BTreeSet::new(),
+                seen: BTreeSet::new(),
             });
             self.flows.len() - 1
         });
@@ -143,8 +203,12 @@ impl Flows {
         })
     }
 
-    /// Judges a packet that came out at `receiver`.
-    pub(crate) fn judge(&mut self, receiver: usize, framed: &Framed) -> Result<(), String> {
+    /// Judges a packet that came out at loop `worker` of `receiver`.
+    pub(crate) fn judge(
+        &mut self,
+        (receiver, worker): (usize, usize),
+        framed: &Framed,
+    ) -> Result<(), String> {
         let (bytes, header) = framed;
         let whole;
         let mut was_cut = false;
@@ -173,13 +237,19 @@ impl Flows {
         if flow.ends != parsed.ends {
             return Err(format!("{:?} of a flow with {:?}", parsed.ends, flow.ends));
         }
-        let owner = |address| self.owners.get(&address).copied().unwrap_or(0);
+        let owner = |address| match self.owners.get(&address) {
+            Some(owner) => *owner,
+            None => client_behind(address).unwrap_or(0),
+        };
         if owner(parsed.ends.source) != flow.sender {
             return Err(format!("the source is not the sender's: {:?}", flow.ends));
         }
+        if receiver == 0 && self.outsiders[worker].contains(&flow.sender) {
+            return Err(format!("from a peer that was removed: {:?}", flow.ends));
+        }
         if owner(parsed.ends.destination) != receiver {
             // What comes out elsewhere is in no order with the rest of its flow.
-            if receiver == 0 && !self.known.contains(&parsed.ends.destination)
+            if receiver == 0 && !self.known[worker].contains(&parsed.ends.destination)
                 || self.former.contains(&(receiver, parsed.ends.destination))
             {
                 return Ok(());
@@ -202,6 +272,9 @@ impl Flows {
             return flow.judge_stray(index as u32, offset, &parsed);
         }
         let step = usize::from(header.gso_size);
+        if self.moved.contains(&flow.sender) && flow.is_late(offset) {
+            return flow.judge_late(index as u32, offset, step, parsed.payload);
+        }
         if !flow.is_joined(offset, step, parsed.payload.len()) {
             return flow.judge_payload(index as u32, offset, step, parsed.payload);
         }
@@ -233,6 +306,32 @@ impl Flow {
         }
         if !self.strays.insert(at) {
             return Err(format!("{at} again, in fragments: {:?}", self.ends));
+        }
+        Ok(())
+    }
+
+    const fn is_late(&self, offset: u64) -> bool {
+        offset < self.delivered
+    }
+
+    /// What comes out after what was sent later must be as it was sent, and come once, all the same.
+    fn judge_late(
+        &mut self,
+        index: u32,
+        offset: u64,
+        step: usize,
+        payload: &[u8],
+    ) -> Result<(), String> {
+        let step = if step == 0 { payload.len() } else { step };
+        let stride = stride(self.ends.protocol, step);
+        for (n, piece) in (0..).zip(payload.chunks(step.max(1))) {
+            let at = offset + n * stride;
+            if !packet::is_stream(index, at, piece) {
+                return Err(format!("altered payload at {at} of {:?}", self.ends));
+            }
+            if !self.seen.insert(at) {
+                return Err(format!("{at} came out twice: {:?}", self.ends));
+            }
         }
         Ok(())
     }
@@ -287,6 +386,7 @@ impl Flow {
             }
         }
         let segments = payload.len().div_ceil(sent.step) as u64;
+        self.seen.extend((0..segments).map(|n| offset + n * stride));
         self.delivered = offset + segments * stride;
         Ok(())
     }
@@ -295,6 +395,28 @@ impl Flow {
 impl Sent {
     fn end(self, protocol: u8) -> u64 {
         self.offset + self.len.div_ceil(self.step) as u64 * stride(protocol, self.step)
+    }
+}
+
+/// The network behind a client.
+pub(crate) fn network(client: usize) -> IpNet {
+    let network = Ipv4Net::new(Ipv4Addr::new(192, 168, client as u8, 0), 24);
+    IpNet::V4(network.expect("a prefix length below 33"))
+}
+
+/// The only host in it.
+pub(crate) const fn host_behind(client: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(192, 168, client as u8, 7))
+}
+
+/// Whose host it is.
+fn client_behind(address: IpAddr) -> Option<usize> {
+    match address {
+        IpAddr::V4(address) => match address.octets() {
+            [192, 168, client, 7] => Some(client.into()),
+            _ => None,
+        },
+        IpAddr::V6(_) => None,
     }
 }
 

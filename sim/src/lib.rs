@@ -13,7 +13,9 @@ mod device;
 mod flow;
 mod jobs;
 mod link;
+mod mail;
 mod node;
+mod operator;
 mod options;
 mod packet;
 mod pipe;
@@ -21,6 +23,7 @@ mod reassembly;
 mod run;
 mod tally;
 mod tap;
+mod worker;
 mod world;
 
 pub use jobs::{Verdict, check_seeds, running_seed};

@@ -7,14 +7,13 @@ use core::time::Duration;
 use ipnet::Ipv4Net;
 use lostlove_core::config::{
     Client, ClientConfig, Common, Limits, Offloads, Peer, Push, Rotation, Server, ServerConfig,
-    Surroundings,
 };
 use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
-use lostlove_core::endpoint::Endpoint;
-use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
+use lostlove_core::peers::{Peers, SharedPeers};
 use lostlove_core::time::Instant;
 
 use crate::choice::Choice;
+use crate::flow;
 
 /// What may happen next in a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +52,8 @@ pub(crate) enum Action {
     Impostor,
     /// Bytes under way are altered.
     Tamper,
+    /// Somebody adds one of the server's peers, alters it or removes it.
+    Administer,
 }
 
 impl Action {
@@ -101,6 +102,33 @@ pub(crate) struct NetworkOptions {
     pub(crate) dial_hangs: u32,
 }
 
+/// The event loops of a machine, and what goes between them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoopOptions {
+    pub(crate) workers: u16,
+    /// How long a packet or news is under way at most.
+    pub(crate) delay: Duration,
+    /// Packets that may be under way from one loop to another.
+    pub(crate) room: usize,
+}
+
+impl LoopOptions {
+    /// A client's.
+    pub(crate) const ONE: Self = Self {
+        workers: 1,
+        delay: Duration::ZERO,
+        room: 0,
+    };
+
+    fn draw(choice: &mut Choice) -> Self {
+        Self {
+            workers: choice.pick(&[1, 1, 1, 1, 2, 2, 2, 3, 3]),
+            delay: choice.pick(&[0, 50, 5_000, 300_000]).micros(),
+            room: choice.pick(&[2, 60, 1000]),
+        }
+    }
+}
+
 /// Everything drawn at the start.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -120,10 +148,15 @@ pub(crate) struct Options {
     /// The mean time between actions.
     pub(crate) pace: Duration,
     pub(crate) weights: Vec<(Action, u32)>,
+    /// The server's.
+    pub(crate) loops: LoopOptions,
+    /// Whether networks behind clients are routed to them at first.
+    has_networks: bool,
 }
 
 impl Options {
-    pub(crate) fn draw(choice: &mut Choice) -> Self {
+    /// Draws from `choice`; what came later, from `more`, so that what a seed gave it still gives.
+    pub(crate) fn draw(choice: &mut Choice, more: &mut Choice) -> Self {
         let clients = match choice.range(0, 9) {
             0..=5 => 1,
             6..=8 => choice.size(2, 3),
@@ -151,8 +184,27 @@ impl Options {
             network: network(choice),
             actions: choice.size(15, 60),
             pace: Duration::from_millis(choice.pick(&[3, 50, 1000, 10_000, 30_000])),
-            weights: weights(choice),
+            weights: weights(choice)
+                .into_iter()
+                .chain(
+                    more.chance(350)
+                        .then(|| (Action::Administer, more.pick(&[3, 10, 30]))),
+                )
+                .collect(),
+            loops: LoopOptions::draw(more),
+            has_networks: more.chance(200),
         }
+    }
+
+    /// Whether there may be networks behind clients.
+    pub(crate) fn may_have_networks(&self) -> bool {
+        self.has_networks || self.may(Action::Administer)
+    }
+
+    /// The lowest limit that a client may have.
+    pub(crate) fn slowest(&self) -> Option<u64> {
+        let altered = self.may(Action::Administer).then_some(20_000);
+        self.rate_limit.into_iter().chain(altered).min()
     }
 
     /// Whether `action` can happen at all.
@@ -170,17 +222,25 @@ impl Options {
         self.clients().min(hosts)
     }
 
-    /// The endpoint of a node that starts: 0 is the server.
-    pub(crate) fn endpoint(&self, node: usize, machine: Surroundings, now: Instant) -> Endpoint {
-        let common = self.common(node);
-        if node > 0 {
-            let client = self.client(node);
-            return Endpoint::client(ClientConfig { common, client }, machine, now);
+    /// What each loop of the server is told.
+    pub(crate) fn server_config(&self) -> ServerConfig {
+        ServerConfig {
+            common: self.common(0),
+            server: self.server(),
         }
-        let server = self.server();
-        let config = ServerConfig { common, server };
-        let peers = SharedPeers::new(Peers::new(&config, self.peers(), &[], now));
-        Endpoint::server(config, peers, WorkerId(0), machine, now)
+    }
+
+    /// The peers of a server that starts.
+    pub(crate) fn shared_peers(&self, peers: Vec<Peer>, now: Instant) -> SharedPeers {
+        SharedPeers::new(Peers::new(&self.server_config(), peers, &[], now))
+    }
+
+    /// What a client is told.
+    pub(crate) fn client_config(&self, node: usize) -> ClientConfig {
+        ClientConfig {
+            common: self.common(node),
+            client: self.client(node),
+        }
     }
 
     /// What a node's TUN device takes.
@@ -202,14 +262,16 @@ impl Options {
             secret_key: secret(node),
             server_key: secret(0).public_key(),
             preshared_key: self.preshared(node),
-            routes: Vec::new(),
+            routes: vec![flow::network(node)],
             reconnect_min: Duration::from_millis(500),
             reconnect_max: Duration::from_secs(30),
         }
     }
 
-    fn peers(&self) -> Vec<Peer> {
-        let peers = (1..=self.clients()).map(|n| Peer {
+    /// A client as the server knows it at first.
+    pub(crate) fn peer(&self, n: usize) -> Peer {
+        let routes = self.has_networks.then(|| flow::network(n));
+        Peer {
             name: format!("client{n}"),
             public_key: secret(n).public_key(),
             preshared_key: self.preshared(n),
@@ -217,10 +279,9 @@ impl Options {
                 .fixed_addresses
                 .then(|| Ipv4Addr::new(10, 8, 0, 100 + n as u8)),
             address_v6: None,
-            routes: Vec::new(),
+            routes: routes.into_iter().collect(),
             rate_limit: None,
-        });
-        peers.collect()
+        }
     }
 
     fn server(&self) -> Server {

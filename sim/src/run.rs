@@ -9,6 +9,7 @@ use lostlove_core::time::Instant;
 
 use crate::flow::Order;
 use crate::link::{End, Link};
+use crate::node::Node;
 use crate::packet::{Ends, UDP};
 use crate::world::{Failure, Kind, World};
 
@@ -77,6 +78,7 @@ impl World {
         }
         self.last_word()?;
         self.heal();
+        self.add_all_peers();
         self.demand_sessions()?;
         self.demand_probes()?;
         self.demand_silence_of_the_altered()?;
@@ -113,7 +115,10 @@ impl World {
             }
         }
         for node in &mut self.nodes {
-            node.device.is_full.set(false);
+            for worker in &node.workers {
+                worker.device.is_full.set(false);
+            }
+            node.mail.delay = node.mail.delay.min(Duration::from_millis(1));
             node.asleep_until = node.asleep_until.map(|_| self.now);
             if let Some(dial) = &mut node.dial {
                 dial.is_impostor = false;
@@ -189,7 +194,7 @@ impl World {
             self.advance(Duration::from_millis(100))?;
             let (delivered, sent) = self.flows.progress(*n, ends);
             if delivered < sent {
-                let stats: Vec<_> = self.nodes.iter().map(|n| n.endpoint.stats()).collect();
+                let stats: Vec<_> = self.nodes.iter().map(Node::stats).collect();
                 let what = format!("no probe of {ends:?}: {stats:?}");
                 return Err(self.failure(Kind::Progress, what));
             }
@@ -220,26 +225,31 @@ impl World {
             self.tell(|| format!("node {n} shuts down"));
             let now: Instant = self.now;
             self.nodes[n].restarts = false;
-            self.nodes[n].endpoint.shut_down(now);
+            self.nodes[n].shut_down(now);
             let pause = self.choice.micros(1, 4_000_000);
             self.advance(pause)?;
         }
         let drain = self.options.limits.drain_timeout;
         self.advance(drain + Duration::from_secs(5))?;
         for (n, node) in self.nodes.iter().enumerate() {
-            let stats = node.endpoint.stats();
-            let is_clean = node.endpoint.is_shut_down()
-                && node.sockets.is_empty()
+            let stats = node.stats();
+            let is_clean = node.is_shut_down()
+                && node.sockets().next().is_none()
                 && stats.queued_bytes + stats.queued_packets == 0
                 && stats.sessions + stats.sessions_absent + stats.handshaking == 0
                 && stats.connections_opened == stats.connections_closed;
             if !is_clean {
                 return Err(self.failure(Kind::Progress, format!("node {n} leaves {stats:?}")));
             }
-            if node.dial.is_some() || node.endpoint.poll_timeout().is_some() {
+            if node.next_at().is_some() {
                 return Err(self.failure(Kind::Progress, format!("node {n} still has plans")));
             }
         }
-        Ok(())
+        let Some(peers) = &self.nodes[0].peers else {
+            return Ok(());
+        };
+        let connected = peers.with(|peers| peers.iter().filter(|it| it.2.connected).count());
+        let complaint = (connected > 0).then(|| format!("{connected} peers are still connected"));
+        self.unsafe_if(complaint)
     }
 }

@@ -88,10 +88,15 @@ mod tests {
     /// The first connection of an endpoint is all it takes.
     fn id() -> ConnectionId {
         use lostlove_core::config::Surroundings;
+        use lostlove_core::endpoint::Endpoint;
+        use lostlove_core::peers::WorkerId;
 
         let mut choice = crate::choice::Choice::new(0);
-        let options = crate::options::Options::draw(&mut choice);
-        let mut server = options.endpoint(0, Surroundings::default(), Instant::ZERO);
+        let mut more = crate::choice::Choice::new(1);
+        let options = crate::options::Options::draw(&mut choice, &mut more);
+        let peers = options.shared_peers(Vec::new(), Instant::ZERO);
+        let (config, machine) = (options.server_config(), Surroundings::default());
+        let mut server = Endpoint::server(config, peers, WorkerId(0), machine, Instant::ZERO);
         let remote = SocketAddr::from(([192, 0, 2, 1], 1));
         server.handle_accepted(remote, Instant::ZERO).unwrap()
     }

@@ -4,19 +4,24 @@ use core::fmt;
 use core::hash::Hash as _;
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::time::Duration;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::DefaultHasher;
 
+use lostlove_core::config::{Peer, Surroundings as Machine};
 use lostlove_core::event::{CloseReason, Event};
 use lostlove_core::time::Instant;
 use lostlove_core::turn::Turn;
 
 use crate::choice::Choice;
-use crate::flow::Flows;
+use crate::flow::{self, Flows};
 use crate::link::{End, Link, Wire};
+use crate::mail::News;
 use crate::node::{Dial, Node, Surroundings};
+use crate::operator::Leases;
 use crate::options::Options;
+use crate::packet::Ends;
 use crate::tap::Seen;
+use crate::worker::{Loop, Turned};
 
 /// Turns at one instant beyond which nobody believes that it will end.
 const MAX_TURNS: usize = 20_000;
@@ -70,6 +75,13 @@ pub(crate) struct World {
     pub(crate) flows: Flows,
     /// The addresses of each session, as its client was told.
     granted: BTreeMap<u128, Vec<IpAddr>>,
+    /// What the operator has configured for each client, from the first; none for one that is no peer.
+    pub(crate) peers: Vec<Option<Peer>>,
+    pub(crate) leases: Leases,
+    /// Which of the server's loops each client was last connected to.
+    places: BTreeMap<usize, usize>,
+    /// Which queue of the server's TUN device each flow is in.
+    pub(crate) queues: BTreeMap<Ends, usize>,
     pub(crate) impostor_next: bool,
     /// What honest sides have written, for the attacker.
     pub(crate) recordings: Vec<Vec<u8>>,
@@ -91,18 +103,25 @@ struct PeerPackets {
 impl World {
     pub(crate) fn new(seed: u64, is_verbose: bool) -> Self {
         let mut choice = Choice::new(seed);
-        let options = Options::draw(&mut choice);
+        let options = Options::draw(&mut choice, &mut Choice::new(!seed));
         let now = Instant::from_millis(choice.range(0, 5000));
-        let nodes = (0..options.devices.len())
-            .map(|n| start(n, &options, &mut choice, now))
+        let peers: Vec<_> = (1..=options.clients())
+            .map(|n| Some(options.peer(n)))
             .collect();
-        Self {
+        let nodes = (0..options.devices.len())
+            .map(|n| start(n, (&options, &peers), &mut choice, now))
+            .collect();
+        let mut world = Self {
             wire: Wire {
                 network: options.network.clone(),
                 seen: Seen::default(),
                 complaint: None,
             },
-            flows: Flows::new(options.client_to_client),
+            flows: Flows::new(options.client_to_client, options.loops.workers),
+            peers,
+            leases: Leases::default(),
+            places: BTreeMap::new(),
+            queues: BTreeMap::new(),
             options,
             choice,
             now,
@@ -117,7 +136,23 @@ impl World {
             is_verbose,
             next_port: 1024,
             past_packets: PeerPackets::default(),
-        }
+        };
+        world.start_flows();
+        world
+    }
+
+    /// The server starts: what it knows it knows from its configuration.
+    fn start_flows(&mut self) {
+        let has_network = |n: &usize| {
+            let peer = self.peers[*n - 1].as_ref();
+            peer.is_some_and(|peer| !peer.routes.is_empty())
+        };
+        let clients = (1..=self.options.clients()).filter(has_network);
+        let taken = clients.map(flow::host_behind).collect();
+        let outsiders = self.outsiders();
+        self.flows.start(&taken, &outsiders);
+        self.leases = Leases::default();
+        self.places.clear();
     }
 
     /// A line for whoever has to understand a failure.
@@ -172,7 +207,8 @@ impl World {
             for n in 0..self.nodes.len() {
                 if self.nodes[n].has_work(self.now) {
                     moved = true;
-                    self.turn(n)?;
+                    let worker = self.nodes[n].next_worker(&mut self.choice, self.now);
+                    self.turn(n, worker)?;
                 }
             }
             if !moved {
@@ -202,7 +238,15 @@ impl World {
         moved
     }
 
-    pub(crate) fn turn(&mut self, n: usize) -> Result<(), Failure> {
+    /// A turn of each loop of node `n`.
+    pub(crate) fn turn_all(&mut self, n: usize) -> Result<(), Failure> {
+        for worker in 0..self.nodes[n].workers.len() {
+            self.turn(n, worker)?;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, n: usize, worker: usize) -> Result<(), Failure> {
         if self.nodes[n].dial.is_some_and(|dial| dial.at <= self.now) {
             self.finish_dial(n);
         }
@@ -213,25 +257,34 @@ impl World {
             choice: &mut self.choice,
             now: self.now,
         };
-        let events = node.turn(&mut surroundings);
-        let events =
-            events.map_err(|what| self.failure(Kind::Safety, format!("node {n}: {what}")))?;
+        let turned = node.turn(worker, &mut surroundings);
+        let Turned { events, news, .. } =
+            turned.map_err(|what| self.failure(Kind::Safety, format!("node {n}: {what}")))?;
         let complaint = self.wire.complaint.take();
         self.unsafe_if(complaint)?;
-        let mut addresses = Vec::new();
+        let outsiders = self.outsiders();
+        for News {
+            outsiders: told, ..
+        } in &news
+        {
+            self.flows.shut_out(worker, told, &outsiders);
+        }
+        let mut taken = BTreeSet::new();
         for event in &events {
-            self.handle_event(n, event)?;
-            if n == 0
-                && let Some((client, lent)) = self.newcomer(event, &events)
-            {
-                self.flows.lend(client, &lent);
-                addresses.extend(lent);
+            self.handle_event((n, worker), event)?;
+            if n == 0 {
+                taken.extend(self.follow_session(worker, event, &events)?);
             }
         }
-        self.judge_packets(n)?;
+        self.judge_packets(n, worker)?;
         self.judge_balance()?;
-        // The server may have handed out a packet before it lent the address, in the same turn.
-        self.flows.known.extend(addresses);
+        // The server may have handed out a packet before it knew the address, in the same turn.
+        let learnt = news.into_iter().flat_map(|news| news.taken);
+        self.flows
+            .learn(worker, learnt.chain(taken.iter().copied()));
+        if self.nodes[n].has_news() {
+            self.post_news(Some(worker), &News { taken, outsiders });
+        }
         let mut links = core::mem::take(&mut self.live);
         links.retain(|link| {
             let is_over = self.links[*link].is_over();
@@ -241,15 +294,56 @@ impl World {
             !is_over
         });
         self.live = links;
-        if self.nodes[n].restarts && self.nodes[n].endpoint.is_shut_down() {
+        if self.nodes[n].restarts && self.nodes[n].is_shut_down() {
             self.start_again(n, false);
         }
         Ok(())
     }
 
+    /// Sends word to the server's loops, but to the one that it comes from.
+    pub(crate) fn post_news(&mut self, from: Option<usize>, news: &News) {
+        let mut surroundings = Surroundings {
+            links: &mut self.links,
+            wire: &mut self.wire,
+            choice: &mut self.choice,
+            now: self.now,
+        };
+        self.nodes[0].tell(from, news, &mut surroundings);
+    }
+
+    /// Keeps the books of the server's sessions; the addresses that are some client's from now on.
+    fn follow_session(
+        &mut self,
+        worker: usize,
+        event: &Event,
+        all: &[Event],
+    ) -> Result<Vec<IpAddr>, Failure> {
+        let now = self.now;
+        if let Event::Ended { session, .. } = event {
+            self.leases.end(session.as_u128(), now);
+        }
+        let Some((client, session, lent)) = self.newcomer(event, all) else {
+            return Ok(Vec::new());
+        };
+        if self
+            .places
+            .insert(client, worker)
+            .is_some_and(|last| last != worker)
+        {
+            self.flows.moved.insert(client);
+        }
+        self.flows.lend(client, &lent);
+        self.flows.taken.extend(&lent);
+        let peer = self.peers[client - 1].as_ref();
+        let fixed = peer.and_then(|peer| peer.address_v4);
+        let begun = self.leases.begin((client, session), &lent, fixed, now);
+        self.unsafe_if(begun.err())?;
+        Ok(lent)
+    }
+
     /// The client whose session the server has begun with `event`, and its addresses, unless it was
     /// turned away in the same breath for want of one.
-    fn newcomer(&self, event: &Event, all: &[Event]) -> Option<(usize, Vec<IpAddr>)> {
+    fn newcomer(&self, event: &Event, all: &[Event]) -> Option<(usize, u128, Vec<IpAddr>)> {
         let Event::Established {
             id, peer, session, ..
         } = event
@@ -269,20 +363,27 @@ impl World {
             owners.any(|owner| *owner != client && self.is_connected(*owner))
         };
         let is_up = has_v4 && !was_turned_away && (self.is_connected(client) || !is_taken());
-        is_up.then_some((client, addresses))
+        is_up.then_some((client, session.as_u128(), addresses))
     }
 
     /// Whether the server has a session with `client`.
     fn is_connected(&self, client: usize) -> bool {
-        let peer = self.nodes[0].endpoint.peer_stats().nth(client - 1);
-        peer.is_some_and(|peer| peer.connected)
+        let Some(peers) = &self.nodes[0].peers else {
+            return false;
+        };
+        let name = format!("client{client}");
+        peers.with(|peers| {
+            peers
+                .iter()
+                .any(|(_, it, stats)| it.name == name && stats.connected)
+        })
     }
 
-    fn judge_packets(&mut self, n: usize) -> Result<(), Failure> {
-        let packets = self.nodes[n].device.inbound.take();
+    fn judge_packets(&mut self, n: usize, worker: usize) -> Result<(), Failure> {
+        let packets = self.nodes[n].workers[worker].device.inbound.take();
         for framed in packets {
             framed.0.hash(&mut self.trace);
-            let verdict = self.flows.judge(n, &framed);
+            let verdict = self.flows.judge((n, worker), &framed);
             if let Err(what) = verdict {
                 return Err(self.failure(Kind::Safety, format!("node {n}: {what}")));
             }
@@ -294,7 +395,7 @@ impl World {
     fn judge_balance(&self) -> Result<(), Failure> {
         let mut all = self.past_packets;
         for node in &self.nodes {
-            let stats = node.endpoint.stats();
+            let stats = node.stats();
             all.sent += stats.peer_packets_out;
             all.received += stats.peer_packets_in;
         }
@@ -310,8 +411,11 @@ impl World {
         }
     }
 
-    fn handle_event(&mut self, n: usize, event: &Event) -> Result<(), Failure> {
-        self.tell(|| format!("node {n}: {event:?}"));
+    fn handle_event(&mut self, (n, worker): (usize, usize), event: &Event) -> Result<(), Failure> {
+        self.tell(|| match worker {
+            0 => format!("node {n}: {event:?}"),
+            _ => format!("node {n}, loop {worker}: {event:?}"),
+        });
         match event {
             Event::Dial { .. } => self.dial(n),
             Event::Configure(settings) => {
@@ -344,7 +448,7 @@ impl World {
         id: lostlove_core::event::ConnectionId,
     ) -> Result<(), Failure> {
         // It may have ended in the same turn.
-        let socket = self.nodes[n].sockets.iter().find(|socket| socket.id == id);
+        let socket = self.nodes[n].sockets().find(|socket| socket.id == id);
         if let Some(link) = socket.map(|socket| socket.link) {
             self.nodes[n].session = Some(link);
             let is_impostor = self.links[link].ends[1] == End::Attacker;
@@ -375,15 +479,15 @@ impl World {
         };
         let now = self.now;
         if !dial.works {
-            self.nodes[n].endpoint.handle_dial_failed(now);
+            self.nodes[n].workers[0].endpoint.handle_dial_failed(now);
             return;
         }
         let server = SocketAddr::from(([203, 0, 113, 1], 8443));
-        let Node {
+        let Loop {
             endpoint, entropy, ..
-        } = &mut self.nodes[n];
+        } = &mut self.nodes[n].workers[0];
         let Ok(id) = endpoint.handle_connected(server, &mut Turn { now, entropy }) else {
-            self.nodes[n].endpoint.handle_dial_failed(now);
+            self.nodes[n].workers[0].endpoint.handle_dial_failed(now);
             return;
         };
         let port = self.take_port();
@@ -395,7 +499,7 @@ impl World {
         };
         let link = self.add_link([End::Node(n), far], remote);
         if !dial.is_impostor {
-            self.nodes[0].backlog.push_back(link);
+            self.enter_backlog(link);
         }
         let mut surroundings = Surroundings {
             links: &mut self.links,
@@ -403,7 +507,17 @@ impl World {
             choice: &mut self.choice,
             now,
         };
-        self.nodes[n].watch(id, link, &mut surroundings);
+        self.nodes[n].workers[0].watch(id, link, &mut surroundings);
+    }
+
+    /// One of the server's listeners gets the connection.
+    pub(crate) fn enter_backlog(&mut self, link: usize) {
+        let workers = self.nodes[0].workers.len();
+        let worker = match workers {
+            1 => 0,
+            _ => self.choice.index(workers),
+        };
+        self.nodes[0].workers[worker].backlog.push_back(link);
     }
 
     pub(crate) fn take_port(&mut self) -> u16 {
@@ -420,27 +534,38 @@ impl World {
 
     /// Starts node `n` afresh: nothing is left of what it knew.
     pub(crate) fn start_again(&mut self, n: usize, is_silent: bool) {
-        let sockets = core::mem::take(&mut self.nodes[n].sockets);
         let side = usize::from(n == 0);
-        let backlog = core::mem::take(&mut self.nodes[n].backlog);
-        for link in sockets.iter().map(|socket| socket.link).chain(backlog) {
-            self.links[link].abandon(side, is_silent, self.now);
+        for worker in &self.nodes[n].workers {
+            let sockets = worker.sockets.iter().map(|socket| socket.link);
+            for link in sockets.chain(worker.backlog.iter().copied()) {
+                self.links[link].abandon(side, is_silent, self.now);
+            }
         }
         if n == 0 {
-            self.flows.known.clear();
+            self.start_flows();
         }
-        let old = self.nodes[n].endpoint.stats();
+        let old = self.nodes[n].stats();
         self.past_packets.sent += old.peer_packets_out;
         self.past_packets.received += old.peer_packets_in;
-        self.nodes[n] = start(n, &self.options, &mut self.choice, self.now);
+        let known = (&self.options, &self.peers[..]);
+        self.nodes[n] = start(n, known, &mut self.choice, self.now);
         self.tell(|| format!("node {n} starts again"));
     }
 }
 
-/// A machine that starts, with whatever time its own clock believes it to be.
-fn start(n: usize, options: &Options, choice: &mut Choice, now: Instant) -> Node {
-    let unix_time_at_zero = choice.seconds(0, 4_000_000_000);
-    Node::new(n, options, unix_time_at_zero, choice.entropy(), now)
+/// A machine that starts, with whatever time its own clock believes it to be. The server has the peers
+/// that are configured by now.
+fn start(
+    n: usize,
+    configured: (&Options, &[Option<Peer>]),
+    choice: &mut Choice,
+    now: Instant,
+) -> Node {
+    let machine = Machine {
+        offloads: configured.0.offloads(n),
+        unix_time_at_zero: choice.seconds(0, 4_000_000_000),
+    };
+    Node::new(n, configured, machine, choice, now)
 }
 
 /// Where node `n` dials from; for 0, the address given if it is a client's.
