@@ -73,7 +73,7 @@ pub enum Event {
         session: Uuid,
     },
     /// A client without a fixed address has this one from now on. Who writes it down, and says so
-    /// in [`Server::leases`](crate::config::Server::leases) at the next start, makes it last.
+    /// to [`Peers::new`](crate::peers::Peers::new) at the next start, makes it last.
     Leased {
         /// The client's identity.
         peer: PublicKey,
