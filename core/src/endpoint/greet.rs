@@ -303,6 +303,7 @@ impl Endpoint {
                 let error = HandshakeError::UnknownPeer;
                 (None, self.abandoned(error))
             }
+            Unclaimed::Altered => (Some(DisconnectCode::Normal), CloseReason::Altered),
             Unclaimed::TooMany => (
                 Some(DisconnectCode::TooManySessions),
                 CloseReason::TooManySessions,

@@ -15,6 +15,12 @@
 //!    No randomness is kept: what an endpoint holds neither gives what was drawn before, nor what
 //!    will be drawn ([`turn`](crate::turn)).
 //!
+//! # Several endpoints
+//!
+//! Endpoints of one server share its [peers](crate::peers). Each calls
+//! [`Endpoint::handle_peers_changed`] in every turn, and after any input hands what
+//! [`Endpoint::poll_crossing`] gives to the endpoint that it is for.
+//!
 //! # Bytes
 //!
 //! A buffer has one owner. To read, a driver takes one ([`Endpoint::take_buffer`],

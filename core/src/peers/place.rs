@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::changes::Change;
 use super::{PeerId, Peers, Place, WorkerId};
+use crate::config::Peer;
 use crate::crypto::{PresharedKey, PublicKey};
 use crate::error::HandshakeError;
 use crate::stats::Usage;
@@ -39,6 +40,8 @@ pub(crate) enum Unclaimed {
     Removed,
     /// It has a session by a later hello.
     Outdated,
+    /// Since the hello it was given another address.
+    Altered,
     /// As many as may be are connected.
     TooMany,
     /// Since the hello its address went to another, as the pool is exhausted.
@@ -110,6 +113,9 @@ impl Peers {
         // the session that the client has now.
         if entry.place.is_some_and(|place| place.began_at > began_at) {
             return Err(Unclaimed::Outdated);
+        }
+        if !is_as_fixed(&entry.peer, addresses) {
+            return Err(Unclaimed::Altered);
         }
         let is_connected = entry.place.is_some_and(|place| !place.is_absent);
         let has_moved = entry.place.is_some_and(|place| place.worker != here);
@@ -216,4 +222,12 @@ impl Peers {
         let pool_v6 = self.v6.as_mut();
         pool_v6.is_some_and(|pool| pool.release(peer, now)) || went_v4
     }
+}
+
+/// Whether what a peer was offered is what it is to have by now, as far as that is fixed.
+fn is_as_fixed(peer: &Peer, [v4, v6]: [Option<IpAddr>; 2]) -> bool {
+    let fits = |fixed: Option<IpAddr>, offered: Option<IpAddr>| {
+        fixed.is_none() || offered.is_none() || offered == fixed
+    };
+    fits(peer.address_v4.map(IpAddr::V4), v4) && fits(peer.address_v6.map(IpAddr::V6), v6)
 }

@@ -75,8 +75,8 @@ fn a_removed_peer_is_out_at_once_and_no_other_notices() {
     assert_eq!(net.server.stats().sessions, 1);
 }
 
-#[test]
-fn a_hello_whose_peer_is_removed_before_its_proof_comes_to_nothing() {
+/// A client has sent its hello and has not proved its key yet, when something happens.
+fn between_hello_and_proof(happens: impl FnOnce(&mut Net)) -> Net {
     let mut recorded = Net::connected(1);
     let flight = recorded.link(0).up.transcript.clone();
     let len = 24 + usize::from(u16::from_be_bytes([flight[13], flight[14]]));
@@ -86,10 +86,33 @@ fn a_hello_whose_peer_is_removed_before_its_proof_comes_to_nothing() {
     let source = ([192, 0, 2, 1], 5000).into();
     let id = net.server.handle_accepted(source, now).unwrap();
     net.server.read(id, &flight[..len], now);
-
-    remove(&mut net, 1);
+    happens(&mut net);
     net.server.read(id, &flight[len..], now);
     net.run(Duration::from_secs(2));
+    net
+}
+
+#[test]
+fn a_hello_whose_peer_is_given_another_address_before_its_proof_comes_to_nothing() {
+    let net = between_hello_and_proof(|net| {
+        let mut altered = peer(1);
+        altered.address_v4 = Some(Ipv4Addr::new(10, 8, 0, 77));
+        upsert(net, altered).unwrap();
+    });
+    assert_eq!(net.server.stats().sessions_established, 0);
+    assert_eq!(net.close_reasons(SERVER), [CloseReason::Altered]);
+    // What leaves its address as it is does no harm.
+    let net = between_hello_and_proof(|net| {
+        let mut altered = peer(1);
+        altered.rate_limit = Some(100_000);
+        upsert(net, altered).unwrap();
+    });
+    assert_eq!(net.server.stats().sessions_established, 1);
+}
+
+#[test]
+fn a_hello_whose_peer_is_removed_before_its_proof_comes_to_nothing() {
+    let net = between_hello_and_proof(|net| remove(net, 1));
 
     assert_eq!(net.server.stats().sessions_established, 0);
     let reason = CloseReason::Handshake(HandshakeError::UnknownPeer);
