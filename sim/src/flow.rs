@@ -233,32 +233,10 @@ impl Flows {
         let identified = packet::identify(parsed.payload);
         let index = parsed.flow.or(identified.map(|(flow, _)| flow));
         let index = index.unwrap_or(u32::MAX) as usize;
+        if !self.judge_way((receiver, worker), index, &parsed.ends)? {
+            return Ok(());
+        }
         let flow = self.flows.get_mut(index).ok_or("a packet nobody sent")?;
-        if flow.ends != parsed.ends {
-            return Err(format!("{:?} of a flow with {:?}", parsed.ends, flow.ends));
-        }
-        let owner = |address| match self.owners.get(&address) {
-            Some(owner) => *owner,
-            None => client_behind(address).unwrap_or(0),
-        };
-        if owner(parsed.ends.source) != flow.sender {
-            return Err(format!("the source is not the sender's: {:?}", flow.ends));
-        }
-        if receiver == 0 && self.outsiders[worker].contains(&flow.sender) {
-            return Err(format!("from a peer that was removed: {:?}", flow.ends));
-        }
-        if owner(parsed.ends.destination) != receiver {
-            // What comes out elsewhere is in no order with the rest of its flow.
-            if receiver == 0 && !self.known[worker].contains(&parsed.ends.destination)
-                || self.former.contains(&(receiver, parsed.ends.destination))
-            {
-                return Ok(());
-            }
-            return Err(format!("came out at {receiver}: {:?}", flow.ends));
-        }
-        if flow.sender != 0 && receiver != 0 && !self.client_to_client {
-            return Err(format!("clients are to be apart: {:?}", flow.ends));
-        }
         let hops = u8::from(flow.sender != 0 && receiver != 0);
         if parsed.ttl != 64 - hops {
             return Err(format!("a time to live of {}", parsed.ttl));
@@ -289,6 +267,41 @@ impl Flows {
         self.delivered_packets += joined;
         self.delivered_joined += joined;
         Ok(())
+    }
+
+    /// Judges whether a packet of flow `index` may come out there; false if it came out
+    /// elsewhere, as it may, and so in no order with the rest of its flow.
+    fn judge_way(
+        &self,
+        (receiver, worker): (usize, usize),
+        index: usize,
+        ends: &Ends,
+    ) -> Result<bool, String> {
+        let flow = self.flows.get(index).ok_or("a packet nobody sent")?;
+        if flow.ends != *ends {
+            return Err(format!("{ends:?} of a flow with {:?}", flow.ends));
+        }
+        let owner = |address| match self.owners.get(&address) {
+            Some(owner) => *owner,
+            None => client_behind(address).unwrap_or(0),
+        };
+        if owner(ends.source) != flow.sender {
+            return Err(format!("the source is not the sender's: {ends:?}"));
+        }
+        if receiver == 0 && self.outsiders[worker].contains(&flow.sender) {
+            return Err(format!("from a peer that was removed: {ends:?}"));
+        }
+        if owner(ends.destination) != receiver {
+            let is_unknown = receiver == 0 && !self.known[worker].contains(&ends.destination);
+            if is_unknown || self.former.contains(&(receiver, ends.destination)) {
+                return Ok(false);
+            }
+            return Err(format!("came out at {receiver}: {ends:?}"));
+        }
+        if flow.sender != 0 && receiver != 0 && !self.client_to_client {
+            return Err(format!("clients are to be apart: {ends:?}"));
+        }
+        Ok(true)
     }
 }
 
