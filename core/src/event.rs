@@ -46,11 +46,16 @@ pub enum Event {
         attempt: u32,
     },
     /// A client got its addresses. Comes before `Established` of each session, also when they are
-    /// those of the last one: what is around the client may have changed. The driver judges it before
-    /// its next input, with `set_sources` or `refuse_assignment`; until it has polled this, packets
-    /// from the server are dropped.
-    Configure(TunSettings),
-    /// A peer has proved its key and packets flow.
+    /// those of the last one: what is around the client may have changed. The driver judges it, with
+    /// `accept_assignment` or `refuse_assignment`, and may take its time: until then packets from the
+    /// server are dropped, and there is no `Established`.
+    Configure {
+        /// The connection that brought them, by which the driver names them.
+        id: ConnectionId,
+        /// What the server assigned.
+        settings: TunSettings,
+    },
+    /// A peer has proved its key and packets flow: on a client, once it has accepted its addresses.
     Established {
         /// The connection.
         id: ConnectionId,

@@ -1,62 +1,62 @@
 //! The daemons on a blocking mio event loop.
 //!
 //! mio reports readiness at its edges, so it is *latched*: an event sets a mark, and only
-//! the daemon's word that there is no more clears it. Each turn waits, gives every ready source a
+//! the worker's word that there is no more clears it. Each turn waits, gives every ready source a
 //! bounded amount of work, and settles what follows from it. Nothing here touches a byte.
 #![forbid(unsafe_code)]
 
 mod alarm;
-mod connections;
+mod sockets;
 
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::time::Duration;
 
 use lostlove_core::time::Instant;
-use lostlove_host::daemon::{Change, Daemon, Source};
+use lostlove_host::worker::{Change, Source, Worker};
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 
 use alarm::Alarm;
-use connections::Connections;
+use sockets::Sockets;
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 256;
-/// Tokens from here on are the daemon's sources; below are connections.
+/// Tokens from here on are the worker's sources; below are sockets of connections.
 const FIRST_SOURCE: usize = usize::MAX / 2;
-/// No connection gets as far as this.
+/// No socket gets as far as this.
 const ALARM: Token = Token(FIRST_SOURCE - 1);
 /// What epoll counts in.
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// Runs a daemon until it is done.
+/// Drives a worker until it is done.
 ///
 /// # Errors
 ///
 /// The event queue or the TUN device failed.
-pub fn run(daemon: Daemon) -> io::Result<Daemon> {
-    let mut driver = Driver::new(daemon)?;
+pub fn run(worker: Worker) -> io::Result<Worker> {
+    let mut driver = Driver::new(worker)?;
     let mut events = Events::with_capacity(EVENTS);
-    while !driver.daemon.is_done() {
+    while !driver.worker.is_done() {
         driver.wait(&mut events)?;
         driver.turn(&events)?;
     }
-    Ok(driver.daemon)
+    Ok(driver.worker)
 }
 
 struct Driver {
-    daemon: Daemon,
+    worker: Worker,
     poll: Poll,
     alarm: Alarm,
     sources: Vec<Latch>,
-    connections: Connections,
+    sockets: Sockets,
 }
 
 /// Whether a source is known to be ready.
 struct Latch {
     source: Source,
-    /// The daemon keeps it open.
+    /// The worker keeps it open.
     fd: RawFd,
     token: Token,
     /// Whether its events are asked for.
@@ -81,10 +81,10 @@ impl Latch {
 }
 
 impl Driver {
-    fn new(daemon: Daemon) -> io::Result<Self> {
+    fn new(worker: Worker) -> io::Result<Self> {
         let poll = Poll::new()?;
         let mut sources = Vec::new();
-        for (source, fd) in daemon.sources() {
+        for (source, fd) in worker.sources() {
             sources.push(Latch {
                 source,
                 fd: fd.as_raw_fd(),
@@ -95,11 +95,11 @@ impl Driver {
             });
         }
         Ok(Self {
-            daemon,
+            worker,
             alarm: Alarm::new(poll.registry(), ALARM)?,
             poll,
             sources,
-            connections: Connections::default(),
+            sockets: Sockets::default(),
         })
     }
 
@@ -109,8 +109,8 @@ impl Driver {
         let timeout = if self.has_work() {
             Some(Duration::ZERO)
         } else {
-            let now = self.daemon.now();
-            let due = self.daemon.poll_timeout().map(|at| at.since(now));
+            let now = self.worker.now();
+            let due = self.worker.poll_timeout().map(|at| at.since(now));
             if let Some(wait) = due.filter(|wait| !wait.is_zero() && *wait < MILLISECOND) {
                 self.alarm.set(wait)?;
             }
@@ -125,38 +125,37 @@ impl Driver {
         }
     }
 
-    /// Watches the sources that the daemon wants. The others would only wake the loop.
+    /// Watches the sources that the worker wants. The others would only wake the loop.
     fn watch_wanted(&mut self) -> io::Result<()> {
         for latch in &mut self.sources {
-            latch.watch(self.daemon.wants(latch.source), self.poll.registry())?;
+            latch.watch(self.worker.wants(latch.source), self.poll.registry())?;
         }
         Ok(())
     }
 
     /// Whether something ready was left over by the last turn.
     fn has_work(&self) -> bool {
-        self.connections.has_readable() || self.sources.iter().any(|latch| self.is_due(latch))
+        self.sockets.has_readable() || self.sources.iter().any(|latch| self.is_due(latch))
     }
 
     fn is_due(&self, latch: &Latch) -> bool {
-        latch.is_ready && self.daemon.wants(latch.source)
+        latch.is_ready && self.worker.wants(latch.source)
     }
 
     fn turn(&mut self, events: &Events) -> io::Result<()> {
-        let now = self.daemon.now();
-        self.daemon.handle_timeout(now);
+        let now = self.worker.now();
+        self.worker.handle_timeout(now);
         for event in events {
             self.latch(event, now);
         }
         for n in 0..self.sources.len() {
             if self.is_due(&self.sources[n]) {
                 let source = self.sources[n].source;
-                self.sources[n].is_ready = self.daemon.handle_source(source, now)?;
+                self.sources[n].is_ready = self.worker.handle_source(source, now)?;
             }
         }
-        let daemon = &mut self.daemon;
-        self.connections
-            .read_all(|id| daemon.handle_readable(id, now));
+        let worker = &mut self.worker;
+        self.sockets.read_all(|id| worker.handle_readable(id, now));
         self.settle(now);
         Ok(())
     }
@@ -168,30 +167,30 @@ impl Driver {
             self.sources[source].is_ready = true;
             return;
         }
-        let Some(id) = self.connections.find(token) else {
+        let Some(id) = self.sockets.find(token) else {
             return;
         };
         if event.is_writable() || event.is_write_closed() {
-            self.daemon.handle_writable(id, now);
+            self.worker.handle_writable(id, now);
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
-            self.connections.set_readable(id);
+            self.sockets.set_readable(id);
         }
     }
 
     fn settle(&mut self, now: Instant) {
-        self.daemon.settle(now);
-        while let Some(change) = self.daemon.poll_change() {
+        self.worker.settle(now);
+        while let Some(change) = self.worker.poll_change() {
             match change {
                 Change::Opened { id, socket } => {
-                    if let Err(error) = self.connections.add(self.poll.registry(), id, &socket) {
-                        self.daemon.handle_unwatchable(id, &error, now);
-                        self.daemon.settle(now);
+                    if let Err(error) = self.sockets.add(self.poll.registry(), id, &socket) {
+                        self.worker.handle_unwatchable(id, &error, now);
+                        self.worker.settle(now);
                     }
                 }
                 // Its edge comes by itself.
                 Change::Blocked(_) => {}
-                Change::Closed(id) => self.connections.remove(id),
+                Change::Closed(id) => self.sockets.remove(id),
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The daemons on smol.
 //!
-//! One task per source and per connection gives the daemon a turn when there may be something to
-//! do, and waits for readiness when the daemon says that there is no more. All of them run on one
-//! thread, and the daemon is never borrowed across an `await`. Nothing here touches a byte.
+//! One task per source and per connection gives the worker a turn when there may be something to
+//! do, and waits for readiness when the worker says that there is no more. All of them run on one
+//! thread, and the worker is never borrowed across an `await`. Nothing here touches a byte.
 #![forbid(unsafe_code)]
 #![deny(clippy::await_holding_refcell_ref)]
 
@@ -18,15 +18,14 @@ use std::task::{Poll, Waker};
 use std::time::Instant as SystemInstant;
 
 use async_io::{Async, Timer};
-use lostlove_core::event::ConnectionId;
 use lostlove_core::time::Instant;
-use lostlove_host::daemon::{Change, Daemon, Source};
+use lostlove_host::worker::{Change, SocketId, Source, Worker};
 use smol::LocalExecutor;
 use smol::future::{FutureExt as _, or, poll_fn, yield_now};
 
 use tasks::{Socket, Tasks};
 
-/// Runs a daemon until it is done.
+/// Drives a worker until it is done.
 ///
 /// # Errors
 ///
@@ -35,13 +34,13 @@ use tasks::{Socket, Tasks};
 /// # Panics
 ///
 /// When one of its tasks does.
-pub fn run(daemon: Daemon) -> io::Result<Daemon> {
+pub fn run(worker: Worker) -> io::Result<Worker> {
     let mut sources = Vec::new();
-    for (source, fd) in daemon.sources() {
+    for (source, fd) in worker.sources() {
         let fd = Async::new_nonblocking(fd.try_clone_to_owned()?)?;
         sources.push((source, fd));
     }
-    let driver = Driver::new(daemon);
+    let driver = Driver::new(worker);
     // Dropped before what its tasks borrow.
     let executor = LocalExecutor::new();
     for (source, fd) in &sources {
@@ -54,8 +53,8 @@ pub fn run(daemon: Daemon) -> io::Result<Daemon> {
 }
 
 struct Driver {
-    daemon: RefCell<Daemon>,
-    /// Sources that the daemon does not want for now, and who waits for that to change.
+    worker: RefCell<Worker>,
+    /// Sources that the worker does not want for now, and who waits for that to change.
     held: RefCell<Vec<(Source, Waker)>>,
     /// Set when a task has used up its turn: time to look at the kernel.
     is_turn_over: Cell<bool>,
@@ -65,9 +64,9 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(daemon: Daemon) -> Self {
+    fn new(worker: Worker) -> Self {
         Self {
-            daemon: RefCell::new(daemon),
+            worker: RefCell::new(worker),
             held: RefCell::default(),
             is_turn_over: Cell::new(false),
             failure: RefCell::default(),
@@ -75,23 +74,23 @@ impl Driver {
         }
     }
 
-    fn finish(self) -> io::Result<Daemon> {
+    fn finish(self) -> io::Result<Worker> {
         if let Some(panic) = self.panic.take() {
             resume_unwind(panic);
         }
         match self.failure.into_inner() {
             Some(error) => Err(error),
-            None => Ok(self.daemon.into_inner()),
+            None => Ok(self.worker.into_inner()),
         }
     }
 
-    /// Runs the tasks, and keeps the time, until the daemon is done.
+    /// Runs the tasks, and keeps the time, until the worker is done.
     async fn conduct<'a>(&'a self, executor: &LocalExecutor<'a>) {
         let mut tasks = Tasks::default();
         let mut timer = Timer::never();
         let mut alarm = None;
         while !self.is_done() {
-            let due = self.daemon.borrow().poll_timeout();
+            let due = self.worker.borrow().poll_timeout();
             // When the deadline moves back, as it does with every packet, the timer may stay: it
             // comes too early once, instead of being set anew each time.
             if let Some(at) = due
@@ -116,7 +115,7 @@ impl Driver {
     }
 
     /// Runs a task. The executor keeps a panic for whoever awaits the task, and nobody does: the
-    /// daemon would go on, deaf to one of its sources or connections. So [`run`] panics instead.
+    /// worker would go on, deaf to one of its sources or connections. So [`run`] panics instead.
     async fn guard(&self, task: impl Future<Output = ()>) {
         if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
             self.panic.borrow_mut().get_or_insert(panic);
@@ -154,7 +153,7 @@ impl Driver {
     async fn serve(&self, source: Source, fd: &Async<OwnedFd>) {
         loop {
             self.wanted(source).await;
-            let served = self.turn(|daemon, now| daemon.handle_source(source, now));
+            let served = self.turn(|worker, now| worker.handle_source(source, now));
             let waited = match served {
                 Ok(true) => {
                     self.end_turn().await;
@@ -170,9 +169,9 @@ impl Driver {
     }
 
     /// Reads from a connection until the task is dropped with it.
-    async fn read(&self, id: ConnectionId, socket: Rc<Socket>) {
+    async fn read(&self, id: SocketId, socket: Rc<Socket>) {
         loop {
-            if self.turn(|daemon, now| daemon.handle_readable(id, now)) {
+            if self.turn(|worker, now| worker.handle_readable(id, now)) {
                 self.end_turn().await;
             } else if let Err(error) = socket.readable().await {
                 return self.give_up(id, &error);
@@ -181,17 +180,17 @@ impl Driver {
     }
 
     /// Goes on writing to a connection once its full socket takes bytes again.
-    async fn resume(&self, id: ConnectionId, socket: Rc<Socket>) {
+    async fn resume(&self, id: SocketId, socket: Rc<Socket>) {
         match socket.writable().await {
-            Ok(()) => self.turn(|daemon, now| daemon.handle_writable(id, now)),
+            Ok(()) => self.turn(|worker, now| worker.handle_writable(id, now)),
             Err(error) => self.give_up(id, &error),
         }
     }
 
-    /// Waits until the daemon wants a source.
+    /// Waits until the worker wants a source.
     async fn wanted(&self, source: Source) {
         poll_fn(|context| {
-            if self.daemon.borrow().wants(source) {
+            if self.worker.borrow().wants(source) {
                 return Poll::Ready(());
             }
             let waker = context.waker().clone();
@@ -207,15 +206,15 @@ impl Driver {
         yield_now().await;
     }
 
-    /// Has the daemon do something, and settles what follows from it.
-    fn turn<T>(&self, act: impl FnOnce(&mut Daemon, Instant) -> T) -> T {
-        let mut daemon = self.daemon.borrow_mut();
-        let now = daemon.now();
-        daemon.handle_timeout(now);
-        let result = act(&mut daemon, now);
-        daemon.settle(now);
+    /// Has the worker do something, and settles what follows from it.
+    fn turn<T>(&self, act: impl FnOnce(&mut Worker, Instant) -> T) -> T {
+        let mut worker = self.worker.borrow_mut();
+        let now = worker.now();
+        worker.handle_timeout(now);
+        let result = act(&mut worker, now);
+        worker.settle(now);
         self.held.borrow_mut().retain(|(source, waker)| {
-            let is_wanted = daemon.wants(*source);
+            let is_wanted = worker.wants(*source);
             if is_wanted {
                 waker.wake_by_ref();
             }
@@ -224,8 +223,8 @@ impl Driver {
         result
     }
 
-    fn give_up(&self, id: ConnectionId, error: &io::Error) {
-        self.turn(|daemon, now| daemon.handle_unwatchable(id, error, now));
+    fn give_up(&self, id: SocketId, error: &io::Error) {
+        self.turn(|worker, now| worker.handle_unwatchable(id, error, now));
     }
 
     fn fail(&self, error: io::Error) {
@@ -233,17 +232,17 @@ impl Driver {
     }
 
     fn next_change(&self) -> Option<Change> {
-        self.daemon.borrow_mut().poll_change()
+        self.worker.borrow_mut().poll_change()
     }
 
     fn is_done(&self) -> bool {
         self.failure.borrow().is_some()
             || self.panic.borrow().is_some()
-            || self.daemon.borrow().is_done()
+            || self.worker.borrow().is_done()
     }
 
     fn system_instant(&self, at: Instant) -> SystemInstant {
-        let now = self.daemon.borrow().now();
+        let now = self.worker.borrow().now();
         SystemInstant::now() + at.since(now)
     }
 }

@@ -5,8 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use async_io::Async;
-use lostlove_core::event::ConnectionId;
-use lostlove_host::daemon::Slots;
+use lostlove_host::worker::{SocketId, Table};
 use smol::Task;
 
 /// A connection's socket, as it is waited for.
@@ -15,7 +14,7 @@ pub(crate) type Socket = Async<Arc<TcpStream>>;
 /// The tasks of all connections. A task that is dropped from here ends, and with the last one the
 /// socket is closed.
 #[derive(Default)]
-pub(crate) struct Tasks(Slots<Connection>);
+pub(crate) struct Tasks(Table<SocketId, Connection>);
 
 struct Connection {
     socket: Rc<Socket>,
@@ -25,7 +24,7 @@ struct Connection {
 
 impl Tasks {
     /// Keeps a new connection's `reader`.
-    pub(crate) fn add(&mut self, id: ConnectionId, socket: Rc<Socket>, reader: Task<()>) {
+    pub(crate) fn add(&mut self, id: SocketId, socket: Rc<Socket>, reader: Task<()>) {
         let connection = Connection {
             socket,
             _reader: reader,
@@ -35,18 +34,14 @@ impl Tasks {
     }
 
     /// Keeps what `spawn` makes of a connection's socket, instead of the last such task.
-    pub(crate) fn set_writer(
-        &mut self,
-        id: ConnectionId,
-        spawn: impl FnOnce(Rc<Socket>) -> Task<()>,
-    ) {
+    pub(crate) fn set_writer(&mut self, id: SocketId, spawn: impl FnOnce(Rc<Socket>) -> Task<()>) {
         if let Some(connection) = self.0.get_mut(id) {
             connection.writer = Some(spawn(Rc::clone(&connection.socket)));
         }
     }
 
     /// Ends a connection's tasks.
-    pub(crate) fn remove(&mut self, id: ConnectionId) {
+    pub(crate) fn remove(&mut self, id: SocketId) {
         self.0.remove(id);
     }
 }

@@ -1,6 +1,7 @@
 //! LostLove's daemons but for the waiting, written once.
 //!
-//! [`daemon::main`] is the whole of every daemon but for waiting, which is a driver's affair.
+//! [`daemon::main`] is the whole of every daemon but for waiting, which is a driver's affair: it drives a
+//! [`worker`].
 //! [`lostlove_pump`] moves the bytes, for every driver the same, and [`lostlove_system`] is all that
 //! changes or asks the operating system.
 
@@ -14,6 +15,8 @@ pub mod log;
 pub mod metrics;
 pub mod report;
 pub mod setup;
+pub mod worker;
 
+mod mailbox;
 #[cfg(test)]
 mod testing;

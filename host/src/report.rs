@@ -21,7 +21,7 @@ pub fn report(role: Role, event: &Event) {
     match event {
         Event::Dial { attempt: 1 } => info!("connecting"),
         Event::Dial { attempt } => debug!(attempt, "connecting again"),
-        Event::Configure(settings) => configured(settings),
+        Event::Configure { settings, .. } => configured(settings),
         Event::Established {
             peer,
             remote,
@@ -52,6 +52,14 @@ pub fn report(role: Role, event: &Event) {
             ..
         } => closed(role, *remote, peer.as_deref(), reason),
     }
+}
+
+/// Whether the end of a server's connection concerns nobody but the log: nobody had proved a key on it.
+pub(crate) const fn is_strangers_end(role: Role, event: &Event) -> bool {
+    matches!(
+        (role, event),
+        (Role::Server, Event::Closed { peer: None, .. })
+    )
 }
 
 /// Logs that a connection to the server could not be opened.
@@ -225,7 +233,7 @@ mod tests {
             push: Default::default(),
             server: remote(),
         };
-        let text = capture(|| report(Role::Client, &Event::Configure(settings)));
+        let text = capture(|| configured(&settings));
         assert_eq!(
             text,
             "<6> INFO addresses assigned address_v4=10.8.0.2/24 mtu=1400 server=192.0.2.1:8443\n"

@@ -218,6 +218,9 @@ impl Loop {
                 return Ok(());
             };
             self.tally.note(&event)?;
+            if let Event::Configure { id, .. } = &event {
+                self.endpoint.accept_assignment(*id);
+            }
             if let Event::Closed { id, .. } = &event
                 && let Some(n) = self.sockets.iter().position(|socket| socket.id == *id)
             {

@@ -418,7 +418,7 @@ impl World {
         });
         match event {
             Event::Dial { .. } => self.dial(n),
-            Event::Configure(settings) => {
+            Event::Configure { settings, .. } => {
                 self.nodes[n].settings = Some(settings.clone());
             }
             Event::Established { remote, .. } if n == 0 => {

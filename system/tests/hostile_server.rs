@@ -267,7 +267,7 @@ impl World {
     fn handle_event(&mut self, which: usize, event: Event) {
         match event {
             Event::Dial { .. } => self.dial(),
-            Event::Configure(settings) => self.configure(&settings),
+            Event::Configure { id, settings } => self.configure(id, &settings),
             Event::Closed { id, .. } => self.close(which, id),
             Event::Established { .. }
             | Event::ProbeEstablished { .. }
@@ -317,7 +317,7 @@ impl World {
     }
 
     /// What the daemon does with an assignment, but for the system.
-    fn configure(&mut self, settings: &TunSettings) {
+    fn configure(&mut self, id: ConnectionId, settings: &TunSettings) {
         let addresses: Vec<_> = settings.address_v4.map(IpNet::V4).into_iter().collect();
         let setup = ClientSetup {
             mtu: settings.mtu,
@@ -331,10 +331,11 @@ impl World {
         let Ok(allowed) = Allowed::new(&setup, &self.around) else {
             self.totals.refused += 1;
             self.allowed = None;
-            return self.ends[0].refuse_assignment(self.now);
+            return self.ends[0].refuse_assignment(id, self.now);
         };
         self.totals.accepted += 1;
         self.ends[0].set_sources(&allowed.sources.inside, &allowed.sources.outside);
+        self.ends[0].accept_assignment(id);
         self.check(&allowed, settings);
         self.allowed = settings.address_v4.map(|net| (allowed, net.addr()));
     }

@@ -16,6 +16,19 @@ impl Seeded {
     }
 }
 
+/// What [`Faulty`] panics with.
+pub const FAULT: &str = "a fault in what serves a connection, for a test";
+
+/// Panics instead of giving randomness.
+#[derive(Clone, Copy, Debug)]
+pub struct Faulty;
+
+impl Entropy for Faulty {
+    fn draw(&mut self, _: &mut [u8; 32]) -> Result<(), NoEntropy> {
+        panic!("{FAULT}");
+    }
+}
+
 impl Entropy for Seeded {
     fn draw(&mut self, seed: &mut [u8; 32]) -> Result<(), NoEntropy> {
         self.0.fill_bytes(seed);

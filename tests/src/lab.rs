@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -238,6 +238,28 @@ impl Host {
         fs::read_to_string(self.etc().join("resolv.conf")).unwrap()
     }
 
+    /// Puts a gate before a program of the system, for the processes started here from now on.
+    pub fn gate(&mut self, program: &str) -> Gate {
+        let real = ["/usr/sbin", "/usr/bin"].map(|folder| Path::new(folder).join(program));
+        let real = real.iter().find(|path| path.is_file()).unwrap();
+        let [held, waits, copy, script] = ["held", "waits", "copy", "script"]
+            .map(|name| self.dir.join(format!("{program}-{name}")));
+        fs::copy(real, &copy).unwrap();
+        let text = format!(
+            "#!/bin/sh\n\
+             [ -e {held} ] && : > {waits}\n\
+             while [ -e {held} ]; do sleep 0.02; done\n\
+             exec {copy} \"$@\"\n",
+            held = held.display(),
+            waits = waits.display(),
+            copy = copy.display()
+        );
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+        self.netns = self.netns.clone().bind(&script, real);
+        Gate { held, waits }
+    }
+
     /// Puts another key into the file with the private key.
     pub fn write_key_file(&self, key: &SecretKey) {
         write_secret(&self.key_file(), &key.to_base64());
@@ -361,6 +383,33 @@ impl Host {
         }
         add("resolv.conf", &self.resolv_conf());
         NetworkState(lines)
+    }
+}
+
+/// Before a program: while it is held, who starts the program waits.
+#[derive(Debug)]
+pub struct Gate {
+    held: PathBuf,
+    waits: PathBuf,
+}
+
+impl Gate {
+    /// Stops the program whenever it is started.
+    pub fn hold(&self) {
+        fs::write(&self.held, "").unwrap();
+    }
+
+    /// Waits until somebody has started the program in vain.
+    #[track_caller]
+    pub fn await_start(&self) {
+        await_true("start of a program", || self.waits.exists());
+    }
+
+    /// Lets the program go on.
+    pub fn open(&self) {
+        fs::remove_file(&self.held).unwrap();
+        // Nobody may have come.
+        let _ = fs::remove_file(&self.waits);
     }
 }
 

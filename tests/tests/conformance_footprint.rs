@@ -11,7 +11,6 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::FileExt as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -19,15 +18,14 @@ use std::time::Duration;
 
 use lostlove_core::error::DropReason;
 use lostlove_core::stats::Stats;
-use lostlove_host::daemon::{Daemon, Run};
+use lostlove_host::worker::Run;
 use lostlove_tests::await_true;
+use lostlove_tests::entropy::FAULT;
 use lostlove_tests::rig::{Direction, Node, Relay, Setup, address, packet, reversed, rng};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng as _};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, SockRef, Socket, Type};
-use tracing::Dispatch;
-use tracing::subscriber::NoSubscriber;
 
 const DRIVERS: [(&str, Run); 2] = [
     ("mio", lostlove_driver_mio::run),
@@ -221,47 +219,23 @@ fn script(run: Run) -> [Stats; 2] {
 }
 
 /// Case 115: a fault in what serves one connection ends the daemon, in place of a daemon that
-/// lives on in parts.
+/// lives on in parts: it leaves the driver, and goes on where the daemon was begun.
 #[test]
 fn a_panic_ends_the_daemon() {
     let _alone = alone();
-    // A callsite that is first reached on another thread does not hear of a lone subscriber.
-    let _second = Dispatch::new(NoSubscriber::new());
-    let faulty: [Run; DRIVERS.len()] = [run_with_fault::<0>, run_with_fault::<1>];
-    for ((name, run), faulty) in DRIVERS.into_iter().zip(faulty) {
-        let setup = Setup::default();
-        let (server, address) = setup.server(faulty, ANY);
+    for (name, run) in DRIVERS {
+        let setup = Setup {
+            has_fault: true,
+            ..Setup::default()
+        };
+        let (server, address) = setup.server(run, ANY);
         let client = setup.client(run, 0, address);
 
-        let outcome = server.outcome().unwrap_err();
+        let panic = server.outcome().unwrap_err();
 
-        assert_eq!(outcome.to_string(), FAULT, "{name}");
+        let message = panic.downcast_ref::<String>().unwrap();
+        assert_eq!(message, FAULT, "{name}");
         client.stop();
-    }
-}
-
-const FAULT: &str = "a fault in the log, for a test";
-
-/// Runs a daemon whose log panics; says so, should the panic come this far.
-fn run_with_fault<const DRIVER: usize>(daemon: Daemon) -> io::Result<Daemon> {
-    let (_, run) = DRIVERS[DRIVER];
-    let log = tracing_subscriber::fmt().with_writer(|| PanicsAtSession);
-    let serve = || tracing::subscriber::with_default(log.finish(), || run(daemon));
-    catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|_| Err(io::Error::other(FAULT)))
-}
-
-/// A log that takes everything until a session begins.
-struct PanicsAtSession;
-
-impl io::Write for PanicsAtSession {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(line);
-        assert!(!text.contains("session established"), "{FAULT}");
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

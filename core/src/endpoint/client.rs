@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{Endpoint, Side};
 use crate::config::{self, TunSettings};
 use crate::connection::Stage;
-use crate::event::{CloseReason, Event};
+use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::Grant;
 use crate::ip;
 use crate::peers::PeerId;
@@ -40,8 +40,12 @@ pub(super) struct Client {
     attempt: u32,
     /// What the server last assigned.
     settings: Option<TunSettings>,
-    /// Whether the driver knows of it, and so has judged it before it hands over more bytes.
-    is_assigned: bool,
+    /// The connection that brought it.
+    assigned_by: Option<ConnectionId>,
+    /// Whether the driver has accepted it.
+    is_accepted: bool,
+    /// [`Event::Established`], until the driver has.
+    unannounced: Option<Event>,
     /// The session that the driver knows of: established, and not ended yet.
     announced: Option<Uuid>,
     /// From where packets may come, and from where not; none for everywhere.
@@ -60,7 +64,9 @@ impl Client {
             dial: Dial::At(now),
             attempt: 0,
             settings: None,
-            is_assigned: false,
+            assigned_by: None,
+            is_accepted: false,
+            unannounced: None,
             announced: None,
             sources: None,
             usage: Arc::new(Usage::new()),
@@ -158,7 +164,7 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn assign(&mut self, grant: &Grant, server: SocketAddr) {
+    pub(super) fn assign(&mut self, grant: &Grant, id: ConnectionId, server: SocketAddr) {
         let Side::Client(client) = &mut self.side else {
             return;
         };
@@ -171,8 +177,11 @@ impl Endpoint {
             server,
         };
         client.settings = Some(settings.clone());
-        client.is_assigned = false;
-        self.tools.events.push_back(Event::Configure(settings));
+        client.assigned_by = Some(id);
+        client.is_accepted = false;
+        self.tools
+            .events
+            .push_back(Event::Configure { id, settings });
     }
 
     /// Says from which addresses a client takes packets out of the tunnel: from networks of
@@ -192,39 +201,71 @@ impl Endpoint {
         client.sources = Some(Box::new(sources));
     }
 
-    /// The client cannot use what [`Event::Configure`] brought: takes leave of the server, and
-    /// tries again after the longest wait, also if the connection is over already. If
-    /// [`Event::Established`] has not been polled yet, it does not come, nor does the
-    /// [`Event::Ended`] that belongs to it.
-    pub fn refuse_assignment(&mut self, now: Instant) {
+    /// A server's key is proved, and so is a client's; but a client is only told of a session when
+    /// it has accepted what the server assigned.
+    pub(super) fn announce(&mut self, established: Event) {
+        match &mut self.side {
+            Side::Client(client) => client.unannounced = Some(established),
+            Side::Server(_) => self.tools.events.push_back(established),
+        }
+    }
+
+    /// The client can use what [`Event::Configure`] brought on connection `id`: packets from the
+    /// server may come, and [`Event::Established`] follows, unless the connection is over. Does
+    /// nothing once a later connection has brought its own.
+    pub fn accept_assignment(&mut self, id: ConnectionId) {
         let Side::Client(client) = &mut self.side else {
             return;
         };
+        if client.assigned_by != Some(id) {
+            return;
+        }
+        client.is_accepted = true;
+        let connection = self.connections.get(id);
+        let is_up = connection.is_some_and(|connection| connection.session().is_some());
+        let established = client.unannounced.take().filter(|_| is_up);
+        self.tools.events.extend(established);
+    }
+
+    /// The client cannot use what [`Event::Configure`] brought on connection `id`: takes leave of the
+    /// server, and tries again after the longest wait, also if the connection is over already. If
+    /// [`Event::Established`] has not been polled yet, it does not come, nor does the
+    /// [`Event::Ended`] that belongs to it. Does nothing once a later connection has brought its own.
+    pub fn refuse_assignment(&mut self, id: ConnectionId, now: Instant) {
+        let Side::Client(client) = &mut self.side else {
+            return;
+        };
+        if client.assigned_by != Some(id) {
+            return;
+        }
+        client.is_accepted = false;
+        client.unannounced = None;
         if let Dial::After(_, no_sooner) = &mut client.dial {
             *no_sooner = client.config.reconnect_max;
         }
-        // What has not been polled yet is of this connection: a client has one at a time.
+        // What has not been polled yet of the session is this connection's: there was no later one.
         self.tools.events.retain_mut(|event| match event {
             Event::Established { .. } | Event::Lost { .. } => false,
-            Event::Closed { reason, .. } | Event::Ended { reason, .. } => {
+            Event::Closed { id: of, reason, .. } if *of == id => {
+                *reason = CloseReason::Unusable;
+                true
+            }
+            Event::Ended { reason, .. } => {
                 *reason = CloseReason::Unusable;
                 true
             }
             _ => true,
         });
-        for id in self.connections.ids() {
-            let stage = self.connections.get_mut(id).map(|it| &mut it.stage);
-            match stage {
-                Some(Stage::Closing { reason, .. }) => *reason = CloseReason::Unusable,
-                Some(Stage::Active { .. }) => {
-                    let ending = Ending {
-                        code: DisconnectCode::Normal,
-                        reason: CloseReason::Unusable,
-                    };
-                    self.disconnect(id, ending, now);
-                }
-                _ => {}
+        match self.connections.get_mut(id).map(|it| &mut it.stage) {
+            Some(Stage::Closing { reason, .. }) => *reason = CloseReason::Unusable,
+            Some(Stage::Active { .. }) => {
+                let ending = Ending {
+                    code: DisconnectCode::Normal,
+                    reason: CloseReason::Unusable,
+                };
+                self.disconnect(id, ending, now);
             }
+            _ => {}
         }
         // One that has lost its connection has nothing to come back to.
         for id in self.sessions.ids() {
@@ -238,8 +279,8 @@ impl Client {
     /// name that it knows.
     pub(super) const fn hand_out(&mut self, event: &mut Event) -> bool {
         match event {
-            Event::Configure(_) => self.is_assigned = true,
             Event::Established { session, .. } => self.announced = Some(*session),
+            Event::Lost { .. } => return self.announced.is_some(),
             Event::Ended { session, .. } => match self.announced.take() {
                 Some(announced) => *session = announced,
                 None => return false,
@@ -250,8 +291,8 @@ impl Client {
     }
 
     /// Whether packets may come: not under an assignment that nobody has judged.
-    pub(super) const fn is_assigned(&self) -> bool {
-        self.is_assigned
+    pub(super) const fn is_accepted(&self) -> bool {
+        self.is_accepted
     }
 
     /// Whether this client takes packets from `source`.

@@ -92,7 +92,7 @@ impl Endpoint {
                     Some(_) => return Err(DropReason::Isolated),
                 }
             }
-            Side::Client(client) if !client.is_assigned() => {
+            Side::Client(client) if !client.is_accepted() => {
                 return Err(DropReason::NotConnected);
             }
             Side::Client(client) if !client.believes(info.source) => {

@@ -243,7 +243,7 @@ impl Endpoint {
         let lane = Lane::new(Role::Client, keys, rotation, limits, now);
         let named = (outcome.session, SERVER);
         let agreed = Agreed::new(named, outcome.suite, &outcome.grant, now);
-        self.assign(&outcome.grant, remote);
+        self.assign(&outcome.grant, id, remote);
         let Side::Client(client) = &self.side else {
             return Err(HandshakeError::Unexpected);
         };
@@ -344,7 +344,7 @@ impl Endpoint {
             self.disconnect(on, Ending::superseded(), now);
         }
         self.tools.stats.sessions_established += 1;
-        self.tools.events.push_back(Event::Established {
+        self.announce(Event::Established {
             id,
             peer: name.to_string(),
             remote,

@@ -339,9 +339,13 @@ impl Rig {
             start += frame.len;
         }
         while let Some(event) = self.endpoint.poll_event() {
-            if let Event::Closed { id, .. } = event {
-                assert!(id == self.id && !self.is_closed, "closed twice");
-                self.is_closed = true;
+            match event {
+                Event::Configure { id, .. } => self.endpoint.accept_assignment(id),
+                Event::Closed { id, .. } => {
+                    assert!(id == self.id && !self.is_closed, "closed twice");
+                    self.is_closed = true;
+                }
+                _ => {}
             }
         }
     }

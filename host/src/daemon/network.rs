@@ -1,8 +1,17 @@
-//! The system's network, as the role needs it.
+//! The system's network, as the role needs it, and the thread that changes it.
+//!
+//! To change it takes as long as the kernel and programs take, and they may hang. So once the daemon
+//! runs, all of it is done on a thread of its own, in the order in which it was asked for.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
 
 use ipnet::IpNet;
 use lostlove_config::{ClientHost, ServerHost};
 use lostlove_core::config::TunSettings;
+use lostlove_core::event::ConnectionId;
 use lostlove_system::net::{
     ClientNet, ClientRoutes, ClientSetup, NameServers, NetError, Paths, ServerNet, ServerSetup,
     Sources, check_firewall,
@@ -10,6 +19,7 @@ use lostlove_system::net::{
 use tracing::{info, warn};
 
 use super::setups;
+use crate::mailbox::{LastWord, Mailbox, NetworkReport, Report};
 
 /// Packets that wait in the kernel for the daemon to read, as many as a WireGuard device or an
 /// Ethernet card has there; a TUN device's own default is 500.
@@ -19,6 +29,76 @@ use super::setups;
 /// acknowledgements makes the kernel send hundreds of packets, and a program that sends small
 /// packets makes a thousand while it has the daemon's CPU.
 const QUEUE_LEN: u32 = 1000;
+
+/// What the daemon asks of the network's thread.
+pub(super) enum NetworkOrder {
+    /// Make a client's system as its server assigned on this connection.
+    Configure {
+        id: ConnectionId,
+        settings: TunSettings,
+        /// Packets that the TUN device had been given by then.
+        packets: u64,
+    },
+    /// A session is over.
+    SessionEnded {
+        /// Packets that the TUN device had been given by then.
+        packets: u64,
+    },
+}
+
+/// The thread that has the network. When nobody can give it orders any more it puts the system back,
+/// and ends: that is waited for by who drops this.
+pub(super) struct NetworkThread {
+    orders: Option<Sender<NetworkOrder>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl NetworkThread {
+    /// Hands the network over to a thread.
+    pub(super) fn start(network: Network, reports: Arc<Mailbox<Report>>) -> io::Result<Self> {
+        let (orders, receiver) = mpsc::channel();
+        let last_word = LastWord::new(Arc::clone(&reports), Report::NetworkEnded);
+        let thread = thread::Builder::new()
+            .name("network".to_owned())
+            .spawn(move || {
+                let _last_word = last_word;
+                network.serve(&receiver, &reports);
+            })?;
+        Ok(Self {
+            orders: Some(orders),
+            thread: Some(thread),
+        })
+    }
+
+    /// Asks for something. Never waits.
+    pub(super) fn order(&self, order: NetworkOrder) {
+        if let Some(orders) = &self.orders {
+            // It fails if the thread has ended, which it has reported.
+            let _ = orders.send(order);
+        }
+    }
+
+    /// Asks for everything to be put back, after what was asked for before. Never waits.
+    pub(super) fn restore(&mut self) {
+        self.orders = None;
+    }
+
+    /// Waits until everything is put back.
+    pub(super) fn join(mut self) -> thread::Result<()> {
+        self.restore();
+        self.thread.take().map_or(Ok(()), JoinHandle::join)
+    }
+}
+
+impl Drop for NetworkThread {
+    fn drop(&mut self) {
+        self.restore();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported, and has put the system back too.
+            let _ = thread.join();
+        }
+    }
+}
 
 /// Everything changed on the system; undone on drop.
 pub struct Network(Kind);
@@ -54,7 +134,11 @@ struct Current {
 
 impl Network {
     /// Prepares a server's system.
-    pub(super) fn server(host: &ServerHost, tun: &str) -> Result<Self, NetError> {
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ServerNet::set_up`].
+    pub fn server(host: &ServerHost, tun: &str) -> Result<Self, NetError> {
         let addresses = &host.tun.addresses;
         let masquerade = host.nat.as_ref();
         let setup = ServerSetup {
@@ -72,7 +156,11 @@ impl Network {
     }
 
     /// Takes charge of a client's system; the server's word changes it later.
-    pub(super) fn client(host: &ClientHost, tun: &str) -> Result<Self, NetError> {
+    ///
+    /// # Errors
+    ///
+    /// Those of [`check_firewall`] and [`ClientNet::new`].
+    pub fn client(host: &ClientHost, tun: &str) -> Result<Self, NetError> {
         check_firewall(host.inbound, &Paths::default())?;
         Ok(Self(Kind::Client(Box::new(ClientNetwork {
             net: ClientNet::new(tun, &Paths::default())?,
@@ -86,29 +174,38 @@ impl Network {
         }))))
     }
 
-    /// Makes a client's system as its server assigned, and returns where packets from the tunnel
-    /// may come from. `packets` is how many were handed to the TUN device so far.
-    pub(super) fn configure(
-        &mut self,
-        settings: &TunSettings,
-        packets: u64,
-    ) -> Result<Sources, NetError> {
-        match &mut self.0 {
-            Kind::Server(_) => Ok(Sources::default()),
-            Kind::Client(client) => client.configure(settings, packets),
+    /// Does what it is asked for until nobody can ask any more; then undoes everything.
+    fn serve(mut self, orders: &Receiver<NetworkOrder>, reports: &Mailbox<Report>) {
+        for order in orders {
+            match (&mut self.0, order) {
+                (
+                    Kind::Client(client),
+                    NetworkOrder::Configure {
+                        id,
+                        settings,
+                        packets,
+                    },
+                ) => {
+                    let report = |report| reports.post(Report::Network(report));
+                    let usable = |sources| report(NetworkReport::Usable(id, sources));
+                    report(match client.configure(settings, packets, usable) {
+                        Ok(()) => NetworkReport::Configured(id),
+                        Err(NetError::Refused(refusal)) => NetworkReport::Refused(id, refusal),
+                        Err(error) => NetworkReport::Failed(error),
+                    });
+                }
+                (Kind::Client(client), NetworkOrder::SessionEnded { packets }) => {
+                    client.session_ended(packets);
+                }
+                // It is set up already, for all sessions.
+                (Kind::Server(_), _) => {}
+            }
         }
-    }
-
-    /// A session is over. An assignment that has never carried a packet may be what cut the client
-    /// off, so it does not outlive its session.
-    pub(super) fn session_ended(&mut self, packets: u64) {
-        if let Kind::Client(client) = &mut self.0 {
-            client.session_ended(packets);
-        }
+        self.restore();
     }
 
     /// Undoes everything and logs what could not be undone.
-    pub(super) fn restore(self) {
+    fn restore(self) {
         let failures = match self.0 {
             Kind::Server(net) => net.restore(),
             Kind::Client(client) => client.net.restore(),
@@ -120,18 +217,20 @@ impl Network {
 }
 
 impl ClientNetwork {
-    fn configure(&mut self, settings: &TunSettings, packets: u64) -> Result<Sources, NetError> {
+    /// Makes the system as the server assigned, and tells where packets from the tunnel may come from
+    /// as soon as they may. `packets` is how many were handed to the TUN device before.
+    fn configure(
+        &mut self,
+        settings: TunSettings,
+        packets: u64,
+        usable: impl FnOnce(Sources),
+    ) -> Result<(), NetError> {
         // A session that came back is told anew; what it has carried so far counts.
         self.note_proof(packets);
-        let result = self.profile.apply(&mut self.net, settings);
+        let result = self.profile.apply(&mut self.net, &settings, usable);
         match &result {
             Err(NetError::Refused(_)) => self.reconsider(),
-            _ => {
-                self.current = Some(Current {
-                    settings: settings.clone(),
-                    packets,
-                });
-            }
+            _ => self.current = Some(Current { settings, packets }),
         }
         result
     }
@@ -149,6 +248,8 @@ impl ClientNetwork {
         }
     }
 
+    /// A session is over. An assignment that has never carried a packet may be what cut the client
+    /// off, so it does not outlive its session.
     fn session_ended(&mut self, packets: u64) {
         self.note_proof(packets);
         let Some(current) = &self.current else { return };
@@ -172,8 +273,8 @@ impl ClientNetwork {
         let Some(settings) = self.proven.clone() else {
             return self.clear();
         };
-        match self.profile.apply(&mut self.net, &settings) {
-            Ok(_) => self.current = Some(Current { settings, packets }),
+        match self.profile.apply(&mut self.net, &settings, drop) {
+            Ok(()) => self.current = Some(Current { settings, packets }),
             Err(error) => {
                 warn!(%error, "cannot go back to the assignment before");
                 self.clear();
@@ -190,8 +291,13 @@ impl ClientNetwork {
 }
 
 impl Profile {
-    fn apply(&self, net: &mut ClientNet, settings: &TunSettings) -> Result<Sources, NetError> {
-        self.with_setup(settings, |setup| net.apply(setup))
+    fn apply(
+        &self,
+        net: &mut ClientNet,
+        settings: &TunSettings,
+        usable: impl FnOnce(Sources),
+    ) -> Result<(), NetError> {
+        self.with_setup(settings, |setup| net.apply_and_tell(setup, usable))
     }
 
     fn check(&self, net: &mut ClientNet, settings: &TunSettings) -> Result<(), NetError> {

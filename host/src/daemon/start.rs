@@ -26,13 +26,14 @@ use tracing::{error, info, warn};
 
 use super::network::Network;
 use super::setups::socket_options;
-use super::{Daemon, DaemonParts, Run};
+use super::{Daemon, DaemonParts, Ending};
 use crate::args::{self, DaemonArgs, Exit};
 use crate::dial::Dialer;
 use crate::leases::{self, Leases};
 use crate::log::{self, Verbosity};
 use crate::metrics::Metrics;
 use crate::setup::{self, FirstStart, SetupError};
+use crate::worker::Run;
 
 /// The whole of a daemon: `program` is its name, `run` its driver.
 pub fn main(role: Role, program: &'static str, run: Run) -> ExitCode {
@@ -183,18 +184,15 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     if let Made::Everything(first) = &made {
         report_first_start(first, prepared.is_ok());
     }
-    finish(run(prepared?)?)
+    finish(Daemon::run(prepared?, run)?)
 }
 
-/// Ends a daemon that is done.
-fn finish(mut daemon: Daemon) -> Result<(), Failure> {
-    let was_forced = daemon.must_stop_now;
-    let failure = daemon.failure.take();
-    daemon.end();
-    if let Some(error) = failure {
+/// Says how a daemon has ended.
+fn finish(ending: Ending) -> Result<(), Failure> {
+    if let Some(error) = ending.failure {
         return Err(error.into());
     }
-    if was_forced {
+    if ending.was_forced {
         return Err(Failure::new(
             Exit::Failure,
             "ended at once by a second signal",
@@ -301,7 +299,7 @@ fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
 }
 
 /// Opens and sets up everything. The TUN device first, for it is what most often fails.
-fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
+fn prepare(role: Role, settings: Settings) -> Result<DaemonParts, Failure> {
     let Settings {
         endpoint,
         monitoring,
@@ -345,7 +343,7 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         offload: tun.offload(),
         metrics: metrics.address(),
     };
-    let mut daemon = Daemon::new(DaemonParts {
+    Ok(DaemonParts {
         endpoint,
         clock,
         entropy: Box::new(SystemEntropy::new().map_err(io::Error::from)?),
@@ -357,9 +355,8 @@ fn prepare(role: Role, settings: Settings) -> Result<Daemon, Failure> {
         network: Some(network),
         socket_options: socket_options(&socket, mark),
         leases,
-    });
-    daemon.announcement = Some(announcement);
-    Ok(daemon)
+        announce: Some(Box::new(move || announcement.tell())),
+    })
 }
 
 /// What the protocol has to know of the machine.
@@ -397,7 +394,7 @@ impl Protocol {
 
 /// The one line of a quiet start. It is told when the driver has made its first round: who waits
 /// for it finds a daemon that serves.
-pub(super) struct Announcement {
+struct Announcement {
     host: Host,
     tun: String,
     offload: bool,
@@ -405,7 +402,7 @@ pub(super) struct Announcement {
 }
 
 impl Announcement {
-    pub(super) fn tell(&self) {
+    fn tell(&self) {
         let metrics = self.metrics.map(tracing::field::display);
         let (tun, offload) = (&self.tun, self.offload);
         match &self.host {
@@ -431,14 +428,5 @@ fn tell_of_one_loop(worker_threads: usize) {
         0 if cores > 1 => info!(worker_threads, cores, "{WORDS}"),
         0 | 1 => {}
         _ => warn!(worker_threads, "{WORDS}"),
-    }
-}
-
-impl Daemon {
-    /// Restores the system.
-    fn end(self) {
-        if let Some(network) = self.network {
-            network.restore();
-        }
     }
 }

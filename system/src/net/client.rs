@@ -69,9 +69,35 @@ impl ClientNet {
     /// whatever the system refuses: what was changed so far stays changed until the next call,
     /// [`Self::clear`] or [`Self::restore`].
     pub fn apply(&mut self, setup: &ClientSetup<'_>) -> Result<Sources, NetError> {
+        let mut found = Sources::default();
+        self.apply_and_tell(setup, |sources| found = sources)?;
+        Ok(found)
+    }
+
+    /// The same, but says from where packets may come as soon as they may: what is allowed has been
+    /// judged by then, and the firewall's part is in force. On a host that is set up already that is
+    /// before anything is changed, and in any case before name servers are set.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::apply`], also after `usable` was called.
+    pub fn apply_and_tell(
+        &mut self,
+        setup: &ClientSetup<'_>,
+        usable: impl FnOnce(Sources),
+    ) -> Result<(), NetError> {
         let index = self.guard.index()?;
-        let plan = self.plan(setup, index)?;
+        let mut plan = self.plan(setup, index)?;
+        let mut usable = Some((usable, std::mem::take(&mut plan.sources)));
+        let mut tell = || {
+            if let Some((usable, sources)) = usable.take() {
+                usable(sources);
+            }
+        };
         self.remark(&plan.remarks);
+        if self.guarded.is_some() {
+            tell();
+        }
         self.set_up_link(setup, index)?;
         self.guard_addresses(&plan.addresses, setup.inbound)?;
         for change in &plan.changes {
@@ -88,10 +114,11 @@ impl ClientNet {
         for change in outdated {
             self.guard.undo(&change)?;
         }
+        tell();
         if let Err(error) = self.set_dns(&plan.dns) {
             tracing::warn!(%error, "the system's name servers stay as they are");
         }
-        Ok(plan.sources)
+        Ok(())
     }
 
     /// Whether `setup` could be applied, without changing anything.

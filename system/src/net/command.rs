@@ -17,7 +17,7 @@ use super::error::NetError;
 /// Where administrators' programs live even when a user's `PATH` leaves it out.
 const SYSTEM_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// How long a program may take: the event loop waits for it.
+/// How long a program may take: a client's session, and the end of a daemon, wait for it.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Finds a program: a path as it is, a bare name in the system's directories and then along `PATH`.

@@ -3,7 +3,6 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -16,20 +15,20 @@ use lostlove_core::endpoint as core;
 use lostlove_core::ip::MAX_PACKET_LEN;
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::stats::Stats;
-use lostlove_host::daemon::{Daemon, DaemonParts, Run};
+use lostlove_host::daemon::{Daemon, DaemonParts};
 use lostlove_host::dial::Dialer;
 use lostlove_host::metrics::Metrics;
+use lostlove_host::worker::Run;
 use lostlove_system::clock::Clock;
 use lostlove_system::signal::Signals;
 use lostlove_system::socket::{SocketOptions, listen};
 use lostlove_system::tun::{Tun, VNET_HEADER_LEN};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::thread::Pid;
 use socket2::SockRef;
 
 use super::address;
-use crate::entropy::Seeded;
+use crate::entropy::{Faulty, Seeded};
 use crate::{DEADLINE, await_true};
 
 /// What client and server have in common.
@@ -47,6 +46,8 @@ pub struct Setup {
     pub socket_buffer: Option<usize>,
     /// All that is random comes from this.
     pub seed: u8,
+    /// Whether a server panics when it is to answer a hello.
+    pub has_fault: bool,
 }
 
 impl Default for Setup {
@@ -65,6 +66,7 @@ impl Default for Setup {
             vnet_hdr: false,
             socket_buffer: None,
             seed: 0,
+            has_fault: false,
         }
     }
 }
@@ -86,6 +88,9 @@ impl Setup {
         let endpoint = core::Endpoint::server(config, peers, WorkerId(0), found, clock.now());
         let mut parts = Parts::new(self, endpoint, clock);
         parts.daemon.listeners = listeners;
+        if self.has_fault {
+            parts.daemon.entropy = Box::new(Faulty);
+        }
         (parts.start(run), address)
     }
 
@@ -208,6 +213,7 @@ impl Parts {
                 network: None,
                 socket_options: socket_options(),
                 leases: None,
+                announce: None,
             },
             tun,
             signals,
@@ -216,16 +222,11 @@ impl Parts {
 
     fn start(self, run: Run) -> Node {
         let parts = self.daemon;
-        let (tell, told) = mpsc::channel();
-        let thread = thread::spawn(move || {
-            tell.send(rustix::thread::gettid()).unwrap();
-            run(Daemon::new(parts)).map(|daemon| daemon.endpoint().stats().clone())
-        });
+        let thread = thread::spawn(move || Daemon::run(parts, run).map(|ending| ending.stats));
         Node {
             tun: self.tun,
             signals: self.signals,
             metrics: self.metrics,
-            tid: told.recv().unwrap(),
             thread,
         }
     }
@@ -237,8 +238,6 @@ pub struct Node {
     tun: Tun,
     signals: UnixStream,
     metrics: SocketAddr,
-    /// Its thread.
-    pub tid: Pid,
     thread: JoinHandle<io::Result<Stats>>,
 }
 
@@ -315,15 +314,15 @@ impl Node {
     /// Waits for the daemon to end, and returns its counters.
     #[track_caller]
     pub fn join(self) -> Stats {
-        self.outcome().unwrap()
+        self.outcome().unwrap().unwrap()
     }
 
     /// Waits for the daemon to end, well or not.
     #[track_caller]
-    #[expect(clippy::missing_errors_doc, reason = "it is the daemon's error")]
-    pub fn outcome(self) -> io::Result<Stats> {
+    #[expect(clippy::missing_errors_doc, reason = "it is the daemon's panic")]
+    pub fn outcome(self) -> thread::Result<io::Result<Stats>> {
         await_true("end of the daemon", || self.thread.is_finished());
-        self.thread.join().unwrap()
+        self.thread.join()
     }
 
     /// Stops the daemon, and returns its counters.

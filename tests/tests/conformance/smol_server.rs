@@ -1,6 +1,6 @@
 //! Server on smol, client on mio.
 
-use lostlove_host::daemon::Run;
+use lostlove_host::worker::Run;
 
 const SERVER: Run = lostlove_driver_smol::run;
 const CLIENT: Run = lostlove_driver_mio::run;

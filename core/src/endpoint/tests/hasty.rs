@@ -84,8 +84,16 @@ impl Hasty {
 
     fn poll_configure(&mut self) {
         let event = core::iter::from_fn(|| self.client.poll_event())
-            .find(|event| matches!(event, Event::Configure(_) | Event::Established { .. }));
-        assert!(matches!(event, Some(Event::Configure(_))), "{event:?}");
+            .find(|event| matches!(event, Event::Configure { .. } | Event::Established { .. }));
+        let is_of_this =
+            |event: &Event| matches!(event, Event::Configure { id, .. } if *id == self.id);
+        assert!(event.as_ref().is_some_and(is_of_this), "{event:?}");
+    }
+
+    /// Whether the client is told now that its session is established.
+    fn is_announced(&mut self) -> bool {
+        let mut events = core::iter::from_fn(|| self.client.poll_event());
+        events.any(|event| matches!(event, Event::Established { .. }))
     }
 }
 
@@ -135,9 +143,54 @@ fn nothing_is_delivered_under_an_assignment_that_nobody_has_judged() {
 
         server.poll_configure();
         let packet = server.packet();
+        assert_eq!(server.read(&packet), 0, "session {session}");
+        assert!(!server.is_announced());
+
+        server.client.accept_assignment(server.id);
+        let packet = server.packet();
         assert_eq!(server.read(&packet), 1, "session {session}");
+        assert!(server.is_announced());
         server.again();
     }
+}
+
+/// To judge takes time: by then the client may be on another connection, with another assignment.
+#[test]
+fn a_judgement_of_an_earlier_connections_assignment_changes_nothing() {
+    for is_accepted in [false, true] {
+        let mut server = Hasty::new();
+        server.greet_with(&[]);
+        server.poll_configure();
+        let before = server.id;
+        server.again();
+        server.greet_with(&[]);
+        server.poll_configure();
+        if is_accepted {
+            server.client.accept_assignment(before);
+        } else {
+            server.client.refuse_assignment(before, NOW);
+        }
+        let packet = server.packet();
+        assert_eq!(server.read(&packet), 0);
+        assert!(!server.is_announced());
+
+        server.client.accept_assignment(server.id);
+        let packet = server.packet();
+        assert_eq!(server.read(&packet), 1);
+        assert!(server.is_announced());
+    }
+}
+
+/// Who was told of nothing is not told of its end, when the judgement comes too late.
+#[test]
+fn a_session_that_is_lost_before_it_is_accepted_is_not_announced() {
+    let mut server = Hasty::new();
+    server.greet_with(&[]);
+    server.poll_configure();
+    server.client.handle_disconnected(server.id, false, NOW);
+    server.client.accept_assignment(server.id);
+    let events: Vec<_> = core::iter::from_fn(|| server.client.poll_event()).collect();
+    assert!(matches!(&events[..], [Event::Closed { .. }]), "{events:?}");
 }
 
 /// Whatever came with the ServerHello, or right after it.
@@ -157,7 +210,7 @@ fn a_refused_assignment_waits_longest_and_is_no_session_also_if_the_server_left_
                 server.client.write_all(server.id, NOW);
             }
             server.poll_configure();
-            server.client.refuse_assignment(NOW);
+            server.client.refuse_assignment(server.id, NOW);
             server.client.write_all(server.id, NOW);
 
             let events: Vec<_> = core::iter::from_fn(|| server.client.poll_event()).collect();

@@ -110,8 +110,7 @@ fn read_as_client(config: &ClientSetup, seed: u8, said: &[u8], now: Instant) -> 
     let id = client.handle_connected(server, now).unwrap();
     let (hello, rest) = said.split_at(records(said)[0].len());
     feed(&mut client, id, hello, now);
-    // Until the client knows its assignment it takes no packets.
-    while client.poll_event().is_some() {}
+    client.accept_assignment(id);
     feed(&mut client, id, rest, now)
 }
 

@@ -220,7 +220,9 @@ fn a_packet_for_an_absent_client_is_answered_with_host_unreachable() {
 fn an_isolated_client_is_told_by_icmpv6() {
     let mut net = Net::connected(2);
     let addresses = net.events.iter().filter_map(|(_, event)| match event {
-        Event::Configure(settings) => settings.address_v6.map(|network| network.addr().into()),
+        Event::Configure { settings, .. } => {
+            settings.address_v6.map(|network| network.addr().into())
+        }
         _ => None,
     });
     let [from, to] = addresses.collect::<Vec<IpAddr>>()[..] else {
@@ -239,7 +241,9 @@ fn an_isolated_client_is_told_by_icmpv6() {
 fn an_isolated_client_cannot_tell_leased_from_free_addresses() {
     let mut net = Net::connected(2);
     let addresses = net.events.iter().filter_map(|(_, event)| match event {
-        Event::Configure(settings) => settings.address_v6.map(|network| network.addr().into()),
+        Event::Configure { settings, .. } => {
+            settings.address_v6.map(|network| network.addr().into())
+        }
         _ => None,
     });
     let [own_v6, other_v6] = addresses.collect::<Vec<IpAddr>>()[..] else {

@@ -89,7 +89,7 @@ fn every_session_brings_its_assignment() {
         .filter(|(_, event)| matches!(event, Event::Established { .. }));
     let assignments = events
         .iter()
-        .filter(|(_, event)| matches!(event, Event::Configure(_)));
+        .filter(|(_, event)| matches!(event, Event::Configure { .. }));
     assert_eq!((sessions.count(), assignments.count()), (2, 2));
 }
 
@@ -99,7 +99,11 @@ fn every_session_brings_its_assignment() {
 fn a_refused_assignment_ends_the_session_and_is_tried_again_after_the_longest_wait() {
     let mut net = Net::connected(1);
     let now = net.now;
-    net.clients[0].refuse_assignment(now);
+    let assigned = net.events.iter().find_map(|(_, event)| match event {
+        Event::Configure { id, .. } => Some(*id),
+        _ => None,
+    });
+    net.clients[0].refuse_assignment(assigned.unwrap(), now);
     net.settle();
 
     assert_eq!(net.close_reasons(0), [CloseReason::Unusable]);

@@ -109,7 +109,10 @@ impl World {
             self.nodes[which].tally.note(&event);
             match event {
                 Event::Dial { .. } => self.dial(which),
-                Event::Configure(settings) => self.nodes[which].settings = Some(settings),
+                Event::Configure { id, settings } => {
+                    self.nodes[which].settings = Some(settings);
+                    self.nodes[which].endpoint.accept_assignment(id);
+                }
                 Event::Ended { .. } => {}
                 Event::Established { id, .. }
                 | Event::ProbeEstablished { id, .. }

@@ -1,28 +1,27 @@
-//! Which connections' sockets are known to be readable.
+//! Which sockets are known to be readable.
 
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
 
-use lostlove_core::event::ConnectionId;
-use lostlove_host::daemon::Slots;
+use lostlove_host::worker::{Slot as _, SocketId, Table};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
-/// All connections, each under its [slot](ConnectionId::slot) as token.
+/// All sockets, each under its [slot](lostlove_host::worker::Slot::slot) as token.
 #[derive(Default)]
-pub(crate) struct Connections {
-    /// Whether the connection is in the list of readable ones.
-    is_readable: Slots<bool>,
-    readable: Vec<ConnectionId>,
+pub(crate) struct Sockets {
+    /// Whether the socket is in the list of readable ones.
+    is_readable: Table<SocketId, bool>,
+    readable: Vec<SocketId>,
 }
 
-impl Connections {
-    /// Watches a new connection's socket, until it is closed.
+impl Sockets {
+    /// Watches a new socket, until it is closed.
     pub(crate) fn add(
         &mut self,
         registry: &Registry,
-        id: ConnectionId,
+        id: SocketId,
         socket: &TcpStream,
     ) -> io::Result<()> {
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -35,19 +34,19 @@ impl Connections {
         Ok(())
     }
 
-    /// Forgets a connection.
-    pub(crate) fn remove(&mut self, id: ConnectionId) {
+    /// Forgets a socket.
+    pub(crate) fn remove(&mut self, id: SocketId) {
         self.is_readable.remove(id);
     }
 
-    /// The connection of `token`.
-    pub(crate) fn find(&mut self, token: Token) -> Option<ConnectionId> {
+    /// The socket of `token`.
+    pub(crate) fn find(&mut self, token: Token) -> Option<SocketId> {
         let (id, _) = self.is_readable.at_mut(token.0)?;
         Some(id)
     }
 
-    /// Notes that the connection's socket may have bytes.
-    pub(crate) fn set_readable(&mut self, id: ConnectionId) {
+    /// Notes that the socket may have bytes.
+    pub(crate) fn set_readable(&mut self, id: SocketId) {
         if let Some(is_readable) = self.is_readable.get_mut(id)
             && !std::mem::replace(is_readable, true)
         {
@@ -60,8 +59,8 @@ impl Connections {
         !self.readable.is_empty()
     }
 
-    /// Gives every readable connection to `read`, which says whether it may have more.
-    pub(crate) fn read_all(&mut self, mut read: impl FnMut(ConnectionId) -> bool) {
+    /// Gives every readable socket to `read`, which says whether it may have more.
+    pub(crate) fn read_all(&mut self, mut read: impl FnMut(SocketId) -> bool) {
         let latches = &mut self.is_readable;
         self.readable.retain(|id| {
             let has_more = read(*id);

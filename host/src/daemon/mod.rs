@@ -1,0 +1,453 @@
+//! A daemon around its event loop: it has the main thread, and the driver another one.
+//!
+//! What may block has threads of its own: the network (`network.rs`), dials, metrics. Here all of them
+//! meet, in one loop that only waits and passes on: orders go down to the [worker](crate::worker),
+//! reports come up. No packet comes this way.
+//!
+//! The system is put back when this loop ends, however it ends, while the TUN device is still open:
+//! also after a panic on any of the threads, which goes on here afterwards.
+
+mod network;
+mod readiness;
+mod setups;
+mod start;
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::net::TcpListener;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use lostlove_core::config::Role;
+use lostlove_core::endpoint::Endpoint;
+use lostlove_core::event::Event;
+use lostlove_core::peers::SharedPeers;
+use lostlove_core::stats::Stats;
+use lostlove_core::turn::Entropy;
+use lostlove_system::clock::Clock;
+use lostlove_system::net::NetError;
+use lostlove_system::signal::{Signal, Signals};
+use lostlove_system::socket::SocketOptions;
+use lostlove_system::tun::Tun;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use tracing::{error, info, warn};
+
+pub use network::Network;
+pub use start::main;
+
+use crate::dial::Dialer;
+use crate::leases::Leases;
+use crate::mailbox::{Figures, LastWord, Mailbox, NetworkReport, Order, Report};
+use crate::metrics::Metrics;
+use crate::report;
+use crate::worker::{Worker, WorkerParts};
+use network::{NetworkOrder, NetworkThread};
+use readiness::Readiness;
+
+/// What a daemon is made of.
+pub struct DaemonParts {
+    /// The protocol's state.
+    pub endpoint: Endpoint,
+    /// The clock that its time is of.
+    pub clock: Clock,
+    /// Randomness for everything secret: [the system's](lostlove_system::entropy::SystemEntropy).
+    pub entropy: Box<dyn Entropy + Send>,
+    /// The tunnel device, non-blocking.
+    pub tun: Tun,
+    /// Where a server accepts connections, non-blocking.
+    pub listeners: Vec<TcpListener>,
+    /// How a client opens connections.
+    pub dialer: Option<Dialer>,
+    /// The operator's wishes.
+    pub signals: Signals,
+    /// Serves the figures.
+    pub metrics: Metrics,
+    /// The system's network; none to leave it alone.
+    pub network: Option<Network>,
+    /// Options for accepted connections.
+    pub socket_options: SocketOptions,
+    /// Remembers a server's leases; none to forget them.
+    pub leases: Option<Leases>,
+    /// To be said, once, when the driver has begun.
+    pub announce: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// How a daemon has ended.
+#[derive(Debug)]
+pub struct Ending {
+    /// Its last figures.
+    pub stats: Stats,
+    /// It has not waited for its peers.
+    pub was_forced: bool,
+    /// Why it has ended on its own account.
+    pub failure: Option<NetError>,
+}
+
+/// Whatever a daemon does beside its event loop.
+pub struct Daemon {
+    role: Role,
+    signals: Signals,
+    dialer: Option<Dialer>,
+    metrics: Metrics,
+    leases: Option<Leases>,
+    peers: Option<SharedPeers>,
+    announce: Option<Box<dyn FnOnce() + Send>>,
+    reports: Arc<Mailbox<Report>>,
+    /// The driver's thread, until it has ended.
+    worker: Option<WorkerThread>,
+    readiness: Readiness,
+    was_forced: bool,
+    stats: Stats,
+    /// Why the daemon ends on its own account.
+    failure: Option<NetError>,
+    error: Option<io::Error>,
+    panic: Option<Box<dyn Any + Send>>,
+    // These two are dropped last, in this order.
+    /// The network's thread, until everything is put back.
+    network: Option<NetworkThread>,
+    _device: Arc<Tun>,
+}
+
+/// What the daemon waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Reports,
+    /// A dial has ended.
+    Dialer,
+    /// Someone asks for metrics.
+    Metrics,
+}
+
+impl Daemon {
+    /// Runs a daemon from its beginning to its end, with `drive` for its [driver](crate::worker::Run).
+    ///
+    /// # Errors
+    ///
+    /// The driver's, or the system has no thread or descriptor left.
+    ///
+    /// # Panics
+    ///
+    /// When one of its threads does.
+    pub fn run(
+        parts: DaemonParts,
+        drive: impl FnOnce(Worker) -> io::Result<Worker> + Send + 'static,
+    ) -> io::Result<Ending> {
+        let mut daemon = Self::start(parts, drive)?;
+        while daemon.worker.is_some() || daemon.network.is_some() {
+            for source in daemon.wait()? {
+                daemon.handle_source(source);
+            }
+        }
+        daemon.finish()
+    }
+
+    fn start(
+        parts: DaemonParts,
+        drive: impl FnOnce(Worker) -> io::Result<Worker> + Send + 'static,
+    ) -> io::Result<Self> {
+        let device = Arc::new(parts.tun);
+        let reports = Arc::new(Mailbox::new()?);
+        let orders = Arc::new(Mailbox::new()?);
+        let role = parts.endpoint.role();
+        let peers = parts.endpoint.peers().cloned();
+        let network = parts.network;
+        let network = network.map(|network| NetworkThread::start(network, Arc::clone(&reports)));
+        let network = network.transpose()?;
+        let worker = Worker::new(WorkerParts {
+            endpoint: parts.endpoint,
+            clock: parts.clock,
+            entropy: parts.entropy,
+            device: Arc::clone(&device),
+            listeners: parts.listeners,
+            socket_options: parts.socket_options,
+            orders: Arc::clone(&orders),
+            reports: Arc::clone(&reports),
+        });
+        let worker = WorkerThread::start(worker, orders, Arc::clone(&reports), drive)?;
+        Ok(Self {
+            role,
+            signals: parts.signals,
+            dialer: parts.dialer,
+            metrics: parts.metrics,
+            leases: parts.leases,
+            peers,
+            announce: parts.announce,
+            reports,
+            worker: Some(worker),
+            readiness: Readiness::new(role),
+            was_forced: false,
+            stats: Stats::default(),
+            failure: None,
+            error: None,
+            panic: None,
+            network,
+            _device: device,
+        })
+    }
+
+    fn finish(mut self) -> io::Result<Ending> {
+        if let Some(panic) = self.panic.take() {
+            resume_unwind(panic);
+        }
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        Ok(Ending {
+            stats: mem::take(&mut self.stats),
+            was_forced: self.was_forced,
+            failure: self.failure.take(),
+        })
+    }
+
+    fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
+        let dialer = self.dialer.as_ref();
+        let dialer = dialer.map(|dialer| (Source::Dialer, dialer.fd()));
+        let metrics = self.metrics.fd().map(|fd| (Source::Metrics, fd));
+        [
+            (Source::Signals, self.signals.fd()),
+            (Source::Reports, self.reports.as_fd()),
+        ]
+        .into_iter()
+        .chain(dialer)
+        .chain(metrics)
+    }
+
+    /// Waits until something is to be done, and says what.
+    fn wait(&self) -> io::Result<Vec<Source>> {
+        let (sources, mut fds): (Vec<_>, Vec<_>) = self
+            .sources()
+            .map(|(source, fd)| (source, PollFd::from_borrowed_fd(fd, PollFlags::IN)))
+            .unzip();
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = sources.into_iter().zip(&fds);
+        let ready = ready.filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|(source, _)| source).collect())
+    }
+
+    fn handle_source(&mut self, source: Source) {
+        match source {
+            Source::Signals => self.handle_signals(),
+            Source::Reports => {
+                let mut reports = VecDeque::new();
+                self.reports.take_all(&mut reports);
+                for report in reports {
+                    self.handle_report(report);
+                }
+            }
+            Source::Dialer => self.handle_dialled(),
+            Source::Metrics => {
+                if self.metrics.wants_update() {
+                    self.order(Order::Tell);
+                }
+            }
+        }
+    }
+
+    fn handle_signals(&mut self) {
+        match self.signals.drain() {
+            Some(Signal::Terminate) => {
+                info!("shutting down; a second signal ends at once");
+                self.begin_ending();
+            }
+            Some(Signal::TerminateNow) if self.worker.is_some() => {
+                self.was_forced = true;
+                self.order(Order::StopNow);
+            }
+            Some(Signal::TerminateNow) => {
+                info!("still putting the network back; one more signal ends at once");
+            }
+            None => {}
+        }
+    }
+
+    fn handle_dialled(&mut self) {
+        match self.dialer.as_mut().and_then(Dialer::finish) {
+            Some(Ok((socket, remote))) => self.order(Order::Connected(socket, remote)),
+            Some(Err(error)) => {
+                report::dial_failed(&error);
+                self.order(Order::DialFailed);
+            }
+            None => {}
+        }
+    }
+
+    fn handle_report(&mut self, report: Report) {
+        match report {
+            Report::Began => {
+                if let Some(announce) = self.announce.take() {
+                    announce();
+                }
+                self.readiness.handle_begun();
+                self.tell_readiness();
+            }
+            Report::Event { event, tun_packets } => self.handle_event(event, tun_packets),
+            Report::Figures(figures) => self.publish(&figures),
+            Report::WorkerEnded => self.handle_worker_end(),
+            Report::Network(report) => self.handle_network(report),
+            Report::NetworkEnded => self.handle_network_end(),
+        }
+    }
+
+    fn handle_event(&mut self, event: Event, tun_packets: u64) {
+        report::report(self.role, &event);
+        self.readiness.handle_event(&event);
+        let is_ending = self.readiness.is_ending();
+        match event {
+            Event::Dial { attempt } => {
+                if let Some(dialer) = &mut self.dialer {
+                    dialer.start(attempt);
+                }
+            }
+            Event::Configure { id, settings } if !is_ending => match &self.network {
+                Some(network) => network.order(NetworkOrder::Configure {
+                    id,
+                    settings,
+                    packets: tun_packets,
+                }),
+                None => {
+                    self.readiness.handle_configured(id);
+                    self.order(Order::Accept(id, None));
+                }
+            },
+            // Not with its connection: its peer may come back, and needs its routes until then.
+            Event::Ended { .. } if !is_ending => {
+                if let Some(network) = &self.network {
+                    network.order(NetworkOrder::SessionEnded {
+                        packets: tun_packets,
+                    });
+                }
+            }
+            Event::Leased { peer, address } => {
+                if let Some(leases) = &mut self.leases {
+                    leases.leased(peer, address);
+                }
+            }
+            Event::Released { peer } => {
+                if let Some(leases) = &mut self.leases {
+                    leases.released(peer);
+                }
+            }
+            Event::Configure { .. }
+            | Event::Established { .. }
+            | Event::ProbeEstablished { .. }
+            | Event::Lost { .. }
+            | Event::Ended { .. }
+            | Event::Closed { .. } => {}
+        }
+        self.tell_readiness();
+    }
+
+    fn publish(&self, figures: &Figures) {
+        match &self.peers {
+            Some(peers) => {
+                let peers: Vec<_> =
+                    peers.with(|peers| peers.iter().map(|(_, _, stats)| stats).collect());
+                self.metrics.publish(&figures.stats, &peers);
+            }
+            None => self.metrics.publish(&figures.stats, &figures.peers),
+        }
+    }
+
+    fn handle_network(&mut self, report: NetworkReport) {
+        match report {
+            NetworkReport::Usable(id, sources) => self.order(Order::Accept(id, Some(sources))),
+            NetworkReport::Configured(id) => {
+                self.readiness.handle_configured(id);
+                self.tell_readiness();
+            }
+            NetworkReport::Refused(id, refusal) => {
+                warn!(%refusal, "the server's assignment cannot be used; trying again later");
+                self.order(Order::Refuse(id));
+            }
+            NetworkReport::Failed(error) => {
+                error!(%error, "cannot set the network up; ending");
+                self.failure.get_or_insert(error);
+                self.begin_ending();
+            }
+        }
+    }
+
+    /// Takes leave of the peers; the rest follows when the worker has ended.
+    fn begin_ending(&mut self) {
+        self.readiness.handle_ending();
+        self.tell_readiness();
+        self.order(Order::ShutDown);
+    }
+
+    fn handle_worker_end(&mut self) {
+        match self.worker.take().map(WorkerThread::join) {
+            Some(Ok(Ok(worker))) => self.stats = worker.endpoint().stats().clone(),
+            Some(Ok(Err(error))) => self.error = Some(error),
+            Some(Err(panic)) => self.panic = Some(panic),
+            None => {}
+        }
+        self.readiness.handle_ending();
+        self.tell_readiness();
+        if let Some(network) = &mut self.network {
+            network.restore();
+        }
+    }
+
+    fn handle_network_end(&mut self) {
+        let ended = self.network.take().map(NetworkThread::join);
+        if let Some(Err(panic)) = ended {
+            self.panic.get_or_insert(panic);
+            self.readiness.handle_ending();
+            self.order(Order::StopNow);
+        }
+    }
+
+    fn tell_readiness(&self) {
+        self.metrics.set_ready(self.readiness.is_ready());
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(worker) = &self.worker {
+            worker.orders.post(order);
+        }
+    }
+}
+
+impl Drop for Daemon {
+    /// Whatever this loop fails of, the other one does not go on without it.
+    fn drop(&mut self) {
+        self.order(Order::StopNow);
+    }
+}
+
+/// The driver and its worker.
+struct WorkerThread {
+    orders: Arc<Mailbox<Order>>,
+    thread: JoinHandle<io::Result<Worker>>,
+}
+
+impl WorkerThread {
+    fn start(
+        worker: Worker,
+        orders: Arc<Mailbox<Order>>,
+        reports: Arc<Mailbox<Report>>,
+        drive: impl FnOnce(Worker) -> io::Result<Worker> + Send + 'static,
+    ) -> io::Result<Self> {
+        let last_word = LastWord::new(reports, Report::WorkerEnded);
+        let thread = thread::Builder::new()
+            .name("worker".to_owned())
+            .spawn(move || {
+                let _last_word = last_word;
+                drive(worker)
+            })?;
+        Ok(Self { orders, thread })
+    }
+
+    fn join(self) -> thread::Result<io::Result<Worker>> {
+        self.thread.join()
+    }
+}

@@ -1,0 +1,73 @@
+//! When a daemon does its work.
+
+use lostlove_core::config::Role;
+use lostlove_core::event::{ConnectionId, Event};
+
+/// What a daemon's readiness depends on. A server is ready once it listens, and its system is set up
+/// before. A client is ready once its session is established and the system is set up for it,
+/// whichever comes last.
+#[derive(Debug)]
+pub(super) struct Readiness {
+    role: Role,
+    has_begun: bool,
+    assigned: Option<ConnectionId>,
+    is_configured: bool,
+    is_established: bool,
+    is_ending: bool,
+}
+
+impl Readiness {
+    pub(super) const fn new(role: Role) -> Self {
+        Self {
+            role,
+            has_begun: false,
+            assigned: None,
+            is_configured: false,
+            is_established: false,
+            is_ending: false,
+        }
+    }
+
+    /// The driver has made its first round.
+    pub(super) const fn handle_begun(&mut self) {
+        self.has_begun = true;
+    }
+
+    /// Takes note of what the endpoint tells.
+    pub(super) const fn handle_event(&mut self, event: &Event) {
+        match event {
+            Event::Configure { id, .. } => {
+                self.assigned = Some(*id);
+                self.is_configured = false;
+            }
+            Event::Established { .. } => self.is_established = true,
+            // A session that waits for another connection is of no use either.
+            Event::Closed { .. } => self.is_established = false,
+            _ => {}
+        }
+    }
+
+    /// The system is set up for what was assigned on this connection.
+    pub(super) fn handle_configured(&mut self, id: ConnectionId) {
+        self.is_configured |= self.assigned == Some(id);
+    }
+
+    /// Everything is about to end.
+    pub(super) const fn handle_ending(&mut self) {
+        self.is_ending = true;
+    }
+
+    /// Whether everything is about to end.
+    pub(super) const fn is_ending(&self) -> bool {
+        self.is_ending
+    }
+
+    /// Whether the daemon does its work.
+    pub(super) const fn is_ready(&self) -> bool {
+        let is_up = match self.role {
+            Role::Server => self.has_begun,
+            Role::Client => self.is_configured && self.is_established,
+        };
+        is_up && !self.is_ending
+    }
+}

@@ -1,0 +1,301 @@
+//! The sockets, whose connections they are, and whether they take bytes.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+
+use lostlove_core::endpoint::Endpoint;
+use lostlove_core::event::ConnectionId;
+use lostlove_core::time::Instant;
+use lostlove_core::turn::Turn;
+use lostlove_pump as pump;
+use lostlove_pump::{PacketDevice, Progress};
+use lostlove_system::congestion::Congestion;
+use lostlove_system::socket::SocketOptions;
+
+use super::{Change, Slot, Table};
+
+/// Names one socket of a worker, for its driver. Never used again: a late wake-up with an old id is
+/// harmless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketId {
+    slot: u32,
+    generation: u32,
+}
+
+impl Slot for SocketId {
+    fn slot(self) -> usize {
+        self.slot as usize
+    }
+}
+
+/// All sockets of a worker.
+pub(super) struct Sockets {
+    open: Table<SocketId, Socket>,
+    /// Ids for the next sockets, in slots that were in use before.
+    free: Vec<SocketId>,
+    /// Slots that there are.
+    slots: u32,
+    of_connections: Table<ConnectionId, SocketId>,
+    changes: VecDeque<Change>,
+    /// Sockets that take bytes, of connections that have more to write.
+    unfinished: Vec<SocketId>,
+    options: SocketOptions,
+}
+
+struct Socket {
+    stream: Arc<TcpStream>,
+    connection: ConnectionId,
+    is_blocked: bool,
+    congestion: Congestion,
+}
+
+impl Sockets {
+    /// None yet; all that come have been given `options`.
+    pub(super) fn new(options: SocketOptions) -> Self {
+        Self {
+            open: Table::default(),
+            free: Vec::new(),
+            slots: 0,
+            of_connections: Table::default(),
+            changes: VecDeque::new(),
+            unfinished: Vec::new(),
+            options,
+        }
+    }
+
+    /// Takes over a new connection's socket, which takes bytes until it says otherwise.
+    pub(super) fn add(&mut self, connection: ConnectionId, stream: TcpStream) {
+        let id = self.free.pop().unwrap_or_else(|| {
+            let slot = self.slots;
+            self.slots += 1;
+            SocketId {
+                slot,
+                generation: 0,
+            }
+        });
+        let stream = Arc::new(stream);
+        let socket = Socket {
+            congestion: Congestion::new(&stream, &self.options),
+            stream: Arc::clone(&stream),
+            connection,
+            is_blocked: false,
+        };
+        // The slot is free in the endpoint, but its last tenant's end may be yet to be told.
+        if let Some((_, last)) = self.of_connections.insert(connection, id) {
+            self.close(last);
+        }
+        self.open.insert(id, socket);
+        self.changes
+            .push_back(Change::Opened { id, socket: stream });
+    }
+
+    /// Closes the socket of a connection that is over.
+    pub(super) fn remove(&mut self, connection: ConnectionId) {
+        if let Some(id) = self.of_connections.remove(connection) {
+            self.close(id);
+        }
+    }
+
+    fn close(&mut self, id: SocketId) {
+        let Some(socket) = self.open.remove(id) else {
+            return;
+        };
+        // It fails where the peer was faster.
+        let _ = socket.stream.shutdown(Shutdown::Write);
+        pump::discard(&*socket.stream);
+        self.changes.push_back(Change::Closed(id));
+        // A slot that has had 2^32 tenants gets no other.
+        if let Some(generation) = id.generation.checked_add(1) {
+            self.free.push(SocketId { generation, ..id });
+        }
+    }
+
+    /// The connection of an open socket.
+    pub(super) fn connection(&self, id: SocketId) -> Option<ConnectionId> {
+        Some(self.open.get(id)?.connection)
+    }
+
+    pub(super) fn next_change(&mut self) -> Option<Change> {
+        self.changes.pop_front()
+    }
+
+    pub(super) fn fill(
+        &mut self,
+        endpoint: &mut Endpoint,
+        id: SocketId,
+        device: &impl PacketDevice,
+        turn: &mut Turn<'_>,
+    ) -> Progress {
+        match self.open.get(id) {
+            Some(socket) => pump::fill(endpoint, socket.connection, &*socket.stream, device, turn),
+            None => Progress::Closed,
+        }
+    }
+
+    /// Writes what the connection has to send, unless its socket is known to be full.
+    pub(super) fn flush(
+        &mut self,
+        endpoint: &mut Endpoint,
+        connection: ConnectionId,
+        now: Instant,
+    ) {
+        if let Some(id) = self.of_connections.get(connection) {
+            self.flush_socket(endpoint, *id, now);
+        }
+    }
+
+    fn flush_socket(&mut self, endpoint: &mut Endpoint, id: SocketId, now: Instant) {
+        let Some(socket) = self.open.get_mut(id) else {
+            return;
+        };
+        if socket.is_blocked {
+            return;
+        }
+        socket.congestion.look(&socket.stream, now);
+        match pump::flush(endpoint, socket.connection, &*socket.stream, now) {
+            Progress::Blocked => {
+                socket.is_blocked = true;
+                self.changes.push_back(Change::Blocked(id));
+            }
+            Progress::Ready => self.unfinished.push(id),
+            Progress::Done | Progress::Closed => {}
+        }
+    }
+
+    /// At once, if a connection has more to write.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        (!self.unfinished.is_empty()).then_some(Instant::ZERO)
+    }
+
+    /// Goes on where a budget had stopped [`Self::flush`].
+    pub(super) fn resume(&mut self, endpoint: &mut Endpoint, now: Instant) {
+        for id in mem::take(&mut self.unfinished) {
+            self.flush_socket(endpoint, id, now);
+        }
+    }
+
+    /// Goes on where a full socket had stopped [`Self::flush`].
+    pub(super) fn unblock(&mut self, endpoint: &mut Endpoint, id: SocketId, now: Instant) {
+        if let Some(socket) = self.open.get_mut(id)
+            && socket.is_blocked
+        {
+            socket.is_blocked = false;
+            self.flush_socket(endpoint, id, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+    use lostlove_core::config::{
+        Common, Limits, Push, Rotation, Server, ServerConfig, Surroundings,
+    };
+    use lostlove_core::crypto::{SecretKey, Suite};
+    use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
+
+    use super::*;
+
+    const NOW: Instant = Instant::from_millis(1);
+
+    /// The endpoint has forgotten a connection, and its slot has another one, before its end has
+    /// been told.
+    #[test]
+    fn a_slot_may_still_hold_the_last_tenant() {
+        let mut endpoint = server();
+        let mut sockets = Sockets::new(options());
+        let (mut first_far, first_near) = pair();
+        let (_second_far, second_near) = pair();
+        let first = endpoint.handle_accepted(remote(), NOW).unwrap();
+        sockets.add(first, first_near);
+        endpoint.handle_disconnected(first, false, NOW);
+        let second = endpoint.handle_accepted(remote(), NOW).unwrap();
+        assert_eq!(first.slot(), second.slot());
+
+        sockets.add(second, second_near);
+
+        let changes: Vec<_> = std::iter::from_fn(|| sockets.next_change()).collect();
+        let [
+            Change::Opened { id: old, .. },
+            Change::Closed(closed),
+            Change::Opened { id: new, .. },
+        ] = &changes[..]
+        else {
+            panic!("{changes:?}");
+        };
+        assert_eq!(old, closed);
+        assert_ne!(old, new);
+        assert_eq!(sockets.connection(*old), None);
+        assert_eq!(sockets.connection(*new), Some(second));
+        assert_eq!(first_far.read(&mut [0]).unwrap(), 0, "it is closed");
+        // The end that is told late closes nobody else's socket.
+        sockets.remove(first);
+        assert_eq!(sockets.connection(*new), Some(second));
+    }
+
+    #[test]
+    fn a_socket_in_a_slot_that_is_used_again_has_another_id() {
+        let mut endpoint = server();
+        let mut sockets = Sockets::new(options());
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            let (_far, near) = pair();
+            let connection = endpoint.handle_accepted(remote(), NOW).unwrap();
+            sockets.add(connection, near);
+            let Some(Change::Opened { id, .. }) = sockets.next_change() else {
+                panic!("it has been opened");
+            };
+            assert_eq!(id.slot(), 0);
+            assert!(!ids.contains(&id));
+            ids.push(id);
+            sockets.remove(connection);
+            assert!(matches!(sockets.next_change(), Some(Change::Closed(of)) if of == id));
+        }
+    }
+
+    fn server() -> Endpoint {
+        let server = Server {
+            secret_key: SecretKey::from_bytes([1; 32]),
+            address_v4: "10.8.0.1/24".parse().unwrap(),
+            address_v6: None,
+            client_to_client: false,
+            probe_sources: Vec::new(),
+            push: Push::default(),
+            rate_limit: None,
+        };
+        let common = Common {
+            suites: Suite::ALL.to_vec(),
+            rotation: Rotation::default(),
+            limits: Limits::default(),
+            mtu: 1400,
+        };
+        let config = ServerConfig { common, server };
+        let peers = SharedPeers::new(Peers::new(&config, Vec::new(), &[], NOW));
+        Endpoint::server(config, peers, WorkerId(0), Surroundings::default(), NOW)
+    }
+
+    fn options() -> SocketOptions {
+        SocketOptions {
+            congestion_control: None,
+            notsent_lowat: 16 * 1024,
+            mark: None,
+        }
+    }
+
+    fn remote() -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], 5000))
+    }
+
+    /// The far end, and the near one.
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (near, _) = listener.accept().unwrap();
+        near.set_nonblocking(true).unwrap();
+        (far, near)
+    }
+}

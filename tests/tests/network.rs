@@ -1,0 +1,235 @@
+//! Programs that change the network may hang, and threads may panic.
+//!
+//! ```text
+//!  client0 --- wire --- server
+//! ```
+#![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
+
+use std::env;
+use std::io::Read as _;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lostlove_command::demo::ping::Pinger;
+use lostlove_core::config::{Role, Surroundings};
+use lostlove_core::endpoint::Endpoint;
+use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
+use lostlove_host::daemon::{Daemon, DaemonParts, Network};
+use lostlove_host::metrics::Metrics;
+use lostlove_host::worker::Run;
+use lostlove_system::clock::Clock;
+use lostlove_system::signal::Signals;
+use lostlove_system::socket::{SocketOptions, listen};
+use lostlove_system::tun::{Tun, TunConfig};
+use lostlove_tests::entropy::{FAULT, Faulty};
+use lostlove_tests::lab::{SERVER_V4, SERVER_V6, client_v4, quoted};
+use lostlove_tests::{Host, Lab, await_true};
+use rustix::process::Signal;
+
+/// How long a program is stopped; it is killed after five seconds.
+const STOPPED: Duration = Duration::from_secs(3);
+
+/// A session that begins with another address goes on under what is set up already.
+#[test]
+fn packets_flow_while_a_program_is_stopped() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    let gate = lab.clients[0].gate("nft");
+    let client = &lab.clients[0];
+    let mut settings = lab.server_settings();
+    let mut server = lab.start_server(&settings);
+    let _client = lab.start_client(0, &lab.client_settings(0));
+    client.await_ping(SERVER_V4);
+    await_ready(client);
+    gate.hold();
+    server.terminate();
+    let other = quoted("fd00:6c:6c::77");
+    settings.peer(0).insert("address_v6".into(), other);
+    let _server = lab.start_server(&settings);
+    gate.await_start();
+    client.await_ping(SERVER_V4);
+
+    let start = Instant::now();
+    while start.elapsed() < STOPPED {
+        assert!(answers(client, SERVER_V4), "a gap at {:?}", start.elapsed());
+        thread::sleep(Duration::from_millis(10));
+    }
+
+    assert!(!is_ready(client), "it has not its addresses");
+    gate.open();
+    await_ready(client);
+    client.await_ping(SERVER_V6);
+}
+
+/// Nothing comes out of the tunnel before the firewall's part is in force, and nobody is told that
+/// there is one.
+#[test]
+fn a_client_is_ready_once_it_is_established_and_set_up() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    let gate = lab.clients[0].gate("nft");
+    let client = &lab.clients[0];
+    gate.hold();
+    let _server = lab.start_server(&lab.server_settings());
+    let daemon = lab.start_client(0, &lab.client_settings(0));
+    gate.await_start();
+    lab.server.await_metric("lostlove_sessions", 1.0);
+
+    assert!(!lab.server.ping(&format!("-W 0.5 {}", client_v4(0))));
+    client.await_metric(
+        r#"lostlove_dropped_packets_total{reason="not_connected"}"#,
+        1.0,
+    );
+    assert_eq!(
+        client.metric("lostlove_tun_written_packets_total"),
+        Some(0.0)
+    );
+    assert!(!is_ready(client));
+    assert!(!daemon.log().contains("session established"));
+
+    gate.open();
+    await_ready(client);
+    daemon.await_log("session established");
+    client.await_ping(SERVER_V4);
+}
+
+/// Also a server is told good-bye at once, and the system is put back all the same.
+#[test]
+fn a_signal_is_heard_while_a_program_is_stopped() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    let gate = lab.clients[0].gate("nft");
+    let client = &lab.clients[0];
+    let before = client.network_state();
+    let server = lab.start_server(&lab.server_settings());
+    gate.hold();
+    let mut daemon = lab.start_client(0, &lab.client_settings(0));
+    gate.await_start();
+    lab.server.await_metric("lostlove_sessions", 1.0);
+
+    daemon.signal(Signal::TERM);
+    let ended = server.await_log("session closed");
+    assert!(ended.contains("shutting down"), "{ended}");
+    assert!(daemon.is_running());
+    gate.open();
+
+    assert!(daemon.await_exit().success());
+    client.network_state().assert_same_as(&before);
+}
+
+/// A third signal does not wait for the system to be put back, let alone for a program.
+#[test]
+fn a_third_signal_ends_a_client_while_a_program_is_stopped() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    let gate = lab.clients[0].gate("nft");
+    let _server = lab.start_server(&lab.server_settings());
+    gate.hold();
+    let mut daemon = lab.start_client(0, &lab.client_settings(0));
+    gate.await_start();
+
+    daemon.signal(Signal::TERM);
+    daemon.await_log("shutting down");
+    lab.server
+        .await_metric("lostlove_connections_closed_total", 1.0);
+    daemon.signal(Signal::TERM);
+    daemon.await_log("one more signal ends at once");
+    let start = Instant::now();
+    daemon.signal(Signal::TERM);
+
+    assert_eq!(daemon.await_exit().code(), Some(1));
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+const CONFIG: &str = "LOSTLOVE_TEST_CONFIG_OF_A_FAULTY_SERVER";
+const DRIVER: &str = "LOSTLOVE_TEST_DRIVER_OF_A_FAULTY_SERVER";
+
+/// Case 115. The server is this test, in a process of its own.
+#[test]
+fn a_panic_in_a_worker_restores_the_system() {
+    if let Some(config) = env::var_os(CONFIG) {
+        return serve_with_a_fault(Path::new(&config));
+    }
+    let Some(lab) = Lab::new(1) else { return };
+    let before = lab.server.network_state();
+    for driver in ["mio", "smol"] {
+        let config = lab.server.write_settings(&lab.server_settings());
+        let mut command = lab.server.netns.command(env::current_exe().unwrap());
+        let mut server = command
+            .args(["--exact", "a_panic_in_a_worker_restores_the_system"])
+            .arg("--nocapture")
+            .env(CONFIG, config)
+            .env(DRIVER, driver)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        await_true("the server's rules", || {
+            lab.server.text("nft", "list ruleset").contains("lostlove")
+        });
+        assert_ne!(lab.server.network_state(), before);
+
+        let mut client = lab.start_client(0, &lab.client_settings(0));
+
+        let mut status = None;
+        await_true("the server's end", || {
+            status = server.try_wait().unwrap();
+            status.is_some()
+        });
+        let mut said = String::new();
+        server.stderr.unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(status.and_then(|status| status.code()), Some(101), "{said}");
+        assert!(said.contains(FAULT), "{said}");
+        lab.server.network_state().assert_same_as(&before);
+        client.terminate();
+    }
+}
+
+fn serve_with_a_fault(config: &Path) {
+    let settings = lostlove_config::load_server(config).unwrap();
+    let run: Run = match env::var(DRIVER).as_deref() {
+        Ok("smol") => lostlove_driver_smol::run,
+        _ => lostlove_driver_mio::run,
+    };
+    let tun = Tun::open(&TunConfig {
+        name: &settings.host.tun.name,
+        offload: false,
+    });
+    let tun = tun.unwrap();
+    let clock = Clock::new();
+    let (config, now) = (settings.endpoint, clock.now());
+    let peers = SharedPeers::new(Peers::new(&config, settings.peers, &[], now));
+    let parts = DaemonParts {
+        endpoint: Endpoint::server(config, peers, WorkerId(0), Surroundings::default(), now),
+        clock,
+        entropy: Box::new(Faulty),
+        listeners: listen(&settings.host.listen).unwrap(),
+        dialer: None,
+        signals: Signals::new(1).unwrap(),
+        metrics: Metrics::start(None, Role::Server).unwrap(),
+        network: Some(Network::server(&settings.host, tun.name()).unwrap()),
+        tun,
+        socket_options: SocketOptions {
+            congestion_control: None,
+            notsent_lowat: 16 * 1024,
+            mark: None,
+        },
+        leases: None,
+        announce: None,
+    };
+    let ending = Daemon::run(parts, run).unwrap();
+    panic!("no fault: {ending:?}");
+}
+
+fn answers(host: &Host, address: IpAddr) -> bool {
+    let ping = || Pinger::new(address)?.ping(Duration::from_millis(500));
+    matches!(host.netns.run(ping).unwrap(), Ok(Some(_)))
+}
+
+fn is_ready(host: &Host) -> bool {
+    host.http("/readyz").starts_with("HTTP/1.1 200")
+}
+
+#[track_caller]
+fn await_ready(host: &Host) {
+    await_true("readiness", || is_ready(host));
+}
