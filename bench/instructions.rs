@@ -8,7 +8,7 @@
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use lostlove_core::crypto::Suite;
-use lostlove_core::wire::MAX_UNSEALED_LEN;
+use lostlove_core::internals::wire::MAX_UNSEALED_LEN;
 
 #[expect(dead_code, reason = "lengths, by which only times are divided")]
 mod steps;

@@ -8,10 +8,13 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use lostlove_core::config::Rotation;
 use lostlove_core::crypto::Suite;
-use lostlove_core::ip::{self, IpInfo, VirtioHeader};
+use lostlove_core::internals::ip::{self, IpInfo, Offload};
+use lostlove_core::internals::route::RoutingTable;
+use lostlove_core::internals::wire::{
+    Flags, HEADER_LEN, Header, PacketType, Protection, next_packet,
+};
+use lostlove_core::ip::VirtioHeader;
 use lostlove_core::peers::PeerId;
-use lostlove_core::route::RoutingTable;
-use lostlove_core::wire::{Flags, HEADER_LEN, Header, PacketType, Protection, next_packet};
 use lostlove_tests::memory::{self, Pair, Secrets};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
@@ -173,10 +176,12 @@ impl SuperPacket {
 
     /// Cuts it up into packets for an MTU of 1400, with their checksums.
     pub(crate) fn segment(&mut self) -> usize {
+        let offload = Offload {
+            partial_checksum: true,
+            segment_size: SEGMENT_SIZE,
+        };
         let mut count = 0;
-        let cut = ip::segment(&mut self.bytes, &self.info, SEGMENT_SIZE, &mut |_| {
-            count += 1;
-        });
+        let cut = ip::finish(&mut self.bytes, &self.info, offload, &mut |_| count += 1);
         assert!(cut.is_ok());
         count
     }

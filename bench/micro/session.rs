@@ -2,10 +2,10 @@
 
 use divan::Bencher;
 use divan::counter::BytesCount;
-use lostlove_core::crypto::{Direction, Master};
-use lostlove_core::record::{Opener, Sealer};
+use lostlove_core::internals::crypto::{Direction, Master};
+use lostlove_core::internals::record::{Opener, Sealer};
+use lostlove_core::internals::wire::{Flags, HEADER_LEN, Header, MAX_PLAINTEXT_LEN, PacketType};
 use lostlove_core::time::Instant;
-use lostlove_core::wire::{Flags, HEADER_LEN, Header, MAX_PLAINTEXT_LEN, PacketType};
 
 use crate::Case;
 use crate::steps::ENDLESS;

@@ -2,7 +2,7 @@
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use lostlove_core::wire::MAX_UNSEALED_LEN;
+use lostlove_core::internals::wire::MAX_UNSEALED_LEN;
 
 use crate::steps::{Plain, Stream};
 

@@ -3,9 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use lostlove_core::config::{Limits, MAX_MTU, MIN_MTU, Rotation};
+use lostlove_core::config::{Limits, MAX_MTU, MIN_MTU, MIN_ROTATION_INTERVAL, Rotation};
 use lostlove_core::crypto::Suite;
-use lostlove_core::handshake::MIN_ROTATION_INTERVAL;
 
 use crate::reader::value::{
     algorithm_name, boolean, fractional_seconds, integer, interface_name, one_of, parsed,

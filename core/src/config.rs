@@ -171,6 +171,13 @@ pub struct Client {
     pub reconnect_max: Duration,
 }
 
+/// The fewest bytes under one key that are agreed on: one record may hold that many, and a peer
+/// must not be able to make the other rotate within a record.
+pub(crate) const MIN_ROTATION_BYTES: u64 = 65_536;
+/// The shortest key age that is agreed on: a ratchet costs microseconds, but a peer must not be
+/// able to ask for one with every packet.
+pub const MIN_ROTATION_INTERVAL: Duration = Duration::from_millis(10);
+
 /// When traffic keys are replaced. Both sides use the smaller of the two configured values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rotation {

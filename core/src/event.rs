@@ -10,7 +10,8 @@ use crate::crypto::{PublicKey, Suite};
 use crate::error::{HandshakeError, ProtocolError};
 use crate::slab::impl_id;
 use crate::time::Instant;
-use crate::wire::DisconnectCode;
+
+pub use crate::wire::DisconnectCode;
 
 /// Names one TCP connection of one endpoint. Never reused: a late wake-up with an old id is
 /// harmless.

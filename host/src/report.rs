@@ -207,7 +207,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use lostlove_core::error::ProtocolError;
-    use lostlove_core::wire::DisconnectCode;
+    use lostlove_core::event::DisconnectCode;
 
     use super::*;
     use crate::log::tests::capture;

@@ -16,6 +16,7 @@ use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_core::endpoint::{Endpoint, TunPacket};
 use lostlove_core::error::NoEntropy;
 use lostlove_core::event::{ConnectionId, Event};
+use lostlove_core::internals::ip::{ones_complement_sum, parse};
 use lostlove_core::ip::{self, VirtioHeader};
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::time::Instant;
@@ -433,7 +434,7 @@ impl World {
     /// What reaches the client's device comes from where the client would send to.
     fn judge_received(&mut self) {
         for packet in core::mem::take(&mut self.received) {
-            let source = ip::parse(&packet).unwrap().source;
+            let source = parse(&packet).unwrap().source;
             let (allowed, own) = self.allowed.as_ref().unwrap();
             assert!(
                 allowed.goes_inside(source, &self.around),
@@ -521,7 +522,7 @@ fn udp(source: Ipv4Addr, destination: Ipv4Addr) -> Vec<u8> {
     packet.extend(source.octets());
     packet.extend(destination.octets());
     packet.extend([0, 9, 0, 9, 0, 8, 0, 0]);
-    let sum = !ip::ones_complement_sum(&packet[..20]);
+    let sum = !ones_complement_sum(&packet[..20]);
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet
 }

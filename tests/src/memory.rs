@@ -13,6 +13,7 @@ use lostlove_core::config::{
 use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
 use lostlove_core::endpoint::{Endpoint, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
+use lostlove_core::internals::ip::pseudo_header_sum;
 use lostlove_core::ip::VirtioHeader;
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::time::Instant;
@@ -305,7 +306,7 @@ pub fn packet(from_server: bool, len: u16, segment_size: u16) -> (Vec<u8>, Virti
     } else {
         packet[24..26].copy_from_slice(&(len - 20).to_be_bytes());
     }
-    let sum = lostlove_core::ip::pseudo_header_sum(ends[0], ends[1], protocol, len - 20);
+    let sum = pseudo_header_sum(ends[0], ends[1], protocol, len - 20);
     packet[20 + checksum_offset..][..2].copy_from_slice(&sum.to_be_bytes());
     let header = VirtioHeader {
         flags: VirtioHeader::NEEDS_CSUM,

@@ -10,13 +10,13 @@ use zeroize::{ZeroizeOnDrop, Zeroizing};
 use super::secret::{KEY_AGREEMENT, Secret, wiping};
 
 /// Bytes of an encapsulation key (FIPS 203, table 3).
-pub const ENCAPSULATION_KEY_LEN: usize = 1184;
+pub(crate) const ENCAPSULATION_KEY_LEN: usize = 1184;
 /// Bytes of a ciphertext (FIPS 203, table 3).
-pub const CIPHERTEXT_LEN: usize = 1088;
+pub(crate) const CIPHERTEXT_LEN: usize = 1088;
 
 /// Input that FIPS 203, section 7, refuses before anything is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KemError {
+pub(crate) enum KemError {
     /// A key or ciphertext of the wrong length.
     #[error("wrong length {0} of a key or ciphertext")]
     Length(usize),
@@ -27,11 +27,11 @@ pub enum KemError {
 
 /// What both sides of an encapsulation share. Erased on drop.
 #[derive(ZeroizeOnDrop)]
-pub struct SharedSecret(Secret<32>);
+pub(crate) struct SharedSecret(Secret<32>);
 
 impl SharedSecret {
     /// The 32 secret bytes.
-    pub const fn as_bytes(&self) -> &[u8; 32] {
+    pub(crate) const fn as_bytes(&self) -> &[u8; 32] {
         self.0.as_bytes()
     }
 }
@@ -51,11 +51,11 @@ impl From<ml_kem::kem::SharedKey<ml_kem::MlKem768>> for SharedSecret {
 
 /// The secret half of an ephemeral key pair. It stays where it was made until it is erased, on
 /// drop.
-pub struct DecapsulationKey(Box<ml_kem_768::DecapsulationKey>);
+pub(crate) struct DecapsulationKey(Box<ml_kem_768::DecapsulationKey>);
 
 impl DecapsulationKey {
     /// Draws a key pair from 64 random bytes, and returns the encapsulation key encoded.
-    pub fn generate(rng: &mut impl CryptoRng) -> (Self, [u8; ENCAPSULATION_KEY_LEN]) {
+    pub(crate) fn generate(rng: &mut impl CryptoRng) -> (Self, [u8; ENCAPSULATION_KEY_LEN]) {
         wiping::<KEY_AGREEMENT, _>(|| {
             let mut seed = Zeroizing::new([0; 64]);
             rng.fill_bytes(seed.as_mut_slice());
@@ -74,7 +74,7 @@ impl DecapsulationKey {
     /// # Errors
     ///
     /// [`KemError::Length`] when `ciphertext` is not [`CIPHERTEXT_LEN`] bytes long.
-    pub fn decapsulate(&self, ciphertext: &[u8]) -> Result<SharedSecret, KemError> {
+    pub(crate) fn decapsulate(&self, ciphertext: &[u8]) -> Result<SharedSecret, KemError> {
         wiping::<KEY_AGREEMENT, _>(|| self.0.decapsulate_slice(ciphertext).map(SharedSecret::from))
             .map_err(|_| KemError::Length(ciphertext.len()))
     }
@@ -91,7 +91,7 @@ impl fmt::Debug for DecapsulationKey {
 /// # Errors
 ///
 /// [`KemError`] when `encapsulation_key` fails the checks of FIPS 203, section 7.2.
-pub fn encapsulate(
+pub(crate) fn encapsulate(
     encapsulation_key: &[u8],
     rng: &mut impl CryptoRng,
 ) -> Result<([u8; CIPHERTEXT_LEN], SharedSecret), KemError> {

@@ -5,7 +5,6 @@ use core::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rand_core::CryptoRng;
 use x25519_dalek::StaticSecret;
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
@@ -57,7 +56,7 @@ impl PublicKey {
 
     /// Whether any secret key would give an all-zero shared secret with this one (RFC 7748,
     /// section 6.1).
-    pub fn is_low_order(&self) -> bool {
+    pub(crate) fn is_low_order(&self) -> bool {
         let probe = StaticSecret::from([0x55; 32]);
         !probe
             .diffie_hellman(&x25519_dalek::PublicKey::from(self.0))
@@ -95,11 +94,6 @@ impl FromStr for PublicKey {
 pub struct SecretKey(Secret<32>);
 
 impl SecretKey {
-    /// Draws a fresh key.
-    pub fn generate(rng: &mut impl CryptoRng) -> Self {
-        Self(Secret::new(|bytes| rng.fill_bytes(bytes)))
-    }
-
     /// Takes 32 bytes as they are.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         let bytes = Zeroizing::new(bytes);
@@ -142,11 +136,6 @@ impl FromStr for SecretKey {
 pub struct PresharedKey(Secret<32>);
 
 impl PresharedKey {
-    /// Draws a fresh key.
-    pub fn generate(rng: &mut impl CryptoRng) -> Self {
-        Self(Secret::new(|bytes| rng.fill_bytes(bytes)))
-    }
-
     /// Takes 32 bytes as they are.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         let bytes = Zeroizing::new(bytes);
@@ -180,9 +169,6 @@ impl FromStr for PresharedKey {
 
 #[cfg(test)]
 mod tests {
-    use rand_chacha::ChaCha20Rng;
-    use rand_core::{Rng as _, SeedableRng as _};
-
     use super::*;
 
     #[test]
@@ -212,19 +198,11 @@ mod tests {
         }
     }
 
-    /// The generator decides all of a key, and nothing else does.
     #[test]
-    fn generated_keys_are_what_the_generator_gives() {
-        let rng = || ChaCha20Rng::from_seed([5; 32]);
-        let mut expected = [0; 32];
-        rng().fill_bytes(&mut expected);
-        assert_eq!(SecretKey::generate(&mut rng()).as_bytes(), &expected);
-        assert_eq!(PresharedKey::generate(&mut rng()).as_bytes(), &expected);
-        let mut one = rng();
-        let first = SecretKey::generate(&mut one);
-        assert_ne!(first.as_bytes(), SecretKey::generate(&mut one).as_bytes());
-        let read: SecretKey = first.to_base64().parse().unwrap();
-        assert_eq!(read.as_bytes(), first.as_bytes());
+    fn a_key_is_read_as_it_was_written() {
+        let key = SecretKey::from_bytes([5; 32]);
+        let read: SecretKey = key.to_base64().parse().unwrap();
+        assert_eq!(read.as_bytes(), key.as_bytes());
     }
 
     #[test]

@@ -1,16 +1,16 @@
 //! Keys, cipher suites and the key schedule.
 
 mod aead;
-pub mod kem;
+pub(crate) mod kem;
 mod keys;
-mod schedule;
+pub(crate) mod schedule;
 mod secret;
 mod suite;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use aead::PacketKey;
+pub(crate) use aead::PacketKey;
 pub use keys::{KeyError, PresharedKey, PublicKey, SecretKey};
-pub use schedule::{Direction, FreshSecret, Master, TrafficSecret};
+pub(crate) use schedule::{Direction, FreshSecret, Master, TrafficSecret};
 pub(crate) use secret::{DERIVATION, KEY_AGREEMENT, Secret, wiping};
 pub use suite::{Suite, UnknownSuite};

@@ -144,7 +144,7 @@ impl ServerHello {
     clippy::missing_panics_doc,
     reason = "numbers and text are always JSON"
 )]
-pub fn legacy_server_hello(session: Uuid, server_random: &[u8; 32]) -> Vec<u8> {
+pub(crate) fn legacy_server_hello(session: Uuid, server_random: &[u8; 32]) -> Vec<u8> {
     serde_json::to_vec(&ServerEnvelope::ServerHello(ServerWire {
         server_random: *server_random,
         session_id: session,

@@ -65,29 +65,23 @@ mod payload;
 mod primitives;
 mod responder;
 
-use core::time::Duration;
-
 use rand_core::CryptoRng;
 use uuid::Uuid;
 
-pub use initiator::{ClientOutcome, Initiator};
-pub use message::{legacy_hello_len, legacy_server_hello};
+pub use initiator::Initiator;
+pub use message::legacy_hello_len;
+pub(crate) use message::legacy_server_hello;
 pub use payload::{ClientOffer, Grant};
-pub use responder::{ClientHello, Responder, ServerOutcome, read_client_hello};
+pub(crate) use responder::Responder;
+pub use responder::{ClientHello, read_client_hello};
 
 /// The longest JSON of a hello, in bytes.
 pub const MAX_HELLO_LEN: usize = 4096;
 /// The most DNS servers that fit a [`Grant`].
-pub const MAX_PUSHED_DNS: usize = 8;
+pub(crate) const MAX_PUSHED_DNS: usize = 8;
 /// The most routes that fit a [`Grant`]: with the longest of everything, the `ServerHello` stays
 /// within [`MAX_HELLO_LEN`].
-pub const MAX_PUSHED_ROUTES: usize = 64;
-/// The fewest bytes under one key that are agreed on: one record may hold that many, and a peer
-/// must not be able to make the other rotate within a record.
-pub const MIN_ROTATION_BYTES: u64 = 65_536;
-/// The shortest key age that is agreed on: a ratchet costs microseconds, but a peer must not be
-/// able to ask for one with every packet.
-pub const MIN_ROTATION_INTERVAL: Duration = Duration::from_millis(10);
+pub(crate) const MAX_PUSHED_ROUTES: usize = 64;
 /// The minor version of LLP 1 that this module speaks.
 const MINOR_VERSION: u16 = 1;
 

@@ -29,8 +29,11 @@ use core::time::Duration;
 use bytes::{Buf, BufMut, TryGetError};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{MAX_PUSHED_DNS, MAX_PUSHED_ROUTES, MIN_ROTATION_BYTES, MIN_ROTATION_INTERVAL};
-use crate::config::{MAX_MTU, MIN_IPV6_MTU, MIN_MTU, MIN_PREFIX_V4, MIN_PREFIX_V6, Push, Rotation};
+use super::{MAX_PUSHED_DNS, MAX_PUSHED_ROUTES};
+use crate::config::{
+    MAX_MTU, MIN_IPV6_MTU, MIN_MTU, MIN_PREFIX_V4, MIN_PREFIX_V6, MIN_ROTATION_BYTES,
+    MIN_ROTATION_INTERVAL, Push, Rotation,
+};
 use crate::crypto::Suite;
 use crate::error::HandshakeError;
 use crate::ip::special_range;

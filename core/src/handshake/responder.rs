@@ -87,8 +87,8 @@ impl Responder {
     ///
     /// `suites` are this server's, best first. `grant` holds the server's own MTU and rotation; in
     /// the outcome, and in what the client learns, they are the smaller of both sides' values, at
-    /// least [`MIN_ROTATION_BYTES`](super::MIN_ROTATION_BYTES) and
-    /// [`MIN_ROTATION_INTERVAL`](super::MIN_ROTATION_INTERVAL), and the IPv6 address is taken
+    /// least [`MIN_ROTATION_BYTES`](crate::config::MIN_ROTATION_BYTES) and
+    /// [`MIN_ROTATION_INTERVAL`](crate::config::MIN_ROTATION_INTERVAL), and the IPv6 address is taken
     /// away if the MTU does not allow IPv6.
     ///
     /// # Errors

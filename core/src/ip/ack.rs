@@ -46,7 +46,7 @@ struct Same {
 /// Only among segments without data whose one flag is ACK and whose only option is the timestamp:
 /// repeated acknowledgements, selective ones and congestion echoes all go on. `new` must
 /// acknowledge at least 16 KiB more, as receivers of super-packets do.
-pub fn is_superseded(old: &[u8], new: &[u8]) -> bool {
+pub(crate) fn is_superseded(old: &[u8], new: &[u8]) -> bool {
     let Some(new) = PureAck::of(new) else {
         return false;
     };

@@ -74,7 +74,7 @@ pub fn special_range(network: IpNet) -> Option<&'static str> {
 ///
 /// The broadcast address of a particular network is an ordinary address here; only who knows
 /// the networks can tell.
-pub fn is_unicast_source(source: IpAddr) -> bool {
+pub(crate) fn is_unicast_source(source: IpAddr) -> bool {
     is_routable(source)
 }
 

@@ -198,8 +198,8 @@ fn same_flow(version: Version, first: &[u8], second: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Ends, Packet, V4, V6, checksums_are_right, payload};
-    use super::super::{MAX_UDP_SEGMENTS, segment};
+    use super::super::testing::{Ends, Packet, V4, V6, checksums_are_right, payload, segment};
+    use super::super::transport::MAX_UDP_SEGMENTS;
     use super::*;
 
     fn datagram(ends: Ends, payload: &[u8]) -> Packet {

@@ -22,7 +22,7 @@ const OPTION_COPIED: u8 = 0x80;
 ///
 /// [`DropReason::TooBig`] for IPv6, packets that must not be fragmented, super-packets, and an
 /// `mtu` that leaves no room for data; `sink` has not been called then.
-pub fn fragment(
+pub(crate) fn fragment(
     packet: &mut [u8],
     info: &IpInfo,
     offload: Offload,

@@ -52,9 +52,6 @@ pub enum Unreachable {
     Host,
     /// Policy forbids it: communication administratively prohibited.
     Prohibited,
-    /// Policy forbids the source address: administratively prohibited (IPv4), source address
-    /// failed ingress/egress policy (IPv6).
-    ForeignSource,
 }
 
 impl Unreachable {
@@ -63,7 +60,7 @@ impl Unreachable {
         match self {
             Self::NoRoute => 0,
             Self::Host => 1,
-            Self::Prohibited | Self::ForeignSource => 13,
+            Self::Prohibited => 13,
         }
     }
 
@@ -73,7 +70,6 @@ impl Unreachable {
             Self::NoRoute => 0,
             Self::Prohibited => 1,
             Self::Host => 3,
-            Self::ForeignSource => 5,
         }
     }
 }
@@ -311,7 +307,6 @@ mod tests {
             (Unreachable::NoRoute, [3, 0], [1, 0]),
             (Unreachable::Host, [3, 1], [1, 3]),
             (Unreachable::Prohibited, [3, 13], [1, 1]),
-            (Unreachable::ForeignSource, [3, 13], [1, 5]),
         ] {
             for (ends, header, kind) in [(V4, 20, v4), (V6, 40, v6)] {
                 let packet = Packet::tcp(ends).build();

@@ -5,38 +5,37 @@
 //! the two do not belong together.
 
 mod ack;
-mod address;
+pub(crate) mod address;
 mod bytes;
-mod checksum;
-mod coalesce;
-mod flow;
+pub(crate) mod checksum;
+pub(crate) mod coalesce;
+pub(crate) mod flow;
 mod fragment;
-mod icmp;
-mod mss;
-mod offload;
-mod packet;
-mod segment;
-mod transport;
-mod virtio;
+pub(crate) mod icmp;
+pub(crate) mod mss;
+pub(crate) mod offload;
+pub(crate) mod packet;
+pub(crate) mod segment;
+pub(crate) mod transport;
+pub(crate) mod virtio;
 
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use ack::is_superseded;
-pub use address::{
-    LINK_LOCAL, NOT_PUBLIC_V4, is_unicast_destination, is_unicast_source, special_range,
-};
-pub use checksum::{complete_checksum, ones_complement_sum, pseudo_header_sum};
-pub use coalesce::{Coalesced, Coalescer, Datagram};
-pub use flow::flow_hash;
-pub use fragment::fragment;
-pub use icmp::{IcmpPacket, Unreachable, packet_too_big, time_exceeded, unreachable};
-pub use mss::mss_clamp;
-pub use offload::Offload;
-pub use packet::{IpInfo, MAX_PACKET_LEN, Version, decrement_ttl, parse};
-pub use segment::{finish, max_segment_len, segment, segments_len};
-pub use transport::{MAX_TCP_SEGMENTS, MAX_UDP_SEGMENTS, MIN_SEGMENT_SIZE};
-pub use virtio::{VirtioHeader, offload_from_virtio, virtio_for};
+pub(crate) use ack::is_superseded;
+pub use address::{LINK_LOCAL, NOT_PUBLIC_V4, special_range};
+pub(crate) use address::{is_unicast_destination, is_unicast_source};
+pub(crate) use checksum::{complete_checksum, ones_complement_sum};
+pub(crate) use coalesce::{Coalesced, Coalescer, Datagram};
+pub(crate) use flow::flow_hash;
+pub(crate) use fragment::fragment;
+pub(crate) use icmp::{IcmpPacket, Unreachable, packet_too_big, time_exceeded, unreachable};
+pub(crate) use mss::mss_clamp;
+pub(crate) use offload::Offload;
+pub(crate) use packet::{IpInfo, MAX_PACKET_LEN, Version, decrement_ttl, parse};
+pub(crate) use segment::{finish, max_segment_len, segments_len};
+pub use virtio::VirtioHeader;
+pub(crate) use virtio::{offload_from_virtio, virtio_for};
 
 /// Numbers of upper-layer protocols and IPv6 extension headers (IANA, Protocol Numbers).
 pub mod protocol {
@@ -64,7 +63,8 @@ pub mod protocol {
 mod tests {
     use proptest::prelude::*;
 
-    use super::testing::{Packet, V4, V6};
+    use super::testing::{Packet, V4, V6, segment};
+    use super::transport::MAX_TCP_SEGMENTS;
     use super::*;
     use crate::error::DropReason;
 

@@ -9,12 +9,22 @@ use crate::error::DropReason;
 
 /// Turns a packet into what an ordinary network carries, and hands each resulting packet to
 /// `sink`: a super-packet is cut up, a partial checksum is completed, and anything else passes
-/// unchanged. The packet is worked on in place and left in an unspecified state.
+/// unchanged.
+///
+/// The segments of a super-packet have `offload.segment_size` bytes of payload each (the last what
+/// is left), and come in order. IPv4 identifications count up from the super-packet's; TCP's FIN
+/// and PSH appear on the last segment only, CWR on the first only (RFC 3168, section 6.1.2).
+///
+/// Needs no second buffer: each header is written over the end of the payload before it, which
+/// has gone out by then. The packet is left in an unspecified state.
 ///
 /// # Errors
 ///
-/// [`DropReason::Malformed`] if `offload` claims what the packet cannot be; `sink` has not been
-/// called then.
+/// [`DropReason::Malformed`] if `offload` claims what the packet cannot be: of fragments, other
+/// protocols than TCP and UDP, TCP with SYN, RST or URG, and more than
+/// [`MAX_TCP_SEGMENTS`](super::transport::MAX_TCP_SEGMENTS) or
+/// [`MAX_UDP_SEGMENTS`](super::transport::MAX_UDP_SEGMENTS) segments; `sink` has not been called
+/// then.
 pub fn finish(
     packet: &mut [u8],
     info: &IpInfo,
@@ -29,37 +39,6 @@ pub fn finish(
     }
     sink(packet);
     Ok(())
-}
-
-/// Cuts a TCP or UDP super-packet with a partial checksum into packets with `segment_size` bytes
-/// of payload each (the last with what is left), complete with their checksums, and hands them
-/// to `sink` in order. A packet whose payload fits one segment only gets its checksum.
-///
-/// IPv4 identifications count up from the super-packet's; TCP's FIN and PSH appear on the last
-/// segment only, CWR on the first only (RFC 3168, section 6.1.2).
-///
-/// Needs no second buffer: each header is written over the end of the payload before it, which
-/// has gone out by then. The packet is left in an unspecified state.
-///
-/// # Errors
-///
-/// [`DropReason::Malformed`] for fragments, other protocols, TCP with SYN, RST or URG, a
-/// `segment_size` of 0, and more segments than [`MAX_TCP_SEGMENTS`](super::MAX_TCP_SEGMENTS) or
-/// [`MAX_UDP_SEGMENTS`](super::MAX_UDP_SEGMENTS); `sink` has not been called then.
-pub fn segment(
-    packet: &mut [u8],
-    info: &IpInfo,
-    segment_size: u16,
-    sink: &mut dyn FnMut(&[u8]),
-) -> Result<(), DropReason> {
-    if segment_size == 0 {
-        return Err(DropReason::Malformed);
-    }
-    let offload = Offload {
-        partial_checksum: true,
-        segment_size,
-    };
-    finish(packet, info, offload, sink)
 }
 
 /// Length in bytes of the largest packet that a network will see for this packet: that of one
@@ -210,9 +189,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ip::testing::{self, Packet, V4, V6};
-    use crate::ip::transport::{TCP_RST, TCP_SYN, TCP_URG};
-    use crate::ip::{MAX_TCP_SEGMENTS, MAX_UDP_SEGMENTS, parse, protocol};
+    use crate::ip::testing::{self, Packet, V4, V6, segment};
+    use crate::ip::transport::{MAX_TCP_SEGMENTS, MAX_UDP_SEGMENTS, TCP_RST, TCP_SYN, TCP_URG};
+    use crate::ip::{parse, protocol};
 
     const ACK: u8 = 0x10;
 
@@ -310,10 +289,6 @@ mod tests {
                 "{packet:?}"
             );
         }
-        assert_eq!(
-            segments(&Packet::tcp(V4).payload(&data), 0),
-            Err(DropReason::Malformed)
-        );
         let whole = Packet::tcp(V4).payload(&data).build();
         let offload = Offload {
             partial_checksum: false,

@@ -2,8 +2,9 @@
 
 use core::net::IpAddr;
 
-use super::protocol;
 use super::transport::{TCP_FLAGS, TCP_MIN_HEADER};
+use super::{IpInfo, Offload, finish, protocol};
+use crate::error::DropReason;
 
 /// Source and destination.
 pub(crate) type Ends = (IpAddr, IpAddr);
@@ -20,6 +21,20 @@ pub(crate) const V6: Ends = (
         0x2001, 0xdb8, 0, 0, 0, 0, 0xffff, 0x77,
     )),
 );
+
+/// Cuts a super-packet with a partial checksum up, as [`finish`] does.
+pub(crate) fn segment(
+    packet: &mut [u8],
+    info: &IpInfo,
+    segment_size: u16,
+    sink: &mut dyn FnMut(&[u8]),
+) -> Result<(), DropReason> {
+    let offload = Offload {
+        partial_checksum: true,
+        segment_size,
+    };
+    finish(packet, info, offload, sink)
+}
 
 /// Builds one packet with right lengths and checksums.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use super::{IpInfo, Offload, protocol};
 use crate::error::DropReason;
 
 /// Segments of one UDP super-packet at most, the bound that Linux sets (`UDP_MAX_SEGMENTS`).
-pub const MAX_UDP_SEGMENTS: usize = 128;
+pub(crate) const MAX_UDP_SEGMENTS: usize = 128;
 
 /// Segments of one TCP super-packet at most. Enough for 64 KiB at 36 bytes per segment, what Linux
 /// sends to a host that announces the least that it takes (`TCP_MIN_SND_MSS` without timestamps).
@@ -16,7 +16,7 @@ pub const MAX_TCP_SEGMENTS: usize = 2048;
 /// does not grow on its way. It is the smallest segment size that Linux lets a program ask for
 /// (`TCP_MIN_MSS`). Linux does send smaller ones, down to 8 bytes to a host that announces so
 /// little, and as UDP any; an endpoint cuts these up before it sends them.
-pub const MIN_SEGMENT_SIZE: u16 = 88;
+pub(crate) const MIN_SEGMENT_SIZE: u16 = 88;
 
 pub(super) const TCP_MIN_HEADER: usize = 20;
 pub(super) const UDP_HEADER: usize = 8;

@@ -25,7 +25,7 @@ use crate::time::Instant;
 /// Memory grows with the number of peers and reserved addresses, never with the size of the
 /// network, and no call takes longer than the logarithm of these, amortised.
 #[derive(Clone, Debug)]
-pub struct AddressPool {
+pub(crate) struct AddressPool {
     is_v4: bool,
     /// The range of lendable addresses, as numbers.
     first: u128,
@@ -75,7 +75,7 @@ enum Claim {
 impl AddressPool {
     /// How long the address of an absent peer is kept from others at least, so that packets
     /// still under way to it do not reach somebody else.
-    pub const COOL_DOWN: Duration = Duration::from_secs(60);
+    pub(crate) const COOL_DOWN: Duration = Duration::from_secs(60);
 
     /// Addresses from the one that a peer's key gives up to the last that may be its first choice.
     const CHOICES: usize = 256;
@@ -86,7 +86,7 @@ impl AddressPool {
     /// address in `reserved` is lent (addresses outside the network may be among them and do no
     /// harm); nor are IPv4's network and broadcast addresses (but RFC 3021 for /31) and IPv6's
     /// Subnet-Router anycast address (RFC 4291, section 2.6.1; but RFC 6164 for /127).
-    pub fn new(server: IpNet, reserved: impl IntoIterator<Item = IpAddr>) -> Self {
+    pub(crate) fn new(server: IpNet, reserved: impl IntoIterator<Item = IpAddr>) -> Self {
         let lowest = to_bits(server.network());
         let highest = to_bits(server.broadcast());
         let host_bits = server.max_prefix_len() - server.prefix_len();
@@ -124,7 +124,7 @@ impl AddressPool {
     /// peer no more. It then goes to others only when they need it. To be called before anything
     /// is lent, the longest absent first; without effect if the address cannot be lent, or one of
     /// the two has a lease already.
-    pub fn restore(&mut self, peer: Option<PeerId>, address: IpAddr, now: Instant) {
+    pub(crate) fn restore(&mut self, peer: Option<PeerId>, address: IpAddr, now: Instant) {
         if address.is_ipv4() != self.is_v4 {
             return;
         }
@@ -145,7 +145,7 @@ impl AddressPool {
     /// Gives `peer` a first choice, which follows from its key: an address that others get only
     /// when they need it. To be called once for each peer, always in the same order, and after
     /// [`Self::restore`]. A peer with a lease needs no choice, and there may be none left.
-    pub fn prefer(&mut self, peer: PeerId, key: &PublicKey) {
+    pub(crate) fn prefer(&mut self, peer: PeerId, key: &PublicKey) {
         if self.leases.contains_key(&peer) {
             return;
         }
@@ -184,7 +184,12 @@ impl AddressPool {
     /// if that is free and nobody else's first choice, else its first choice, else the lowest free
     /// one, else the first choice of another, else that of the longest absent peer. None if nothing
     /// can be had.
-    pub fn lease(&mut self, peer: PeerId, wanted: Option<IpAddr>, now: Instant) -> Option<IpAddr> {
+    pub(crate) fn lease(
+        &mut self,
+        peer: PeerId,
+        wanted: Option<IpAddr>,
+        now: Instant,
+    ) -> Option<IpAddr> {
         if let Some(lease) = self.leases.get_mut(&peer) {
             lease.is_proven = true;
             if let Some(absence) = lease.absence.take() {
@@ -202,7 +207,7 @@ impl AddressPool {
 
     /// The address that [`Self::lease`] would lend, for someone who only claims to be `peer`: no
     /// other peer loses anything. A free address is kept for `peer` until [`Self::release`].
-    pub fn reserve(
+    pub(crate) fn reserve(
         &mut self,
         peer: PeerId,
         wanted: Option<IpAddr>,
@@ -225,7 +230,7 @@ impl AddressPool {
     /// Says that `peer` has no session left. Its address stays its own unless another peer needs
     /// it later; one that was only reserved is free again. Returns whether the peer went: not
     /// without a lease, and not if it is absent already.
-    pub fn release(&mut self, peer: PeerId, now: Instant) -> bool {
+    pub(crate) fn release(&mut self, peer: PeerId, now: Instant) -> bool {
         let Some(lease) = self.leases.get_mut(&peer) else {
             return false;
         };
@@ -247,7 +252,7 @@ impl AddressPool {
 
     /// Sets an address aside: it is not lent from now on. Whoever has it as a lease has none any
     /// more, and is returned.
-    pub fn set_aside(&mut self, address: IpAddr) -> Option<PeerId> {
+    pub(crate) fn set_aside(&mut self, address: IpAddr) -> Option<PeerId> {
         if address.is_ipv4() != self.is_v4 {
             return None;
         }
@@ -261,7 +266,7 @@ impl AddressPool {
     }
 
     /// An address that was set aside may be lent after [`Self::COOL_DOWN`].
-    pub fn free_up(&mut self, address: IpAddr, now: Instant) {
+    pub(crate) fn free_up(&mut self, address: IpAddr, now: Instant) {
         let bits = to_bits(address);
         let is_here = address.is_ipv4() == self.is_v4 && self.is_lendable(bits);
         if is_here && self.reserved.contains(&bits) {
@@ -271,7 +276,7 @@ impl AddressPool {
 
     /// A peer is one no more. Its first choice is nobody's, and neither is its lease, after
     /// [`Self::COOL_DOWN`].
-    pub fn forget(&mut self, peer: PeerId, now: Instant) {
+    pub(crate) fn forget(&mut self, peer: PeerId, now: Instant) {
         if let Some(lease) = self.leases.get(&peer).copied() {
             self.end_lease(peer);
             if lease.is_proven {
@@ -363,7 +368,7 @@ impl AddressPool {
     }
 
     /// The address lent to `peer`, present or absent.
-    pub fn address(&self, peer: PeerId) -> Option<IpAddr> {
+    pub(crate) fn address(&self, peer: PeerId) -> Option<IpAddr> {
         let lease = self.leases.get(&peer)?;
         Some(from_bits(lease.address, self.is_v4))
     }

@@ -25,7 +25,7 @@ use crate::stats::{PeerStats, Usage};
 use crate::time::Instant;
 use pools::pools;
 
-pub use addresses::AddressPool;
+pub(crate) use addresses::AddressPool;
 pub(crate) use admission::{Admission, source_of};
 pub(crate) use changes::Change;
 pub(crate) use place::{Claim, Offer, Unclaimed};

@@ -83,7 +83,7 @@ impl ExchangeInit {
     /// [`ProtocolError::Exchange`] when `response` has the wrong length or an X25519 key of low
     /// order.
     pub fn finish(self, response: &[u8]) -> Result<FreshSecret, ProtocolError> {
-        let (server, ciphertext) = split(response)?;
+        let (server, ciphertext) = split(response, RESPONSE_LEN)?;
         wiping::<KEY_AGREEMENT, _>(|| {
             let kem = self
                 .kem
@@ -111,7 +111,7 @@ pub fn respond(
     init: &[u8],
     rng: &mut impl CryptoRng,
 ) -> Result<(Vec<u8>, FreshSecret), ProtocolError> {
-    let (client, encapsulation_key) = split(init)?;
+    let (client, encapsulation_key) = split(init, INIT_LEN)?;
     wiping::<KEY_AGREEMENT, _>(|| {
         let dh = ephemeral(rng);
         let (ciphertext, kem) =
@@ -130,8 +130,11 @@ fn public_key(dh: &Secret<DH_LEN>) -> PublicKey {
     PublicKey::from(&StaticSecret::from(*dh.as_bytes()))
 }
 
-fn split(payload: &[u8]) -> Result<(&[u8; DH_LEN], &[u8]), ProtocolError> {
-    payload.split_first_chunk().ok_or(ProtocolError::Exchange)
+fn split(payload: &[u8], len: usize) -> Result<(&[u8; DH_LEN], &[u8]), ProtocolError> {
+    payload
+        .split_first_chunk()
+        .filter(|_| payload.len() == len)
+        .ok_or(ProtocolError::Exchange)
 }
 
 fn combine(

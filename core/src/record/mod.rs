@@ -25,7 +25,7 @@
 use core::time::Duration;
 
 mod epoch;
-mod exchange;
+pub(crate) mod exchange;
 mod opener;
 mod sealer;
 #[cfg(test)]
@@ -33,7 +33,7 @@ mod table_tests;
 #[cfg(test)]
 mod testing;
 
-pub use exchange::{ExchangeInit, INIT_LEN, RESPONSE_LEN, respond};
+pub(crate) use exchange::{ExchangeInit, respond};
 pub use opener::Opener;
 pub use sealer::Sealer;
 
@@ -43,15 +43,15 @@ use crate::config::Rotation;
 use crate::crypto::TrafficSecret;
 
 /// Sequence numbers end before this one: 2^64 - 1 is never used, so counting never wraps.
-pub const SEQUENCE_LIMIT: u64 = u64::MAX;
+pub(crate) const SEQUENCE_LIMIT: u64 = u64::MAX;
 
 /// Records sealed under one key at most, whatever the configuration says: the limit of RFC 9001,
 /// appendix B.1, for AES-GCM with packets of up to 64 KiB.
-pub const KEY_RECORDS: u64 = 1 << 23;
+pub(crate) const KEY_RECORDS: u64 = 1 << 23;
 
 /// How far a peer may exceed each bound on the use of one key.
-pub const OVERUSE_FACTOR: u32 = 3;
+pub(crate) const OVERUSE_FACTOR: u32 = 3;
 
 /// How much later than it was sealed a record may arrive before the age of its key is held
 /// against the peer: a TCP connection that has stalled for longer is given up.
-pub const DELIVERY_ALLOWANCE: Duration = Duration::from_secs(60);
+pub(crate) const DELIVERY_ALLOWANCE: Duration = Duration::from_secs(60);

@@ -44,20 +44,16 @@ impl RoutingTable {
         self.lookup(address) == Some(peer)
     }
 
-    /// Every network with its owner: IPv4 before IPv6, each in the order of addresses, wider
-    /// networks before those inside them.
-    pub fn iter(&self) -> impl Iterator<Item = (IpNet, PeerId)> {
+    /// Every network with its owner.
+    #[cfg(test)]
+    fn iter(&self) -> impl Iterator<Item = (IpNet, PeerId)> {
         self.owners.iter().map(|(network, peer)| (network, *peer))
     }
 
     /// Number of networks.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.owners.len()
-    }
-
-    /// Whether nobody owns anything.
-    pub fn is_empty(&self) -> bool {
-        self.owners.is_empty()
     }
 }
 
@@ -120,7 +116,7 @@ mod tests {
         assert_eq!(table.len(), 1);
         assert_eq!(table.remove(&net("10.1.0.0/17")), None);
         assert_eq!(table.remove(&net("10.1.0.0/16")), Some(PeerId::first(2)));
-        assert!(table.is_empty());
+        assert_eq!(table.len(), 0);
         assert_eq!(lookup(&table, "10.1.2.3"), None);
     }
 
@@ -170,7 +166,7 @@ mod tests {
         for (network, peer) in &expected {
             assert_eq!(table.remove(network), Some(*peer));
         }
-        assert!(table.is_empty());
+        assert_eq!(table.len(), 0);
     }
 
     /// Networks and addresses crowded together, so that many contain each other.

@@ -2,24 +2,24 @@
 
 use core::fmt;
 
-use super::header::{Flags, MAX_PAYLOAD_LEN};
+use super::header::MAX_PAYLOAD_LEN;
 use crate::crypto::Suite;
 use crate::error::FrameError;
 use crate::ip::Offload;
 
 /// Bytes of an entry's header.
-pub const ENTRY_HEADER_LEN: usize = 4;
+pub(crate) const ENTRY_HEADER_LEN: usize = 4;
 
 /// The longest Data payload in bytes before it is sealed, with any suite.
 pub const MAX_PLAINTEXT_LEN: usize = MAX_PAYLOAD_LEN - Suite::MAX_TAG_LEN;
 
 /// The longest packet in bytes that an entry can carry.
-pub const MAX_ENTRY_LEN: usize = u16::MAX as usize;
+const MAX_ENTRY_LEN: usize = u16::MAX as usize;
 
 const _: () = assert!(ENTRY_HEADER_LEN + MAX_ENTRY_LEN > MAX_PLAINTEXT_LEN);
 
 /// The header of an entry with a packet of `len` bytes, which is not 0.
-pub const fn encode_entry_header(len: u16, offload: Offload) -> [u8; ENTRY_HEADER_LEN] {
+pub(crate) const fn encode_entry_header(len: u16, offload: Offload) -> [u8; ENTRY_HEADER_LEN] {
     let [len_0, len_1] = len.to_be_bytes();
     let [meta_0, meta_1] = offload.to_meta().to_be_bytes();
     [len_0, len_1, meta_0, meta_1]
@@ -39,15 +39,6 @@ pub struct Partial {
 }
 
 impl Partial {
-    /// No packet and no buffer.
-    pub const fn new() -> Self {
-        Self {
-            bytes: Vec::new(),
-            len: 0,
-            offload: Offload::NONE,
-        }
-    }
-
     /// Forgets the packet and keeps the buffer.
     pub fn clear(&mut self) {
         self.bytes.clear();
@@ -59,6 +50,7 @@ impl Partial {
     }
 
     /// Bytes of memory that the buffer holds.
+    #[cfg(any(test, feature = "internals"))]
     pub fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
@@ -98,7 +90,7 @@ impl fmt::Debug for Partial {
 /// Calls `sink` for every complete packet of an opened Data payload, in order and in place; for
 /// one that began in an earlier payload, with the bytes collected in `partial`.
 ///
-/// `more` is the payload's [`Flags::MORE`], and `partial` belongs to the stream.
+/// `more` is the payload's [`Flags::MORE`](super::Flags::MORE), and `partial` belongs to the stream.
 ///
 /// A payload is a sequence of entries, one at least: `u16 length, u16 meta, packet`, big-endian.
 /// `length` counts the packet's bytes, 1 to 65 535; `meta` is an [`Offload`]. A packet that does
@@ -167,85 +159,45 @@ fn read(
 }
 
 /// Writes entries into the plaintext area of one Data packet.
-pub struct EntryWriter<'a> {
+pub(crate) struct EntryWriter<'a> {
     area: &'a mut [u8],
     len: usize,
-    is_unfinished: bool,
 }
 
 impl<'a> EntryWriter<'a> {
     /// A writer into `area`, of which at most [`MAX_PLAINTEXT_LEN`] bytes are used.
-    pub fn new(area: &'a mut [u8]) -> Self {
+    pub(crate) fn new(area: &'a mut [u8]) -> Self {
         let capacity = area.len().min(MAX_PLAINTEXT_LEN);
         Self {
             area: &mut area[..capacity],
             len: 0,
-            is_unfinished: false,
         }
     }
 
-    /// Appends a whole packet, if there is room for all of it. Says whether it did.
+    /// Appends a packet, if there is room for all of it. Says whether it did.
     ///
     /// # Panics
     ///
     /// If the packet is empty or longer than [`MAX_ENTRY_LEN`].
-    pub fn push(&mut self, packet: &[u8], offload: Offload) -> bool {
+    pub(crate) fn push(&mut self, packet: &[u8], offload: Offload) -> bool {
         if ENTRY_HEADER_LEN + packet.len() > self.room() {
             return false;
         }
-        self.push_from(packet, 0, offload) == packet.len()
-    }
-
-    /// Appends what fits of a packet whose first `written` bytes stand in earlier payloads of the
-    /// stream, and returns how many of its bytes are written now.
-    ///
-    /// If the result is neither 0 nor the packet's length, this payload is full and
-    /// [`EntryWriter::flags`] has MORE; go on with the result as `written` at the start of the
-    /// stream's next payload. A result of 0 means that there was no room to begin.
-    ///
-    /// # Panics
-    ///
-    /// If the packet is empty or longer than [`MAX_ENTRY_LEN`]; if `written` is not below its
-    /// length; if `written` is not 0 and this is not the payload's start.
-    pub fn push_from(&mut self, packet: &[u8], written: usize, offload: Offload) -> usize {
-        assert!(written < packet.len(), "nothing is left of the packet");
-        if written == 0 {
-            let len = u16::try_from(packet.len()).expect("a packet has at most 65 535 bytes");
-            if self.room() <= ENTRY_HEADER_LEN {
-                return 0;
-            }
-            self.append(&encode_entry_header(len, offload));
-        } else {
-            assert!(self.is_empty(), "a continuation comes first");
-        }
-        let end = packet.len().min(written + self.room());
-        self.append(&packet[written..end]);
-        self.is_unfinished = end < packet.len();
-        end
+        assert!(!packet.is_empty(), "a packet has at least one byte");
+        let len = u16::try_from(packet.len()).expect("a packet has at most 65 535 bytes");
+        self.append(&encode_entry_header(len, offload));
+        self.append(packet);
+        true
     }
 
     /// Bytes of plaintext written so far.
-    pub const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing is written yet.
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Bytes that can still be written; an entry's header takes [`ENTRY_HEADER_LEN`] of them.
-    pub const fn room(&self) -> usize {
+    pub(crate) const fn room(&self) -> usize {
         self.area.len() - self.len
-    }
-
-    /// [`Flags::MORE`] if the last packet is unfinished.
-    pub const fn flags(&self) -> Flags {
-        if self.is_unfinished {
-            Flags::MORE
-        } else {
-            Flags::NONE
-        }
     }
 
     fn append(&mut self, bytes: &[u8]) {
@@ -291,23 +243,40 @@ mod tests {
         let mut next = waiting.next();
         let mut written = 0;
         while next.is_some() {
-            let mut area = vec![0; capacity];
-            let mut writer = EntryWriter::new(&mut area);
-            while let Some((packet, offload)) = next {
+            let mut payload = Vec::new();
+            while let Some(packet) = next {
                 let before = written;
-                written = writer.push_from(packet, before, *offload);
-                if written < packet.len() {
-                    assert!(written > before || !writer.is_empty(), "no progress");
+                written = push_part(&mut payload, capacity, packet, before);
+                if written < packet.0.len() {
+                    assert!(written > before || !payload.is_empty(), "no progress");
                     break;
                 }
                 written = 0;
                 next = waiting.next();
             }
-            let (len, more) = (writer.len(), writer.flags() == Flags::MORE);
-            area.truncate(len);
-            payloads.push((area, more));
+            payloads.push((payload, written > 0));
         }
         payloads
+    }
+
+    /// Appends what fits of a packet whose first `written` bytes stand in earlier payloads of the
+    /// stream, and returns how many of its bytes are written now.
+    fn push_part(
+        payload: &mut Vec<u8>,
+        capacity: usize,
+        (packet, offload): &Packet,
+        written: usize,
+    ) -> usize {
+        let capacity = capacity.min(MAX_PLAINTEXT_LEN);
+        if written == 0 {
+            if payload.len() + ENTRY_HEADER_LEN >= capacity {
+                return 0;
+            }
+            payload.extend(encode_entry_header(packet.len() as u16, *offload));
+        }
+        let end = packet.len().min(written + capacity - payload.len());
+        payload.extend(&packet[written..end]);
+        end
     }
 
     fn read_all(payloads: &[(Vec<u8>, bool)], partial: &mut Partial) -> Vec<Packet> {
@@ -324,10 +293,10 @@ mod tests {
         assert!(writer.push(b"abc", SEGMENTED));
         assert!(writer.push(b"d", Offload::NONE));
         assert!(!writer.push(b"e", Offload::NONE), "4 bytes are left");
-        assert_eq!((writer.len(), writer.flags()), (12, Flags::NONE));
+        assert_eq!(writer.len(), 12);
         let expected = [0, 3, 0x85, 0x50, b'a', b'b', b'c', 0, 1, 0, 0, b'd'];
         assert_eq!(area[..12], expected);
-        let packets = read_one(&expected, false, &mut Partial::new()).unwrap();
+        let packets = read_one(&expected, false, &mut Partial::default()).unwrap();
         let sent = [(b"abc".to_vec(), SEGMENTED), (b"d".to_vec(), Offload::NONE)];
         assert_eq!(packets, sent);
     }
@@ -339,7 +308,7 @@ mod tests {
         read_entries(
             &mut payload,
             false,
-            &mut Partial::new(),
+            &mut Partial::default(),
             &mut |packet, _| {
                 packet[0] = b'z';
             },
@@ -350,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_packet_continues_before_further_entries() {
-        let mut partial = Partial::new();
+        let mut partial = Partial::default();
         let first = [0, 1, 0, 0, b'x', 0, 5, 0x85, 0x50, b'a'];
         let packets = read_one(&first, true, &mut partial).unwrap();
         assert_eq!(packets, [(b"x".to_vec(), Offload::NONE)]);
@@ -390,7 +359,7 @@ mod tests {
             (b"\x00\x01\x00\x00ab", false, "trailing byte"),
             (b"\xFF\xFF\xFF\xFFa", false, "longest length, one byte"),
         ] {
-            let mut partial = Partial::new();
+            let mut partial = Partial::default();
             let result = read_one(payload, more, &mut partial);
             assert_eq!(result, Err(FrameError::BadEntry), "{fault}");
             assert!(partial.is_empty(), "{fault}");
@@ -410,7 +379,7 @@ mod tests {
                 "next entry finished with MORE",
             ),
         ] {
-            let mut partial = Partial::new();
+            let mut partial = Partial::default();
             read_one(b"\x00\x03\x00\x00a", true, &mut partial).unwrap();
             let result = read_one(payload, more, &mut partial);
             assert_eq!(result, Err(FrameError::BadEntry), "{fault}");
@@ -422,7 +391,7 @@ mod tests {
     /// stream can hold is bounded.
     #[test]
     fn memory_grows_with_the_bytes_that_arrived() {
-        let mut partial = Partial::new();
+        let mut partial = Partial::default();
         read_one(b"\xFF\xFF\x00\x00a", true, &mut partial).unwrap();
         for arrived in 1..MAX_ENTRY_LEN {
             assert!(partial.capacity() <= (2 * arrived).max(8), "{arrived}");
@@ -437,7 +406,7 @@ mod tests {
     fn the_buffer_is_reused() {
         let packets = [(vec![7; MAX_ENTRY_LEN], SEGMENTED)];
         let payloads = write_all(&packets, 1000);
-        let mut partial = Partial::new();
+        let mut partial = Partial::default();
         assert_eq!(read_all(&payloads, &mut partial), packets);
         let address = partial.bytes.as_ptr();
         assert_eq!(read_all(&payloads, &mut partial), packets);
@@ -455,16 +424,7 @@ mod tests {
         let rest = ENTRY_HEADER_LEN + MAX_ENTRY_LEN - MAX_PLAINTEXT_LEN;
         let second = rest + ENTRY_HEADER_LEN + 40;
         assert_eq!(shapes, [(MAX_PLAINTEXT_LEN, true), (second, false)]);
-        assert_eq!(read_all(&payloads, &mut Partial::new()), packets);
-    }
-
-    #[test]
-    #[should_panic(expected = "a continuation comes first")]
-    fn a_continuation_behind_an_entry_is_a_bug() {
-        let mut area = [0; 32];
-        let mut writer = EntryWriter::new(&mut area);
-        writer.push(b"abc", Offload::NONE);
-        writer.push_from(b"abc", 1, Offload::NONE);
+        assert_eq!(read_all(&payloads, &mut Partial::default()), packets);
     }
 
     fn packet() -> impl Strategy<Value = Packet> {
@@ -489,7 +449,7 @@ mod tests {
             capacity in prop_oneof![5..64usize, 5..70_000usize],
         ) {
             let payloads = write_all(&packets, capacity);
-            let mut partial = Partial::new();
+            let mut partial = Partial::default();
             prop_assert_eq!(read_all(&payloads, &mut partial), packets);
             prop_assert!(partial.is_empty());
             prop_assert!(partial.capacity() <= MAX_ENTRY_LEN);
@@ -500,7 +460,7 @@ mod tests {
         /// Case 17: arbitrary payloads on one stream give no more packets than bytes.
         #[test]
         fn arbitrary_payloads_are_survived(payloads: Vec<(Vec<u8>, bool)>) {
-            let mut partial = Partial::new();
+            let mut partial = Partial::default();
             let arrived: usize = payloads.iter().map(|(payload, _)| payload.len()).sum();
             let mut lent = 0;
             for (mut payload, more) in payloads {
@@ -518,7 +478,7 @@ mod tests {
         fn arbitrary_small_entries_are_survived(
             payloads: Vec<(Vec<(u8, u8)>, bool)>,
         ) {
-            let mut partial = Partial::new();
+            let mut partial = Partial::default();
             for (entries, more) in payloads {
                 let mut payload = Vec::new();
                 for (len, arrived) in entries {

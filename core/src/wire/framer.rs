@@ -1,10 +1,7 @@
 //! Finding packets in a byte stream.
 
-use super::header::{self, HEADER_LEN, Header, MAX_PAYLOAD_LEN, PacketType};
+use super::header::{self, HEADER_LEN, Header, PacketType};
 use crate::error::FrameError;
-
-/// The longest packet in bytes, header included: a buffer of this size takes any packet.
-pub const MAX_PACKET_LEN: usize = HEADER_LEN + MAX_PAYLOAD_LEN;
 
 /// The longest payload in bytes of a packet that is not sealed. Only a hello is large: it carries
 /// a key encapsulation key of 1184 bytes as text. It comes from a stranger, so it gets no more.
@@ -121,7 +118,7 @@ fn check_length(header: &Header) -> Result<(), FrameError> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::header::Flags;
+    use super::super::header::{Flags, MAX_PAYLOAD_LEN};
     use super::super::testing;
     use super::*;
 
@@ -292,9 +289,9 @@ mod tests {
             payload_len: u16::MAX,
             ..SEALED
         });
-        assert_eq!(sealed.len(), MAX_PACKET_LEN);
+        assert_eq!(sealed.len(), HEADER_LEN + MAX_PAYLOAD_LEN);
         let frame = next_packet(&sealed, Protection::Sealed).unwrap().unwrap();
-        assert_eq!(frame.len, MAX_PACKET_LEN);
+        assert_eq!(frame.len, HEADER_LEN + MAX_PAYLOAD_LEN);
         let hello = packet(&Header {
             payload_len: 4096,
             ..HELLO

@@ -24,7 +24,7 @@ use crate::error::FrameError;
 pub const HEADER_LEN: usize = 24;
 /// Bytes of a header that the checksum covers, and that a sealed packet authenticates as
 /// associated data: all but the checksum itself.
-pub const CHECKED_LEN: usize = 22;
+pub(crate) const CHECKED_LEN: usize = 22;
 /// The longest payload in bytes: what the length field can say.
 pub const MAX_PAYLOAD_LEN: usize = 65_535;
 

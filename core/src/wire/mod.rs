@@ -10,9 +10,8 @@ mod testing;
 
 pub use control::{Ack, Disconnect, decode_keep_alive};
 pub use disconnect::DisconnectCode;
-pub use entry::{
-    ENTRY_HEADER_LEN, EntryWriter, MAX_ENTRY_LEN, MAX_PLAINTEXT_LEN, Partial, encode_entry_header,
-    read_entries,
-};
-pub use framer::{Frame, MAX_PACKET_LEN, MAX_UNSEALED_LEN, Protection, next_packet};
-pub use header::{CHECKED_LEN, Flags, HEADER_LEN, Header, MAX_PAYLOAD_LEN, PacketType};
+pub(crate) use entry::{ENTRY_HEADER_LEN, EntryWriter, encode_entry_header};
+pub use entry::{MAX_PLAINTEXT_LEN, Partial, read_entries};
+pub use framer::{Frame, MAX_UNSEALED_LEN, Protection, next_packet};
+pub(crate) use header::CHECKED_LEN;
+pub use header::{Flags, HEADER_LEN, Header, MAX_PAYLOAD_LEN, PacketType};

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::OnceLock;
 
 use lostlove_core::crypto::Suite;
-use lostlove_core::handshake::{
+use lostlove_core::internals::handshake::{
     ClientHello, ClientOffer, Grant, Initiator, MAX_HELLO_LEN, legacy_hello_len, new_session_id,
     read_client_hello,
 };

@@ -1,12 +1,12 @@
 //! Target: everything that reads or changes IP packets.
 
 use lostlove_core::error::DropReason;
-use lostlove_core::ip::{
-    Coalescer, Datagram, IpInfo, MAX_TCP_SEGMENTS, Offload, Unreachable, VirtioHeader,
-    complete_checksum, decrement_ttl, finish, flow_hash, max_segment_len, mss_clamp,
-    offload_from_virtio, packet_too_big, parse, protocol, segment, segments_len, time_exceeded,
-    unreachable, virtio_for,
+use lostlove_core::internals::ip::{
+    Coalescer, Datagram, IpInfo, MAX_TCP_SEGMENTS, Offload, Unreachable, complete_checksum,
+    decrement_ttl, finish, flow_hash, max_segment_len, mss_clamp, offload_from_virtio,
+    packet_too_big, parse, protocol, segments_len, time_exceeded, unreachable, virtio_for,
 };
+use lostlove_core::ip::VirtioHeader;
 
 use crate::input::Input;
 use crate::packet::{self, Plan};
@@ -37,12 +37,11 @@ pub fn ip(data: &[u8]) {
     segmentation(&packet, &info, offload);
     virtio_round_trip(&packet, &info, offload);
     let _ = offload_from_virtio(&virtio, &mut packet.clone(), &info);
-    let _ = segment(
-        &mut packet.clone(),
-        &info,
-        offload.segment_size,
-        &mut |_| {},
-    );
+    let cut_up = Offload {
+        partial_checksum: true,
+        ..offload
+    };
+    let _ = finish(&mut packet.clone(), &info, cut_up, &mut |_| {});
     errors(&packet, &info, mtu);
     changes(&packet, &info, offload, mtu);
 }
@@ -211,7 +210,6 @@ fn errors(original: &[u8], info: &IpInfo, mtu: u16) {
         unreachable(original, info, Unreachable::NoRoute, from),
         unreachable(original, info, Unreachable::Host, from),
         unreachable(original, info, Unreachable::Prohibited, from),
-        unreachable(original, info, Unreachable::ForeignSource, from),
         time_exceeded(original, info, from),
     ]
     .into_iter()

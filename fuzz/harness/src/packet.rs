@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use lostlove_core::ip::{IpInfo, protocol};
+use lostlove_core::internals::ip::{IpInfo, protocol};
 
 use crate::input::Input;
 

@@ -7,7 +7,7 @@ use lostlove_core::config::{
     Surroundings,
 };
 use lostlove_core::crypto::{SecretKey, Suite};
-use lostlove_core::handshake::{ClientOffer, Grant};
+use lostlove_core::internals::handshake::{ClientOffer, Grant};
 
 /// Clients that the server knows.
 pub(crate) const CLIENTS: u8 = 2;

@@ -7,16 +7,22 @@ use core::net::SocketAddr;
 use core::time::Duration;
 
 use ipnet::IpNet;
-use lostlove_core::crypto::{Direction, FreshSecret, Suite};
+use lostlove_core::crypto::Suite;
 use lostlove_core::endpoint::TunPacket;
 use lostlove_core::event::{ConnectionId, Event};
-use lostlove_core::handshake::{ClientHello, Grant, Initiator, new_session_id, read_client_hello};
-use lostlove_core::ip::{self, VirtioHeader};
-use lostlove_core::record::{ExchangeInit, INIT_LEN, Opener, RESPONSE_LEN, Sealer, respond};
-use lostlove_core::time::Instant;
-use lostlove_core::wire::{
+use lostlove_core::internals::crypto::{Direction, FreshSecret};
+use lostlove_core::internals::handshake::{
+    ClientHello, Grant, Initiator, new_session_id, read_client_hello,
+};
+use lostlove_core::internals::ip;
+use lostlove_core::internals::record::{
+    ExchangeInit, INIT_LEN, Opener, RESPONSE_LEN, Sealer, respond,
+};
+use lostlove_core::internals::wire::{
     Ack, Flags, HEADER_LEN, Header, MAX_PAYLOAD_LEN, PacketType, Protection, next_packet,
 };
+use lostlove_core::ip::VirtioHeader;
+use lostlove_core::time::Instant;
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 

@@ -1,7 +1,7 @@
 //! Seeds of the corpora: inputs like those of unit tests, from which a fuzzer starts.
 
+use lostlove_core::internals::wire::{Ack, Flags, Header, PacketType};
 use lostlove_core::ip::VirtioHeader;
-use lostlove_core::wire::{Ack, Flags, Header, PacketType};
 
 use crate::hello::genuine;
 

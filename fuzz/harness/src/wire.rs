@@ -1,6 +1,6 @@
 //! Target: headers, packets in a stream, entries in a payload, control payloads.
 
-use lostlove_core::wire::{
+use lostlove_core::internals::wire::{
     Ack, Disconnect, Frame, HEADER_LEN, Header, Partial, Protection, decode_keep_alive,
     next_packet, read_entries,
 };
@@ -121,11 +121,11 @@ fn entries(input: &mut Input<'_>) {
         payloads.push((head & 0x8000 != 0, input.bytes(usize::from(head & 0x7fff))));
     }
     let mut packets = Vec::new();
-    let mut partial = Partial::new();
+    let mut partial = Partial::default();
     let mut is_right = true;
     for (more, payload) in &payloads {
         let mut payload = payload.to_vec();
-        let mut sink = |packet: &mut [u8], offload: lostlove_core::ip::Offload| {
+        let mut sink = |packet: &mut [u8], offload: lostlove_core::internals::ip::Offload| {
             packets.push((offload.to_meta(), packet.to_vec()));
         };
         if read_entries(&mut payload, *more, &mut partial, &mut sink).is_err() {

@@ -1,7 +1,7 @@
 //! The targets with generated inputs, so that a plain test run goes beyond the corpora.
 #![expect(clippy::unwrap_used, reason = "a test ends by panicking")]
 
-use lostlove_core::wire::{Flags, Header, PacketType};
+use lostlove_core::internals::wire::{Flags, Header, PacketType};
 use proptest::prelude::*;
 
 /// A packet of any type and any flags.

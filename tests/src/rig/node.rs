@@ -12,7 +12,7 @@ use lostlove_core::config::{
 };
 use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_core::endpoint as core;
-use lostlove_core::ip::MAX_PACKET_LEN;
+use lostlove_core::internals::ip::MAX_PACKET_LEN;
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::stats::Stats;
 use lostlove_host::daemon::{Daemon, DaemonParts};

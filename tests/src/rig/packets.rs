@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use lostlove_core::ip::ones_complement_sum;
+use lostlove_core::internals::ip::ones_complement_sum;
 use rand_core::Rng;
 
 /// Of the server for [`address`].

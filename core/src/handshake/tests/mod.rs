@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::message;
 use super::noise::tests::forge_hello;
+use super::responder::ServerOutcome;
 use super::*;
 use crate::config::{self, Push, Rotation};
 use crate::crypto::kem::DecapsulationKey;

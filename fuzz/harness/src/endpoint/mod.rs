@@ -88,7 +88,7 @@ fn step(world: &mut World, input: &mut Input<'_>) {
 
 /// What a stranger sends: a genuine hello, an old one, or anything.
 fn stranger_bytes(choice: u8, bytes: &[u8]) -> Vec<u8> {
-    use lostlove_core::wire::PacketType;
+    use lostlove_core::internals::wire::PacketType;
     match choice & 7 {
         0 => seeds::hello_packet(&hello::genuine().0),
         1 => seeds::legacy_hello_packet(),

@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use lostlove_core::config::{Peer, TunSettings};
 use lostlove_core::endpoint::{Batch, Buffer, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
-use lostlove_core::ip::{self, VirtioHeader};
+use lostlove_core::internals::ip;
+use lostlove_core::ip::VirtioHeader;
 use lostlove_core::time::Instant;
 
 use super::tally::Tally;
