@@ -1,5 +1,45 @@
 //! Errors, sorted by whose fault they are and by what happens next.
 
+/// Names every case of a type for metrics. A case that is left out does not compile.
+macro_rules! labels {
+    (@index $self:ident, $at:expr; [$($arms:tt)*];) => {
+        match $self { $($arms)* }
+    };
+    (@index $self:ident, $at:expr; [$($arms:tt)*]; $pattern:pat, $($rest:pat,)*) => {
+        labels!(@index $self, $at + 1; [$($arms)* $pattern => $at,]; $($rest,)*)
+    };
+    ($type:ident { $($pattern:pat => $label:literal,)+ }) => {
+        impl $type {
+            /// The values of the metric's label, in the order of [`Self::index`].
+            pub const LABELS: [&'static str; [$($label),+].len()] = [$($label),+];
+
+            /// Position in [`Self::LABELS`], for arrays of counters.
+            pub const fn index(&self) -> usize {
+                labels!(@index self, 0; []; $($pattern,)+)
+            }
+
+            /// The value of the metric's label.
+            pub const fn as_str(&self) -> &'static str {
+                Self::LABELS[self.index()]
+            }
+        }
+    };
+}
+
+/// The same for a type whose cases have nothing in them, which can be listed.
+macro_rules! reasons {
+    ($type:ident { $($variant:ident => $label:literal,)+ }) => {
+        impl $type {
+            /// Every variant, in the order of [`Self::index`].
+            pub const ALL: [Self; Self::LABELS.len()] = [$(Self::$variant),+];
+        }
+
+        labels!($type { $(Self::$variant => $label,)+ });
+    };
+}
+
+pub(crate) use labels;
+
 /// Bytes on a stream that are no LLP packet. Fatal for the connection: there is no
 /// resynchronising.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -103,58 +143,26 @@ impl From<NoEntropy> for HandshakeError {
     }
 }
 
-impl HandshakeError {
-    /// Every variant, in the order of [`Self::index`].
-    pub const ALL: [Self; 18] = [
-        Self::Malformed,
-        Self::Version,
-        Self::NoCommonSuite,
-        Self::Authentication,
-        Self::UnknownPeer,
-        Self::Kem,
-        Self::ProbeRefused,
-        Self::NotLlp,
-        Self::Unexpected,
-        Self::TooLong,
-        Self::Timeout,
-        Self::NoAnswer,
-        Self::Evicted,
-        Self::Busy,
-        Self::Abandoned,
-        Self::NoEntropy,
-        Self::Assignment,
-        Self::Unproven,
-    ];
-
-    /// Position in [`Self::ALL`], for arrays of counters.
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-
-    /// The metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::Version => "version",
-            Self::NoCommonSuite => "no_common_suite",
-            Self::Authentication => "authentication",
-            Self::UnknownPeer => "unknown_peer",
-            Self::Kem => "kem",
-            Self::ProbeRefused => "probe_refused",
-            Self::NotLlp => "not_llp",
-            Self::Unexpected => "unexpected",
-            Self::TooLong => "too_long",
-            Self::Timeout => "timeout",
-            Self::NoAnswer => "no_answer",
-            Self::Evicted => "evicted",
-            Self::Busy => "busy",
-            Self::Abandoned => "abandoned",
-            Self::NoEntropy => "no_entropy",
-            Self::Assignment => "assignment",
-            Self::Unproven => "unproven",
-        }
-    }
-}
+reasons!(HandshakeError {
+    Malformed => "malformed",
+    Version => "version",
+    NoCommonSuite => "no_common_suite",
+    Authentication => "authentication",
+    UnknownPeer => "unknown_peer",
+    Kem => "kem",
+    ProbeRefused => "probe_refused",
+    NotLlp => "not_llp",
+    Unexpected => "unexpected",
+    TooLong => "too_long",
+    Timeout => "timeout",
+    NoAnswer => "no_answer",
+    Evicted => "evicted",
+    Busy => "busy",
+    Abandoned => "abandoned",
+    NoEntropy => "no_entropy",
+    Assignment => "assignment",
+    Unproven => "unproven",
+});
 
 /// An authenticated peer broke a rule. The connection closes with a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -199,6 +207,27 @@ pub enum ProtocolError {
     NoEntropy,
 }
 
+labels!(ProtocolError {
+    Self::Frame(FrameError::BadMagic(_)) => "wrong_protocol_id",
+    Self::Frame(FrameError::UnknownType(_)) => "unknown_type",
+    Self::Frame(FrameError::ReservedFlags(_)) => "reserved_flags",
+    Self::Frame(FrameError::BadChecksum) => "checksum",
+    Self::Frame(FrameError::BadLength(_)) => "length",
+    Self::Frame(FrameError::WrongProtection) => "wrong_protection",
+    Self::Frame(FrameError::BadEntry) => "malformed_entry",
+    Self::Frame(FrameError::BadControl) => "malformed_control",
+    Self::Sequence { .. } => "sequence",
+    Self::Crypto => "not_authentic",
+    Self::KeyOverused => "key_overused",
+    Self::SequenceExhausted => "sequence_exhausted",
+    Self::Unexpected => "unexpected",
+    Self::Stream(_) => "stream",
+    Self::UnfinishedEntries => "unfinished_entries",
+    Self::UnsentAnswers => "unsent_answers",
+    Self::Exchange => "exchange",
+    Self::NoEntropy => "no_entropy",
+});
+
 impl From<NoEntropy> for ProtocolError {
     fn from(_: NoEntropy) -> Self {
         Self::NoEntropy
@@ -222,30 +251,12 @@ pub enum Refusal {
     ShuttingDown,
 }
 
-impl Refusal {
-    /// Every variant, in the order of [`Self::index`].
-    pub const ALL: [Self; 4] = [
-        Self::TooManyConnections,
-        Self::TooManyHandshakes,
-        Self::TooManyFromSource,
-        Self::ShuttingDown,
-    ];
-
-    /// Position in [`Self::ALL`], for arrays of counters.
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-
-    /// The metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::TooManyConnections => "too_many_connections",
-            Self::TooManyHandshakes => "too_many_handshakes",
-            Self::TooManyFromSource => "too_many_from_source",
-            Self::ShuttingDown => "shutting_down",
-        }
-    }
-}
+reasons!(Refusal {
+    TooManyConnections => "too_many_connections",
+    TooManyHandshakes => "too_many_handshakes",
+    TooManyFromSource => "too_many_from_source",
+    ShuttingDown => "shutting_down",
+});
 
 /// Why one packet did not go on. The packet is dropped and counted under this reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -282,64 +293,39 @@ pub enum DropReason {
     CrossingFull,
 }
 
-impl DropReason {
-    /// Every variant, in the order of [`Self::index`].
-    pub const ALL: [Self; 15] = [
-        Self::Malformed,
-        Self::NoRoute,
-        Self::NotConnected,
-        Self::ForeignSource,
-        Self::Isolated,
-        Self::TooBig,
-        Self::QueueFull,
-        Self::QueueAge,
-        Self::RateLimit,
-        Self::SegmentSize,
-        Self::TtlExpired,
-        Self::NotUnicast,
-        Self::Closed,
-        Self::TunBusy,
-        Self::CrossingFull,
-    ];
-
-    /// Position in [`Self::ALL`], for arrays of counters.
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-
-    /// The metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::NoRoute => "no_route",
-            Self::NotConnected => "not_connected",
-            Self::ForeignSource => "foreign_source",
-            Self::Isolated => "isolated",
-            Self::TooBig => "too_big",
-            Self::QueueFull => "queue_full",
-            Self::QueueAge => "queue_age",
-            Self::RateLimit => "rate_limit",
-            Self::SegmentSize => "segment_size",
-            Self::TtlExpired => "ttl_expired",
-            Self::NotUnicast => "not_unicast",
-            Self::Closed => "closed",
-            Self::TunBusy => "tun_busy",
-            Self::CrossingFull => "crossing_full",
-        }
-    }
-}
+reasons!(DropReason {
+    Malformed => "malformed",
+    NoRoute => "no_route",
+    NotConnected => "not_connected",
+    ForeignSource => "foreign_source",
+    Isolated => "isolated",
+    TooBig => "too_big",
+    QueueFull => "queue_full",
+    QueueAge => "queue_age",
+    RateLimit => "rate_limit",
+    SegmentSize => "segment_size",
+    TtlExpired => "ttl_expired",
+    NotUnicast => "not_unicast",
+    Closed => "closed",
+    TunBusy => "tun_busy",
+    CrossingFull => "crossing_full",
+});
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::CloseReason;
 
     /// They tell reasons apart in metrics.
     #[test]
     fn labels_are_distinct_words() {
-        let drops = DropReason::ALL.map(DropReason::as_str).to_vec();
-        let errors = HandshakeError::ALL.map(HandshakeError::as_str).to_vec();
-        let refusals = Refusal::ALL.map(Refusal::as_str).to_vec();
-        for labels in [drops, errors, refusals] {
+        for labels in [
+            &HandshakeError::LABELS[..],
+            &ProtocolError::LABELS,
+            &Refusal::LABELS,
+            &DropReason::LABELS,
+            &CloseReason::LABELS,
+        ] {
             for (index, label) in labels.iter().enumerate() {
                 let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
                 assert!(!label.is_empty() && label.chars().all(is_plain), "{label}");
@@ -349,15 +335,17 @@ mod tests {
     }
 
     #[test]
-    fn indices_are_positions_in_all() {
-        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
+    fn indices_are_positions() {
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(reason.index(), index);
         }
-        for (index, error) in HandshakeError::ALL.into_iter().enumerate() {
-            assert_eq!(error.index(), index);
-        }
-        for (index, refusal) in Refusal::ALL.into_iter().enumerate() {
-            assert_eq!(refusal.index(), index);
-        }
+        let errors = [
+            ProtocolError::Frame(FrameError::BadMagic(1)),
+            ProtocolError::Frame(FrameError::UnknownType(7)),
+        ];
+        assert_eq!(errors.map(|error| error.index()), [0, 1]);
+        let last = ProtocolError::LABELS.len() - 1;
+        assert_eq!(ProtocolError::NoEntropy.index(), last);
+        assert_eq!(ProtocolError::NoEntropy.as_str(), "no_entropy");
     }
 }

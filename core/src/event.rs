@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::config::TunSettings;
 use crate::crypto::{PublicKey, Suite};
-use crate::error::{HandshakeError, ProtocolError};
+use crate::error::{HandshakeError, ProtocolError, labels};
 use crate::slab::impl_id;
 use crate::time::Instant;
 
@@ -163,6 +163,35 @@ pub enum CloseReason {
     /// The client cannot use what the server assigned.
     Unusable,
 }
+
+labels!(CloseReason {
+    Self::Peer { code: DisconnectCode::Normal, .. } => "peer_normal",
+    Self::Peer { code: DisconnectCode::ProtocolError, .. } => "peer_protocol_error",
+    Self::Peer { code: DisconnectCode::Internal, .. } => "peer_internal",
+    Self::Peer { code: DisconnectCode::FlowControl, .. } => "peer_flow_control",
+    Self::Peer { code: DisconnectCode::Timeout, .. } => "peer_timeout",
+    Self::Peer { code: DisconnectCode::StreamClosed, .. } => "peer_stream_closed",
+    Self::Peer { code: DisconnectCode::Crypto, .. } => "peer_crypto",
+    Self::Peer { code: DisconnectCode::AuthenticationFailed, .. } => "peer_authentication_failed",
+    Self::Peer { code: DisconnectCode::ShuttingDown, .. } => "peer_shutting_down",
+    Self::Peer { code: DisconnectCode::Superseded, .. } => "peer_superseded",
+    Self::Peer { code: DisconnectCode::PoolEmpty, .. } => "peer_pool_empty",
+    Self::Peer { code: DisconnectCode::TooManySessions, .. } => "peer_too_many_sessions",
+    Self::Peer { code: DisconnectCode::Other(_), .. } => "peer_other",
+    Self::Handshake(_) => "handshake",
+    Self::Protocol(_) => "protocol",
+    Self::Timeout => "timeout",
+    Self::EndOfStream => "end_of_stream",
+    Self::Socket => "socket",
+    Self::Superseded => "superseded",
+    Self::NoReturn => "no_return",
+    Self::Removed => "removed",
+    Self::Altered => "altered",
+    Self::PoolEmpty => "pool_empty",
+    Self::TooManySessions => "too_many_sessions",
+    Self::ShuttingDown => "shutting_down",
+    Self::Unusable => "unusable",
+});
 
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

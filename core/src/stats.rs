@@ -4,21 +4,24 @@ use core::ops::AddAssign;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use crate::error::{DropReason, HandshakeError, Refusal};
+use crate::error::{DropReason, HandshakeError, ProtocolError, Refusal};
+use crate::event::CloseReason;
 
 /// Monotonic counters and present levels of one endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// TCP connections accepted or opened.
     pub connections_opened: u64,
-    /// TCP connections ended.
-    pub connections_closed: u64,
+    /// TCP connections ended, by [`CloseReason::index`].
+    pub connections_closed: [u64; CloseReason::LABELS.len()],
     /// Connections turned away, by [`Refusal::index`].
-    pub refused: [u64; Refusal::ALL.len()],
+    pub refused: [u64; Refusal::LABELS.len()],
     /// Handshakes that failed, by [`HandshakeError::index`].
-    pub handshakes_failed: [u64; HandshakeError::ALL.len()],
+    pub handshakes_failed: [u64; HandshakeError::LABELS.len()],
     /// Sessions that a peer has authenticated.
     pub sessions_established: u64,
+    /// Sessions that are over, by [`CloseReason::index`].
+    pub sessions_ended: [u64; CloseReason::LABELS.len()],
     /// Sessions now up, on a connection.
     pub sessions: u64,
     /// Sessions whose connection is gone, and whose peer may come back to them.
@@ -62,13 +65,14 @@ pub struct Stats {
     /// ICMP errors this endpoint wrote.
     pub icmp_out: u64,
     /// Packets dropped, by [`DropReason::index`].
-    pub dropped: [u64; DropReason::ALL.len()],
+    pub dropped: [u64; DropReason::LABELS.len()],
     /// Key rotations of this side.
     pub rotations: u64,
     /// Fresh key exchanges inside sessions.
     pub exchanges: u64,
-    /// Sessions ended because the peer broke the protocol.
-    pub protocol_errors: u64,
+    /// Sessions ended by an error, by [`ProtocolError::index`]: all but
+    /// [`ProtocolError::NoEntropy`] are the peer's.
+    pub protocol_errors: [u64; ProtocolError::LABELS.len()],
     /// Bytes of packets now waiting for sockets.
     pub queued_bytes: u64,
     /// Packets now waiting for sockets.
@@ -79,6 +83,16 @@ impl Stats {
     /// Counts one dropped packet.
     pub(crate) fn drop_packet(&mut self, reason: DropReason) {
         self.dropped[reason.index()] += 1;
+    }
+
+    /// Counts a session that an error ends.
+    pub(crate) fn break_protocol(&mut self, error: ProtocolError) {
+        self.protocol_errors[error.index()] += 1;
+    }
+
+    /// TCP connections that are open.
+    pub fn connections_open(&self) -> u64 {
+        self.connections_opened - self.connections_closed.iter().sum::<u64>()
     }
 
     /// Packets dropped for `reason`.
@@ -97,6 +111,7 @@ impl AddAssign<&Self> for Stats {
             refused,
             handshakes_failed,
             sessions_established,
+            sessions_ended,
             sessions,
             sessions_absent,
             probes,
@@ -125,10 +140,11 @@ impl AddAssign<&Self> for Stats {
             queued_packets,
         } = other;
         self.connections_opened += connections_opened;
-        self.connections_closed += connections_closed;
+        add_each(&mut self.connections_closed, connections_closed);
         add_each(&mut self.refused, refused);
         add_each(&mut self.handshakes_failed, handshakes_failed);
         self.sessions_established += sessions_established;
+        add_each(&mut self.sessions_ended, sessions_ended);
         self.sessions += sessions;
         self.sessions_absent += sessions_absent;
         self.probes += probes;
@@ -152,7 +168,7 @@ impl AddAssign<&Self> for Stats {
         add_each(&mut self.dropped, dropped);
         self.rotations += rotations;
         self.exchanges += exchanges;
-        self.protocol_errors += protocol_errors;
+        add_each(&mut self.protocol_errors, protocol_errors);
         self.queued_bytes += queued_bytes;
         self.queued_packets += queued_packets;
     }
@@ -251,10 +267,11 @@ mod tests {
     fn all(count: u64) -> Stats {
         Stats {
             connections_opened: count,
-            connections_closed: count,
+            connections_closed: [count; _],
             refused: [count; _],
             handshakes_failed: [count; _],
             sessions_established: count,
+            sessions_ended: [count; _],
             sessions: count,
             sessions_absent: count,
             probes: count,
@@ -278,7 +295,7 @@ mod tests {
             dropped: [count; _],
             rotations: count,
             exchanges: count,
-            protocol_errors: count,
+            protocol_errors: [count; _],
             queued_bytes: count,
             queued_packets: count,
         }

@@ -293,7 +293,7 @@ impl Node {
         {
             return Err("packets wait, and nobody waits for anything".to_owned());
         }
-        let open = stats.connections_opened - stats.connections_closed;
+        let open = stats.connections_open();
         let sockets = worker.sockets.len();
         if open != sockets as u64 {
             return Err(format!("{open} connections, {sockets} sockets"));

@@ -237,7 +237,7 @@ impl World {
                 && node.sockets().next().is_none()
                 && stats.queued_bytes + stats.queued_packets == 0
                 && stats.sessions + stats.sessions_absent + stats.handshaking == 0
-                && stats.connections_opened == stats.connections_closed;
+                && stats.connections_open() == 0;
             if !is_clean {
                 return Err(self.failure(Kind::Progress, format!("node {n} leaves {stats:?}")));
             }

@@ -171,3 +171,25 @@ fn what_the_policy_does_not_allow_is_noticed() {
         );
     }
 }
+
+/// What `core` shows to fuzzing, benchmarks and tests, no program needs.
+#[test]
+fn programs_are_built_without_cores_insides() {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace());
+    cargo.args([
+        "tree",
+        "--locked",
+        "--offline",
+        "--edges",
+        "features,normal",
+    ]);
+    for package in ["driver-mio", "driver-smol", "command", "sim"] {
+        cargo.args(["--package", &format!("lostlove-{package}")]);
+    }
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let tree = String::from_utf8(output.stdout).unwrap();
+    assert!(tree.contains("lostlove-core feature"), "{tree}");
+    assert!(!tree.contains("internals"), "{tree}");
+}

@@ -498,7 +498,7 @@ impl Endpoint {
             reason.clone(),
             now,
         );
-        self.tools.stats.connections_closed += 1;
+        self.tools.stats.connections_closed[reason.index()] += 1;
         self.tools.events.push_back(Event::Closed {
             id,
             remote: connection.remote,
@@ -571,6 +571,7 @@ impl Endpoint {
             Where::Away { .. } => self.tools.stats.sessions_absent -= 1,
             Where::On(_) | Where::Draining { .. } => self.tools.stats.sessions -= 1,
         }
+        self.tools.stats.sessions_ended[reason.index()] += 1;
         self.tools.events.push_back(Event::Ended {
             peer: session.name.to_string(),
             session: session.uuid,

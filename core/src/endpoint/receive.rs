@@ -218,12 +218,9 @@ impl Endpoint {
         }
     }
 
-    /// Ends the connection for a breach of the protocol.
+    /// Ends the connection, and its session, for an error.
     pub(super) fn fail(&mut self, id: ConnectionId, error: ProtocolError, now: Instant) {
-        // Missing randomness is this end's own misfortune.
-        if error != ProtocolError::NoEntropy {
-            self.tools.stats.protocol_errors += 1;
-        }
+        self.tools.stats.break_protocol(error);
         let reason = CloseReason::Protocol(error);
         self.begin_closing(id, Some(code_for(error)), reason, now);
     }

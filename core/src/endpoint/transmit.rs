@@ -70,6 +70,7 @@ impl Endpoint {
         };
         if let Err(error) = sealed {
             // Without a code: nothing more can be sealed.
+            self.tools.stats.break_protocol(error);
             self.begin_closing(id, None, CloseReason::Protocol(error), now);
         } else if let Some(Ending { code, reason }) = session.drained() {
             self.begin_closing(id, Some(code), reason, now);

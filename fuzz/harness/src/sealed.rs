@@ -403,7 +403,7 @@ impl Rig {
     fn check(&self) {
         let stats = self.endpoint.stats();
         assert!(stats.queued_bytes <= MAX_QUEUED);
-        let open = stats.connections_opened - stats.connections_closed;
+        let open = stats.connections_open();
         assert_eq!(open, u64::from(!self.is_closed));
         assert!(self.is_closed || self.endpoint.poll_timeout().is_some());
     }

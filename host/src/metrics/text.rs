@@ -3,7 +3,8 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use lostlove_core::error::{DropReason, HandshakeError, Refusal};
+use lostlove_core::error::{DropReason, HandshakeError, ProtocolError, Refusal};
+use lostlove_core::event::CloseReason;
 use lostlove_core::stats::{PeerStats, Stats};
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
@@ -83,11 +84,6 @@ const FAMILIES: &[Family] = &[
         "lostlove_connections_opened_total",
         "TCP connections accepted or opened.",
         |stats| stats.connections_opened,
-    ),
-    counter(
-        "lostlove_connections_closed_total",
-        "TCP connections ended.",
-        |stats| stats.connections_closed,
     ),
     counter(
         "lostlove_sessions_established_total",
@@ -192,16 +188,58 @@ const FAMILIES: &[Family] = &[
         "Fresh key exchanges inside sessions.",
         |stats| stats.exchanges,
     ),
-    counter(
-        "lostlove_protocol_errors_total",
-        "Sessions ended because the peer broke the protocol.",
-        |stats| stats.protocol_errors,
-    ),
     gauge(
         "lostlove_queued_bytes",
         "Bytes of packets now waiting for TCP connections.",
         |stats| stats.queued_bytes,
     ),
+];
+
+/// Figures of which each has a reason.
+struct Reasons {
+    name: &'static str,
+    help: &'static str,
+    labels: &'static [&'static str],
+    values: fn(&Stats) -> &[u64],
+}
+
+const REASONS: &[Reasons] = &[
+    Reasons {
+        name: "lostlove_connections_refused_total",
+        help: "Connections turned away, by reason.",
+        labels: &Refusal::LABELS,
+        values: |stats| &stats.refused,
+    },
+    Reasons {
+        name: "lostlove_connections_closed_total",
+        help: "TCP connections ended, by reason.",
+        labels: &CloseReason::LABELS,
+        values: |stats| &stats.connections_closed,
+    },
+    Reasons {
+        name: "lostlove_handshakes_failed_total",
+        help: "Handshakes that failed, by reason.",
+        labels: &HandshakeError::LABELS,
+        values: |stats| &stats.handshakes_failed,
+    },
+    Reasons {
+        name: "lostlove_sessions_ended_total",
+        help: "Sessions that are over, by reason.",
+        labels: &CloseReason::LABELS,
+        values: |stats| &stats.sessions_ended,
+    },
+    Reasons {
+        name: "lostlove_protocol_errors_total",
+        help: "Sessions ended by an error, by reason; all but no_entropy are the peer's.",
+        labels: &ProtocolError::LABELS,
+        values: |stats| &stats.protocol_errors,
+    },
+    Reasons {
+        name: "lostlove_dropped_packets_total",
+        help: "IP packets dropped, by reason.",
+        labels: &DropReason::LABELS,
+        values: |stats| &stats.dropped,
+    },
 ];
 
 /// Writing to a `String` cannot fail, so the results of `write!` are dropped throughout.
@@ -213,41 +251,11 @@ impl Page {
             self.family(family.name, family.help, family.kind);
             self.line(family.name, "", (family.value)(stats));
         }
-        self.reasons(
-            "lostlove_connections_refused_total",
-            "Connections turned away, by reason.",
-            Refusal::ALL
-                .map(Refusal::as_str)
-                .into_iter()
-                .zip(stats.refused),
-        );
-        self.reasons(
-            "lostlove_handshakes_failed_total",
-            "Handshakes that failed, by reason.",
-            HandshakeError::ALL
-                .map(HandshakeError::as_str)
-                .into_iter()
-                .zip(stats.handshakes_failed),
-        );
-        self.reasons(
-            "lostlove_dropped_packets_total",
-            "IP packets dropped, by reason.",
-            DropReason::ALL
-                .map(DropReason::as_str)
-                .into_iter()
-                .zip(stats.dropped),
-        );
-    }
-
-    fn reasons(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl Iterator<Item = (&'static str, u64)>,
-    ) {
-        self.family(name, help, Kind::Counter);
-        for (reason, value) in values {
-            self.line(name, format_args!("{{reason=\"{reason}\"}}"), value);
+        for family in REASONS {
+            self.family(family.name, family.help, Kind::Counter);
+            for (reason, value) in family.labels.iter().zip((family.values)(stats)) {
+                self.line(family.name, format_args!("{{reason=\"{reason}\"}}"), value);
+            }
         }
     }
 
@@ -386,6 +394,8 @@ mod tests {
     use std::io::Write as _;
     use std::process::{Command, Stdio};
 
+    use lostlove_core::error::FrameError;
+
     use super::*;
 
     #[test]
@@ -444,6 +454,9 @@ mod tests {
             "lostlove_dropped_packets_total{reason=\"malformed\"} 0",
             "lostlove_handshakes_failed_total{reason=\"unknown_peer\"} 8",
             "lostlove_connections_refused_total{reason=\"too_many_from_source\"} 9",
+            "lostlove_connections_closed_total{reason=\"end_of_stream\"} 13",
+            "lostlove_sessions_ended_total{reason=\"no_return\"} 14",
+            "lostlove_protocol_errors_total{reason=\"checksum\"} 15",
             "lostlove_peer_connected{peer=\"alice\"} 1",
             "lostlove_peer_receive_bytes_total{peer=\"alice\"} 11",
             "lostlove_peer_transmit_bytes_total{peer=\"alice\"} 12",
@@ -483,6 +496,9 @@ mod tests {
         stats.dropped[DropReason::NoRoute.index()] = 7;
         stats.handshakes_failed[HandshakeError::UnknownPeer.index()] = 8;
         stats.refused[Refusal::TooManyFromSource.index()] = 9;
+        stats.connections_closed[CloseReason::EndOfStream.index()] = 13;
+        stats.sessions_ended[CloseReason::NoReturn.index()] = 14;
+        stats.protocol_errors[ProtocolError::from(FrameError::BadChecksum).index()] = 15;
         let peer = |name: &str, rtt| PeerStats {
             name: name.to_owned(),
             connected: true,

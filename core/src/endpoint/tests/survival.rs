@@ -103,6 +103,8 @@ fn a_peer_that_does_not_come_back_in_time_has_no_session() {
     for which in [SERVER, 0] {
         assert_eq!(ended(&net, which), [CloseReason::NoReturn]);
     }
+    let ended = net.server.stats().sessions_ended;
+    assert_eq!(ended[CloseReason::NoReturn.index()], 1);
 }
 
 /// Case 57: nor is its address given away before others' packets to it are long gone.

@@ -216,10 +216,7 @@ impl World {
         let node = &self.nodes[which];
         let stats = node.endpoint.stats();
         node.tally.check(stats);
-        assert_eq!(
-            stats.connections_opened - stats.connections_closed,
-            node.open.len() as u64
-        );
+        assert_eq!(stats.connections_open(), node.open.len() as u64);
         assert!(stats.sessions + stats.handshaking <= node.open.len() as u64);
         let sessions = stats.sessions + stats.sessions_absent;
         assert!(stats.queued_bytes <= MAX_QUEUED * (sessions + 1));
