@@ -52,6 +52,8 @@ pub(crate) enum Stage {
 pub(crate) enum Greeting {
     /// A server waits for a ClientHello.
     AwaitHello,
+    /// The JSON of a ClientHello waits for its turn to be read.
+    AwaitTurn(Box<[u8]>),
     /// A client waits for the ServerHello.
     AwaitServerHello(Box<Initiator>),
     /// The server has answered; the client must prove its key with a sealed packet.

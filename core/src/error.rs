@@ -117,7 +117,7 @@ pub enum HandshakeError {
     /// It made room for a newer connection.
     #[error("made room for a newer connection")]
     Evicted,
-    /// More hellos came than there was time to read.
+    /// More hellos came than there was time to read before its deadline.
     #[error("too many hellos at once")]
     Busy,
     /// The connection ended before the peer was authenticated.
@@ -135,6 +135,9 @@ pub enum HandshakeError {
     /// The connection ended between the answer to a hello and the client's proof.
     #[error("the client left without its proof (another preshared key, or a recorded hello?)")]
     Unproven,
+    /// A copy of a hello that was answered already.
+    #[error("a hello that was answered before (somebody sends a recording)")]
+    Replayed,
 }
 
 impl From<NoEntropy> for HandshakeError {
@@ -162,6 +165,7 @@ reasons!(HandshakeError {
     NoEntropy => "no_entropy",
     Assignment => "assignment",
     Unproven => "unproven",
+    Replayed => "replayed",
 });
 
 /// An authenticated peer broke a rule. The connection closes with a code.

@@ -112,6 +112,22 @@ pub enum Event {
         /// Why.
         reason: CloseReason,
     },
+    /// A server's handshake has failed. What follows is the same for all strangers: nothing is sent,
+    /// and the connection is [`Event::Closed`] when its time is over, or when its peer goes.
+    Rejected {
+        /// The connection.
+        id: ConnectionId,
+        /// The other end of the TCP connection.
+        remote: SocketAddr,
+        /// Why.
+        error: HandshakeError,
+    },
+    /// A server has no more room for connections that have not authenticated, so older ones make way
+    /// for newer ones. Comes at once, and then once a minute while it goes on.
+    Crowded {
+        /// How many had to go since it was last said.
+        evicted: u64,
+    },
     /// The connection is over and its last bytes are flushed or given up: close the socket.
     /// Nothing is reported for this id afterwards.
     Closed {

@@ -45,6 +45,12 @@ pub fn report(role: Role, event: &Event) {
             session,
             reason,
         } => debug!(%peer, %session, %reason, "session ended"),
+        Event::Rejected { remote, error, .. } => handshake_failed(*remote, *error),
+        Event::Crowded { evicted } => warn!(
+            evicted,
+            "no more room for connections that have not authenticated (limits.max_handshakes): \
+             older ones make way for newer ones"
+        ),
         Event::Closed {
             remote,
             peer,
@@ -54,11 +60,15 @@ pub fn report(role: Role, event: &Event) {
     }
 }
 
-/// Whether the end of a server's connection concerns nobody but the log: nobody had proved a key on it.
+/// Whether the end of a handshake or connection at a server concerns nobody but the log: nobody had
+/// proved a key on it.
 pub(crate) const fn is_strangers_end(role: Role, event: &Event) -> bool {
     matches!(
         (role, event),
-        (Role::Server, Event::Closed { peer: None, .. })
+        (
+            Role::Server,
+            Event::Closed { peer: None, .. } | Event::Rejected { .. }
+        )
     )
 }
 
@@ -81,9 +91,32 @@ fn closed(role: Role, remote: SocketAddr, peer: Option<&str>, reason: &CloseReas
     match importance(role, peer, reason) {
         Importance::Warn => warn!(peer, %remote, %reason, "session closed"),
         Importance::Info => info!(peer, %remote, %reason, "session closed"),
-        Importance::Rejected => rejected(remote, reason),
         Importance::Debug => debug!(%remote, %reason, "connection closed"),
     }
+}
+
+/// On a server, when it happens: the connection of a stranger who is told nothing stays open until
+/// its deadline.
+fn handshake_failed(remote: SocketAddr, error: HandshakeError) {
+    match handshake_severity(error) {
+        Severity::Fault => {
+            warn!(%remote, reason = %CloseReason::Handshake(error), "connection rejected");
+        }
+        Severity::Rejection => rejected(remote, &CloseReason::Handshake(error)),
+        // Its connection's end says it.
+        Severity::Stranger => {}
+    }
+}
+
+/// What a failed handshake means to a server's operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Severity {
+    /// Something to be mended here.
+    Fault,
+    /// Somebody who was perhaps meant to be let in.
+    Rejection,
+    /// Strangers.
+    Stranger,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,9 +125,7 @@ enum Importance {
     Warn,
     /// A session that came to its end.
     Info,
-    /// Somebody who was perhaps meant to be let in.
-    Rejected,
-    /// Strangers.
+    /// Strangers, and what was said when it happened.
     Debug,
 }
 
@@ -104,7 +135,7 @@ fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importanc
         | (_, CloseReason::Protocol(_) | CloseReason::PoolEmpty | CloseReason::TooManySessions) => {
             Importance::Warn
         }
-        (Role::Server, CloseReason::Handshake(error)) => handshake_importance(*error),
+        (Role::Server, CloseReason::Handshake(_)) => Importance::Debug,
         (Role::Server, _) if peer.is_none() => Importance::Debug,
         (
             _,
@@ -122,16 +153,17 @@ fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importanc
     }
 }
 
-const fn handshake_importance(error: HandshakeError) -> Importance {
+const fn handshake_severity(error: HandshakeError) -> Severity {
     match error {
-        HandshakeError::NoEntropy => Importance::Warn,
+        HandshakeError::NoEntropy => Severity::Fault,
         HandshakeError::Version
         | HandshakeError::NoCommonSuite
         | HandshakeError::Authentication
         | HandshakeError::UnknownPeer
         | HandshakeError::Kem
         | HandshakeError::ProbeRefused
-        | HandshakeError::Unproven => Importance::Rejected,
+        | HandshakeError::Unproven
+        | HandshakeError::Replayed => Severity::Rejection,
         HandshakeError::Malformed
         | HandshakeError::NotLlp
         | HandshakeError::Unexpected
@@ -141,7 +173,7 @@ const fn handshake_importance(error: HandshakeError) -> Importance {
         | HandshakeError::Evicted
         | HandshakeError::Busy
         | HandshakeError::Abandoned
-        | HandshakeError::Assignment => Importance::Debug,
+        | HandshakeError::Assignment => Severity::Stranger,
     }
 }
 
@@ -275,11 +307,33 @@ mod tests {
         ] {
             assert_eq!(importance(Role::Server, None, &reason), Importance::Debug);
         }
-        let unknown = CloseReason::Handshake(HandshakeError::UnknownPeer);
+    }
+
+    /// Not when the connection closes, up to five minutes later.
+    #[test]
+    fn a_client_that_is_not_let_in_is_named_when_it_happens_and_once() {
+        let text = capture(|| {
+            for error in [HandshakeError::UnknownPeer, HandshakeError::NotLlp] {
+                handshake_failed(remote(), error);
+                closed(Role::Server, remote(), None, &CloseReason::Handshake(error));
+            }
+        });
         assert_eq!(
-            importance(Role::Server, None, &unknown),
-            Importance::Rejected
+            text,
+            "<6> INFO connection rejected remote=192.0.2.1:8443 \
+             reason=\"handshake failed: unknown client key\"\n\
+             <7>DEBUG connection closed remote=192.0.2.1:8443 \
+             reason=\"handshake failed: unknown client key\"\n\
+             <7>DEBUG connection closed remote=192.0.2.1:8443 \
+             reason=\"handshake failed: not LLP\"\n"
         );
+    }
+
+    #[test]
+    fn a_full_room_is_a_warning_with_a_count() {
+        let text = capture(|| report(Role::Server, &Event::Crowded { evicted: 240 }));
+        assert!(text.starts_with("<4> WARN no more room for"), "{text}");
+        assert!(text.ends_with(" evicted=240\n"), "{text}");
     }
 
     #[test]

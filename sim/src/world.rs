@@ -437,6 +437,8 @@ impl World {
             | Event::Released { .. }
             | Event::Lost { .. }
             | Event::Ended { .. }
+            | Event::Rejected { .. }
+            | Event::Crowded { .. }
             | Event::Closed { .. } => {}
         }
         Ok(())

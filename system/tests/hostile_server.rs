@@ -275,7 +275,9 @@ impl World {
             | Event::Leased { .. }
             | Event::Released { .. }
             | Event::Lost { .. }
-            | Event::Ended { .. } => {}
+            | Event::Ended { .. }
+            | Event::Rejected { .. }
+            | Event::Crowded { .. } => {}
         }
     }
 

@@ -52,8 +52,9 @@ impl Endpoint {
         };
         let started = turn.with_generator(|rng| Initiator::start(&client.config, &offer, rng));
         let (initiator, json) = started.map_err(|error| {
-            self.count_handshake_failure(error.into());
-            HandshakeError::from(error)
+            let error = HandshakeError::from(error);
+            self.tools.stats.handshakes_failed[error.index()] += 1;
+            error
         })??;
         let length = u16::try_from(json.len()).map_err(|_| HandshakeError::Malformed)?;
         let step = Greeting::AwaitServerHello(Box::new(initiator));
@@ -64,9 +65,59 @@ impl Endpoint {
         Ok(id)
     }
 
+    /// A ClientHello came: answers it, or lets it wait for its turn.
+    pub(super) fn handle_hello(
+        &mut self,
+        id: ConnectionId,
+        json: &[u8],
+        turn: &mut Turn<'_>,
+    ) -> Result<(), HandshakeError> {
+        let Side::Server(server) = &mut self.side else {
+            return Err(HandshakeError::Unexpected);
+        };
+        if server.may_read_hello(turn.now) {
+            return self.answer_hello(id, json, turn);
+        }
+        let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
+        let Some(Stage::Greeting { step, .. }) = stage else {
+            return Err(HandshakeError::Unexpected);
+        };
+        *step = Greeting::AwaitTurn(json.into());
+        server.strangers.hold(id);
+        Ok(())
+    }
+
+    /// Answers hellos that waited for their turn, as many as may be read by now.
+    pub(super) fn read_held_hellos(&mut self, turn: &mut Turn<'_>) {
+        loop {
+            let Side::Server(server) = &mut self.side else {
+                return;
+            };
+            let Some(id) = server.next_hello(turn.now) else {
+                return;
+            };
+            let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
+            let Some(Stage::Greeting {
+                step: step @ Greeting::AwaitTurn(_),
+                ..
+            }) = stage
+            else {
+                continue;
+            };
+            let waited = core::mem::replace(step, Greeting::AwaitHello);
+            if let Greeting::AwaitTurn(json) = waited
+                && let Err(error) = self.answer_hello(id, &json, turn)
+            {
+                self.fail_handshake(id, error, turn.now);
+            }
+            self.rearm(id);
+            self.wants_transmit(id);
+        }
+    }
+
     /// Answers a ClientHello. Nothing that exists changes before the client proves its key; an
     /// address that nobody has is kept free for it.
-    pub(super) fn answer_hello(
+    fn answer_hello(
         &mut self,
         id: ConnectionId,
         json: &[u8],
@@ -75,13 +126,6 @@ impl Endpoint {
         let Side::Server(server) = &self.side else {
             return Err(HandshakeError::Unexpected);
         };
-        let now = turn.now;
-        let may_read = server
-            .peers
-            .with(|peers| peers.admission.may_read_hello(now));
-        if !may_read {
-            return Err(HandshakeError::Busy);
-        }
         match read_client_hello(json, &server.config.secret_key)? {
             ClientHello::Legacy => self.answer_probe(id, turn),
             ClientHello::Current(responder) => self.answer_current(id, *responder, turn),
@@ -121,7 +165,7 @@ impl Endpoint {
                 expires_at: turn.now + PROBE_LIFETIME,
             };
         }
-        self.leave_handshake(remote, None);
+        self.leave_handshake(id, remote, None);
         self.tools.stats.probes += 1;
         self.tools.events.push_back(Event::ProbeEstablished {
             id,
@@ -146,7 +190,8 @@ impl Endpoint {
             wishes.address_v6.map(IpAddr::V6),
         ];
         let (key, now) = (responder.peer_key(), turn.now);
-        let offer = server.peers.with(|peers| peers.offer(&key, wanted, now))?;
+        let hello = (&key, responder.hello_id());
+        let offer = server.peers.with(|peers| peers.offer(hello, wanted, now))?;
         let proposed = self.propose(id, responder, &offer, turn);
         if proposed.is_err() {
             self.abandon(offer.peer, now);
@@ -189,6 +234,7 @@ impl Endpoint {
         {
             *step = Greeting::AwaitProof(Box::new(proposal));
         }
+        self.take_answered(id, offer.peer, now);
         Ok(())
     }
 
@@ -301,7 +347,7 @@ impl Endpoint {
             Unclaimed::Outdated => (None, CloseReason::Superseded),
             Unclaimed::Removed => {
                 let error = HandshakeError::UnknownPeer;
-                (None, self.abandoned(error))
+                (None, self.abandoned(id, error))
             }
             Unclaimed::Altered => (Some(DisconnectCode::Normal), CloseReason::Altered),
             Unclaimed::TooMany => (
@@ -338,7 +384,7 @@ impl Endpoint {
         let remote = connection.remote;
         let lane = Box::new(lane);
         connection.stage = Stage::Active { session, lane };
-        self.leave_handshake(remote, None);
+        self.leave_handshake(id, remote, None);
         // Not before the session has moved, or the old connection's end would be the session's.
         if let Some(on) = previous {
             self.disconnect(on, Ending::superseded(), now);

@@ -37,6 +37,7 @@ mod greet;
 mod receive;
 mod routes;
 mod server;
+mod strangers;
 mod timeout;
 mod transmit;
 mod tun;
@@ -152,12 +153,7 @@ impl Endpoint {
         for (peer, worker) in places {
             routes.set_worker(peer, worker);
         }
-        let side = Side::Server(Server {
-            config: config.server,
-            peers,
-            worker,
-            seen,
-        });
+        let side = Side::Server(Server::new(config.server, peers, worker, seen));
         Self::new(side, config.common, routes, surroundings, now)
     }
 
@@ -223,13 +219,13 @@ impl Endpoint {
         self.admit(remote, now)
             .inspect_err(|refusal| self.tools.stats.refused[refusal.index()] += 1)?;
         let id = self.open(remote, Greeting::AwaitHello, now);
-        self.count_source(remote);
+        self.count_source(id, remote);
         Ok(id)
     }
 
     /// A handshake that ended before its time.
-    fn abandoned(&mut self, error: HandshakeError) -> CloseReason {
-        self.count_handshake_failure(error);
+    fn abandoned(&mut self, id: ConnectionId, error: HandshakeError) -> CloseReason {
+        self.count_handshake_failure(id, error);
         CloseReason::Handshake(error)
     }
 
@@ -253,9 +249,11 @@ impl Endpoint {
             Stage::Closing { reason, .. } => reason.clone(),
             Stage::Greeting { step, .. } => match step {
                 Greeting::Failed(error) => CloseReason::Handshake(*error),
-                Greeting::AwaitServerHello(_) => self.abandoned(HandshakeError::NoAnswer),
-                Greeting::AwaitHello => self.abandoned(HandshakeError::Abandoned),
-                Greeting::AwaitProof(_) => self.abandoned(HandshakeError::Unproven),
+                Greeting::AwaitServerHello(_) => self.abandoned(id, HandshakeError::NoAnswer),
+                Greeting::AwaitHello | Greeting::AwaitTurn(_) => {
+                    self.abandoned(id, HandshakeError::Abandoned)
+                }
+                Greeting::AwaitProof(_) => self.abandoned(id, HandshakeError::Unproven),
             },
             Stage::Probe { .. } | Stage::Active { .. } if clean => CloseReason::EndOfStream,
             Stage::Probe { .. } | Stage::Active { .. } => CloseReason::Socket,
@@ -369,10 +367,11 @@ impl Endpoint {
     /// When [`Endpoint::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let tables = self.deadlines.first().map(|(at, _)| *at);
-        match &self.side {
-            Side::Client(client) => [tables, client.dial_at()].into_iter().flatten().min(),
-            Side::Server(_) => tables,
-        }
+        let own = match &self.side {
+            Side::Client(client) => client.dial_at(),
+            Side::Server(server) => server.poll_timeout(),
+        };
+        [tables, own].into_iter().flatten().min()
     }
 
     /// Counters.
@@ -533,7 +532,7 @@ impl Endpoint {
     ) {
         match stage {
             Stage::Greeting { step, expires_at } => {
-                self.leave_handshake(remote, Some(expires_at));
+                self.leave_handshake(id, remote, Some(expires_at));
                 if let Greeting::AwaitProof(proposal) = step {
                     self.abandon(proposal.agreed.peer, now);
                 }
@@ -551,9 +550,14 @@ impl Endpoint {
 
     /// Takes a connection out of the counts of handshakes; one that came to nothing counts on for
     /// its source until `counts_until`.
-    fn leave_handshake(&mut self, remote: SocketAddr, counts_until: Option<Instant>) {
+    fn leave_handshake(
+        &mut self,
+        id: ConnectionId,
+        remote: SocketAddr,
+        counts_until: Option<Instant>,
+    ) {
         self.tools.stats.handshaking -= 1;
-        self.uncount_source(remote, counts_until);
+        self.uncount_source(id, remote, counts_until);
     }
 
     /// Ends a session, wherever it is.

@@ -174,6 +174,8 @@ impl Endpoint {
                 Stage::Probe { .. } => self.process_probe(id, inbox, turn.now),
                 Stage::Greeting { step, .. } => match step {
                     Greeting::Failed(_) => Ok(Step::Consumed(inbox.len())),
+                    // A client has nothing to say before it has an answer.
+                    Greeting::AwaitTurn(_) => Err(HandshakeError::Unexpected),
                     Greeting::AwaitHello | Greeting::AwaitServerHello(_) => {
                         self.process_hello(id, inbox, turn)
                     }
@@ -201,8 +203,8 @@ impl Endpoint {
     /// A stranger is told nothing, whatever was wrong: the connection stays open, silent, until
     /// the handshake deadline, and what was offered him is free again. A client, and who deals with
     /// a probe, just closes.
-    fn fail_handshake(&mut self, id: ConnectionId, error: HandshakeError, now: Instant) {
-        self.count_handshake_failure(error);
+    pub(super) fn fail_handshake(&mut self, id: ConnectionId, error: HandshakeError, now: Instant) {
+        self.count_handshake_failure(id, error);
         let is_server = matches!(self.side, Side::Server(_));
         let stage = self
             .connections
@@ -213,6 +215,9 @@ impl Endpoint {
             return;
         };
         let before = core::mem::replace(step, Greeting::Failed(error));
+        if let Side::Server(server) = &mut self.side {
+            server.strangers.fail(id);
+        }
         if let Greeting::AwaitProof(proposal) = before {
             self.abandon(proposal.agreed.peer, now);
         }
@@ -250,7 +255,7 @@ impl Endpoint {
         }
         match (header.packet_type, is_client) {
             (PacketType::HandshakeInit, false) => {
-                self.answer_hello(id, &bytes[HEADER_LEN..len], turn)?;
+                self.handle_hello(id, &bytes[HEADER_LEN..len], turn)?;
                 Ok(Step::Consumed(len))
             }
             (PacketType::HandshakeResponse, true) => {
@@ -275,7 +280,7 @@ impl Endpoint {
         };
         let json = &rest[..len];
         Header::verify_checksum(header, json).map_err(|_| HandshakeError::Malformed)?;
-        self.answer_hello(id, json, turn)?;
+        self.handle_hello(id, json, turn)?;
         Ok(Step::Consumed(HEADER_LEN + len))
     }
 

@@ -1,14 +1,14 @@
 //! What only a server decides: whom to let in, what to grant, and what follows when its peers change.
 
-use core::cmp::Reverse;
 use core::net::SocketAddr;
 
+use super::strangers::{Pressure, Strangers};
 use super::{Endpoint, Side};
 use crate::config;
 use crate::connection::{Greeting, Stage};
 use crate::crypto::PublicKey;
 use crate::error::{HandshakeError, Refusal};
-use crate::event::{CloseReason, ConnectionId};
+use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientOffer, Grant};
 use crate::peers::PeerId;
 use crate::peers::{Change, Offer, SharedPeers, WorkerId, source_of};
@@ -27,9 +27,62 @@ pub(super) struct Server {
     pub(super) worker: WorkerId,
     /// The version of the peers that the routes are in step with.
     pub(super) seen: u64,
+    /// Who has not authenticated yet.
+    pub(super) strangers: Strangers,
+    pressure: Pressure,
+    /// When the next hello that waits may be read.
+    hello_at: Option<Instant>,
 }
 
 impl Server {
+    pub(super) fn new(
+        config: config::Server,
+        peers: SharedPeers,
+        worker: WorkerId,
+        seen: u64,
+    ) -> Self {
+        Self {
+            config,
+            peers,
+            worker,
+            seen,
+            strangers: Strangers::default(),
+            pressure: Pressure::default(),
+            hello_at: None,
+        }
+    }
+
+    /// When something is due that is no connection's and no session's.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let due = [self.hello_at, self.pressure.due_at()];
+        due.into_iter().flatten().min()
+    }
+
+    /// Whether a hello that has come may be read at once: then it is to be. Else it waits behind those
+    /// that wait already.
+    pub(super) fn may_read_hello(&mut self, now: Instant) -> bool {
+        let waits = self.strangers.first_held().is_some();
+        !waits && self.spend_hello(now)
+    }
+
+    /// Whose hello is to be read next, if there is time for it by now.
+    pub(super) fn next_hello(&mut self, now: Instant) -> Option<ConnectionId> {
+        self.hello_at.take_if(|at| *at <= now)?;
+        let id = self.strangers.first_held()?;
+        if !self.spend_hello(now) {
+            return None;
+        }
+        self.strangers.release(id);
+        self.hello_at = Some(now);
+        Some(id)
+    }
+
+    fn spend_hello(&mut self, now: Instant) -> bool {
+        let spent = self.peers.with(|peers| peers.admission.may_read_hello(now));
+        self.hello_at = spent.err();
+        spent.is_ok()
+    }
+
     /// A session here has ended; whose it was, if addresses from the pools stay the peer's.
     pub(super) fn leave(&self, peer: PeerId, now: Instant) -> Option<PublicKey> {
         self.peers.with(|peers| peers.leave(peer, self.worker, now))
@@ -148,7 +201,7 @@ impl Endpoint {
 
     /// Lets a new connection in, if need be in the place of another stranger.
     pub(super) fn admit(&mut self, remote: SocketAddr, now: Instant) -> Result<(), Refusal> {
-        let Side::Server(server) = &self.side else {
+        let Side::Server(server) = &mut self.side else {
             return Err(Refusal::ShuttingDown);
         };
         let limits = &self.common.limits;
@@ -164,11 +217,11 @@ impl Endpoint {
         }
         let handshaking = usize::try_from(self.tools.stats.handshaking).unwrap_or(usize::MAX);
         if handshaking >= limits.max_handshakes {
-            let Some(victim) = self.stranger_to_evict() else {
+            let Some(victim) = server.strangers.first_to_go() else {
                 return Err(Refusal::TooManyHandshakes);
             };
-            let reason = self.eviction_of(victim);
-            self.remove(victim, reason, now);
+            server.pressure.add(now);
+            self.evict(victim, now);
         }
         let limits = &self.common.limits;
         if self.connections.len() >= limits.max_connections + limits.max_handshakes + MAX_PROBES {
@@ -177,56 +230,59 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Why a stranger's connection ends here. One that has failed is counted as that already.
-    fn eviction_of(&mut self, victim: ConnectionId) -> CloseReason {
+    /// Ends a stranger's connection before its time. One that has failed is counted as that already.
+    fn evict(&mut self, victim: ConnectionId, now: Instant) {
         let stage = self.connections.get(victim).map(|known| &known.stage);
-        match stage {
+        let reason = match stage {
             Some(Stage::Greeting {
                 step: Greeting::Failed(error),
                 ..
             }) => CloseReason::Handshake(*error),
-            _ => self.abandoned(HandshakeError::Evicted),
+            _ => self.abandoned(victim, HandshakeError::Evicted),
+        };
+        self.remove(victim, reason, now);
+    }
+
+    /// A hello is answered and its proof is due. If too many of the same client are, the oldest makes
+    /// room, so that a client's recorded hellos take no room from others.
+    pub(super) fn take_answered(&mut self, id: ConnectionId, peer: PeerId, now: Instant) {
+        let Side::Server(server) = &mut self.side else {
+            return;
+        };
+        server.strangers.answer(id, peer);
+        if let Some(oldest) = server.strangers.surplus_of(peer) {
+            self.evict(oldest, now);
         }
     }
 
-    /// The stranger to evict: one that has failed already before one that may still speak, of the
-    /// source with the most connections, the oldest of these. Who has sent a good hello stays.
-    fn stranger_to_evict(&self) -> Option<ConnectionId> {
-        let Side::Server(server) = &self.side else {
-            return None;
-        };
-        let strangers = self.connections.iter().filter_map(|(id, connection)| {
-            let Stage::Greeting { step, expires_at } = &connection.stage else {
-                return None;
-            };
-            let has_failed = match step {
-                Greeting::Failed(_) => true,
-                Greeting::AwaitHello => false,
-                Greeting::AwaitServerHello(_) | Greeting::AwaitProof(_) => return None,
-            };
-            Some((has_failed, source_of(connection.remote), *expires_at, id))
-        });
-        server.peers.with(|peers| {
-            let ranked = strangers.map(|(has_failed, source, expires_at, id)| {
-                let crowd = peers.admission.count(source);
-                ((has_failed, crowd, Reverse(expires_at)), id)
-            });
-            ranked.max_by_key(|(key, _)| *key).map(|(_, id)| id)
-        })
+    /// Tells the operator that strangers had to make room, if that is due.
+    pub(super) fn report_pressure(&mut self, now: Instant) {
+        if let Side::Server(server) = &mut self.side
+            && let Some(evicted) = server.pressure.report(now)
+        {
+            self.tools.events.push_back(Event::Crowded { evicted });
+        }
     }
 
-    pub(super) fn count_source(&mut self, remote: SocketAddr) {
-        if let Side::Server(server) = &self.side {
+    pub(super) fn count_source(&mut self, id: ConnectionId, remote: SocketAddr) {
+        if let Side::Server(server) = &mut self.side {
             let source = source_of(remote);
+            server.strangers.enter(id, source);
             server.peers.with(|peers| peers.admission.add(source));
         }
     }
 
     /// A handshake has ended: a good one is free for its source, another one counts on until then.
-    pub(super) fn uncount_source(&mut self, remote: SocketAddr, counts_until: Option<Instant>) {
-        let Side::Server(server) = &self.side else {
+    pub(super) fn uncount_source(
+        &mut self,
+        id: ConnectionId,
+        remote: SocketAddr,
+        counts_until: Option<Instant>,
+    ) {
+        let Side::Server(server) = &mut self.side else {
             return;
         };
+        server.strangers.leave(id);
         let source = source_of(remote);
         server.peers.with(|peers| match counts_until {
             None => peers.admission.remove(source),

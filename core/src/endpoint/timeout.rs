@@ -1,9 +1,9 @@
 //! What happens because time passes.
 
-use super::{Due, Endpoint};
+use super::{Due, Endpoint, Side};
 use crate::connection::{Greeting, Stage};
 use crate::error::HandshakeError;
-use crate::event::{CloseReason, ConnectionId};
+use crate::event::{CloseReason, ConnectionId, Event};
 use crate::session::{Ending, SessionId};
 use crate::time::Instant;
 use crate::turn::Turn;
@@ -22,6 +22,8 @@ impl Endpoint {
                 Due::Session(id) => self.session_due(id, turn.now),
             }
         }
+        self.read_held_hellos(turn);
+        self.report_pressure(turn.now);
         // A connection that has just ended asks for the next one.
         self.dial_if_due(turn);
     }
@@ -56,9 +58,10 @@ impl Endpoint {
             Stage::Closing { reason, .. } => Some(reason.clone()),
             Stage::Greeting { step, .. } => Some(match step {
                 Greeting::Failed(error) => CloseReason::Handshake(*error),
-                Greeting::AwaitServerHello(_) => self.abandoned(HandshakeError::NoAnswer),
+                Greeting::AwaitServerHello(_) => self.abandoned(id, HandshakeError::NoAnswer),
+                Greeting::AwaitTurn(_) => self.abandoned(id, HandshakeError::Busy),
                 Greeting::AwaitHello | Greeting::AwaitProof(_) => {
-                    self.abandoned(HandshakeError::Timeout)
+                    self.abandoned(id, HandshakeError::Timeout)
                 }
             }),
         };
@@ -91,7 +94,15 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn count_handshake_failure(&mut self, error: HandshakeError) {
+    /// Counts a handshake that has failed, and says so on a server: its connection may stay open for
+    /// long.
+    pub(super) fn count_handshake_failure(&mut self, id: ConnectionId, error: HandshakeError) {
         self.tools.stats.handshakes_failed[error.index()] += 1;
+        if let (Side::Server(_), Some(connection)) = (&self.side, self.connections.get(id)) {
+            let remote = connection.remote;
+            self.tools
+                .events
+                .push_back(Event::Rejected { id, remote, error });
+        }
     }
 }

@@ -78,6 +78,13 @@ impl Responder {
         self.peer_key
     }
 
+    /// Tells this hello from every other: it is random, and a copy of it that authenticates has
+    /// the same.
+    pub(crate) fn hello_id(&self) -> u128 {
+        let half = self.hello.random.first_chunk();
+        half.map_or(0, |bytes| u128::from_be_bytes(*bytes))
+    }
+
     /// What the client can do and wishes for.
     pub const fn offer(&self) -> &ClientOffer {
         &self.offer

@@ -32,9 +32,13 @@ impl Admission {
         }
     }
 
-    /// Whether there is time to read one more hello.
-    pub(crate) fn may_read_hello(&mut self, now: Instant) -> bool {
-        self.hellos.try_spend(1, now)
+    /// Takes the time to read one more hello; if there is none, says when there will be.
+    pub(crate) fn may_read_hello(&mut self, now: Instant) -> Result<(), Instant> {
+        if self.hellos.try_spend(1, now) {
+            Ok(())
+        } else {
+            Err(self.hellos.opens_at())
+        }
     }
 
     pub(crate) fn add(&mut self, source: u128) {

@@ -55,6 +55,9 @@ impl PeerId {
     }
 }
 
+/// Hellos of one peer that are remembered, of 16 bytes each: a copy of one of them is not answered.
+const MAX_HELLOS: usize = 64;
+
 /// Names one event loop of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u16);
@@ -89,6 +92,8 @@ struct Entry {
     place: Option<Place>,
     /// Hellos in this peer's name that are answered and not proved.
     offers: u32,
+    /// Its hellos that were answered last, the newest at the end.
+    hellos: VecDeque<u128>,
     /// Addresses from the pools that are routed to it.
     leased: [Option<IpAddr>; 2],
 }
@@ -342,6 +347,7 @@ impl Entry {
             usage: Arc::new(Usage::new()),
             place: None,
             offers: 0,
+            hellos: VecDeque::new(),
             leased: [None; 2],
         }
     }

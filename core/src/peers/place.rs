@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::changes::Change;
-use super::{PeerId, Peers, Place, WorkerId};
+use super::{MAX_HELLOS, PeerId, Peers, Place, WorkerId};
 use crate::config::Peer;
 use crate::crypto::{PresharedKey, PublicKey};
 use crate::error::HandshakeError;
@@ -50,10 +50,11 @@ pub(crate) enum Unclaimed {
 
 impl Peers {
     /// Answers a hello: keeps an address free for whoever has this key, and copies what the
-    /// handshake needs. [`Self::claim`] or [`Self::abandon`] ends that.
+    /// handshake needs. [`Self::claim`] or [`Self::abandon`] ends that. A hello that was answered
+    /// already is somebody's recording.
     pub(crate) fn offer(
         &mut self,
-        key: &PublicKey,
+        (key, hello): (&PublicKey, u128),
         wanted: [Option<IpAddr>; 2],
         now: Instant,
     ) -> Result<Offer, HandshakeError> {
@@ -62,6 +63,13 @@ impl Peers {
             .entries
             .get_mut(peer)
             .ok_or(HandshakeError::UnknownPeer)?;
+        if entry.hellos.contains(&hello) {
+            return Err(HandshakeError::Replayed);
+        }
+        if entry.hellos.len() == MAX_HELLOS {
+            entry.hellos.pop_front();
+        }
+        entry.hellos.push_back(hello);
         entry.offers += 1;
         let v4 = entry.peer.address_v4.or_else(|| {
             let address = self.v4.reserve(peer, wanted[0], now);

@@ -340,6 +340,8 @@ impl Daemon {
             | Event::Established { .. }
             | Event::ProbeEstablished { .. }
             | Event::Lost { .. }
+            | Event::Rejected { .. }
+            | Event::Crowded { .. }
             | Event::Ended { .. }
             | Event::Closed { .. } => {}
         }

@@ -104,7 +104,9 @@ impl Driver {
                     Event::Established { .. }
                     | Event::ProbeEstablished { .. }
                     | Event::Lost { .. }
-                    | Event::Ended { .. },
+                    | Event::Ended { .. }
+                    | Event::Rejected { .. }
+                    | Event::Crowded { .. },
                 ) => {}
                 // A server would write down who has which address.
                 Some(Event::Leased { .. } | Event::Released { .. }) => {}

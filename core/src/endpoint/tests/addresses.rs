@@ -12,7 +12,7 @@ use crate::event::{CloseReason, Event};
 use crate::turn::testing::Seeded;
 use crate::wire::DisconnectCode;
 
-use super::SERVER_ADDRESS;
+use super::{SERVER_ADDRESS, hello_of};
 
 /// Case 58: clients of a server that lost its memory come back in another order.
 #[test]
@@ -252,10 +252,10 @@ fn two_unproven_hellos_of_a_key_share_an_address() {
     let (mut net, flight) = one_address_and_a_recorded_flight();
     let len = 24 + usize::from(u16::from_be_bytes([flight[13], flight[14]]));
     let now = net.now;
-    let [first, second] = [7, 8].map(|host| {
-        let source = ([198, 51, 100, host], 1).into();
+    let [first, second] = [&flight[..len], &hello_of(1, 77)].map(|hello| {
+        let source = ([198, 51, 100, 7], 1).into();
         let id = net.server.handle_accepted(source, now).unwrap();
-        net.server.read(id, &flight[..len], now);
+        net.server.read(id, hello, now);
         id
     });
 
@@ -296,12 +296,10 @@ fn an_address_is_held_whatever_other_hellos_of_the_client_came_to() {
     net.unreachable_for.extend([1, 2]);
     net.settle();
     // A hello of the same client from elsewhere, which never gets further.
-    let hello = net.link(0).up.transcript.clone();
-    let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
     let now = net.now;
     let source = ([198, 51, 100, 7], 1).into();
     let id = net.server.handle_accepted(source, now).unwrap();
-    net.server.read(id, &hello[..len], now);
+    net.server.read(id, &hello_of(1, 77), now);
     net.run(Duration::from_secs(120));
     net.unreachable_for.remove(&2);
     net.run(Duration::from_secs(60));

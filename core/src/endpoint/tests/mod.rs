@@ -18,8 +18,9 @@ mod trust;
 
 use core::net::Ipv4Addr;
 
-use super::testing::udp;
+use super::testing::{Machine, client_config, udp};
 use crate::ip::VirtioHeader;
+use crate::time::Instant;
 
 const SERVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 1);
 
@@ -49,4 +50,13 @@ fn super_packet_header(segment: u16) -> VirtioHeader {
         csum_start: 20,
         csum_offset: 16,
     }
+}
+
+/// The first hello of client `n` that draws from `seed`.
+fn hello_of(n: u8, seed: u8) -> Vec<u8> {
+    let now = Instant::from_millis(1000);
+    let mut client = Machine::new(client_config(n), seed, now);
+    let server = ([203, 0, 113, 1], 8443).into();
+    let id = client.handle_connected(server, now).unwrap();
+    client.write_all(id, now)
 }

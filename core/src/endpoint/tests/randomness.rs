@@ -11,6 +11,8 @@ use crate::time::Instant;
 use crate::turn::testing::Seeded;
 use crate::wire::{DisconnectCode, HEADER_LEN};
 
+use super::hello_of;
+
 const EXCHANGE_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The first packet of a stream, without its header.
@@ -51,33 +53,28 @@ fn an_endpoint_holds_nothing_of_what_it_drew() {
     assert_eq!(net.server.entropy.draws, 1 + 3);
     // One for the first dial's hello, none for a dial that is due at once.
     assert_eq!(net.clients[0].entropy.draws, 1 + 3);
-    let (hello, answer) = {
-        let link = net.link(0);
-        (link.up.transcript.clone(), link.down.transcript.clone())
-    };
-    let hello = &hello[..HEADER_LEN + hello_in(&hello).len()];
-    let answer = hello_in(&answer);
+    // A server that has lived through nothing, with the entropy of that time.
+    let mut fresh = Machine::new(server_config(1), 99, net.now);
+    let (hello, now) = (hello_of(1, 77), net.now);
+    let answer = answer_to(&mut fresh, &hello, now);
 
-    let now = net.now;
-    let again = answer_to(&mut net.server, hello, now);
-    assert_ne!(random_in(hello_in(&again)), random_in(answer));
+    let other = answer_to(&mut net.server, &hello_of(1, 78), now);
+    assert_ne!(random_in(hello_in(&other)), random_in(hello_in(&answer)));
     net.server.entropy = Seeded::new(99);
-    let repeated = answer_to(&mut net.server, hello, now);
-    assert_eq!(hello_in(&repeated), answer);
+    let repeated = answer_to(&mut net.server, &hello, now);
+    assert_eq!(hello_in(&repeated), hello_in(&answer));
 }
 
 #[test]
 fn ends_in_one_state_differ_from_their_first_draw_on() {
     let after = |seed: Option<u8>| {
         let mut net = Net::connected(1);
-        let hello = net.link(0).up.transcript.clone();
-        let hello = hello[..HEADER_LEN + hello_in(&hello).len()].to_vec();
         let (now, id) = (net.now, net.link(0).client_id);
         if let Some(seed) = seed {
             net.server.entropy = Seeded::new(seed);
             net.clients[0].entropy = Seeded::new(seed);
         }
-        let answer = answer_to(&mut net.server, &hello, now);
+        let answer = answer_to(&mut net.server, &hello_of(1, 77), now);
         net.clients[0].handle_disconnected(id, false, now);
         net.clients[0].handle_timeout(now);
         let dial_at = net.clients[0].poll_timeout();
@@ -95,19 +92,19 @@ fn ends_in_one_state_differ_from_their_first_draw_on() {
 #[test]
 fn a_server_without_entropy_answers_nobody_and_lives_on() {
     let mut net = Net::connected(1);
-    let hello = net.link(0).up.transcript.clone();
-    let hello = &hello[..HEADER_LEN + hello_in(&hello).len()];
     let now = net.now;
 
     net.server.entropy.is_dry = true;
-    assert_eq!(answer_to(&mut net.server, hello, now), [0; 0]);
+    let answer = answer_to(&mut net.server, &hello_of(1, 77), now);
+    assert_eq!(answer, [0; 0]);
 
     let failed =
         |net: &Net| net.server.stats().handshakes_failed[HandshakeError::NoEntropy.index()];
     assert_eq!(failed(&net), 1);
     assert_eq!(net.server.stats().sessions, 1);
     net.server.entropy.is_dry = false;
-    assert!(!answer_to(&mut net.server, hello, now).is_empty());
+    let answer = answer_to(&mut net.server, &hello_of(1, 78), now);
+    assert!(!answer.is_empty());
     assert_eq!(failed(&net), 1);
 }
 

@@ -4,14 +4,14 @@ use core::time::Duration;
 
 use super::super::testing::{Machine, Net, SERVER, client_config, secret, server_config, udp};
 use crate::crypto::{PresharedKey, Suite};
-use crate::error::{HandshakeError, Refusal};
+use crate::error::HandshakeError;
 use crate::event::{CloseReason, Event};
 use crate::time::Instant;
 use crate::wire::{Flags, Header, PacketType};
 
-use super::SERVER_ADDRESS;
+use super::{SERVER_ADDRESS, hello_of};
 
-/// Case 22: a recorded ClientHello buys nothing.
+/// Case 22: a recorded ClientHello buys nothing, not even an answer.
 #[test]
 fn a_replayed_hello_neither_makes_a_session_nor_disturbs_the_real_one() {
     let mut net = Net::connected(1);
@@ -28,9 +28,12 @@ fn a_replayed_hello_neither_makes_a_session_nor_disturbs_the_real_one() {
             .handle_accepted("198.51.100.7:1".parse().unwrap(), now)
             .unwrap();
         net.server.read(id, &replay, now);
+        assert!(net.server.write_all(id, now).is_empty());
         net.settle();
     }
     assert_eq!(net.server.stats().sessions_established, 1);
+    let failed = net.server.stats().handshakes_failed;
+    assert_eq!(failed[HandshakeError::Replayed.index()], 2);
     let packet = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"still here");
     net.send_from(0, &packet);
     net.settle();
@@ -218,29 +221,32 @@ fn without_a_common_suite_there_is_no_session() {
     assert_eq!(net.server.stats().sessions_established, 0);
 }
 
-/// Who has sent a good hello is not turned out for a newcomer.
+/// Who has sent a good hello is not turned out for a newcomer, while others have said nothing.
 #[test]
 fn a_client_about_to_prove_itself_keeps_its_room() {
     let mut config = server_config(1);
-    config.common.limits.max_handshakes = 1;
-    let mut net = Net::new(config.clone(), vec![client_config(1)]);
-    net.settle();
-    let hello = net.link(0).up.transcript.clone();
-    let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
-    let mut server = Machine::new(config, 99, net.now);
-    let source = ([198, 51, 100, 7], 1).into();
-    let id = server.handle_accepted(source, net.now).unwrap();
-    server.read(id, &hello[..len], net.now);
-    let newcomer = server.handle_accepted(([198, 51, 100, 8], 1).into(), net.now);
-    assert_eq!(newcomer, Err(Refusal::TooManyHandshakes));
+    config.common.limits.max_handshakes = 2;
+    let now = Instant::from_millis(1000);
+    let mut server = Machine::new(config, 99, now);
+    let accept = |server: &mut Machine, host| {
+        let source = ([198, 51, 100, host], 1).into();
+        server.handle_accepted(source, now).unwrap()
+    };
+    let client = accept(&mut server, 7);
+    server.read(client, &hello_of(1, 100), now);
+    let mut silent = accept(&mut server, 8);
+    for host in 9..20 {
+        let newcomer = accept(&mut server, host);
+        assert!(server.is_open(client), "{host}");
+        assert!(!server.is_open(silent), "{host}");
+        silent = newcomer;
+    }
 }
 
 /// Case 5: a length that is only claimed takes no memory.
 #[test]
 fn nobody_unproven_gets_memory_for_a_long_record() {
     let mut net = Net::connected(1);
-    let hello = net.link(0).up.transcript.clone();
-    let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
     let long = Header {
         packet_type: PacketType::Data,
         stream: 1,
@@ -249,7 +255,7 @@ fn nobody_unproven_gets_memory_for_a_long_record() {
         timestamp_ms: 0,
         flags: Flags::SEALED,
     };
-    let mut bytes = hello[..len].to_vec();
+    let mut bytes = hello_of(1, 77);
     bytes.extend(long.encode(&[]));
     bytes.extend([0; 8000]);
     let now = net.now;
@@ -266,12 +272,10 @@ fn nobody_unproven_gets_memory_for_a_long_record() {
 #[test]
 fn an_unproven_connection_is_nobodys() {
     let mut net = Net::connected(1);
-    let hello = net.link(0).up.transcript.clone();
-    let len = 24 + usize::from(u16::from_be_bytes([hello[13], hello[14]]));
     let now = net.now;
     let source = ([198, 51, 100, 7], 1).into();
     let id = net.server.handle_accepted(source, now).unwrap();
-    net.server.read(id, &hello[..len], now);
+    net.server.read(id, &hello_of(1, 77), now);
     net.server.handle_disconnected(id, true, now);
     net.settle();
     let closed = net.events.iter().rev().find_map(|(_, event)| match event {

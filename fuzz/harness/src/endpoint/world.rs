@@ -120,7 +120,16 @@ impl World {
                 | Event::Lost { id, .. } => {
                     assert!(self.nodes[which].open.contains(&id));
                 }
-                Event::Leased { .. } | Event::Released { .. } => assert_eq!(which, SERVER),
+                Event::Leased { .. } | Event::Released { .. } | Event::Crowded { .. } => {
+                    assert_eq!(which, SERVER);
+                }
+                Event::Rejected { id, .. } => {
+                    assert_eq!(which, SERVER);
+                    assert!(
+                        self.nodes[which].open.contains(&id),
+                        "rejected after its end"
+                    );
+                }
                 Event::Closed { id, .. } => {
                     let node = &mut self.nodes[which];
                     assert!(node.open.remove(&id), "closed twice, or never open");
