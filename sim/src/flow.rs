@@ -116,6 +116,11 @@ impl Flows {
         self.outsiders[worker].extend(told.intersection(now));
     }
 
+    /// Clients that loop `worker` of the server knows to be no peers.
+    pub(crate) fn outsiders_of(&self, worker: usize) -> &BTreeSet<usize> {
+        &self.outsiders[worker]
+    }
+
     /// All but these clients are peers.
     pub(crate) fn admit(&mut self, outsiders: &BTreeSet<usize>) {
         for known in &mut self.outsiders {

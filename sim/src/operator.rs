@@ -6,6 +6,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lostlove_core::config::Peer;
+use lostlove_core::event::{CloseReason, Event};
 use lostlove_core::time::Instant;
 
 use crate::flow;
@@ -124,6 +125,7 @@ impl World {
             return Err(self.failure(Kind::Safety, format!("no peer {}", peer.name)));
         }
         self.tell(|| format!("{} is no peer any more", peer.name));
+        self.disturbed.insert(client);
         self.leases.take_from(client, now);
         self.flows.take_from(client);
         self.spread_news(BTreeSet::new());
@@ -149,6 +151,7 @@ impl World {
         });
         let before = self.peers[client - 1].replace(wanted.clone());
         if before.is_none_or(|before| before.address_v4 != wanted.address_v4) {
+            self.disturbed.insert(client);
             self.leases.take_from(client, now);
             self.flows.take_from(client);
         }
@@ -184,6 +187,28 @@ impl World {
         self.flows.taken.extend(&taken);
         let news = News { taken, outsiders };
         self.post_news(None, &news);
+    }
+
+    /// Who was removed has no session where that is known, and nobody else has lost one for that.
+    pub(crate) fn judge_orders(&self, worker: usize, events: &[Event]) -> Result<(), Failure> {
+        let known = self.flows.outsiders_of(worker).iter();
+        let mut uncalled = known.filter(|n| self.nodes[0].workers[worker].has_session_of(**n));
+        if let Some(client) = uncalled.next() {
+            let what = format!("client{client} was removed and has a session");
+            return Err(self.failure(Kind::Safety, what));
+        }
+        for event in events {
+            if let Event::Ended {
+                peer,
+                reason: CloseReason::Removed | CloseReason::Altered,
+                ..
+            } = event
+                && !self.disturbed.iter().any(|n| *peer == format!("client{n}"))
+            {
+                return Err(self.failure(Kind::Safety, format!("{peer} was left as it was")));
+            }
+        }
+        Ok(())
     }
 
     /// Clients that are no peers.

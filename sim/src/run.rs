@@ -114,11 +114,14 @@ impl World {
                 pipe.heal(self.now);
             }
         }
+        // Also of machines that start again.
+        let loops = &mut self.options.loops;
+        loops.delay = loops.delay.min(Duration::from_millis(1));
         for node in &mut self.nodes {
             for worker in &node.workers {
                 worker.device.is_full.set(false);
             }
-            node.mail.delay = node.mail.delay.min(Duration::from_millis(1));
+            node.mail.delay = loops.delay;
             node.asleep_until = node.asleep_until.map(|_| self.now);
             if let Some(dial) = &mut node.dial {
                 dial.is_impostor = false;

@@ -51,6 +51,11 @@ impl Tally {
         }
     }
 
+    /// Whether a peer has a session.
+    pub(crate) fn has(&self, peer: &str) -> bool {
+        self.standing.contains_key(peer)
+    }
+
     /// Whether the figures say the same as the events did.
     pub(crate) fn check(&self, stats: &Stats) -> Result<(), String> {
         let absent = self.standing.values().filter(|it| it.on.is_none()).count();

@@ -72,6 +72,11 @@ impl Loop {
         }
     }
 
+    /// Whether client `n` has a session here.
+    pub(crate) fn has_session_of(&self, n: usize) -> bool {
+        self.tally.has(&format!("client{n}"))
+    }
+
     /// When something is due here by itself.
     pub(crate) fn next_at(&self) -> Option<Instant> {
         let own = self.endpoint.poll_timeout();

@@ -81,6 +81,8 @@ pub(crate) struct World {
     /// What the operator has configured for each client, from the first; none for one that is no peer.
     pub(crate) peers: Vec<Option<Peer>>,
     pub(crate) leases: Leases,
+    /// Clients whose sessions an order of the operator's may have ended.
+    pub(crate) disturbed: BTreeSet<usize>,
     /// Which of the server's loops each client was last connected to.
     places: BTreeMap<usize, usize>,
     /// Which queue of the server's TUN device each flow is in.
@@ -123,6 +125,7 @@ impl World {
             flows: Flows::new(options.client_to_client, options.loops.workers),
             peers,
             leases: Leases::default(),
+            disturbed: BTreeSet::new(),
             places: BTreeMap::new(),
             queues: BTreeMap::new(),
             options,
@@ -278,6 +281,9 @@ impl World {
             if n == 0 {
                 taken.extend(self.follow_session(worker, event, &events)?);
             }
+        }
+        if n == 0 {
+            self.judge_orders(worker, &events)?;
         }
         self.judge_packets(n, worker)?;
         self.judge_balance()?;
