@@ -27,9 +27,9 @@ use lostlove_core::config::Role;
 /// - `GET /healthz`: 200 if the event loop answers within a second, else 503.
 /// - `GET /readyz`: 200 between `set_ready(true)` and `set_ready(false)`, else 503.
 ///
-/// Figures are made on demand: a request makes [`Metrics::fd`] readable, whereupon the event loop
-/// calls [`Metrics::wants_update`] and, if that is true, [`Metrics::publish`]. None of these ever
-/// waits for a request or its client. Without an address nothing is served and all of them do
+/// Figures are made on demand: a request makes [`Metrics::fd`] readable, whereupon the daemon
+/// calls [`Metrics::wants_update`] and, if that is true, asks the event loop and calls
+/// [`Metrics::publish`] with its answer. None of these ever waits for a request or its client. Without an address nothing is served and all of them do
 /// nothing.
 ///
 /// There is neither encryption nor a password: the address should be one of this host's own. It is

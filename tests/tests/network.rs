@@ -216,8 +216,7 @@ fn serve_with_a_fault(config: &Path) {
         leases: None,
         announce: None,
     };
-    let ending = Daemon::run(parts, run).unwrap();
-    panic!("no fault: {ending:?}");
+    Daemon::run(parts, run).unwrap();
 }
 
 fn answers(host: &Host, address: IpAddr) -> bool {

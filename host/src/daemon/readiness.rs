@@ -71,3 +71,83 @@ impl Readiness {
         is_up && !self.is_ending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lostlove_core::config::TunSettings;
+    use lostlove_core::crypto::Suite;
+    use lostlove_core::event::CloseReason;
+
+    use super::*;
+    use crate::testing::{connections, remote};
+
+    #[test]
+    fn a_client_is_ready_once_it_is_established_and_set_up_in_either_order() {
+        let [first, second] = connections();
+        let mut readiness = Readiness::new(Role::Client);
+        readiness.handle_begun();
+        readiness.handle_event(&assigned(first));
+        readiness.handle_event(&established(first));
+        assert!(!readiness.is_ready());
+        readiness.handle_configured(first);
+        assert!(readiness.is_ready());
+
+        readiness.handle_event(&closed(first));
+        assert!(!readiness.is_ready());
+        readiness.handle_event(&assigned(second));
+        // For the connection before.
+        readiness.handle_configured(first);
+        readiness.handle_event(&established(second));
+        assert!(!readiness.is_ready());
+        readiness.handle_event(&closed(second));
+        readiness.handle_configured(second);
+        assert!(!readiness.is_ready());
+        readiness.handle_event(&established(second));
+        assert!(readiness.is_ready());
+        readiness.handle_ending();
+        assert!(!readiness.is_ready());
+    }
+
+    #[test]
+    fn a_server_is_ready_as_long_as_it_listens() {
+        let [first, _] = connections();
+        let mut readiness = Readiness::new(Role::Server);
+        assert!(!readiness.is_ready());
+        readiness.handle_begun();
+        assert!(readiness.is_ready());
+        readiness.handle_event(&closed(first));
+        assert!(readiness.is_ready());
+        readiness.handle_ending();
+        assert!(!readiness.is_ready());
+    }
+
+    fn assigned(id: ConnectionId) -> Event {
+        let settings = TunSettings {
+            address_v4: None,
+            address_v6: None,
+            mtu: 1400,
+            push: Default::default(),
+            server: remote(),
+        };
+        Event::Configure { id, settings }
+    }
+
+    fn established(id: ConnectionId) -> Event {
+        Event::Established {
+            id,
+            peer: "server".to_owned(),
+            remote: remote(),
+            session: Default::default(),
+            suite: Suite::Hse,
+        }
+    }
+
+    fn closed(id: ConnectionId) -> Event {
+        Event::Closed {
+            id,
+            remote: remote(),
+            peer: Some("server".to_owned()),
+            reason: CloseReason::Timeout,
+        }
+    }
+}

@@ -16,7 +16,12 @@ impl Assignment {
     /// A connection has brought this. Says whether the session has gone on with the same before.
     pub(super) fn brought(&mut self, id: ConnectionId, settings: &TunSettings) -> bool {
         self.last = Some((id, settings.clone()));
-        self.accepted.as_ref() == Some(settings)
+        let goes_on = self.accepted.as_ref() == Some(settings);
+        if !goes_on {
+            // It is replaced, or taken back if this cannot be used.
+            self.forget();
+        }
+        goes_on
     }
 
     /// What a connection has brought can be used.
@@ -30,5 +35,44 @@ impl Assignment {
     /// be used any more.
     pub(super) fn forget(&mut self) {
         self.accepted = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{connections, remote};
+
+    #[test]
+    fn only_a_session_that_comes_back_with_what_it_had_goes_on_at_once() {
+        let [first, second] = connections();
+        let mut assignment = Assignment::default();
+        assert!(!assignment.brought(first, &settings(2)));
+        // Nobody has judged it yet.
+        assert!(!assignment.brought(second, &settings(2)));
+        // What is judged now is of the connection before.
+        assignment.accept(first);
+        assert!(!assignment.brought(first, &settings(2)));
+        assignment.accept(first);
+        assert!(assignment.brought(second, &settings(2)));
+
+        assert!(!assignment.brought(first, &settings(3)));
+        assert!(!assignment.brought(second, &settings(2)), "it was replaced");
+        assignment.accept(second);
+        assignment.forget();
+        assert!(
+            !assignment.brought(first, &settings(2)),
+            "the session ended"
+        );
+    }
+
+    fn settings(host: u8) -> TunSettings {
+        TunSettings {
+            address_v4: Some(format!("10.8.0.{host}/24").parse().unwrap()),
+            address_v6: None,
+            mtu: 1400,
+            push: Default::default(),
+            server: remote(),
+        }
     }
 }

@@ -190,17 +190,10 @@ impl Sockets {
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
-    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-
-    use lostlove_core::config::{
-        Common, Limits, Push, Rotation, Server, ServerConfig, Surroundings,
-    };
-    use lostlove_core::crypto::{SecretKey, Suite};
-    use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
+    use std::net::{Ipv4Addr, TcpListener};
 
     use super::*;
-
-    const NOW: Instant = Instant::from_millis(1);
+    use crate::testing::{NOW, remote, server};
 
     /// The endpoint has forgotten a connection, and its slot has another one, before its end has
     /// been told.
@@ -257,37 +250,12 @@ mod tests {
         }
     }
 
-    fn server() -> Endpoint {
-        let server = Server {
-            secret_key: SecretKey::from_bytes([1; 32]),
-            address_v4: "10.8.0.1/24".parse().unwrap(),
-            address_v6: None,
-            client_to_client: false,
-            probe_sources: Vec::new(),
-            push: Push::default(),
-            rate_limit: None,
-        };
-        let common = Common {
-            suites: Suite::ALL.to_vec(),
-            rotation: Rotation::default(),
-            limits: Limits::default(),
-            mtu: 1400,
-        };
-        let config = ServerConfig { common, server };
-        let peers = SharedPeers::new(Peers::new(&config, Vec::new(), &[], NOW));
-        Endpoint::server(config, peers, WorkerId(0), Surroundings::default(), NOW)
-    }
-
     fn options() -> SocketOptions {
         SocketOptions {
             congestion_control: None,
             notsent_lowat: 16 * 1024,
             mark: None,
         }
-    }
-
-    fn remote() -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, 1], 5000))
     }
 
     /// The far end, and the near one.
