@@ -122,15 +122,15 @@ fn a_signal_is_heard_while_a_program_is_stopped() {
 fn a_third_signal_ends_a_client_while_a_program_is_stopped() {
     let Some(mut lab) = Lab::new(1) else { return };
     let gate = lab.clients[0].gate("nft");
-    let _server = lab.start_server(&lab.server_settings());
+    let server = lab.start_server(&lab.server_settings());
     gate.hold();
     let mut daemon = lab.start_client(0, &lab.client_settings(0));
     gate.await_start();
+    lab.server.await_metric("lostlove_sessions", 1.0);
 
     daemon.signal(Signal::TERM);
     daemon.await_log("shutting down");
-    lab.server
-        .await_metric("lostlove_connections_closed_total", 1.0);
+    server.await_log("session closed");
     daemon.signal(Signal::TERM);
     daemon.await_log("one more signal ends at once");
     let start = Instant::now();

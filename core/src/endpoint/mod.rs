@@ -294,8 +294,9 @@ impl Endpoint {
     /// latest after [`Limits::drain_timeout`](crate::config::Limits::drain_timeout).
     pub fn shut_down(&mut self, now: Instant) {
         self.shutting_down = true;
-        if let Side::Client(client) = &mut self.side {
-            client.stop_dialling();
+        match &mut self.side {
+            Side::Client(client) => client.stop_dialling(),
+            Side::Server(server) => server.stop_admitting(),
         }
         for id in self.connections.ids() {
             if self

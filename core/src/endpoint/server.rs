@@ -58,6 +58,11 @@ impl Server {
         due.into_iter().flatten().min()
     }
 
+    /// Nobody comes any more, so nobody has to make room, and of nothing more is to be told.
+    pub(super) fn stop_admitting(&mut self) {
+        self.pressure = Pressure::default();
+    }
+
     /// Whether a hello that has come may be read at once: then it is to be. Else it waits behind those
     /// that wait already.
     pub(super) fn may_read_hello(&mut self, now: Instant) -> bool {

@@ -87,6 +87,26 @@ fn a_flood_of_strangers_does_not_keep_a_client_out() {
     assert!(net.server.stats().handshaking < 20);
 }
 
+/// It does not wait until it would tell again of how many had to go.
+#[test]
+fn a_crowded_server_shuts_down_at_once() {
+    let mut config = server_config(1);
+    config.common.limits.max_handshakes = 2;
+    let mut net = Net::new(config, Vec::new());
+    for host in 1..=5 {
+        let source = ([198, 51, 100, host], 1).into();
+        net.server.handle_accepted(source, net.now).unwrap();
+        net.run(Duration::ZERO);
+    }
+    assert!(net.server.poll_timeout().is_some());
+
+    net.server.shut_down(net.now);
+    net.run(Duration::from_secs(2));
+
+    assert!(net.server.is_shut_down());
+    assert_eq!(net.server.poll_timeout(), None);
+}
+
 /// Who makes way after a handshake that failed has failed once.
 #[test]
 fn an_evicted_stranger_is_one_failed_handshake() {
