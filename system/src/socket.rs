@@ -270,6 +270,8 @@ fn explain(address: SocketAddr, error: &io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
+    use std::thread;
+    use std::time::Instant;
 
     use super::*;
     use crate::net::namespace;
@@ -340,13 +342,25 @@ mod tests {
 
                 let ip = address.ip();
                 ns.shell(&format!("ip addr add {ip}/{prefix} dev lo"));
-                let _client = TcpStream::connect(address).unwrap();
+                let _client = connect_once_routed(address);
                 listeners[0].accept().unwrap();
                 drop(listeners);
                 let text = capture(|| drop(listen(&[address]).unwrap()));
                 assert_eq!(text, "");
             }
         });
+    }
+
+    /// The kernel makes the route of a new IPv6 address a moment after the address.
+    fn connect_once_routed(address: SocketAddr) -> TcpStream {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match TcpStream::connect(address) {
+                Ok(stream) => return stream,
+                Err(error) => assert!(Instant::now() < deadline, "{address}: {error}"),
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]
