@@ -246,7 +246,7 @@ impl Default for Limits {
 
 /// What a client's TUN device must look like, as the server assigned it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TunSettings {
+pub struct Assignment {
     /// The client's IPv4 address, with the prefix length of the tunnel's network.
     pub address_v4: Option<Ipv4Net>,
     /// The client's IPv6 address, with the prefix length of the tunnel's network.

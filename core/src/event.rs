@@ -5,7 +5,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use uuid::Uuid;
 
-use crate::config::TunSettings;
+use crate::config::Assignment;
 use crate::crypto::{PublicKey, Suite};
 use crate::error::{HandshakeError, ProtocolError, labels};
 use crate::slab::impl_id;
@@ -50,11 +50,11 @@ pub enum Event {
     /// those of the last one: what is around the client may have changed. The driver judges it, with
     /// `accept_assignment` or `refuse_assignment`, and may take its time: until then packets from the
     /// server are dropped, and there is no `Established`.
-    Configure {
+    Assigned {
         /// The connection that brought them, by which the driver names them.
         id: ConnectionId,
         /// What the server assigned.
-        settings: TunSettings,
+        settings: Assignment,
     },
     /// A peer has proved its key and packets flow: on a client, once it has accepted its addresses.
     Established {
@@ -149,7 +149,7 @@ pub enum CloseReason {
     Peer {
         /// The code.
         code: DisconnectCode,
-        /// The peer's words, cut to 128 characters, control characters removed.
+        /// The peer's text, cut to 128 characters, control characters removed.
         reason: String,
     },
     /// The handshake failed.

@@ -9,8 +9,8 @@ pub mod crypto {
 /// See `core/src/handshake/`.
 pub mod handshake {
     pub use crate::handshake::{
-        ClientHello, ClientOffer, Grant, Initiator, MAX_HELLO_LEN, legacy_hello_len,
-        new_session_id, read_client_hello,
+        ClientHello, ClientOffer, Grant, Initiator, MAX_HELLO_LEN, new_session_id, probe_hello_len,
+        read_client_hello,
     };
 }
 

@@ -68,7 +68,7 @@ pub(crate) enum Order {
     Connected(TcpStream, SocketAddr),
     /// A dial has ended badly.
     DialFailed,
-    /// What came on a connection as [`Event::Configure`] can be used. Packets from the tunnel may come
+    /// What came on a connection as [`Event::Assigned`] can be used. Packets from the tunnel may come
     /// from these sources; none for all.
     Accept(ConnectionId, Option<Sources>),
     /// It cannot.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use lostlove_core::config::TunSettings;
+use lostlove_core::config::Assignment;
 use lostlove_core::error::HandshakeError;
 use lostlove_core::event::{CloseReason, Event};
 use tracing::{debug, info, warn};
@@ -21,7 +21,7 @@ pub fn report(role: Role, event: &Event) {
     match event {
         Event::Dial { attempt: 1 } => info!("connecting"),
         Event::Dial { attempt } => debug!(attempt, "connecting again"),
-        Event::Configure { settings, .. } => configured(settings),
+        Event::Assigned { settings, .. } => configured(settings),
         Event::Established {
             peer,
             remote,
@@ -77,7 +77,7 @@ pub fn dial_failed(error: &io::Error) {
     warn!(%error, "cannot connect; trying again");
 }
 
-fn configured(settings: &TunSettings) {
+fn configured(settings: &Assignment) {
     info!(
         address_v4 = settings.address_v4.map(tracing::field::display),
         address_v6 = settings.address_v6.map(tracing::field::display),
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn an_assignment_names_only_the_addresses_there_are() {
-        let settings = TunSettings {
+        let settings = Assignment {
             address_v4: Some("10.8.0.2/24".parse().unwrap()),
             address_v6: None,
             mtu: 1400,

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use lostlove_core::config::{Peer, Surroundings as Machine, TunSettings};
+use lostlove_core::config::{Assignment, Peer, Surroundings as Machine};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::error::DropReason;
 use lostlove_core::event::Event;
@@ -34,7 +34,7 @@ pub(crate) struct Node {
     pub(crate) mail: LoopOptions,
     pub(crate) dial: Option<Dial>,
     pub(crate) asleep_until: Option<Instant>,
-    pub(crate) settings: Option<TunSettings>,
+    pub(crate) settings: Option<Assignment>,
     /// The link of the session, on a client.
     pub(crate) session: Option<usize>,
     /// Starts again once it is shut down.

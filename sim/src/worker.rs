@@ -223,7 +223,7 @@ impl Loop {
                 return Ok(());
             };
             self.tally.note(&event)?;
-            if let Event::Configure { id, .. } = &event {
+            if let Event::Assigned { id, .. } = &event {
                 self.endpoint.accept_assignment(*id);
             }
             if let Event::Closed { id, .. } = &event

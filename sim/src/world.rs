@@ -320,7 +320,7 @@ impl World {
         self.nodes[0].tell(from, news, &mut surroundings);
     }
 
-    /// Keeps the books of the server's sessions; the addresses that are some client's from now on.
+    /// Follows the server's sessions; the addresses that are some client's from now on.
     fn follow_session(
         &mut self,
         worker: usize,
@@ -427,7 +427,7 @@ impl World {
         });
         match event {
             Event::Dial { .. } => self.dial(n),
-            Event::Configure { settings, .. } => {
+            Event::Assigned { settings, .. } => {
                 self.nodes[n].settings = Some(settings.clone());
             }
             Event::Established { remote, .. } if n == 0 => {

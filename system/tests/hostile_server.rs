@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use lostlove_core::config::{
-    Client, ClientConfig, Common, Limits, Peer, Push, Rotation, Server, ServerConfig,
-    Surroundings as Machine, TunSettings,
+    Assignment, Client, ClientConfig, Common, Limits, Peer, Push, Rotation, Server, ServerConfig,
+    Surroundings as Machine,
 };
 use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_core::endpoint::{Endpoint, TunPacket};
@@ -268,7 +268,7 @@ impl World {
     fn handle_event(&mut self, which: usize, event: Event) {
         match event {
             Event::Dial { .. } => self.dial(),
-            Event::Configure { id, settings } => self.configure(id, &settings),
+            Event::Assigned { id, settings } => self.configure(id, &settings),
             Event::Closed { id, .. } => self.close(which, id),
             Event::Established { .. }
             | Event::ProbeEstablished { .. }
@@ -320,7 +320,7 @@ impl World {
     }
 
     /// What the daemon does with an assignment, but for the system.
-    fn configure(&mut self, id: ConnectionId, settings: &TunSettings) {
+    fn configure(&mut self, id: ConnectionId, settings: &Assignment) {
         let addresses: Vec<_> = settings.address_v4.map(IpNet::V4).into_iter().collect();
         let setup = ClientSetup {
             mtu: settings.mtu,
@@ -344,7 +344,7 @@ impl World {
     }
 
     /// The plan is within the profile, at random places and at those that matter.
-    fn check(&mut self, allowed: &Allowed, settings: &TunSettings) {
+    fn check(&mut self, allowed: &Allowed, settings: &Assignment) {
         let mut places: Vec<_> = (0..50).map(|_| self.dice.address()).collect();
         places.extend(&settings.push.dns);
         places.extend(&self.around.resolvers);
@@ -370,7 +370,7 @@ impl World {
         }
     }
 
-    fn may_go_inside(&self, place: IpAddr, settings: &TunSettings) -> bool {
+    fn may_go_inside(&self, place: IpAddr, settings: &Assignment) -> bool {
         let is_special = ip::LINK_LOCAL.iter().any(|range| range.contains(&place));
         let networks = &self.around.networks;
         let is_local = networks.iter().any(|net| net.value.contains(&place))

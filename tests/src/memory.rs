@@ -196,7 +196,7 @@ impl Pair {
                 self.events.push((true, event));
             }
             while let Some(event) = self.client.poll_event() {
-                if let Event::Configure { id, .. } = &event {
+                if let Event::Assigned { id, .. } = &event {
                     self.client.accept_assignment(*id);
                 }
                 self.events.push((false, event));

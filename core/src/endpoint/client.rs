@@ -9,7 +9,7 @@ use rand_core::Rng as _;
 use uuid::Uuid;
 
 use super::{Endpoint, Side};
-use crate::config::{self, TunSettings};
+use crate::config::{self, Assignment};
 use crate::connection::Stage;
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::Grant;
@@ -39,7 +39,7 @@ pub(super) struct Client {
     /// Attempts since the last session.
     attempt: u32,
     /// What the server last assigned.
-    settings: Option<TunSettings>,
+    settings: Option<Assignment>,
     /// The connection that brought it.
     assigned_by: Option<ConnectionId>,
     /// Whether the driver has accepted it.
@@ -169,7 +169,7 @@ impl Endpoint {
             return;
         };
         client.attempt = 0;
-        let settings = TunSettings {
+        let settings = Assignment {
             address_v4: grant.address_v4,
             address_v6: grant.address_v6,
             mtu: grant.mtu,
@@ -181,7 +181,7 @@ impl Endpoint {
         client.is_accepted = false;
         self.tools
             .events
-            .push_back(Event::Configure { id, settings });
+            .push_back(Event::Assigned { id, settings });
     }
 
     /// Says from which addresses a client takes packets out of the tunnel: from networks of
@@ -210,7 +210,7 @@ impl Endpoint {
         }
     }
 
-    /// The client can use what [`Event::Configure`] brought on connection `id`: packets from the
+    /// The client can use what [`Event::Assigned`] brought on connection `id`: packets from the
     /// server may come, and [`Event::Established`] follows, unless the connection is over. Does
     /// nothing once a later connection has brought its own.
     pub fn accept_assignment(&mut self, id: ConnectionId) {
@@ -227,7 +227,7 @@ impl Endpoint {
         self.tools.events.extend(established);
     }
 
-    /// The client cannot use what [`Event::Configure`] brought on connection `id`: takes leave of the
+    /// The client cannot use what [`Event::Assigned`] brought on connection `id`: takes leave of the
     /// server, and tries again after the longest wait, also if the connection is over already. If
     /// [`Event::Established`] has not been polled yet, it does not come, nor does the
     /// [`Event::Ended`] that belongs to it. Does nothing once a later connection has brought its own.

@@ -13,7 +13,7 @@ use crate::crypto::Suite;
 use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientHello, ClientOffer, Grant, Initiator, Responder};
-use crate::handshake::{legacy_server_hello, new_session_id, read_client_hello};
+use crate::handshake::{new_session_id, probe_server_hello, read_client_hello};
 use crate::peers::PeerId;
 use crate::peers::{Claim, Offer, Unclaimed};
 use crate::session::lane::Lane;
@@ -127,7 +127,7 @@ impl Endpoint {
             return Err(HandshakeError::Unexpected);
         };
         match read_client_hello(json, &server.config.secret_key)? {
-            ClientHello::Legacy => self.answer_probe(id, turn),
+            ClientHello::Probe => self.answer_probe(id, turn),
             ClientHello::Current(responder) => self.answer_current(id, *responder, turn),
         }
     }
@@ -157,7 +157,7 @@ impl Endpoint {
             rng.fill_bytes(&mut random);
             (session, random)
         })?;
-        let json = legacy_server_hello(session, &random);
+        let json = probe_server_hello(session, &random);
         // A 1.0 reader takes the length for the top of its timestamp, so it is left zero.
         self.send_hello(id, (PacketType::HandshakeResponse, 0), &json, turn.now);
         if let Some(connection) = self.connections.get_mut(id) {

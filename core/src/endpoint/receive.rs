@@ -5,7 +5,7 @@ use crate::buffer::{Buffer, Class};
 use crate::connection::{Connection, Greeting, Stage};
 use crate::error::{FrameError, HandshakeError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId};
-use crate::handshake::{MAX_HELLO_LEN, legacy_hello_len};
+use crate::handshake::{MAX_HELLO_LEN, probe_hello_len};
 use crate::session::lane::Heard;
 use crate::time::Instant;
 use crate::turn::Turn;
@@ -246,9 +246,9 @@ impl Endpoint {
             return Ok(Step::Incomplete);
         };
         let is_client = matches!(self.side, Side::Client(_));
-        if header.packet_type == PacketType::HandshakeInit && header.is_legacy_hello() && !is_client
+        if header.packet_type == PacketType::HandshakeInit && header.is_probe_hello() && !is_client
         {
-            return self.process_legacy_hello(id, bytes, turn);
+            return self.process_probe_hello(id, bytes, turn);
         }
         if (header.stream, header.sequence, header.flags) != (0, 0, Flags::NONE) {
             return Err(HandshakeError::Malformed);
@@ -266,7 +266,7 @@ impl Endpoint {
         }
     }
 
-    fn process_legacy_hello(
+    fn process_probe_hello(
         &mut self,
         id: ConnectionId,
         bytes: &[u8],
@@ -275,7 +275,7 @@ impl Endpoint {
         let Some((header, rest)) = bytes.split_first_chunk() else {
             return Ok(Step::Incomplete);
         };
-        let Some(len) = legacy_hello_len(rest)? else {
+        let Some(len) = probe_hello_len(rest)? else {
             return Ok(Step::Incomplete);
         };
         let json = &rest[..len];
@@ -314,8 +314,8 @@ impl Endpoint {
                 }
             }
             PacketType::Disconnect => {
-                let words = Disconnect::decode(&inbox.used()[HEADER_LEN..len]);
-                let (code, reason) = (words.code(), words.reason().to_owned());
+                let disconnect = Disconnect::decode(&inbox.used()[HEADER_LEN..len]);
+                let (code, reason) = (disconnect.code(), disconnect.reason().to_owned());
                 self.begin_closing(id, None, CloseReason::Peer { code, reason }, now);
             }
             PacketType::Data

@@ -417,11 +417,11 @@ impl Net {
     fn handle_event(&mut self, which: usize, event: Event) {
         match &event {
             Event::Dial { .. } => self.dial(which),
-            Event::Configure { id, .. } if self.refuse_assignments => {
+            Event::Assigned { id, .. } if self.refuse_assignments => {
                 let now = self.now;
                 self.endpoint(which).refuse_assignment(*id, now);
             }
-            Event::Configure { id, .. } => self.endpoint(which).accept_assignment(*id),
+            Event::Assigned { id, .. } => self.endpoint(which).accept_assignment(*id),
             Event::Closed { id, .. } => {
                 for link in &mut self.links {
                     let (own, end) = if which == SERVER {
@@ -610,7 +610,7 @@ impl Net {
             .iter()
             .rev()
             .find_map(|(who, event)| match event {
-                Event::Configure { settings, .. } if *who == client => settings.address_v4,
+                Event::Assigned { settings, .. } if *who == client => settings.address_v4,
                 _ => None,
             })
             .unwrap()

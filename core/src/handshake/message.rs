@@ -14,7 +14,7 @@ use crate::error::HandshakeError;
 /// What a client says.
 pub(super) enum ClientMessage {
     /// LLP 1.0: a random number and the major version, nothing that authenticates.
-    Legacy,
+    Probe,
     /// LLP 1.1 and later.
     Current(ClientHello),
 }
@@ -38,7 +38,7 @@ impl ClientMessage {
             return Err(HandshakeError::Version);
         }
         match (wire.minor_versions, wire.suites, wire.kem, wire.noise) {
-            (None, None, None, None) => Ok(Self::Legacy),
+            (None, None, None, None) => Ok(Self::Probe),
             (Some(minor_versions), Some(suites), Some(kem), Some(noise)) => {
                 Ok(Self::Current(ClientHello {
                     random: wire.client_random,
@@ -144,7 +144,7 @@ impl ServerHello {
     clippy::missing_panics_doc,
     reason = "numbers and text are always JSON"
 )]
-pub(crate) fn legacy_server_hello(session: Uuid, server_random: &[u8; 32]) -> Vec<u8> {
+pub(crate) fn probe_server_hello(session: Uuid, server_random: &[u8; 32]) -> Vec<u8> {
     serde_json::to_vec(&ServerEnvelope::ServerHello(ServerWire {
         server_random: *server_random,
         session_id: session,
@@ -164,7 +164,7 @@ pub(crate) fn legacy_server_hello(session: Uuid, server_random: &[u8; 32]) -> Ve
 ///
 /// [`HandshakeError::Malformed`] if no JSON object can begin like this,
 /// [`HandshakeError::TooLong`] if it does not end within [`MAX_HELLO_LEN`] bytes.
-pub fn legacy_hello_len(bytes: &[u8]) -> Result<Option<usize>, HandshakeError> {
+pub fn probe_hello_len(bytes: &[u8]) -> Result<Option<usize>, HandshakeError> {
     let head = &bytes[..bytes.len().min(MAX_HELLO_LEN)];
     let first = head.iter().find(|byte| !byte.is_ascii_whitespace());
     if first.is_some_and(|byte| *byte != b'{') {
@@ -290,8 +290,8 @@ mod tests {
         );
         for json in [spaced, compact] {
             let parsed = ClientMessage::parse(json.as_bytes());
-            assert!(matches!(parsed, Ok(ClientMessage::Legacy)), "{json}");
-            let len = legacy_hello_len(json.as_bytes());
+            assert!(matches!(parsed, Ok(ClientMessage::Probe)), "{json}");
+            let len = probe_hello_len(json.as_bytes());
             assert_eq!(len, Ok(Some(json.len())));
         }
     }
@@ -301,7 +301,7 @@ mod tests {
         let expected = "{\"ServerHello\":{\"server_random\":[9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,9,\
                         9,9,9,9,9,9,9,9,9,9,9,9,9],\
                         \"session_id\":\"01234567-89ab-4def-8123-456789abcdef\"}}";
-        let json = legacy_server_hello(SESSION, &[9; 32]);
+        let json = probe_server_hello(SESSION, &[9; 32]);
         assert_eq!(String::from_utf8(json).unwrap(), expected);
     }
 
@@ -375,18 +375,18 @@ mod tests {
 
     #[test]
     fn each_fault_has_its_error() {
-        let legacy = |random: &str, version: &str| {
+        let probe = |random: &str, version: &str| {
             let json = format!(
                 r#"{{"ClientHello":{{"client_random":{random},"protocol_version":{version}}}}}"#
             );
             ClientMessage::parse(json.as_bytes()).err()
         };
         let random = format!("{:?}", [1_u8; 32]);
-        assert_eq!(legacy(&random, "1"), None);
-        assert_eq!(legacy(&random, "2"), Some(HandshakeError::Version));
-        assert_eq!(legacy(&random, "0"), Some(HandshakeError::Version));
+        assert_eq!(probe(&random, "1"), None);
+        assert_eq!(probe(&random, "2"), Some(HandshakeError::Version));
+        assert_eq!(probe(&random, "0"), Some(HandshakeError::Version));
         for version in ["-1", "1.0", "\"1\"", "null", "1e0", "99999999999"] {
-            let error = legacy(&random, version);
+            let error = probe(&random, version);
             assert_eq!(error, Some(HandshakeError::Malformed), "{version}");
         }
         let randoms = [
@@ -397,7 +397,7 @@ mod tests {
             "[]".to_owned(),
         ];
         for random in randoms {
-            let error = legacy(&random, "1");
+            let error = probe(&random, "1");
             assert_eq!(error, Some(HandshakeError::Malformed), "{random}");
         }
         let mut json = client_hello().to_json().unwrap();
@@ -445,40 +445,40 @@ mod tests {
             assert!(ServerHello::parse(json.as_bytes()).is_err());
         }
         let unfinished = format!("{{\"x\":{}", "[".repeat(MAX_HELLO_LEN));
-        let len = legacy_hello_len(unfinished.as_bytes());
+        let len = probe_hello_len(unfinished.as_bytes());
         assert_eq!(len, Err(HandshakeError::TooLong));
     }
 
     #[test]
-    fn a_legacy_hello_is_found_at_every_split() {
+    fn a_probe_hello_is_found_at_every_split() {
         let json = br#" {"ClientHello": {"a": "}\"", "b": [1, {"c": {}}]}}"#;
         let mut stream = json.to_vec();
         stream.extend_from_slice(b"LL\x05 and more");
         for len in 0..json.len() {
-            assert_eq!(legacy_hello_len(&stream[..len]), Ok(None), "{len}");
+            assert_eq!(probe_hello_len(&stream[..len]), Ok(None), "{len}");
         }
         for len in json.len()..=stream.len() {
-            let found = legacy_hello_len(&stream[..len]);
+            let found = probe_hello_len(&stream[..len]);
             assert_eq!(found, Ok(Some(json.len())), "{len}");
         }
     }
 
     /// Numbers of every form, in fields that nobody reads.
     #[test]
-    fn a_legacy_hello_may_be_cut_inside_a_number() {
+    fn a_probe_hello_may_be_cut_inside_a_number() {
         let hello = br#"{"ClientHello":{"a":-1,"b":1.5,"c":1e9,"d":-2.5E-3,"e":[1.0e+2]}}"#;
         for len in 0..hello.len() {
-            assert_eq!(legacy_hello_len(&hello[..len]), Ok(None), "{len}");
+            assert_eq!(probe_hello_len(&hello[..len]), Ok(None), "{len}");
         }
-        assert_eq!(legacy_hello_len(hello), Ok(Some(hello.len())));
+        assert_eq!(probe_hello_len(hello), Ok(Some(hello.len())));
         for malformed in ["{\"a\":--", "{\"a\":1.e", "{\"a\":+", "{\"a\":1e5."] {
-            let len = legacy_hello_len(malformed.as_bytes());
+            let len = probe_hello_len(malformed.as_bytes());
             assert_eq!(len, Err(HandshakeError::Malformed), "{malformed}");
         }
     }
 
     #[test]
-    fn what_is_no_json_object_is_no_legacy_hello() {
+    fn what_is_no_json_object_is_no_probe_hello() {
         for bytes in [
             &b"LL"[..],
             b"[1]",
@@ -489,24 +489,21 @@ mod tests {
             b"\0",
             b"{\"a\" 1",
         ] {
-            let len = legacy_hello_len(bytes);
+            let len = probe_hello_len(bytes);
             assert_eq!(len, Err(HandshakeError::Malformed), "{bytes:?}");
         }
         let blank = [b' '; MAX_HELLO_LEN];
-        assert_eq!(legacy_hello_len(&blank[1..]), Ok(None));
-        assert_eq!(legacy_hello_len(&blank), Err(HandshakeError::TooLong));
+        assert_eq!(probe_hello_len(&blank[1..]), Ok(None));
+        assert_eq!(probe_hello_len(&blank), Err(HandshakeError::TooLong));
     }
 
     #[test]
-    fn a_legacy_hello_may_be_as_long_as_the_limit_and_no_longer() {
+    fn a_probe_hello_may_be_as_long_as_the_limit_and_no_longer() {
         let object = |len: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(len - 8));
         let longest = object(MAX_HELLO_LEN);
-        assert_eq!(
-            legacy_hello_len(longest.as_bytes()),
-            Ok(Some(MAX_HELLO_LEN))
-        );
+        assert_eq!(probe_hello_len(longest.as_bytes()), Ok(Some(MAX_HELLO_LEN)));
         let longer = object(MAX_HELLO_LEN + 1);
-        let len = legacy_hello_len(longer.as_bytes());
+        let len = probe_hello_len(longer.as_bytes());
         assert_eq!(len, Err(HandshakeError::TooLong));
     }
 
@@ -534,7 +531,7 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
             let _ = ClientMessage::parse(&bytes);
             let _ = ServerHello::parse(&bytes);
-            if let Ok(Some(len)) = legacy_hello_len(&bytes) {
+            if let Ok(Some(len)) = probe_hello_len(&bytes) {
                 prop_assert!(len <= bytes.len());
             }
         }
@@ -544,7 +541,7 @@ mod tests {
             let _ = ClientMessage::parse(text.as_bytes());
             let wrapped = format!("{{\"ClientHello\":{text}}}");
             let _ = ClientMessage::parse(wrapped.as_bytes());
-            let _ = legacy_hello_len(wrapped.as_bytes());
+            let _ = probe_hello_len(wrapped.as_bytes());
         }
     }
 

@@ -69,8 +69,8 @@ use rand_core::CryptoRng;
 use uuid::Uuid;
 
 pub use initiator::Initiator;
-pub use message::legacy_hello_len;
-pub(crate) use message::legacy_server_hello;
+pub use message::probe_hello_len;
+pub(crate) use message::probe_server_hello;
 pub use payload::{ClientOffer, Grant};
 pub(crate) use responder::Responder;
 pub use responder::{ClientHello, read_client_hello};

@@ -19,8 +19,8 @@ use crate::error::HandshakeError;
 #[derive(Debug)]
 pub enum ClientHello {
     /// LLP 1.0: nothing in it is authenticated. Answer with
-    /// [`legacy_server_hello`](super::legacy_server_hello), if at all.
-    Legacy,
+    /// [`probe_server_hello`](super::probe_server_hello), if at all.
+    Probe,
     /// LLP 1.1, made by the holder of a static key, for this server's key.
     Current(Box<Responder>),
 }
@@ -38,7 +38,7 @@ pub fn read_client_hello(
     secret_key: &SecretKey,
 ) -> Result<ClientHello, HandshakeError> {
     let hello = match ClientMessage::parse(json)? {
-        ClientMessage::Legacy => return Ok(ClientHello::Legacy),
+        ClientMessage::Probe => return Ok(ClientHello::Probe),
         ClientMessage::Current(hello) => hello,
     };
     if !hello.minor_versions.contains(&MINOR_VERSION) {

@@ -1,4 +1,4 @@
-//! TCP acknowledgements that a later one makes needless.
+//! ACK filtering: TCP acknowledgements that a later one supersedes.
 
 use core::net::IpAddr;
 

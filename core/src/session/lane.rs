@@ -303,10 +303,10 @@ impl Lane {
                 self.finish_exchange((header.sequence, timestamp), payload, turn.now)?;
             }
             PacketType::Disconnect => {
-                let words = Disconnect::decode(payload);
+                let disconnect = Disconnect::decode(payload);
                 return Ok(Heard::Goodbye {
-                    code: words.code(),
-                    reason: words.reason().to_owned(),
+                    code: disconnect.code(),
+                    reason: disconnect.reason().to_owned(),
                 });
             }
             PacketType::Data => return Err(ProtocolError::Unexpected),

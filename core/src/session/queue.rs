@@ -109,7 +109,7 @@ impl SendQueue {
     }
 
     /// Takes out the last packet of the same flow that waits, if it is an acknowledgement that
-    /// `packet` makes needless.
+    /// `packet` supersedes.
     fn take_superseded(&mut self, packet: &Queued) -> Option<Queued> {
         let mut latest = self.urgent.iter().enumerate().rev().take(LOOK_BACK);
         let (index, last) = latest.find(|(_, waiting)| waiting.flow == packet.flow)?;

@@ -69,7 +69,7 @@ impl Disconnect {
     /// The longest reason in bytes: a line in a log, not a letter.
     pub const MAX_REASON_LEN: usize = 128;
 
-    /// A code with some words for the operator at the other end. They are cut to
+    /// A code with some text for the operator at the other end. It is cut to
     /// [`Disconnect::MAX_REASON_LEN`] bytes at a character's boundary and freed of characters
     /// that would steer a terminal.
     pub fn new(code: DisconnectCode, reason: &str) -> Self {
@@ -108,7 +108,7 @@ impl Disconnect {
         self.code
     }
 
-    /// The peer's words, fit for a log.
+    /// The peer's text, fit for a log.
     pub fn reason(&self) -> &str {
         &self.reason
     }

@@ -41,7 +41,7 @@ pub struct Frame {
 /// is either broken or not LLP.
 ///
 /// The checksum is verified, with one exception: behind the header of an LLP 1.0 hello
-/// ([`Header::is_legacy_hello`]) stands a JSON value that ends itself. For it the frame is the
+/// ([`Header::is_probe_hello`]) stands a JSON value that ends itself. For it the frame is the
 /// header alone; the caller finds the end of the value and then calls
 /// [`Header::verify_checksum`] with it.
 ///
@@ -65,7 +65,7 @@ pub fn next_packet(buf: &[u8], protection: Protection) -> Result<Option<Frame>, 
     let payload_len = usize::from(header.payload_len);
     check_length(&header)?;
     let len = HEADER_LEN + payload_len;
-    if header.is_legacy_hello() {
+    if header.is_probe_hello() {
         return Ok(Some(Frame { header, len }));
     }
     let Some(payload) = rest.get(..payload_len) else {
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_legacy_hello_is_recognised_by_its_header_alone() {
+    fn a_probe_hello_is_recognised_by_its_header_alone() {
         let json = br#"{"ClientHello":{}}"#;
         let header = Header {
             payload_len: 0,
@@ -369,7 +369,7 @@ mod tests {
             let frame = next_packet(&bytes[..end], Protection::Unsealed)
                 .unwrap()
                 .unwrap();
-            assert!(frame.header.is_legacy_hello());
+            assert!(frame.header.is_probe_hello());
             assert_eq!(frame.len, HEADER_LEN);
         }
         let head = bytes.first_chunk().unwrap();
@@ -378,8 +378,8 @@ mod tests {
 
     /// What `examples/test_client.py` sends, byte for byte.
     #[test]
-    fn the_hello_of_the_test_client_is_a_legacy_hello() {
-        let bytes = testing::unhex(include_str!("testdata/legacy_client_hello.hex"));
+    fn the_hello_of_the_test_client_is_a_probe_hello() {
+        let bytes = testing::unhex(include_str!("testdata/probe_client_hello.hex"));
         let frame = next_packet(&bytes, Protection::Unsealed).unwrap().unwrap();
         let header = Header {
             packet_type: PacketType::HandshakeInit,
@@ -400,7 +400,7 @@ mod tests {
 
     /// A payload-free packet of a 1.0 peer is complete with its header.
     #[test]
-    fn a_legacy_keep_alive_has_no_payload() {
+    fn a_probe_keep_alive_has_no_payload() {
         let header = Header {
             packet_type: PacketType::KeepAlive,
             payload_len: 0,
@@ -493,7 +493,7 @@ mod tests {
             if let Ok(Some(frame)) = next_packet(&buf, protection) {
                 prop_assert!(frame.len <= buf.len());
                 let payload = &buf[HEADER_LEN..frame.len];
-                if !frame.header.is_legacy_hello() {
+                if !frame.header.is_probe_hello() {
                     prop_assert_eq!(&frame.header.encode(payload)[..], &buf[..HEADER_LEN]);
                 }
             }

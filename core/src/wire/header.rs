@@ -256,7 +256,7 @@ impl Header {
 
     /// Whether this is the header of an LLP 1.0 hello: no length, and behind it a JSON value
     /// that ends itself.
-    pub const fn is_legacy_hello(&self) -> bool {
+    pub const fn is_probe_hello(&self) -> bool {
         matches!(self.packet_type, PacketType::HandshakeInit)
             && !self.is_sealed()
             && self.payload_len == 0
@@ -391,29 +391,29 @@ mod tests {
     }
 
     #[test]
-    fn only_an_unsealed_init_without_length_is_a_legacy_hello() {
-        let legacy = Header {
+    fn only_an_unsealed_init_without_length_is_a_probe_hello() {
+        let probe = Header {
             packet_type: PacketType::HandshakeInit,
             payload_len: 0,
             flags: Flags::NONE,
             ..EXAMPLE
         };
-        assert!(legacy.is_legacy_hello());
+        assert!(probe.is_probe_hello());
         for other in [
             Header {
                 packet_type: PacketType::HandshakeResponse,
-                ..legacy
+                ..probe
             },
             Header {
                 payload_len: 1,
-                ..legacy
+                ..probe
             },
             Header {
                 flags: Flags::SEALED,
-                ..legacy
+                ..probe
             },
         ] {
-            assert!(!other.is_legacy_hello(), "{other:?}");
+            assert!(!other.is_probe_hello(), "{other:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use lostlove_core::crypto::Suite;
 use lostlove_core::internals::handshake::{
-    ClientHello, ClientOffer, Grant, Initiator, MAX_HELLO_LEN, legacy_hello_len, new_session_id,
+    ClientHello, ClientOffer, Grant, Initiator, MAX_HELLO_LEN, new_session_id, probe_hello_len,
     read_client_hello,
 };
 use rand_chacha::ChaCha20Rng;
@@ -24,7 +24,7 @@ pub fn hello(data: &[u8]) {
     let mut input = Input::new(data);
     match input.choice(6) {
         0 => drop(read_client_hello(input.rest(), &peers::server_key())),
-        1 => legacy(input.rest()),
+        1 => probe(input.rest()),
         2 => altered_client_hello(&mut input),
         3 => drop(answer(input.rest())),
         4 => altered_server_hello(&mut input),
@@ -33,15 +33,15 @@ pub fn hello(data: &[u8]) {
 }
 
 /// However much of a hello has arrived, its end does not move.
-fn legacy(bytes: &[u8]) {
-    let whole = legacy_hello_len(bytes);
+fn probe(bytes: &[u8]) {
+    let whole = probe_hello_len(bytes);
     if let Ok(Some(len)) = whole {
         assert!(len <= MAX_HELLO_LEN);
         // What the object says is judged later; it may not even be UTF-8.
         assert!(bytes[..len].trim_ascii().starts_with(b"{") && bytes[..len].ends_with(b"}"));
     }
     for arrived in (0..bytes.len()).step_by(bytes.len() / 64 + 1) {
-        match (legacy_hello_len(&bytes[..arrived]), whole) {
+        match (probe_hello_len(&bytes[..arrived]), whole) {
             (Ok(None), whole) => assert!(!matches!(whole, Ok(Some(len)) if len <= arrived)),
             (early, whole) => assert_eq!(early, whole),
         }

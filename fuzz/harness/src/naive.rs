@@ -13,7 +13,7 @@ pub(crate) struct Packet {
     pub(crate) flags: u8,
     pub(crate) payload: Vec<u8>,
     /// A 1.0 hello: its JSON follows, of a length that no header tells.
-    pub(crate) is_legacy_hello: bool,
+    pub(crate) is_probe_hello: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -49,13 +49,13 @@ pub(crate) fn packet(stream: &[u8], must_be_sealed: bool) -> Verdict {
     if flags >= 0x40 || is_sealed != must_be_sealed || !is_possible {
         return Verdict::Refused;
     }
-    let is_legacy_hello = kind == 3 && len == 0 && !is_sealed;
+    let is_probe_hello = kind == 3 && len == 0 && !is_sealed;
     if stream.len() < HEADER_LEN + len {
         return Verdict::Incomplete;
     }
     let payload = &stream[HEADER_LEN..HEADER_LEN + len];
     let is_intact = crc(&stream[..22], payload) == number(&stream[22..24]);
-    if !is_sealed && !is_legacy_hello && !is_intact {
+    if !is_sealed && !is_probe_hello && !is_intact {
         return Verdict::Refused;
     }
     Verdict::Packet(Packet {
@@ -65,7 +65,7 @@ pub(crate) fn packet(stream: &[u8], must_be_sealed: bool) -> Verdict {
         timestamp_ms: number(&stream[15..21]),
         flags,
         payload: payload.to_vec(),
-        is_legacy_hello,
+        is_probe_hello,
     })
 }
 

@@ -346,7 +346,7 @@ impl Rig {
         }
         while let Some(event) = self.endpoint.poll_event() {
             match event {
-                Event::Configure { id, .. } => self.endpoint.accept_assignment(id),
+                Event::Assigned { id, .. } => self.endpoint.accept_assignment(id),
                 Event::Closed { id, .. } => {
                     assert!(id == self.id && !self.is_closed, "closed twice");
                     self.is_closed = true;

@@ -46,8 +46,8 @@ pub(crate) fn hello_packet(json: &[u8]) -> Vec<u8> {
 }
 
 /// The ClientHello of an LLP 1.0 client.
-pub(crate) fn legacy_hello_packet() -> Vec<u8> {
-    let json = legacy_hello();
+pub(crate) fn probe_hello_packet() -> Vec<u8> {
+    let json = probe_hello();
     let header = Header {
         packet_type: PacketType::HandshakeInit,
         stream: 0,
@@ -59,7 +59,7 @@ pub(crate) fn legacy_hello_packet() -> Vec<u8> {
     join(&[header.encode(json.as_bytes()).as_slice(), json.as_bytes()])
 }
 
-fn legacy_hello() -> String {
+fn probe_hello() -> String {
     let random = ["1"; 32].join(",");
     format!(r#"{{"ClientHello":{{"client_random":[{random}],"protocol_version":1}}}}"#)
 }
@@ -71,7 +71,7 @@ fn wire() -> Vec<Vec<u8>> {
     };
     let keep_alive = packet(PacketType::KeepAlive, Flags::NONE, &[]);
     let sealed = packet(PacketType::Data, Flags::SEALED | Flags::MORE, &[9; 40]);
-    let legacy = packet(PacketType::HandshakeInit, Flags::NONE, &[]);
+    let probe = packet(PacketType::HandshakeInit, Flags::NONE, &[]);
     vec![
         join(&[&[0, 2, 0, 5, 0, 24], &keep_alive, &keep_alive]),
         join(&[&[1, 1, 0, 40], &*sealed, &sealed]),
@@ -83,7 +83,7 @@ fn wire() -> Vec<Vec<u8>> {
             &[0, 0],
             &*packet(PacketType::Disconnect, Flags::FIN, b"\x04tired"),
         ]),
-        join(&[&[2, 0], &*legacy, br#"{"ClientHello":{}}"#]),
+        join(&[&[2, 0], &*probe, br#"{"ClientHello":{}}"#]),
         join(&[&[3, 0], &*sealed]),
         vec![4, 0, 12, 0, 3, 0, 0, 1, 2, 3, 0, 1, 0x85, 0x78, 9],
         vec![
@@ -94,13 +94,13 @@ fn wire() -> Vec<Vec<u8>> {
 
 fn hello() -> Vec<Vec<u8>> {
     let (client, server) = genuine();
-    let legacy = format!(" {} ", legacy_hello());
+    let probe = format!(" {} ", probe_hello());
     let offer = crate::peers::offer().encode().unwrap_or_default();
     let grant = crate::peers::grant().encode().unwrap_or_default();
     vec![
         join(&[&[0], client.as_slice()]),
-        join(&[&[0], legacy.as_bytes()]),
-        join(&[&[1], legacy.as_bytes()]),
+        join(&[&[0], probe.as_bytes()]),
+        join(&[&[1], probe.as_bytes()]),
         vec![2, 0, 1, 0, 200, b'7'],
         vec![2, 1, 0, 0, 2, b' ', 0, 0, 9, b'\n'],
         join(&[&[3], server.as_slice()]),

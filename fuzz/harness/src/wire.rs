@@ -96,10 +96,10 @@ fn framing(stream: &[u8], mut cuts: Vec<usize>, protection: Protection) {
         );
         assert_eq!(packet.timestamp_ms, header.timestamp_ms);
         assert_eq!(packet.flags, header.flags.bits());
-        assert_eq!(packet.is_legacy_hello, header.is_legacy_hello());
+        assert_eq!(packet.is_probe_hello, header.is_probe_hello());
         let bytes = &stream[start..start + len];
         assert_eq!(packet.payload, bytes[HEADER_LEN..]);
-        if !header.is_legacy_hello() {
+        if !header.is_probe_hello() {
             assert_eq!(header.encode(&packet.payload), bytes[..HEADER_LEN]);
         }
         end = start + len;

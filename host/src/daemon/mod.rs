@@ -307,7 +307,7 @@ impl Daemon {
                     dialer.start(attempt);
                 }
             }
-            Event::Configure { id, settings } if !is_ending => match &self.network {
+            Event::Assigned { id, settings } if !is_ending => match &self.network {
                 Some(network) => network.order(NetworkOrder::Configure {
                     id,
                     settings,
@@ -336,7 +336,7 @@ impl Daemon {
                     leases.released(peer);
                 }
             }
-            Event::Configure { .. }
+            Event::Assigned { .. }
             | Event::Established { .. }
             | Event::ProbeEstablished { .. }
             | Event::Lost { .. }

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use ipnet::IpNet;
 use lostlove_config::{ClientHost, ServerHost};
-use lostlove_core::config::TunSettings;
+use lostlove_core::config::Assignment;
 use lostlove_core::event::ConnectionId;
 use lostlove_system::net::{
     ClientNet, ClientRoutes, ClientSetup, NameServers, NetError, Paths, ServerNet, ServerSetup,
@@ -35,7 +35,7 @@ pub(super) enum NetworkOrder {
     /// Make a client's system as its server assigned on this connection.
     Configure {
         id: ConnectionId,
-        settings: TunSettings,
+        settings: Assignment,
         /// Packets that the TUN device had been given by then.
         packets: u64,
     },
@@ -116,7 +116,7 @@ struct ClientNetwork {
     /// What the system is set up for.
     current: Option<Current>,
     /// The last assignment that carried packets.
-    proven: Option<TunSettings>,
+    proven: Option<Assignment>,
 }
 
 /// What the client's file says.
@@ -127,7 +127,7 @@ struct Profile {
 }
 
 struct Current {
-    settings: TunSettings,
+    settings: Assignment,
     /// Packets handed to the TUN device when the session began.
     packets: u64,
 }
@@ -221,7 +221,7 @@ impl ClientNetwork {
     /// as soon as they may. `packets` is how many were handed to the TUN device before.
     fn configure(
         &mut self,
-        settings: TunSettings,
+        settings: Assignment,
         packets: u64,
         usable: impl FnOnce(Sources),
     ) -> Result<(), NetError> {
@@ -294,17 +294,17 @@ impl Profile {
     fn apply(
         &self,
         net: &mut ClientNet,
-        settings: &TunSettings,
+        settings: &Assignment,
         usable: impl FnOnce(Sources),
     ) -> Result<(), NetError> {
         self.with_setup(settings, |setup| net.apply_and_tell(setup, usable))
     }
 
-    fn check(&self, net: &mut ClientNet, settings: &TunSettings) -> Result<(), NetError> {
+    fn check(&self, net: &mut ClientNet, settings: &Assignment) -> Result<(), NetError> {
         self.with_setup(settings, |setup| net.check(setup))
     }
 
-    fn with_setup<T>(&self, settings: &TunSettings, act: impl FnOnce(&ClientSetup<'_>) -> T) -> T {
+    fn with_setup<T>(&self, settings: &Assignment, act: impl FnOnce(&ClientSetup<'_>) -> T) -> T {
         let v4 = settings.address_v4.map(IpNet::V4).into_iter();
         let addresses: Vec<_> = v4.chain(settings.address_v6.map(IpNet::V6)).collect();
         act(&ClientSetup {

@@ -36,7 +36,7 @@ impl Readiness {
     /// Takes note of what the endpoint tells.
     pub(super) const fn handle_event(&mut self, event: &Event) {
         match event {
-            Event::Configure { id, .. } => {
+            Event::Assigned { id, .. } => {
                 self.assigned = Some(*id);
                 self.is_configured = false;
             }

@@ -1,4 +1,4 @@
-//! When a server accepts connections: what a failure means, and for how long accepting rests.
+//! When a server accepts connections: what a failure means, and for how long accepting is held off.
 
 use std::io;
 use std::time::Duration;
@@ -7,9 +7,9 @@ use lostlove_core::time::Instant;
 use rustix::io::Errno;
 use tracing::{debug, warn};
 
-/// How long accepting rests for want of a descriptor or memory: none will come sooner for being
+/// How long accepting is held off for want of a descriptor or memory: none will come sooner for being
 /// asked for again at once.
-const PAUSE: Duration = Duration::from_millis(100);
+const HOLD_OFF: Duration = Duration::from_millis(100);
 /// At most one line of the log about it in this time.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -21,12 +21,12 @@ pub(super) struct Acceptance {
 }
 
 impl Acceptance {
-    /// Whether accepting rests.
-    pub(super) const fn is_paused(&self) -> bool {
+    /// Whether accepting is held off.
+    pub(super) const fn is_held_off(&self) -> bool {
         self.resumes.is_some()
     }
 
-    /// When accepting resumes; none if it does not rest.
+    /// When accepting resumes; none if it is not held off.
     pub(super) const fn poll_timeout(&self) -> Option<Instant> {
         self.resumes
     }
@@ -37,7 +37,7 @@ impl Acceptance {
     }
 
     /// Judges a failure: says whether the next connection may be accepted at once. If not,
-    /// accepting rests for a moment.
+    /// accepting is held off for a moment.
     pub(super) fn handle_error(&mut self, error: &io::Error, now: Instant) -> bool {
         if is_passing(error) {
             debug!(%error, "a connection was gone before it was accepted");
@@ -47,7 +47,7 @@ impl Acceptance {
             warn!(%error, "cannot accept connections; trying again and again");
             self.last_told = Some(now);
         }
-        self.resumes = Some(now + PAUSE);
+        self.resumes = Some(now + HOLD_OFF);
         false
     }
 }
@@ -87,7 +87,7 @@ mod tests {
         let mut acceptance = Acceptance::default();
         for errno in [Errno::CONNABORTED, Errno::HOSTUNREACH, Errno::PERM] {
             assert!(acceptance.handle_error(&errno.into(), at(0)), "{errno:?}");
-            assert!(!acceptance.is_paused());
+            assert!(!acceptance.is_held_off());
         }
     }
 
@@ -99,7 +99,7 @@ mod tests {
             acceptance.handle_timeout(at(99));
             assert_eq!(acceptance.poll_timeout(), Some(at(100)));
             acceptance.handle_timeout(at(100));
-            assert!(!acceptance.is_paused(), "{errno:?}");
+            assert!(!acceptance.is_held_off(), "{errno:?}");
         }
     }
 

@@ -1,20 +1,20 @@
 //! What a client was assigned, and whether packets may flow under it.
 
-use lostlove_core::config::TunSettings;
+use lostlove_core::config::Assignment;
 use lostlove_core::event::ConnectionId;
 
 /// Remembers what the system is set up for, so that a session that comes back with the same need
 /// not wait until that has been judged anew.
 #[derive(Debug, Default)]
-pub(super) struct Assignment {
-    last: Option<(ConnectionId, TunSettings)>,
+pub(super) struct Judged {
+    last: Option<(ConnectionId, Assignment)>,
     /// Of the session that there is.
-    accepted: Option<TunSettings>,
+    accepted: Option<Assignment>,
 }
 
-impl Assignment {
+impl Judged {
     /// A connection has brought this. Says whether the session has gone on with the same before.
-    pub(super) fn brought(&mut self, id: ConnectionId, settings: &TunSettings) -> bool {
+    pub(super) fn brought(&mut self, id: ConnectionId, settings: &Assignment) -> bool {
         self.last = Some((id, settings.clone()));
         let goes_on = self.accepted.as_ref() == Some(settings);
         if !goes_on {

@@ -45,7 +45,7 @@ pub use table::{Slot, Table};
 use crate::mailbox::{Figures, Mailbox, Order, Report};
 use crate::report;
 use acceptance::Acceptance;
-use assignment::Assignment;
+use assignment::Judged;
 use moderation::Moderation;
 use sockets::Sockets;
 
@@ -108,7 +108,7 @@ pub struct Worker {
     acceptance: Acceptance,
     socket_options: SocketOptions,
     sockets: Sockets,
-    assignment: Assignment,
+    assignment: Judged,
     orders: Arc<Mailbox<Order>>,
     reports: Arc<Mailbox<Report>>,
     has_begun: bool,
@@ -129,7 +129,7 @@ impl Worker {
             acceptance: Acceptance::default(),
             sockets: Sockets::new(parts.socket_options.clone()),
             socket_options: parts.socket_options,
-            assignment: Assignment::default(),
+            assignment: Judged::default(),
             orders: parts.orders,
             reports: parts.reports,
             has_begun: false,
@@ -163,8 +163,8 @@ impl Worker {
     /// gather in it.
     pub fn wants(&self, source: Source) -> bool {
         match source {
-            Source::Listener(_) => !self.acceptance.is_paused(),
-            Source::Device => !self.moderation.is_resting(),
+            Source::Listener(_) => !self.acceptance.is_held_off(),
+            Source::Device => !self.moderation.is_held_off(),
             Source::Orders => true,
         }
     }
@@ -262,7 +262,7 @@ impl Worker {
     fn handle_packets(&mut self, now: Instant) -> io::Result<bool> {
         let drained = pump::drain_device(&mut self.endpoint, &*self.device, now)?;
         self.moderation.handle_drained(&drained);
-        Ok(drained.progress == Progress::Ready || self.moderation.is_resting())
+        Ok(drained.progress == Progress::Ready || self.moderation.is_held_off())
     }
 
     fn handle_orders(&mut self, now: Instant) {
@@ -345,7 +345,7 @@ impl Worker {
     fn handle_event(&mut self, event: Event) {
         match &event {
             Event::Closed { id, .. } => self.sockets.remove(*id),
-            Event::Configure { id, settings } => {
+            Event::Assigned { id, settings } => {
                 let goes_on = self.assignment.brought(*id, settings);
                 if goes_on {
                     self.endpoint.accept_assignment(*id);

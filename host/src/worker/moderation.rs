@@ -3,8 +3,8 @@
 //! A packet that finds the daemon asleep wakes it at once, so one that comes alone waits for
 //! nothing. A sender of many would wake it for every few of them, and each time the wake-up, the
 //! record and the write to the socket are paid anew. So once several small packets have come
-//! together, the next ones are left to gather for a moment: what network cards call interrupt
-//! moderation. A device that brings more than a turn's packets is not left alone at all.
+//! together, the device is held off and the next ones gather for a moment: what network cards call
+//! interrupt moderation. A device that brings more than a turn's packets is not left alone at all.
 
 use std::time::Duration;
 
@@ -13,27 +13,27 @@ use lostlove_pump::{Drained, Progress};
 
 /// From the end of one turn's work to the beginning of the next: ten thousand wake-ups in a second
 /// cost little.
-const REST: Duration = Duration::from_micros(100);
-/// So many packets at once begin a rest. Fewer may be questions that each wait for an answer.
+const HOLD_OFF: Duration = Duration::from_micros(100);
+/// So many packets at once begin a hold-off. Fewer may be questions that each wait for an answer.
 const MANY: usize = 8;
 /// Bytes of the largest packet that counts as small. Super-packets have gathered already.
 const SMALL: usize = 2048;
 
-/// Whether the TUN device is left alone for a moment.
+/// Whether the TUN device is held off.
 #[derive(Debug, Default)]
 pub(super) struct Moderation {
-    /// The rest begins when what was read has been dealt with.
+    /// It begins when what was read has been dealt with.
     is_due: bool,
     resumes: Option<Instant>,
 }
 
 impl Moderation {
     /// Whether the device is not to be read now.
-    pub(super) const fn is_resting(&self) -> bool {
+    pub(super) const fn is_held_off(&self) -> bool {
         self.is_due || self.resumes.is_some()
     }
 
-    /// When reading resumes; none if there is no rest, or if it has not [begun](Self::begin).
+    /// When reading resumes; none if there is no hold-off, or if it has not [begun](Self::begin).
     pub(super) const fn poll_timeout(&self) -> Option<Instant> {
         self.resumes
     }
@@ -43,16 +43,16 @@ impl Moderation {
         self.resumes = self.resumes.filter(|at| *at > now);
     }
 
-    /// Judges by what has been read whether the device may rest.
+    /// Judges by what has been read whether the device is to be held off.
     pub(super) const fn handle_drained(&mut self, drained: &Drained) {
         let is_empty = matches!(drained.progress, Progress::Blocked);
         self.is_due = is_empty && drained.packets >= MANY && drained.largest <= SMALL;
     }
 
-    /// Begins the rest if one is due. `now` says when the packets read have been dealt with.
+    /// Begins the hold-off if one is due. `now` says when the packets read have been dealt with.
     pub(super) fn begin(&mut self, now: impl FnOnce() -> Instant) {
         if std::mem::take(&mut self.is_due) {
-            self.resumes = Some(now() + REST);
+            self.resumes = Some(now() + HOLD_OFF);
         }
     }
 }
@@ -74,16 +74,19 @@ mod tests {
     }
 
     #[test]
-    fn several_small_packets_begin_a_rest_that_ends() {
+    fn several_small_packets_begin_a_hold_off_that_ends() {
         let mut moderation = after(Progress::Blocked, MANY, 1500);
-        assert!(moderation.is_resting(), "it is not read again in this turn");
+        assert!(
+            moderation.is_held_off(),
+            "it is not read again in this turn"
+        );
         moderation.begin(|| NOW);
-        assert_eq!(moderation.poll_timeout(), Some(NOW + REST));
-        moderation.handle_timeout(NOW + REST - Duration::from_micros(1));
-        assert!(moderation.is_resting());
-        moderation.begin(|| NOW + REST);
-        moderation.handle_timeout(NOW + REST);
-        assert!(!moderation.is_resting());
+        assert_eq!(moderation.poll_timeout(), Some(NOW + HOLD_OFF));
+        moderation.handle_timeout(NOW + HOLD_OFF - Duration::from_micros(1));
+        assert!(moderation.is_held_off());
+        moderation.begin(|| NOW + HOLD_OFF);
+        moderation.handle_timeout(NOW + HOLD_OFF);
+        assert!(!moderation.is_held_off());
         assert_eq!(moderation.poll_timeout(), None);
     }
 
@@ -97,7 +100,7 @@ mod tests {
         ] {
             let mut moderation = after(progress, packets, largest);
             moderation.begin(|| NOW);
-            assert!(!moderation.is_resting(), "{packets} of {largest}");
+            assert!(!moderation.is_held_off(), "{packets} of {largest}");
         }
     }
 }

@@ -8,7 +8,7 @@ use lostlove_tests::rig::{Direction, Node, Relay, Setup, address, packet, rng};
 
 use super::{ANY, ANY_CHUNK, CLIENT, Pair, SERVER, echo};
 
-/// How long a slow reader rests between two reads.
+/// How long a slow reader waits between two reads.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// A client goes on reading its TUN device while its socket is full, and drops the oldest packets.
@@ -125,7 +125,7 @@ fn a_slow_reader_gets_every_packet_in_time() {
     pair.stop();
 }
 
-/// While many small packets come, the TUN device rests between turns: nothing may be left in it.
+/// While many small packets come, the TUN device is held off between turns: nothing may be left in it.
 #[test]
 fn bursts_of_small_packets_arrive_whole_and_in_order() {
     let pair = Pair::direct(&Setup::default());

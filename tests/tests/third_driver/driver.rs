@@ -99,7 +99,7 @@ impl Driver {
             match self.endpoint.poll_event() {
                 Some(Event::Dial { .. }) => self.dial(now),
                 // Here a real client gives the device its addresses and routes, and may refuse them.
-                Some(Event::Configure { id, .. }) => self.endpoint.accept_assignment(id),
+                Some(Event::Assigned { id, .. }) => self.endpoint.accept_assignment(id),
                 Some(
                     Event::Established { .. }
                     | Event::ProbeEstablished { .. }

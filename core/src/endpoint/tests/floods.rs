@@ -44,7 +44,7 @@ fn unauthenticated_connections_are_bounded_per_source() {
 
 /// Case 90: what is remembered of those who hung up is bounded, and the oldest are forgotten.
 #[test]
-fn the_books_on_strangers_are_bounded() {
+fn what_is_remembered_of_strangers_is_bounded() {
     let mut net = Net::new(server_config(1), Vec::new());
     let now = net.now;
     let mut come_and_go = |source| {

@@ -84,9 +84,9 @@ impl Hasty {
 
     fn poll_configure(&mut self) {
         let event = core::iter::from_fn(|| self.client.poll_event())
-            .find(|event| matches!(event, Event::Configure { .. } | Event::Established { .. }));
+            .find(|event| matches!(event, Event::Assigned { .. } | Event::Established { .. }));
         let is_of_this =
-            |event: &Event| matches!(event, Event::Configure { id, .. } if *id == self.id);
+            |event: &Event| matches!(event, Event::Assigned { id, .. } if *id == self.id);
         assert!(event.as_ref().is_some_and(is_of_this), "{event:?}");
     }
 

@@ -220,7 +220,7 @@ fn a_packet_for_an_absent_client_is_answered_with_host_unreachable() {
 fn an_isolated_client_is_told_by_icmpv6() {
     let mut net = Net::connected(2);
     let addresses = net.events.iter().filter_map(|(_, event)| match event {
-        Event::Configure { settings, .. } => {
+        Event::Assigned { settings, .. } => {
             settings.address_v6.map(|network| network.addr().into())
         }
         _ => None,
@@ -241,7 +241,7 @@ fn an_isolated_client_is_told_by_icmpv6() {
 fn an_isolated_client_cannot_tell_leased_from_free_addresses() {
     let mut net = Net::connected(2);
     let addresses = net.events.iter().filter_map(|(_, event)| match event {
-        Event::Configure { settings, .. } => {
+        Event::Assigned { settings, .. } => {
             settings.address_v6.map(|network| network.addr().into())
         }
         _ => None,

@@ -221,7 +221,7 @@ fn without_a_common_suite_there_is_no_session() {
     assert_eq!(net.server.stats().sessions_established, 0);
 }
 
-/// Who has sent a good hello is not turned out for a newcomer, while others have said nothing.
+/// Who has sent a good hello is not evicted for a newcomer, while others have said nothing.
 #[test]
 fn a_client_about_to_prove_itself_keeps_its_room() {
     let mut config = server_config(1);

@@ -89,7 +89,7 @@ fn every_session_brings_its_assignment() {
         .filter(|(_, event)| matches!(event, Event::Established { .. }));
     let assignments = events
         .iter()
-        .filter(|(_, event)| matches!(event, Event::Configure { .. }));
+        .filter(|(_, event)| matches!(event, Event::Assigned { .. }));
     assert_eq!((sessions.count(), assignments.count()), (2, 2));
 }
 
@@ -100,7 +100,7 @@ fn a_refused_assignment_ends_the_session_and_is_tried_again_after_the_longest_wa
     let mut net = Net::connected(1);
     let now = net.now;
     let assigned = net.events.iter().find_map(|(_, event)| match event {
-        Event::Configure { id, .. } => Some(*id),
+        Event::Assigned { id, .. } => Some(*id),
         _ => None,
     });
     net.clients[0].refuse_assignment(assigned.unwrap(), now);

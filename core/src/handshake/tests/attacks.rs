@@ -153,8 +153,8 @@ fn forged_answers_do_not_destroy_the_pending_handshake() {
     let (_, for_another) = impostor.answer(&other_hello);
     let (_, answer) = peers.answer(&hello);
     let truncated = &answer[..answer.len() - 1];
-    let legacy = legacy_server_hello(peers.session, &[1; 32]);
-    for forged in [&for_another[..], truncated, &legacy, b"", b"{}"] {
+    let probe = probe_server_hello(peers.session, &[1; 32]);
+    for forged in [&for_another[..], truncated, &probe, b"", b"{}"] {
         assert!(initiator.finish(forged).is_err());
     }
     assert!(initiator.finish(&answer).is_ok());
@@ -229,8 +229,8 @@ fn a_downgrade_to_llp_1_0_fails_at_the_client() {
         fields.retain(|name, _| name == "client_random" || name == "protocol_version");
     });
     let read = read_client_hello(&stripped, &peers.server);
-    assert!(matches!(read, Ok(ClientHello::Legacy)));
-    let answer = legacy_server_hello(peers.session, &[1; 32]);
+    assert!(matches!(read, Ok(ClientHello::Probe)));
+    let answer = probe_server_hello(peers.session, &[1; 32]);
     let error = initiator.finish(&answer).unwrap_err();
     assert_eq!(error, HandshakeError::Version);
 }
@@ -359,7 +359,7 @@ proptest! {
                 });
                 prop_assert!(same);
             }
-            Ok(ClientHello::Legacy) => prop_assert!(false, "read as a 1.0 hello"),
+            Ok(ClientHello::Probe) => prop_assert!(false, "read as a 1.0 hello"),
             Err(_) => {}
         }
         let altered = splice(&answer);

@@ -235,7 +235,7 @@ impl Peers {
 
     fn read(&self, hello: &[u8]) -> Result<Box<Responder>, HandshakeError> {
         match read_client_hello(hello, &self.server)? {
-            ClientHello::Legacy => panic!("a 1.0 hello"),
+            ClientHello::Probe => panic!("a 1.0 hello"),
             ClientHello::Current(responder) => Ok(responder),
         }
     }

@@ -91,7 +91,7 @@ fn stranger_bytes(choice: u8, bytes: &[u8]) -> Vec<u8> {
     use lostlove_core::internals::wire::PacketType;
     match choice & 7 {
         0 => seeds::hello_packet(&hello::genuine().0),
-        1 => seeds::legacy_hello_packet(),
+        1 => seeds::probe_hello_packet(),
         2 => seeds::plain_packet(PacketType::KeepAlive, &[]),
         3 => seeds::plain_packet(PacketType::Disconnect, bytes),
         4 => seeds::plain_packet(PacketType::HandshakeInit, bytes),

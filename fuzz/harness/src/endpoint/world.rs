@@ -5,7 +5,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ipnet::IpNet;
-use lostlove_core::config::{Peer, TunSettings};
+use lostlove_core::config::{Assignment, Peer};
 use lostlove_core::endpoint::{Batch, Buffer, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::internals::ip;
@@ -56,7 +56,7 @@ struct Node {
     /// What a kernel has read into buffers and not told yet, in the order of each stream.
     reads: VecDeque<Read>,
     tally: Tally,
-    settings: Option<TunSettings>,
+    settings: Option<Assignment>,
     is_shutting_down: bool,
 }
 
@@ -110,7 +110,7 @@ impl World {
             self.nodes[which].tally.note(&event);
             match event {
                 Event::Dial { .. } => self.dial(which),
-                Event::Configure { id, settings } => {
+                Event::Assigned { id, settings } => {
                     self.nodes[which].settings = Some(settings);
                     self.nodes[which].endpoint.accept_assignment(id);
                 }
