@@ -74,7 +74,7 @@ impl Readiness {
 
 #[cfg(test)]
 mod tests {
-    use lostlove_core::config::TunSettings;
+    use lostlove_core::config::Assignment;
     use lostlove_core::crypto::Suite;
     use lostlove_core::event::CloseReason;
 
@@ -122,14 +122,14 @@ mod tests {
     }
 
     fn assigned(id: ConnectionId) -> Event {
-        let settings = TunSettings {
+        let settings = Assignment {
             address_v4: None,
             address_v6: None,
             mtu: 1400,
             push: Default::default(),
             server: remote(),
         };
-        Event::Configure { id, settings }
+        Event::Assigned { id, settings }
     }
 
     fn established(id: ConnectionId) -> Event {

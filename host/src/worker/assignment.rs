@@ -46,28 +46,25 @@ mod tests {
     #[test]
     fn only_a_session_that_comes_back_with_what_it_had_goes_on_at_once() {
         let [first, second] = connections();
-        let mut assignment = Assignment::default();
-        assert!(!assignment.brought(first, &settings(2)));
+        let mut judged = Judged::default();
+        assert!(!judged.brought(first, &settings(2)));
         // Nobody has judged it yet.
-        assert!(!assignment.brought(second, &settings(2)));
+        assert!(!judged.brought(second, &settings(2)));
         // What is judged now is of the connection before.
-        assignment.accept(first);
-        assert!(!assignment.brought(first, &settings(2)));
-        assignment.accept(first);
-        assert!(assignment.brought(second, &settings(2)));
+        judged.accept(first);
+        assert!(!judged.brought(first, &settings(2)));
+        judged.accept(first);
+        assert!(judged.brought(second, &settings(2)));
 
-        assert!(!assignment.brought(first, &settings(3)));
-        assert!(!assignment.brought(second, &settings(2)), "it was replaced");
-        assignment.accept(second);
-        assignment.forget();
-        assert!(
-            !assignment.brought(first, &settings(2)),
-            "the session ended"
-        );
+        assert!(!judged.brought(first, &settings(3)));
+        assert!(!judged.brought(second, &settings(2)), "it was replaced");
+        judged.accept(second);
+        judged.forget();
+        assert!(!judged.brought(first, &settings(2)), "the session ended");
     }
 
-    fn settings(host: u8) -> TunSettings {
-        TunSettings {
+    fn settings(host: u8) -> Assignment {
+        Assignment {
             address_v4: Some(format!("10.8.0.{host}/24").parse().unwrap()),
             address_v6: None,
             mtu: 1400,
