@@ -154,7 +154,7 @@ impl Loop {
             self.read_socket(n, world);
         }
         self.settle(world, &mut turned)?;
-        self.tally.check(self.endpoint.stats())?;
+        self.tally.check(self.endpoint.stats(), self.number != 0)?;
         Ok(turned)
     }
 

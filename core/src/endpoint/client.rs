@@ -46,8 +46,8 @@ pub(super) struct Client {
     is_accepted: bool,
     /// [`Event::Established`], until the driver has.
     unannounced: Option<Event>,
-    /// The session that the driver knows of: established, and not ended yet.
-    announced: Option<Uuid>,
+    /// The session that the driver knows of: established, and not ended yet; and on which connection.
+    announced: Option<(Uuid, ConnectionId)>,
     /// From where packets may come, and from where not; none for everywhere.
     sources: Option<Box<RoutingTable>>,
     usage: Arc<Usage>,
@@ -277,12 +277,15 @@ impl Endpoint {
 impl Client {
     /// Whether the driver is to get this event: an end only of a session that it knows of, by the
     /// name that it knows.
-    pub(super) const fn hand_out(&mut self, event: &mut Event) -> bool {
+    pub(super) fn hand_out(&mut self, event: &mut Event) -> bool {
         match event {
-            Event::Established { session, .. } => self.announced = Some(*session),
-            Event::Lost { .. } => return self.announced.is_some(),
+            Event::Established { session, id, .. } => self.announced = Some((*session, *id)),
+            // A later connection that nobody was told of may break as well.
+            Event::Lost { id, .. } => {
+                return matches!(self.announced, Some((_, on)) if on == *id);
+            }
             Event::Ended { session, .. } => match self.announced.take() {
-                Some(announced) => *session = announced,
+                Some((announced, _)) => *session = announced,
                 None => return false,
             },
             _ => {}

@@ -193,6 +193,24 @@ fn a_session_that_is_lost_before_it_is_accepted_is_not_announced() {
     assert!(matches!(&events[..], [Event::Closed { .. }]), "{events:?}");
 }
 
+/// Nor is who was told that it is lost told so again, as long as it was not told that it was back.
+#[test]
+fn a_session_that_is_lost_again_before_it_is_accepted_is_lost_once() {
+    let mut server = Hasty::new();
+    server.greet_with(&[]);
+    server.poll_configure();
+    server.client.accept_assignment(server.id);
+    assert!(server.is_announced());
+    server.again();
+    server.greet_with(&[]);
+    server.poll_configure();
+    server
+        .client
+        .handle_disconnected(server.id, false, server.now);
+    let events: Vec<_> = core::iter::from_fn(|| server.client.poll_event()).collect();
+    assert!(matches!(&events[..], [Event::Closed { .. }]), "{events:?}");
+}
+
 /// Whatever came with the ServerHello, or right after it.
 #[test]
 fn a_refused_assignment_waits_longest_and_is_no_session_also_if_the_server_left_at_once() {

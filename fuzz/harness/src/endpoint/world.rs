@@ -224,7 +224,7 @@ impl World {
     fn check(&self, which: usize) {
         let node = &self.nodes[which];
         let stats = node.endpoint.stats();
-        node.tally.check(stats);
+        node.tally.check(stats, which != SERVER);
         assert_eq!(stats.connections_open(), node.open.len() as u64);
         assert!(stats.sessions + stats.handshaking <= node.open.len() as u64);
         let sessions = stats.sessions + stats.sessions_absent;
