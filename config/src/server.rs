@@ -24,6 +24,10 @@ use crate::tunnel::{self, Tunnel};
 /// Each takes a descriptor, and no kernel gives a process more than about a million.
 const MAX_CONNECTIONS: usize = 1_000_000;
 const MAX_WORKER_THREADS: usize = 256;
+/// A few sessions with full queues.
+const MIN_MEMORY: u64 = 8 * 1024 * 1024;
+/// Far more than any queues need: a typing error.
+const MAX_MEMORY: u64 = 1 << 40;
 
 const MONITORING: MonitoringDefaults = MonitoringDefaults {
     enable_metrics: true,
@@ -262,6 +266,7 @@ fn limits<'t>(reader: &mut Reader<'t>, server: &Section<'t>, section: &Section<'
         .read(section, "max_handshakes", integer(1..=65_535))
         .or(shared.max_handshakes);
     let per_source = reader.read(section, "max_handshakes_per_source", integer(1..=65_535));
+    let memory = reader.read(section, "memory", integer(MIN_MEMORY..=MAX_MEMORY));
     if let Entry::Given(Found { value, at }) = &per_source
         && *value > total
     {
@@ -274,6 +279,9 @@ fn limits<'t>(reader: &mut Reader<'t>, server: &Section<'t>, section: &Section<'
             .or(shared.max_connections),
         max_handshakes: total,
         max_handshakes_per_source: per_source.or(shared.max_handshakes_per_source.min(total)),
+        memory: memory
+            .given()
+            .map(|found| usize::try_from(found.value).unwrap_or(usize::MAX)),
         ..shared
     }
 }

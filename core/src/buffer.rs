@@ -147,18 +147,32 @@ impl Buffer {
     }
 }
 
-/// Keeps unused buffers for the next packet, so that the steady state allocates nothing.
+/// Unused buffers of as many bytes are not worth a look, nor is as much memory given back worth a word.
+const TRIFLE: usize = 1024 * 1024;
+
+/// Keeps unused buffers for the next packet, so that the steady state allocates nothing, and lets go
+/// of those that no packet has needed for some time.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     free: [Vec<Box<[u8]>>; Class::ALL.len()],
+    /// The fewest unused buffers of each class since the last look: so many were not needed.
+    idle: [usize; Class::ALL.len()],
+    /// Bytes of buffers that somebody has.
+    in_use: usize,
+    /// Bytes given back to the allocator.
+    freed: usize,
 }
 
 impl Pool {
     /// An empty buffer of `class`; its content is left over from earlier use.
     pub(crate) fn take(&mut self, class: Class) -> Buffer {
-        let bytes = self.free[class as usize]
+        let free = &mut self.free[class as usize];
+        let bytes = free
             .pop()
             .unwrap_or_else(|| vec![0; class.capacity()].into_boxed_slice());
+        let idle = &mut self.idle[class as usize];
+        *idle = free.len().min(*idle);
+        self.in_use += class.capacity();
         Buffer {
             bytes,
             class,
@@ -174,10 +188,50 @@ impl Pool {
 
     /// Takes a buffer back.
     pub(crate) fn put(&mut self, buffer: Buffer) {
+        self.in_use = self.in_use.saturating_sub(buffer.capacity());
         let free = &mut self.free[buffer.class as usize];
         if free.len() < buffer.class.kept() {
             free.push(buffer.bytes);
+        } else {
+            self.freed += buffer.capacity();
         }
+    }
+
+    /// Bytes of buffers that somebody has.
+    pub(crate) const fn in_use(&self) -> usize {
+        self.in_use
+    }
+
+    /// Notes memory that went back to the allocator elsewhere.
+    pub(crate) const fn note_freed(&mut self, bytes: usize) {
+        self.freed += bytes;
+    }
+
+    /// Whether there may be enough to give back.
+    pub(crate) fn is_worth_shrinking(&self) -> bool {
+        let unused = Class::ALL.map(|class| self.free[class as usize].len() * class.capacity());
+        self.freed >= TRIFLE || unused.iter().sum::<usize>() > TRIFLE
+    }
+
+    /// Gives back the buffers that were not needed since the last time.
+    pub(crate) fn shrink(&mut self) {
+        for class in Class::ALL {
+            let free = &mut self.free[class as usize];
+            let needed = free.len().saturating_sub(self.idle[class as usize]);
+            self.freed += (free.len() - needed) * class.capacity();
+            free.truncate(needed);
+            free.shrink_to_fit();
+            self.idle[class as usize] = free.len();
+        }
+    }
+
+    /// Whether so much has gone back to the allocator that the system should hear of it.
+    pub(crate) fn take_freed(&mut self) -> bool {
+        let is_much = self.freed >= TRIFLE;
+        if is_much {
+            self.freed = 0;
+        }
+        is_much
     }
 }
 
@@ -208,6 +262,35 @@ mod tests {
             pool.free[Class::Large as usize].len(),
             Class::Large.kept() - 1
         );
+    }
+
+    #[test]
+    fn buffers_that_nobody_needed_go_and_those_in_use_are_counted() {
+        let mut pool = Pool::default();
+        let take = |pool: &mut Pool, n| (0..n).map(|_| pool.take(Class::Large)).collect::<Vec<_>>();
+        let put = |pool: &mut Pool, buffers| {
+            for buffer in buffers {
+                pool.put(buffer);
+            }
+        };
+        let buffers = take(&mut pool, 30);
+        assert_eq!(pool.in_use(), 30 * Class::Large.capacity());
+        put(&mut pool, buffers);
+        assert_eq!(pool.in_use(), 0);
+        assert!(pool.is_worth_shrinking());
+
+        // They were all needed since the beginning; then ten of them were.
+        pool.shrink();
+        assert_eq!(pool.free[Class::Large as usize].len(), 30);
+        let buffers = take(&mut pool, 10);
+        put(&mut pool, buffers);
+        pool.shrink();
+        assert_eq!(pool.free[Class::Large as usize].len(), 10);
+        assert!(!pool.is_worth_shrinking() || pool.take_freed());
+        assert!(!pool.take_freed(), "said once");
+        pool.shrink();
+        assert!(pool.free[Class::Large as usize].is_empty());
+        assert!(!pool.is_worth_shrinking());
     }
 
     #[test]

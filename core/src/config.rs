@@ -77,6 +77,8 @@ pub struct Surroundings {
     pub offloads: Offloads,
     /// Unix time at [`Instant::ZERO`](crate::time::Instant::ZERO), for the header's timestamp.
     pub unix_time_at_zero: Duration,
+    /// Bytes of memory that the process may use, as far as that is known.
+    pub memory: Option<u64>,
 }
 
 /// What a TUN device takes beside finished packets. Without any of these the endpoint cuts
@@ -217,6 +219,9 @@ pub struct Limits {
     pub queue_bytes: usize,
     /// Age at which a waiting packet is dropped.
     pub queue_age: Duration,
+    /// Bytes of buffers that all connections of one endpoint together may take; none for a quarter of
+    /// the [machine's memory](Surroundings::memory).
+    pub memory: Option<usize>,
     /// Time given to queued packets when shutting down.
     pub drain_timeout: Duration,
     /// How long a session outlives its connection, so that a peer which comes back at once finds
@@ -238,6 +243,7 @@ impl Default for Limits {
             max_streams: 256,
             queue_bytes: 2 * 1024 * 1024,
             queue_age: Duration::from_millis(250),
+            memory: None,
             drain_timeout: Duration::from_secs(2),
             return_timeout: Duration::from_secs(10),
         }

@@ -295,6 +295,8 @@ pub enum DropReason {
     TunBusy,
     /// The way to the event loop that has the session was full.
     CrossingFull,
+    /// All connections together took as much memory as they may; what had waited longest made room.
+    MemoryFull,
 }
 
 reasons!(DropReason {
@@ -313,6 +315,7 @@ reasons!(DropReason {
     Closed => "closed",
     TunBusy => "tun_busy",
     CrossingFull => "crossing_full",
+    MemoryFull => "memory_full",
 });
 
 #[cfg(test)]

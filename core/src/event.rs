@@ -128,6 +128,9 @@ pub enum Event {
         /// How many had to go since it was last said.
         evicted: u64,
     },
+    /// An endpoint has given up memory that it no longer needs, a mebibyte at least. An allocator may
+    /// keep it all the same: now is the time to ask it not to.
+    MemoryFreed,
     /// The connection is over and its last bytes are flushed or given up: close the socket.
     /// Nothing is reported for this id afterwards.
     Closed {

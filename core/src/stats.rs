@@ -77,6 +77,9 @@ pub struct Stats {
     pub queued_bytes: u64,
     /// Packets now waiting for sockets.
     pub queued_packets: u64,
+    /// Bytes of buffers in use when the last event was polled: waiting packets, sealed ones that
+    /// sockets have not taken, parts of received ones, and what drivers have.
+    pub buffer_bytes: u64,
 }
 
 impl Stats {
@@ -138,6 +141,7 @@ impl AddAssign<&Self> for Stats {
             protocol_errors,
             queued_bytes,
             queued_packets,
+            buffer_bytes,
         } = other;
         self.connections_opened += connections_opened;
         add_each(&mut self.connections_closed, connections_closed);
@@ -171,6 +175,7 @@ impl AddAssign<&Self> for Stats {
         add_each(&mut self.protocol_errors, protocol_errors);
         self.queued_bytes += queued_bytes;
         self.queued_packets += queued_packets;
+        self.buffer_bytes += buffer_bytes;
     }
 }
 
@@ -298,6 +303,7 @@ mod tests {
             protocol_errors: [count; _],
             queued_bytes: count,
             queued_packets: count,
+            buffer_bytes: count,
         }
     }
 

@@ -11,6 +11,8 @@ use crate::wire::Partial;
 
 /// Buffers of finished entries that are kept, of 64 KiB each.
 const MAX_SPARE_PARTIALS: usize = 8;
+/// And of these, after a look for what nobody needs.
+const KEPT_PARTIALS: usize = 2;
 
 /// Memory, counters, news and the clock's zero.
 pub(crate) struct Tools {
@@ -43,6 +45,12 @@ impl Tools {
     /// An empty buffer for an entry that may continue in another packet.
     pub(crate) fn take_partial(&mut self) -> Partial {
         self.spare_partials.pop().unwrap_or_default()
+    }
+
+    /// Gives back the memory that was not needed since the last look.
+    pub(crate) fn shrink(&mut self) {
+        self.pool.shrink();
+        self.spare_partials.truncate(KEPT_PARTIALS);
     }
 
     /// Keeps the memory of a finished entry for the next one.

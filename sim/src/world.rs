@@ -448,6 +448,7 @@ impl World {
             | Event::Ended { .. }
             | Event::Rejected { .. }
             | Event::Crowded { .. }
+            | Event::MemoryFreed
             | Event::Closed { .. } => {}
         }
         Ok(())
@@ -575,6 +576,7 @@ fn start(
     let machine = Machine {
         offloads: configured.0.offloads(n),
         unix_time_at_zero: choice.seconds(0, 4_000_000_000),
+        memory: None,
     };
     Node::new(n, configured, machine, choice, now)
 }

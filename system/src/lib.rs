@@ -8,6 +8,7 @@ pub mod congestion;
 pub mod entropy;
 pub mod limits;
 pub mod lock;
+pub mod memory;
 #[cfg(target_os = "linux")]
 pub mod net;
 #[cfg(target_os = "linux")]

@@ -277,7 +277,8 @@ impl World {
             | Event::Lost { .. }
             | Event::Ended { .. }
             | Event::Rejected { .. }
-            | Event::Crowded { .. } => {}
+            | Event::Crowded { .. }
+            | Event::MemoryFreed => {}
         }
     }
 

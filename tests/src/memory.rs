@@ -125,6 +125,7 @@ const SURROUNDINGS: Surroundings = Surroundings {
         udp: true,
     },
     unix_time_at_zero: Duration::from_secs(1_800_000_000),
+    memory: None,
 };
 
 /// A server and its client, connected.

@@ -40,6 +40,7 @@ const SERVER: &[(&str, &str)] = &[
     ("limits.handshake_timeout", "5"),
     ("limits.max_handshakes", "100"),
     ("limits.max_handshakes_per_source", "4"),
+    ("limits.memory", "67108864"),
     ("limits.queue_bytes", "200000"),
     ("limits.queue_age_ms", "100"),
     ("limits.drain_timeout", "0"),

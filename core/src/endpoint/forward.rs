@@ -272,6 +272,7 @@ impl Endpoint {
         let queued = self.queued_copy(error.as_bytes(), Offload::NONE, 0, now);
         if let Some(session) = self.sessions.get_mut(from) {
             session.push(queued, &mut self.tools);
+            self.keep_within_memory(now);
         }
     }
 

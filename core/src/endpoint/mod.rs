@@ -34,6 +34,7 @@ mod client;
 mod crossing;
 mod forward;
 mod greet;
+mod memory;
 mod receive;
 mod routes;
 mod server;
@@ -71,6 +72,7 @@ use crate::connection::{Connection, Greeting, Stage};
 use crate::session::{Ending, Session, SessionId, Where};
 use client::Client;
 use crossing::Crossings;
+use memory::Memory;
 use routes::Routes;
 use server::Server;
 
@@ -94,6 +96,9 @@ const ICMP_BURST: u64 = 50;
 /// A client's only peer, and its name.
 const SERVER: PeerId = PeerId::first(0);
 const SERVER_NAME: &str = "server";
+/// What a connection takes beside buffers, and a session, about.
+const CONNECTION_BYTES: usize = 4 * 1024;
+const SESSION_BYTES: usize = 4 * 1024;
 /// How long the last bytes of a closing connection may take.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -130,6 +135,7 @@ pub struct Endpoint {
     /// Where the TUN device takes UDP super-packets.
     coalescer: Option<Coalescer>,
     shutting_down: bool,
+    memory: Memory,
     tools: Tools,
 }
 
@@ -172,6 +178,7 @@ impl Endpoint {
         now: Instant,
     ) -> Self {
         let offloads = surroundings.offloads;
+        let memory = Memory::new(&common.limits, &surroundings, now);
         Self {
             side,
             common,
@@ -186,6 +193,7 @@ impl Endpoint {
             icmp_bucket: TokenBucket::new(ICMP_RATE, ICMP_BURST, now),
             coalescer: offloads.udp.then(Coalescer::empty),
             shutting_down: false,
+            memory,
             tools: Tools::new(surroundings.unix_time_at_zero),
         }
     }
@@ -341,6 +349,7 @@ impl Endpoint {
 
     /// The next fact to act on or report.
     pub fn poll_event(&mut self) -> Option<Event> {
+        self.tools.stats.buffer_bytes = self.tools.pool.in_use() as u64;
         loop {
             let mut event = self.tools.events.pop_front()?;
             let is_for_driver = match &mut self.side {
@@ -372,7 +381,7 @@ impl Endpoint {
             Side::Client(client) => client.dial_at(),
             Side::Server(server) => server.poll_timeout(),
         };
-        [tables, own].into_iter().flatten().min()
+        [tables, own, self.shrink_at()].into_iter().flatten().min()
     }
 
     /// Counters.
@@ -499,6 +508,7 @@ impl Endpoint {
             now,
         );
         self.tools.stats.connections_closed[reason.index()] += 1;
+        self.tools.pool.note_freed(CONNECTION_BYTES);
         self.tools.events.push_back(Event::Closed {
             id,
             remote: connection.remote,
@@ -572,6 +582,7 @@ impl Endpoint {
         session
             .queue
             .clear(&mut self.tools.pool, &mut self.tools.stats);
+        self.tools.pool.note_freed(SESSION_BYTES);
         match session.place {
             Where::Away { .. } => self.tools.stats.sessions_absent -= 1,
             Where::On(_) | Where::Draining { .. } => self.tools.stats.sessions -= 1,

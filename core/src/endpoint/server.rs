@@ -61,6 +61,7 @@ impl Server {
     /// Nobody comes any more, so nobody has to make room, and of nothing more is to be told.
     pub(super) fn stop_admitting(&mut self) {
         self.pressure = Pressure::default();
+        self.hello_at = None;
     }
 
     /// Whether a hello that has come may be read at once: then it is to be. Else it waits behind those

@@ -135,6 +135,7 @@ fn surroundings() -> Surroundings {
     Surroundings {
         offloads: Offloads::default(),
         unix_time_at_zero: Duration::from_secs(1_800_000_000),
+        memory: None,
     }
 }
 

@@ -24,6 +24,7 @@ impl Endpoint {
         }
         self.read_held_hellos(turn);
         self.report_pressure(turn.now);
+        self.shrink_if_due(turn.now);
         // A connection that has just ended asks for the next one.
         self.dial_if_due(turn);
     }

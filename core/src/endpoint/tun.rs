@@ -231,6 +231,10 @@ impl Endpoint {
             return;
         };
         session.push(queued, &mut self.tools);
+        self.keep_within_memory(now);
+        let Some(session) = self.sessions.get_mut(id) else {
+            return;
+        };
         let on = session.connection();
         let connection = on.and_then(|on| self.connections.get(on));
         let is_open = connection.is_some_and(|connection| connection.outbox.is_empty());

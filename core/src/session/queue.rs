@@ -99,11 +99,7 @@ impl SendQueue {
         }
         // At least the newest packet stays, however large.
         while self.bytes > self.max_bytes && self.urgent.len() + self.bulk.len() > 1 {
-            let precedence = if self.bulk.is_empty() {
-                Precedence::Urgent
-            } else {
-                Precedence::Bulk
-            };
+            let precedence = self.first_to_drop();
             self.discard(precedence, DropReason::QueueFull, pool, stats);
         }
     }
@@ -177,6 +173,52 @@ impl SendQueue {
             {
                 self.discard(precedence, DropReason::QueueAge, pool, stats);
             }
+        }
+    }
+
+    /// Memory behind the waiting packets, in bytes.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Since when the oldest packet waits.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        let fronts = [self.urgent.front(), self.bulk.front()];
+        fronts.into_iter().flatten().map(|it| it.queued_at).min()
+    }
+
+    /// Drops what has waited longer than `age`, for want of memory.
+    pub(crate) fn shed_older(
+        &mut self,
+        age: Duration,
+        now: Instant,
+        pool: &mut Pool,
+        stats: &mut Stats,
+    ) {
+        for precedence in [Precedence::Urgent, Precedence::Bulk] {
+            while self
+                .front(precedence)
+                .is_some_and(|packet| now.since(packet.queued_at) > age)
+            {
+                self.discard(precedence, DropReason::MemoryFull, pool, stats);
+            }
+        }
+    }
+
+    /// Drops the oldest packets, bulk first, until no more than `bytes` wait, for want of memory.
+    pub(crate) fn shed_to(&mut self, bytes: usize, pool: &mut Pool, stats: &mut Stats) {
+        while self.bytes > bytes {
+            let precedence = self.first_to_drop();
+            self.discard(precedence, DropReason::MemoryFull, pool, stats);
+        }
+    }
+
+    /// The line that loses its oldest packet when there is no room.
+    fn first_to_drop(&self) -> Precedence {
+        if self.bulk.is_empty() {
+            Precedence::Urgent
+        } else {
+            Precedence::Bulk
         }
     }
 

@@ -97,6 +97,7 @@ impl Choices {
                 udp: takes_super_packets,
             },
             unix_time_at_zero: Duration::from_secs(1_800_000_000),
+            memory: None,
         }
     }
 

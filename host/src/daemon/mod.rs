@@ -29,6 +29,7 @@ use lostlove_core::peers::SharedPeers;
 use lostlove_core::stats::Stats;
 use lostlove_core::turn::Entropy;
 use lostlove_system::clock::Clock;
+use lostlove_system::memory;
 use lostlove_system::net::NetError;
 use lostlove_system::signal::{Signal, Signals};
 use lostlove_system::socket::SocketOptions;
@@ -336,6 +337,7 @@ impl Daemon {
                     leases.released(peer);
                 }
             }
+            Event::MemoryFreed => memory::give_back(),
             Event::Assigned { .. }
             | Event::Established { .. }
             | Event::ProbeEstablished { .. }

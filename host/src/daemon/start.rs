@@ -18,6 +18,7 @@ use lostlove_core::time::Instant;
 use lostlove_system::clock::Clock;
 use lostlove_system::entropy::SystemEntropy;
 use lostlove_system::limits::raise_descriptor_limit;
+use lostlove_system::memory;
 use lostlove_system::net::{FWMARK, NetError, Paths, check_firewall, missing_nat_interface};
 use lostlove_system::signal::Signals;
 use lostlove_system::socket::listen;
@@ -367,6 +368,7 @@ fn surroundings(tun: &Tun, clock: &Clock) -> Surroundings {
             udp: tun.offloads().uso,
         },
         unix_time_at_zero: clock.unix_time_at_zero(),
+        memory: memory::available(),
     }
 }
 

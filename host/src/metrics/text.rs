@@ -193,6 +193,11 @@ const FAMILIES: &[Family] = &[
         "Bytes of packets now waiting for TCP connections.",
         |stats| stats.queued_bytes,
     ),
+    gauge(
+        "lostlove_buffer_bytes",
+        "Bytes of memory for packets now in use, waiting ones among them; limits.memory bounds it.",
+        |stats| stats.buffer_bytes,
+    ),
 ];
 
 /// Figures of which each has a reason.

@@ -100,6 +100,56 @@ fn a_client_that_does_not_read_costs_its_own_packets_only() {
     quick.stop();
 }
 
+/// Queues that would fit one by one do not all fit what the server may take: then those that stand
+/// still lose, and a client that reads loses nothing.
+#[test]
+fn clients_that_do_not_read_take_no_more_memory_together_than_there_is() {
+    const MEMORY: usize = 1_000_000;
+    let setup = Setup {
+        clients: 3,
+        limits: Limits {
+            memory: Some(MEMORY),
+            ..Setup::default().limits
+        },
+        ..Setup::default()
+    };
+    let (server, to_server) = setup.server(SERVER, ANY);
+    let relays = [0, 1].map(|_| Relay::start(to_server, ANY_CHUNK));
+    let slow = [0, 1].map(|n| setup.client(CLIENT, n, relays[usize::from(n)].address()));
+    let quick = setup.client(CLIENT, 2, to_server);
+    let mut rng = rng();
+    for (n, client) in (0..).zip(&slow) {
+        client.await_ready();
+        echo(&server, client, n, 100, &mut rng);
+        relays[usize::from(n)].limit(Direction::Down, 0);
+    }
+    quick.await_ready();
+    for n in 0..2000 {
+        for client in 0..2 {
+            let to = address(Some(client));
+            server.send(&packet(address(None), to, 1400, &mut rng));
+        }
+        if n % 20 == 0 {
+            echo(&server, &quick, 2, 1000, &mut rng);
+        }
+    }
+    let queued = server.metric("lostlove_queued_bytes");
+    assert!(
+        (MEMORY as u64 / 4..=MEMORY as u64).contains(&queued),
+        "{queued}"
+    );
+    for relay in &relays {
+        relay.limit(Direction::Down, u64::MAX);
+    }
+    let stats = server.stop();
+    assert!(stats.dropped(DropReason::MemoryFull) > 0);
+    assert_eq!(stats.dropped(DropReason::QueueFull), 0);
+    for client in slow {
+        client.stop();
+    }
+    quick.stop();
+}
+
 /// Case 67: a receiver that takes a few bytes at a time.
 #[test]
 fn a_slow_reader_gets_every_packet_in_time() {

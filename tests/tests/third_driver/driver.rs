@@ -108,6 +108,8 @@ impl Driver {
                     | Event::Rejected { .. }
                     | Event::Crowded { .. },
                 ) => {}
+                // A good moment to ask the allocator for what it keeps.
+                Some(Event::MemoryFreed) => {}
                 // A server would write down who has which address.
                 Some(Event::Leased { .. } | Event::Released { .. }) => {}
                 Some(Event::Closed { id, .. }) => {

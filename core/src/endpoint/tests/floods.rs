@@ -258,6 +258,24 @@ fn a_full_room_is_told_at_once_and_once_a_minute() {
     assert_eq!(told(&net), [40, 30]);
 }
 
+/// What an endpoint waits for on its own account does not hold up its end.
+#[test]
+fn a_server_that_ends_amid_a_flood_waits_for_nothing() {
+    let mut net = Net::new(server_config(1), Vec::new());
+    for n in 0..1600 {
+        let now = net.now;
+        let id = net.server.handle_accepted(host_in(n), now).unwrap();
+        net.server.read(id, &plain_hello(b"{}"), now);
+    }
+    net.settle();
+    assert!(net.server.poll_timeout().is_some());
+    let now = net.now;
+    net.server.shut_down(now);
+    net.settle();
+    assert!(net.server.is_shut_down());
+    assert_eq!(net.server.poll_timeout(), None);
+}
+
 /// Case 22: whoever has recorded many hellos of one client takes the room of four, and the client
 /// itself gets in beside them.
 #[test]
