@@ -104,7 +104,7 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// Which end this is, and what belongs to it alone.
 enum Side {
-    Client(Box<Client>),
+    Client(Client),
     Server(Server),
 }
 
@@ -166,7 +166,7 @@ impl Endpoint {
     /// A client's endpoint, whose first dial is due at once.
     pub fn client(config: ClientConfig, surroundings: Surroundings, now: Instant) -> Self {
         let routes = Routes::all_to(SERVER);
-        let side = Side::Client(Box::new(Client::new(config.client, now)));
+        let side = Side::Client(Client::new(config.client, now));
         Self::new(side, config.common, routes, surroundings, now)
     }
 

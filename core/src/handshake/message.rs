@@ -140,10 +140,6 @@ impl ServerHello {
 }
 
 /// The answer to an LLP 1.0 client: `{"ServerHello":{"server_random":[..],"session_id":".."}}`.
-#[expect(
-    clippy::missing_panics_doc,
-    reason = "numbers and text are always JSON"
-)]
 pub(crate) fn probe_server_hello(session: Uuid, server_random: &[u8; 32]) -> Vec<u8> {
     serde_json::to_vec(&ServerEnvelope::ServerHello(ServerWire {
         server_random: *server_random,
