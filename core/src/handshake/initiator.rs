@@ -27,7 +27,7 @@ pub struct Initiator {
 impl Initiator {
     /// Starts a handshake, and returns the JSON of the `ClientHello` to send.
     ///
-    /// `offer.rotation` below [`MIN_ROTATION_BYTES`](crate::config::MIN_ROTATION_BYTES) or
+    /// `offer.rotation` below `MIN_ROTATION_BYTES` or
     /// [`MIN_ROTATION_INTERVAL`](crate::config::MIN_ROTATION_INTERVAL) is raised to these.
     ///
     /// # Errors

@@ -136,7 +136,7 @@ impl Grant {
     /// # Errors
     ///
     /// [`HandshakeError::Assignment`] or [`HandshakeError::Malformed`] if no client could use it,
-    /// [`HandshakeError::TooLong`] with more than [`MAX_PUSHED_DNS`] or [`MAX_PUSHED_ROUTES`].
+    /// [`HandshakeError::TooLong`] with more than `MAX_PUSHED_DNS` or `MAX_PUSHED_ROUTES`.
     pub fn encode(&self) -> Result<Vec<u8>, HandshakeError> {
         self.check()?;
         let mut out = Vec::with_capacity(MAX_GRANT_LEN);

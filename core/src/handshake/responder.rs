@@ -19,7 +19,7 @@ use crate::error::HandshakeError;
 #[derive(Debug)]
 pub enum ClientHello {
     /// LLP 1.0: nothing in it is authenticated. Answer with
-    /// [`probe_server_hello`](super::probe_server_hello), if at all.
+    /// `probe_server_hello`, if at all.
     Probe,
     /// LLP 1.1, made by the holder of a static key, for this server's key.
     Current(Box<Responder>),

@@ -79,7 +79,7 @@ pub(crate) fn is_unicast_source(source: IpAddr) -> bool {
 }
 
 /// Whether a packet to `destination` may be routed; the same addresses as for
-/// [`is_unicast_source`].
+/// `is_unicast_source`.
 pub fn is_unicast_destination(destination: IpAddr) -> bool {
     is_routable(destination)
 }

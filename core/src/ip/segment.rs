@@ -23,7 +23,7 @@ use crate::error::DropReason;
 /// [`DropReason::Malformed`] if `offload` claims what the packet cannot be: of fragments, other
 /// protocols than TCP and UDP, TCP with SYN, RST or URG, and more than
 /// [`MAX_TCP_SEGMENTS`](super::transport::MAX_TCP_SEGMENTS) or
-/// [`MAX_UDP_SEGMENTS`](super::transport::MAX_UDP_SEGMENTS) segments; `sink` has not been called
+/// `MAX_UDP_SEGMENTS` segments; `sink` has not been called
 /// then.
 pub fn finish(
     packet: &mut [u8],
@@ -58,7 +58,7 @@ pub fn max_segment_len(packet: &[u8], info: &IpInfo, offload: Offload) -> usize 
 ///
 /// [`DropReason::Malformed`] if `offload` claims what the packet cannot be, and
 /// [`DropReason::SegmentSize`] for segments whose payload, the last one aside, is shorter than their
-/// headers or than [`MIN_SEGMENT_SIZE`](super::MIN_SEGMENT_SIZE) bytes.
+/// headers or than `MIN_SEGMENT_SIZE` bytes.
 pub fn segments_len(packet: &[u8], info: &IpInfo, offload: Offload) -> Result<usize, DropReason> {
     let Some(header) = TransportHeader::of_super_packet(packet, info, offload)? else {
         return Ok(packet.len());

@@ -39,10 +39,10 @@ impl Opener {
     /// - [`FrameError::WrongProtection`]: the packet is not sealed;
     /// - [`FrameError::BadLength`]: shorter than a tag, or `record` is not as long as its header
     ///   says;
-    /// - [`ProtocolError::SequenceExhausted`]: [`SEQUENCE_LIMIT`] is reached;
+    /// - [`ProtocolError::SequenceExhausted`]: `SEQUENCE_LIMIT` is reached;
     /// - [`ProtocolError::Sequence`]: not the number that is due;
     /// - [`ProtocolError::Crypto`]: a tag does not verify under the key that is due;
-    /// - [`ProtocolError::KeyOverused`]: authentic, but beyond [`OVERUSE_FACTOR`] times a bound on
+    /// - [`ProtocolError::KeyOverused`]: authentic, but beyond `OVERUSE_FACTOR` times a bound on
     ///   the use of this key.
     pub fn open<'a>(
         &mut self,

@@ -43,7 +43,7 @@ impl Sealer {
     ///
     /// - [`FrameError::BadLength`]: `record` has no room for header and tag, or its sealed
     ///   payload would exceed 65 535 bytes;
-    /// - [`ProtocolError::SequenceExhausted`]: [`SEQUENCE_LIMIT`] is reached.
+    /// - [`ProtocolError::SequenceExhausted`]: `SEQUENCE_LIMIT` is reached.
     #[expect(
         clippy::too_many_arguments,
         reason = "four fields of the header, the record and the time; all but the last two are \

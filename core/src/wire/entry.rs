@@ -27,7 +27,7 @@ pub(crate) const fn encode_entry_header(len: u16, offload: Offload) -> [u8; ENTR
 
 /// A packet that continues in the next Data packet of its stream.
 ///
-/// It has one buffer, which grows with the bytes that arrived, to [`MAX_ENTRY_LEN`] at most, and
+/// It has one buffer, which grows with the bytes that arrived, to `MAX_ENTRY_LEN` at most, and
 /// is kept for the next packet. Dropping the value gives it back.
 #[derive(Default)]
 pub struct Partial {

@@ -194,7 +194,7 @@ pub struct Header {
 impl Header {
     /// The header's bytes, checksum included.
     ///
-    /// The checksum covers the header's first [`CHECKED_LEN`] bytes and, unless
+    /// The checksum covers the header's first `CHECKED_LEN` bytes and, unless
     /// [`Flags::SEALED`] is set, `payload`; a sealed packet's payload has its own tag, and may be
     /// given as empty. Of the timestamp, the low 48 bits are written.
     pub fn encode(&self, payload: &[u8]) -> [u8; HEADER_LEN] {
