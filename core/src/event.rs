@@ -56,6 +56,9 @@ pub enum Event {
         /// What the server assigned.
         settings: Assignment,
     },
+    /// On a client: the session that was to have what [`Event::Assigned`] brought has ended before
+    /// anybody was told of it. What is set up for it is of no use.
+    Unassigned,
     /// A peer has proved its key and packets flow: on a client, once it has accepted its addresses.
     Established {
         /// The connection.

@@ -32,7 +32,7 @@ pub fn report(role: Role, event: &Event) {
         Event::ProbeEstablished {
             remote, session, ..
         } => info!(%remote, %session, "LLP 1.0 probe session established"),
-        Event::Leased { .. } | Event::Released { .. } | Event::MemoryFreed => {}
+        Event::Unassigned | Event::Leased { .. } | Event::Released { .. } | Event::MemoryFreed => {}
         Event::Lost { peer, .. } => info!(%peer, "connection lost; the session waits for its peer"),
         Event::Ended {
             peer,

@@ -278,7 +278,8 @@ impl World {
             | Event::Ended { .. }
             | Event::Rejected { .. }
             | Event::Crowded { .. }
-            | Event::MemoryFreed => {}
+            | Event::MemoryFreed
+            | Event::Unassigned => {}
         }
     }
 

@@ -42,6 +42,8 @@ pub(super) struct Client {
     settings: Option<Assignment>,
     /// The connection that brought it.
     assigned_by: Option<ConnectionId>,
+    /// Whether the driver has heard of it, and of no end since.
+    is_told: bool,
     /// Whether the driver has accepted it.
     is_accepted: bool,
     /// [`Event::Established`], until the driver has.
@@ -65,6 +67,7 @@ impl Client {
             attempt: 0,
             settings: None,
             assigned_by: None,
+            is_told: false,
             is_accepted: false,
             unannounced: None,
             announced: None,
@@ -240,9 +243,13 @@ impl Endpoint {
         }
         client.is_accepted = false;
         client.unannounced = None;
-        if let Dial::After(_, no_sooner) = &mut client.dial {
-            *no_sooner = client.config.reconnect_max;
+        let longest = client.config.reconnect_max;
+        match &mut client.dial {
+            Dial::After(_, no_sooner) => *no_sooner = longest,
+            Dial::At(at) => *at = (*at).max(now + longest),
+            Dial::Never => {}
         }
+        client.is_told = false;
         // What has not been polled yet of the session is this connection's: there was no later one.
         self.tools.events.retain_mut(|event| match event {
             Event::Established { .. } | Event::Lost { .. } => false,
@@ -284,10 +291,15 @@ impl Client {
             Event::Lost { id, .. } => {
                 return matches!(self.announced, Some((_, on)) if on == *id);
             }
-            Event::Ended { session, .. } => match self.announced.take() {
-                Some((announced, _)) => *session = announced,
-                None => return false,
-            },
+            Event::Assigned { .. } => self.is_told = true,
+            Event::Ended { session, .. } => {
+                let is_told = core::mem::take(&mut self.is_told);
+                match self.announced.take() {
+                    Some((announced, _)) => *session = announced,
+                    None if is_told => *event = Event::Unassigned,
+                    None => return false,
+                }
+            }
             _ => {}
         }
         true

@@ -308,7 +308,8 @@ impl Endpoint {
     /// The first packet of a client that opens: it has proved its key.
     pub(super) fn handle_proof(&mut self, id: ConnectionId, now: Instant) {
         let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
-        let (Some(Stage::Greeting { step, .. }), Side::Server(state)) = (stage, &self.side) else {
+        let (Some(Stage::Greeting { step, .. }), Side::Server(state)) = (stage, &mut self.side)
+        else {
             return;
         };
         let Greeting::AwaitProof(proposal) = step else {
@@ -321,9 +322,12 @@ impl Endpoint {
             ..
         } = proposal.agreed;
         let here = (state.worker, began_at);
-        let claimed = state
-            .peers
-            .with(|peers| peers.claim(peer, addresses, here, now));
+        // In one, so that what changes later finds the session.
+        let (claimed, changes, seen) = state.peers.with(|peers| {
+            let claimed = peers.claim(peer, addresses, here, now);
+            (claimed, peers.take_changes(state.worker), peers.version())
+        });
+        state.seen = seen;
         match claimed {
             Ok(claim) => {
                 let proved = core::mem::replace(step, Greeting::AwaitHello);
@@ -332,12 +336,15 @@ impl Endpoint {
                     self.tools.events.push_back(Event::Leased { peer, address });
                 }
                 // Or the first packet would come from a stranger's address.
-                self.handle_peers_changed(now);
+                self.follow_all(changes, now);
                 if let Greeting::AwaitProof(proposal) = proved {
                     self.establish(id, *proposal, claim, now);
                 }
             }
-            Err(why) => self.turn_down(id, peer, why, now),
+            Err(why) => {
+                self.follow_all(changes, now);
+                self.turn_down(id, peer, why, now);
+            }
         }
     }
 

@@ -293,7 +293,7 @@ impl Endpoint {
         self.tools.stats.sessions -= 1;
         self.tools.stats.sessions_absent += 1;
         if let Side::Server(server) = &self.side {
-            server.lose(session.peer);
+            server.lose(session);
         }
         self.rearm_session(of);
     }
@@ -307,12 +307,11 @@ impl Endpoint {
             Side::Server(server) => server.stop_admitting(),
         }
         for id in self.connections.ids() {
-            if self
-                .connections
-                .get(id)
-                .and_then(Connection::session)
-                .is_none()
-            {
+            // Those that end already have something left to say.
+            let is_of_nobody = |connection: &Connection| {
+                connection.session().is_none() && !connection.is_closing()
+            };
+            if self.connections.get(id).is_some_and(is_of_nobody) {
                 self.remove(id, CloseReason::ShuttingDown, now);
             }
         }
@@ -597,7 +596,7 @@ impl Endpoint {
         match &self.side {
             Side::Client(_) => session.usage.forget_round_trips(),
             Side::Server(server) => {
-                if let Some(peer) = server.leave(session.peer, now) {
+                if let Some(peer) = server.leave(&session, now) {
                     self.tools.events.push_back(Event::Released { peer });
                 }
             }

@@ -12,7 +12,7 @@ use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientOffer, Grant};
 use crate::peers::PeerId;
 use crate::peers::{Change, Offer, SharedPeers, WorkerId, source_of};
-use crate::session::{Ending, SessionId};
+use crate::session::{Ending, Session, SessionId};
 use crate::time::Instant;
 use crate::wire::DisconnectCode;
 
@@ -90,13 +90,16 @@ impl Server {
     }
 
     /// A session here has ended; whose it was, if addresses from the pools stay the peer's.
-    pub(super) fn leave(&self, peer: PeerId, now: Instant) -> Option<PublicKey> {
-        self.peers.with(|peers| peers.leave(peer, self.worker, now))
+    pub(super) fn leave(&self, session: &Session, now: Instant) -> Option<PublicKey> {
+        let here = (self.worker, session.began_at);
+        self.peers
+            .with(|peers| peers.leave(session.peer, here, now))
     }
 
     /// A session here has lost its connection.
-    pub(super) fn lose(&self, peer: PeerId) {
-        self.peers.with(|peers| peers.lose(peer, self.worker));
+    pub(super) fn lose(&self, session: &Session) {
+        let here = (self.worker, session.began_at);
+        self.peers.with(|peers| peers.lose(session.peer, here));
     }
 }
 
@@ -118,9 +121,11 @@ impl Endpoint {
     }
 
     /// An offer came to nothing.
-    pub(super) fn abandon(&self, peer: PeerId, now: Instant) {
-        if let Side::Server(server) = &self.side {
-            server.peers.with(|peers| peers.abandon(peer, now));
+    pub(super) fn abandon(&mut self, peer: PeerId, now: Instant) {
+        if let Side::Server(server) = &self.side
+            && let Some(peer) = server.peers.with(|peers| peers.abandon(peer, now))
+        {
+            self.tools.events.push_back(Event::Released { peer });
         }
     }
 
@@ -139,6 +144,10 @@ impl Endpoint {
             .peers
             .with(|peers| (peers.take_changes(worker), peers.version()));
         server.seen = seen;
+        self.follow_all(changes, now);
+    }
+
+    pub(super) fn follow_all(&mut self, changes: Vec<Change>, now: Instant) {
         for change in changes {
             self.follow(change, now);
         }

@@ -108,6 +108,13 @@ struct Place {
     is_absent: bool,
 }
 
+impl Place {
+    /// Whether it is that of the session at this endpoint whose hello was answered then.
+    fn is_of(&self, (worker, began_at): (WorkerId, Instant)) -> bool {
+        self.worker == worker && self.began_at == began_at
+    }
+}
+
 /// Why a peer cannot be as it was wanted. Nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerConflict {
@@ -168,6 +175,10 @@ impl Peers {
         let Some(id) = known else {
             return Ok(self.insert(peer));
         };
+        if self.has_other_secret(id, &peer) {
+            self.remove(id, now);
+            return Ok(self.insert(peer));
+        }
         self.unroute_leases(id, &peer);
         let Some(entry) = self.entries.get_mut(id) else {
             return Ok(self.insert(peer));
@@ -187,6 +198,13 @@ impl Peers {
         }
         self.log(Change::Altered(id));
         Ok(id)
+    }
+
+    /// Whether the peer had another preshared key until now: who knows only that is no longer it.
+    fn has_other_secret(&self, id: PeerId, peer: &Peer) -> bool {
+        let bytes = |peer: &Peer| peer.preshared_key.as_ref().map(|key| *key.as_bytes());
+        let known = self.entries.get(id).map(|entry| &entry.peer);
+        known.is_some_and(|known| bytes(known) != bytes(peer))
     }
 
     /// Removes a peer: its session ends, and a hello of it that waits for its proof comes to

@@ -99,13 +99,12 @@ impl Peers {
 
     /// An offer came to nothing: what was kept free for it may be given away, unless the peer has a
     /// session, or another offer.
-    pub(crate) fn abandon(&mut self, peer: PeerId, now: Instant) {
-        if let Some(entry) = self.entries.get_mut(peer) {
-            entry.offers -= 1;
-            if entry.place.is_none() && entry.offers == 0 {
-                self.release(peer, now);
-            }
-        }
+    pub(crate) fn abandon(&mut self, peer: PeerId, now: Instant) -> Option<PublicKey> {
+        let entry = self.entries.get_mut(peer)?;
+        let key = entry.peer.public_key;
+        entry.offers -= 1;
+        let is_last = entry.place.is_none() && entry.offers == 0;
+        (is_last && self.release(peer, now)).then_some(key)
     }
 
     /// A peer has proved its key: its session is at `here` from now on, wherever it was before.
@@ -158,28 +157,27 @@ impl Peers {
     }
 
     /// The connection of a peer's session broke: the session waits for it.
-    pub(crate) fn lose(&mut self, peer: PeerId, here: WorkerId) {
-        if let Some(Place {
-            worker, is_absent, ..
-        }) = self.place_mut(peer)
-            && *worker == here
-            && !*is_absent
+    pub(crate) fn lose(&mut self, peer: PeerId, here: (WorkerId, Instant)) {
+        if let Some(place) = self.place_mut(peer)
+            && place.is_of(here)
+            && !place.is_absent
         {
-            *is_absent = true;
+            place.is_absent = true;
             self.connected -= 1;
         }
     }
 
     /// A peer's session at `here` has ended: its leases may be given away, once nothing else is free.
-    /// Without effect if the session is elsewhere by now. Returns its key if it had leases.
+    /// Without effect if the peer has a session of a later hello by now, there or elsewhere. Returns its
+    /// key if it had leases.
     pub(crate) fn leave(
         &mut self,
         peer: PeerId,
-        here: WorkerId,
+        here: (WorkerId, Instant),
         now: Instant,
     ) -> Option<PublicKey> {
         let entry = self.entries.get_mut(peer)?;
-        if entry.place.is_none_or(|place| place.worker != here) {
+        if entry.place.is_none_or(|place| !place.is_of(here)) {
             return None;
         }
         let key = entry.peer.public_key;
@@ -189,7 +187,7 @@ impl Peers {
             self.connected -= 1;
         }
         let went = entry.offers == 0 && self.release(peer, now);
-        self.log(Change::Left(peer, here));
+        self.log(Change::Left(peer, here.0));
         went.then_some(key)
     }
 

@@ -320,7 +320,7 @@ impl Daemon {
                 }
             },
             // Not with its connection: its peer may come back, and needs its routes until then.
-            Event::Ended { .. } if !is_ending => {
+            Event::Ended { .. } | Event::Unassigned if !is_ending => {
                 if let Some(network) = &self.network {
                     network.order(NetworkOrder::SessionEnded {
                         packets: tun_packets,
@@ -345,6 +345,7 @@ impl Daemon {
             | Event::Rejected { .. }
             | Event::Crowded { .. }
             | Event::Ended { .. }
+            | Event::Unassigned
             | Event::Closed { .. } => {}
         }
         self.tell_readiness();

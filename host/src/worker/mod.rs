@@ -351,7 +351,7 @@ impl Worker {
                     self.endpoint.accept_assignment(*id);
                 }
             }
-            Event::Ended { .. } => self.assignment.forget(),
+            Event::Ended { .. } | Event::Unassigned => self.assignment.forget(),
             _ => {}
         }
         // However many strangers come and go, the daemon is left alone.

@@ -108,6 +108,8 @@ impl Driver {
                     | Event::Rejected { .. }
                     | Event::Crowded { .. },
                 ) => {}
+                // What was set up for it could be taken back.
+                Some(Event::Unassigned) => {}
                 // A good moment to ask the allocator for what it keeps.
                 Some(Event::MemoryFreed) => {}
                 // A server would write down who has which address.

@@ -37,6 +37,8 @@ struct Hasty {
 impl Hasty {
     fn new() -> Self {
         let mut client = Machine::new(client_config(1), 100, NOW);
+        client.handle_timeout(NOW);
+        assert_eq!(client.poll_event(), Some(Event::Dial { attempt: 1 }));
         let (id, (sealer, opener), hello) = answer(&mut client, NOW);
         Self {
             client,
@@ -181,7 +183,8 @@ fn a_judgement_of_an_earlier_connections_assignment_changes_nothing() {
     }
 }
 
-/// Who was told of nothing is not told of its end, when the judgement comes too late.
+/// Who was told of nothing is not told of its end, when the judgement comes too late; but that what it
+/// has set up is of no use.
 #[test]
 fn a_session_that_is_lost_before_it_is_accepted_is_not_announced() {
     let mut server = Hasty::new();
@@ -191,6 +194,28 @@ fn a_session_that_is_lost_before_it_is_accepted_is_not_announced() {
     server.client.accept_assignment(server.id);
     let events: Vec<_> = core::iter::from_fn(|| server.client.poll_event()).collect();
     assert!(matches!(&events[..], [Event::Closed { .. }]), "{events:?}");
+
+    server.client.handle_timeout(NOW + Duration::from_secs(11));
+    let events: Vec<_> = core::iter::from_fn(|| server.client.poll_event()).collect();
+    let is_end = |event: &Event| matches!(event, Event::Unassigned | Event::Ended { .. });
+    let ends: Vec<_> = events.iter().filter(|event| is_end(event)).collect();
+    assert_eq!(ends, [&Event::Unassigned]);
+}
+
+/// A server that is full says so one round trip after its hello, and the host may be busy for longer.
+#[test]
+fn an_assignment_whose_session_ends_before_it_is_accepted_is_void() {
+    let mut server = Hasty::new();
+    server.greet_with(&[]);
+    server.poll_configure();
+    let goodbye = server.seal(PacketType::Disconnect, 0, &[11]);
+    server.read(&goodbye);
+    server.client.write_all(server.id, NOW);
+    server.client.accept_assignment(server.id);
+    let events: Vec<_> = core::iter::from_fn(|| server.client.poll_event()).collect();
+    assert!(events.contains(&Event::Unassigned), "{events:?}");
+    let established = |event: &Event| matches!(event, Event::Established { .. });
+    assert!(!events.iter().any(established), "{events:?}");
 }
 
 /// Nor is who was told that it is lost told so again, as long as it was not told that it was back.
@@ -228,6 +253,8 @@ fn a_refused_assignment_waits_longest_and_is_no_session_also_if_the_server_left_
                 server.client.write_all(server.id, NOW);
             }
             server.poll_configure();
+            // It takes its time, and by then the next attempt is planned already.
+            server.client.handle_timeout(NOW);
             server.client.refuse_assignment(server.id, NOW);
             server.client.write_all(server.id, NOW);
 

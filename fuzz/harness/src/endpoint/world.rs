@@ -114,7 +114,7 @@ impl World {
                     self.nodes[which].settings = Some(settings);
                     self.nodes[which].endpoint.accept_assignment(id);
                 }
-                Event::Ended { .. } | Event::MemoryFreed => {}
+                Event::Ended { .. } | Event::Unassigned | Event::MemoryFreed => {}
                 Event::Established { id, .. }
                 | Event::ProbeEstablished { id, .. }
                 | Event::Lost { id, .. } => {
