@@ -215,7 +215,7 @@ pub struct Limits {
     pub connection_timeout: Duration,
     /// Data stream ids a peer may use, 1 to this.
     pub max_streams: u16,
-    /// Bytes of packets that may wait for one connection's socket.
+    /// Bytes of packets of one session that may wait for a socket.
     pub queue_bytes: usize,
     /// Age at which a waiting packet is dropped.
     pub queue_age: Duration,

@@ -1,4 +1,5 @@
-//! Packets that wait, unsealed, for one connection's socket.
+//! Packets of one session that wait, unsealed, for the socket of its connection, or for its peer's
+//! return.
 //!
 //! Bounded in bytes and age; the oldest packet makes room for the newest (head drop), so that an
 //! inner TCP learns of congestion at once. Small packets pass bulk ones, but never a packet of
@@ -49,7 +50,7 @@ pub(crate) enum Precedence {
     Bulk,
 }
 
-/// The queue of one connection.
+/// The queue of one session.
 #[derive(Debug)]
 pub(crate) struct SendQueue {
     urgent: VecDeque<Queued>,
