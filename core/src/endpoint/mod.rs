@@ -1,4 +1,4 @@
-//! All protocol state of one process: connections, sessions, routes, timers.
+//! All protocol state of one event loop: connections, sessions, routes, timers.
 //!
 //! # The contract
 //!
@@ -115,7 +115,7 @@ enum Due {
     Session(SessionId),
 }
 
-/// All protocol state of one process. See the [module's contract](self).
+/// All protocol state of one event loop. See the [module's contract](self).
 ///
 /// Its tables know each other by id alone, and no entry is ever outside of its table: what works on
 /// two of them borrows two fields.
