@@ -47,7 +47,7 @@ impl Endpoint {
         let result = self
             .check(from, packet, offload, now)
             .and_then(|(info, way)| match way {
-                Way::Tun => self.deliver_to_tun(packet, &info, offload, sink),
+                Way::Tun => self.deliver_to_tun(from, packet, &info, offload, sink),
                 Way::Peer(peer) => self.forward_to_peer(peer, packet, &info, offload, now),
             });
         if let Err(reason) = result {
@@ -118,11 +118,16 @@ impl Endpoint {
 
     fn deliver_to_tun(
         &mut self,
+        from: SessionId,
         packet: &mut [u8],
         info: &IpInfo,
         offload: Offload,
         sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
     ) -> Result<(), DropReason> {
+        if let Some(session) = self.sessions.get(from) {
+            // What answers it comes back through this session, from beyond the device's MTU.
+            ip::mss_clamp(packet, info, offload, session.mtu);
+        }
         let Some(coalescer) = &mut self.coalescer else {
             return self.write_to_tun(packet, info, offload, sink);
         };

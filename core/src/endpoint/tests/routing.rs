@@ -6,7 +6,7 @@ use core::time::Duration;
 use super::super::testing::{Net, SERVER, client_config, secret, server_config, udp};
 use crate::error::DropReason;
 use crate::event::Event;
-use crate::ip::testing::Packet;
+use crate::ip::testing::{Packet, checksums_are_right};
 
 use super::{SERVER_ADDRESS, tcp_super_packet};
 
@@ -153,6 +153,44 @@ fn a_syn_towards_a_client_with_a_small_mtu_is_clamped() {
     net.send_from(SERVER, &syn);
     net.settle();
     assert_eq!(net.received[0][0][42..44], 1260u16.to_be_bytes());
+}
+
+/// Who answers it never sees the tunnel, and may be deaf to ICMP errors.
+#[test]
+fn a_syn_that_leaves_the_tunnel_is_clamped_to_the_sessions_mtu() {
+    for (offload, mtu, announced, expected) in [
+        (true, 1300, 1460, [1260, 1240]),
+        (false, 1300, 1460, [1260, 1240]),
+        (false, 1300, 1000, [1000, 1000]),
+        (false, 1400, 1460, [1360, 1340]),
+    ] {
+        let mut client = client_config(1);
+        client.common.mtu = mtu;
+        let mut server = server_config(1);
+        server.surroundings.offloads.tcp = offload;
+        let mut net = Net::new(server, vec![client]);
+        net.settle();
+        let outside = ["198.51.100.7", "2001:db8::7"].map(|to| to.parse::<IpAddr>().unwrap());
+        let addresses = net.events.iter().find_map(|(_, event)| match event {
+            Event::Assigned { settings, .. } => {
+                let v6: IpAddr = settings.address_v6?.addr().into();
+                Some([settings.address_v4?.addr().into(), v6])
+            }
+            _ => None,
+        });
+        let [high, low] = u16::to_be_bytes(announced);
+        for ends in addresses.unwrap().into_iter().zip(outside) {
+            let syn = Packet::tcp(ends).flags(0x02).options(&[2, 4, high, low]);
+            net.send_from(0, &syn.build());
+        }
+        net.settle();
+        let [v4, v6] = &net.received_by_server[..] else {
+            panic!("both reach the device");
+        };
+        let found = [&v4[42..44], &v6[62..64]].map(|mss| u16::from_be_bytes([mss[0], mss[1]]));
+        assert_eq!(found, expected, "{mtu} {announced}");
+        assert!([v4, v6].iter().all(|syn| checksums_are_right(syn)));
+    }
 }
 
 #[test]
