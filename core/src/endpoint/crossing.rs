@@ -162,7 +162,7 @@ impl Endpoint {
             return;
         };
         let (session, worker) = (self.routes.session(sender), self.routes.worker(sender));
-        if session.is_none() && worker.is_none() || !self.icmp_bucket.try_spend(1, now) {
+        if session.is_none() && worker.is_none() || !self.icmp_budget.try_spend(&error, now) {
             return;
         }
         self.tools.stats.icmp_out += 1;

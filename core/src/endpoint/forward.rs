@@ -125,7 +125,7 @@ impl Endpoint {
         sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
     ) -> Result<(), DropReason> {
         if let Some(session) = self.sessions.get(from) {
-            // What answers it comes back through this session, from beyond the device's MTU.
+            // The answer comes back through this session, and its sender does not know the MTU.
             ip::mss_clamp(packet, info, offload, session.mtu);
         }
         let Some(coalescer) = &mut self.coalescer else {
@@ -270,7 +270,7 @@ impl Endpoint {
         let Some(error) = self.icmp_error(packet, &info, reason, mtu) else {
             return;
         };
-        if !self.icmp_bucket.try_spend(1, now) {
+        if !self.icmp_budget.try_spend(&error, now) {
             return;
         }
         self.tools.stats.icmp_out += 1;

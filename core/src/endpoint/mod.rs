@@ -30,6 +30,7 @@
 //! else meanwhile, so that a kernel may work on it for as long as it likes: what comes back to a
 //! connection that is over just goes to the pool.
 
+mod budget;
 mod client;
 mod crossing;
 mod forward;
@@ -54,7 +55,6 @@ use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::{Coalescer, IcmpPacket, VirtioHeader};
 use crate::peers::PeerId;
 use crate::peers::{SharedPeers, WorkerId};
-use crate::rate::TokenBucket;
 use crate::slab::Slab;
 use crate::stats::{PeerStats, Stats};
 use crate::time::Instant;
@@ -70,6 +70,7 @@ mod tests;
 
 use crate::connection::{Connection, Greeting, Stage};
 use crate::session::{Ending, Session, SessionId, Where};
+use budget::IcmpBudget;
 use client::Client;
 use crossing::Crossings;
 use memory::Memory;
@@ -90,9 +91,6 @@ pub struct TunPacket<'a> {
     pub header: VirtioHeader,
 }
 
-/// ICMP errors per second, and at once: what Linux allows itself by default.
-const ICMP_RATE: u64 = 1000;
-const ICMP_BURST: u64 = 50;
 /// A client's only peer, and its name.
 const SERVER: PeerId = PeerId::first(0);
 const SERVER_NAME: &str = "server";
@@ -131,7 +129,7 @@ pub struct Endpoint {
     deadlines: BTreeSet<(Instant, Due)>,
     /// An ICMP error that waits for the TUN device.
     reply: Option<IcmpPacket>,
-    icmp_bucket: TokenBucket,
+    icmp_budget: IcmpBudget,
     /// Where the TUN device takes UDP super-packets.
     coalescer: Option<Coalescer>,
     shutting_down: bool,
@@ -190,7 +188,7 @@ impl Endpoint {
             transmit: VecDeque::new(),
             deadlines: BTreeSet::new(),
             reply: None,
-            icmp_bucket: TokenBucket::new(ICMP_RATE, ICMP_BURST, now),
+            icmp_budget: IcmpBudget::new(now),
             coalescer: offloads.udp.then(Coalescer::empty),
             shutting_down: false,
             memory,

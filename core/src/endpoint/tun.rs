@@ -264,7 +264,7 @@ impl Endpoint {
     /// others would go unanswered. So it comes from the packet's destination.
     fn reply(&mut self, reply: Option<IcmpPacket>, now: Instant) {
         if let Some(reply) = reply
-            && self.icmp_bucket.try_spend(1, now)
+            && self.icmp_budget.try_spend(&reply, now)
         {
             self.tools.stats.icmp_out += 1;
             self.reply = Some(reply);

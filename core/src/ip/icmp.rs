@@ -22,12 +22,18 @@ const TTL: u8 = 64;
 pub struct IcmpPacket {
     bytes: [u8; MAX_LEN_V6],
     len: usize,
+    is_too_big: bool,
 }
 
 impl IcmpPacket {
     /// The packet.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
+    }
+
+    /// Whether it tells a sender how large its packets may be.
+    pub(crate) const fn is_too_big(&self) -> bool {
+        self.is_too_big
     }
 }
 
@@ -135,6 +141,13 @@ impl Error {
     const fn new(kind: u8, code: u8, mtu: u16) -> Self {
         Self { kind, code, mtu }
     }
+
+    const fn is_too_big(&self, version: Version) -> bool {
+        match version {
+            Version::V4 => matches!((self.kind, self.code), (3, 4)),
+            Version::V6 => self.kind == 2,
+        }
+    }
 }
 
 fn build(original: &[u8], info: &IpInfo, from: IpAddr, error: Error) -> Option<IcmpPacket> {
@@ -144,6 +157,7 @@ fn build(original: &[u8], info: &IpInfo, from: IpAddr, error: Error) -> Option<I
     let mut packet = IcmpPacket {
         bytes: [0; MAX_LEN_V6],
         len: 0,
+        is_too_big: error.is_too_big(info.version),
     };
     let written = match info.version {
         Version::V4 => write_v4(&mut packet, original, info, from, error),

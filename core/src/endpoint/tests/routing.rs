@@ -337,6 +337,47 @@ fn icmp_errors_are_sent_at_a_bounded_rate() {
     assert_eq!(net.received_by_server.len(), 10);
 }
 
+/// Case 102: without this answer a connection stands still.
+#[test]
+fn who_sends_too_much_is_told_so_amid_a_flood_to_nobody() {
+    let burst = 50;
+    let mut config = server_config(3);
+    config.server.client_to_client = true;
+    let mut small = client_config(1);
+    small.common.mtu = 1300;
+    let mut net = Net::new(config, vec![small, client_config(2)]);
+    net.settle();
+    let (small, other) = (net.address_v4(0), net.address_v4(1));
+    let nobody = Ipv4Addr::new(10, 8, 0, 200);
+    for _ in 0..2 * burst {
+        net.send_from(SERVER, &udp(SERVER_ADDRESS, nobody, 5, b"nobody"));
+    }
+    assert_eq!(net.received_by_server.len(), burst, "the flood has it all");
+    for from in [SERVER, 1] {
+        let source = if from == SERVER {
+            SERVER_ADDRESS
+        } else {
+            other
+        };
+        net.send_from(from, &udp(source, small, 5, &[0; 1350]));
+        net.settle();
+    }
+    for received in [&net.received_by_server, &net.received[1]] {
+        let answer = received.last().unwrap();
+        assert_eq!((answer[20], answer[21]), (3, 4));
+    }
+    let ends = (SERVER_ADDRESS.into(), small.into());
+    let large = Packet::udp(ends).dont_fragment().payload(&[0; 1350]);
+    for _ in 0..2 * burst {
+        net.send_from(SERVER, &large.build());
+    }
+    assert_eq!(
+        net.received_by_server.len(),
+        2 * burst - 1,
+        "nor is it boundless"
+    );
+}
+
 /// Case 102: the sender learns the MTU of the way, not its own.
 #[test]
 fn packet_too_big_between_clients_names_the_receivers_mtu() {
