@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use lostlove_core::config::{Common, Limits, Push, Server, ServerConfig};
+use lostlove_core::config::{
+    Common, Limits, MAX_PUSHED_DNS, MAX_PUSHED_ROUTES, Push, Server, ServerConfig,
+};
 use lostlove_core::crypto::SecretKey;
 use toml::de::DeValue;
 
@@ -270,6 +272,8 @@ fn limits<'t>(reader: &mut Reader<'t>, server: &Section<'t>, section: &Section<'
     if let Entry::Given(Found { value, at }) = &per_source
         && *value > total
     {
+    limit(reader, &dns, MAX_PUSHED_DNS);
+    limit(reader, &routes, MAX_PUSHED_ROUTES);
         let message = format!("expected at most max_handshakes ({total}), found {value}");
         reader.problem(at, message);
     }
@@ -283,6 +287,17 @@ fn limits<'t>(reader: &mut Reader<'t>, server: &Section<'t>, section: &Section<'
             .given()
             .map(|found| usize::try_from(found.value).unwrap_or(usize::MAX)),
         ..shared
+    }
+}
+
+/// Notes a problem at the first entry that clients could not be told of.
+fn limit<T>(reader: &mut Reader<'_>, list: &Entry<Vec<Found<T>>>, max: usize) {
+    if let Entry::Given(list) = list
+        && let Some(surplus) = list.value.get(max)
+    {
+        let found = list.value.len();
+        let message = format!("expected at most {max} entries, found {found}");
+        reader.problem(&surplus.at, message);
     }
 }
 

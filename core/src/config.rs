@@ -14,6 +14,11 @@ pub const MIN_MTU: u16 = 576;
 pub const MIN_IPV6_MTU: u16 = 1280;
 /// The largest tunnel MTU.
 pub const MAX_MTU: u16 = 9000;
+/// The most name servers that a server can recommend.
+pub const MAX_PUSHED_DNS: usize = 8;
+/// The most networks that a server can recommend: with the longest of everything, its hello still
+/// has the length that a hello may have.
+pub const MAX_PUSHED_ROUTES: usize = 64;
 
 /// The widest IPv4 network that a tunnel may have, as prefix length.
 pub const MIN_PREFIX_V4: u8 = 8;

@@ -132,6 +132,24 @@ pub enum HandshakeError {
          /32 (IPv6)"
     )]
     Assignment,
+    /// More name servers are to be pushed than a hello has room for.
+    #[error(
+        "network.dns has more than {} entries, so no client can be told",
+        crate::config::MAX_PUSHED_DNS
+    )]
+    PushedDns,
+    /// More routes are to be pushed than a hello has room for.
+    #[error(
+        "network.push_routes has more than {} entries, so no client can be told",
+        crate::config::MAX_PUSHED_ROUTES
+    )]
+    PushedRoutes,
+    /// What this server would grant is of no use to any client.
+    #[error(
+        "no client can use what network.mtu, network.tun_address, network.tun_address_v6 or \
+         network.dns gives it here"
+    )]
+    Ungrantable,
     /// The connection ended between the answer to a hello and the client's proof.
     #[error("the client left without its proof (another preshared key, or a recorded hello?)")]
     Unproven,
@@ -164,6 +182,9 @@ reasons!(HandshakeError {
     Abandoned => "abandoned",
     NoEntropy => "no_entropy",
     Assignment => "assignment",
+    PushedDns => "pushed_dns",
+    PushedRoutes => "pushed_routes",
+    Ungrantable => "ungrantable",
     Unproven => "unproven",
     Replayed => "replayed",
 });

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lostlove_core::config::Assignment;
 use lostlove_core::error::HandshakeError;
 use lostlove_core::event::{CloseReason, Event};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use lostlove_core::config::Role;
 
@@ -116,6 +116,9 @@ enum Severity {
     /// Somebody who was perhaps meant to be let in.
     Rejection,
     /// Strangers.
+        Severity::Settings => {
+            error!(%remote, reason = %CloseReason::Handshake(error), "connection rejected");
+        }
     Stranger,
 }
 
@@ -128,6 +131,8 @@ enum Importance {
     /// Strangers, and what was said when it happened.
     Debug,
 }
+    /// Nobody gets in until the configuration is mended.
+    Settings,
 
 fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importance {
     match (role, reason) {
@@ -172,6 +177,9 @@ const fn handshake_severity(error: HandshakeError) -> Severity {
         | HandshakeError::NoAnswer
         | HandshakeError::Evicted
         | HandshakeError::Busy
+        HandshakeError::PushedDns | HandshakeError::PushedRoutes | HandshakeError::Ungrantable => {
+            Severity::Settings
+        }
         | HandshakeError::Abandoned
         | HandshakeError::Assignment => Severity::Stranger,
     }
@@ -362,3 +370,19 @@ mod tests {
         SocketAddr::from(([192, 0, 2, 1], 8443))
     }
 }
+    #[test]
+    fn what_cannot_be_granted_is_an_error_that_names_the_key() {
+        for (error, key) in [
+            (HandshakeError::PushedDns, "network.dns has more than 8"),
+            (
+                HandshakeError::PushedRoutes,
+                "network.push_routes has more than 64",
+            ),
+            (HandshakeError::Ungrantable, "network.mtu"),
+        ] {
+            let text = capture(|| handshake_failed(remote(), error));
+            assert!(text.starts_with("<3>ERROR connection rejected"), "{text}");
+            assert!(text.contains(key), "{text}");
+        }
+    }
+

@@ -180,6 +180,31 @@ fn a_wrong_network_is_reported_once_and_not_for_every_peer() {
     assert_eq!(folder.server_errors(&text).lines().count(), 1);
 }
 
+/// More would keep every client out.
+#[test]
+fn no_more_is_pushed_than_clients_can_be_told() {
+    let folder = Folder::new();
+    let list = |of: &dyn Fn(usize) -> String, count| {
+        let items: Vec<_> = (1..=count).map(of).collect();
+        items.join("\n")
+    };
+    let dns = |index| format!("'9.9.9.{index}',");
+    let route = |index| format!("'172.16.{index}.0/24',");
+    let file = |dns_count, route_count| {
+        let (dns, routes) = (list(&dns, dns_count), list(&route, route_count));
+        format!("network.dns = [\n{dns}\n]\nnetwork.push_routes = [\n{routes}\n]\n")
+    };
+    assert_eq!(folder.server_errors(&file(8, 64)), "");
+    assert_eq!(
+        folder.server_errors(&file(10, 64)),
+        "server.toml:10:1: network.dns: expected at most 8 entries, found 10"
+    );
+    assert_eq!(
+        folder.server_errors(&file(8, 65)),
+        "server.toml:76:1: network.push_routes: expected at most 64 entries, found 65"
+    );
+}
+
 #[test]
 fn what_is_allowed_and_probably_not_meant_is_a_warning() {
     let folder = Folder::new();

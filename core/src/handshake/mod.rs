@@ -77,11 +77,6 @@ pub use responder::{ClientHello, read_client_hello};
 
 /// The longest JSON of a hello, in bytes.
 pub const MAX_HELLO_LEN: usize = 4096;
-/// The most DNS servers that fit a [`Grant`].
-pub(crate) const MAX_PUSHED_DNS: usize = 8;
-/// The most routes that fit a [`Grant`]: with the longest of everything, the `ServerHello` stays
-/// within [`MAX_HELLO_LEN`].
-pub(crate) const MAX_PUSHED_ROUTES: usize = 64;
 /// The minor version of LLP 1 that this module speaks.
 const MINOR_VERSION: u16 = 1;
 

@@ -29,10 +29,9 @@ use core::time::Duration;
 use bytes::{Buf, BufMut, TryGetError};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{MAX_PUSHED_DNS, MAX_PUSHED_ROUTES};
 use crate::config::{
-    MAX_MTU, MIN_IPV6_MTU, MIN_MTU, MIN_PREFIX_V4, MIN_PREFIX_V6, MIN_ROTATION_BYTES,
-    MIN_ROTATION_INTERVAL, Push, Rotation,
+    MAX_MTU, MAX_PUSHED_DNS, MAX_PUSHED_ROUTES, MIN_IPV6_MTU, MIN_MTU, MIN_PREFIX_V4,
+    MIN_PREFIX_V6, MIN_ROTATION_BYTES, MIN_ROTATION_INTERVAL, Push, Rotation,
 };
 use crate::crypto::Suite;
 use crate::error::HandshakeError;
@@ -136,7 +135,8 @@ impl Grant {
     /// # Errors
     ///
     /// [`HandshakeError::Assignment`] or [`HandshakeError::Malformed`] if no client could use it,
-    /// [`HandshakeError::TooLong`] with more than `MAX_PUSHED_DNS` or `MAX_PUSHED_ROUTES`.
+    /// [`HandshakeError::PushedDns`] with more than `MAX_PUSHED_DNS`,
+    /// [`HandshakeError::PushedRoutes`] with more than `MAX_PUSHED_ROUTES`.
     pub fn encode(&self) -> Result<Vec<u8>, HandshakeError> {
         self.check()?;
         let mut out = Vec::with_capacity(MAX_GRANT_LEN);
@@ -152,11 +152,13 @@ impl Grant {
         let v6 = self.address_v6.unwrap_or_default();
         out.put_slice(&v6.addr().octets());
         out.put_u8(v6.prefix_len());
-        out.put_u8(count(self.push.dns.len(), MAX_PUSHED_DNS)?);
+        let dns = count(self.push.dns.len(), MAX_PUSHED_DNS);
+        out.put_u8(dns.ok_or(HandshakeError::PushedDns)?);
         for address in &self.push.dns {
             put_address(&mut out, *address);
         }
-        out.put_u8(count(self.push.routes.len(), MAX_PUSHED_ROUTES)?);
+        let routes = count(self.push.routes.len(), MAX_PUSHED_ROUTES);
+        out.put_u8(routes.ok_or(HandshakeError::PushedRoutes)?);
         for route in &self.push.routes {
             put_address(&mut out, route.addr());
             out.put_u8(route.prefix_len());
@@ -284,9 +286,8 @@ fn is_no_host(address: IpAddr) -> bool {
     address.is_unspecified() || address.is_multicast() || address == Ipv4Addr::BROADCAST
 }
 
-fn count(len: usize, max: usize) -> Result<u8, HandshakeError> {
-    let fits = u8::try_from(len).ok().filter(|_| len <= max);
-    fits.ok_or(HandshakeError::TooLong)
+fn count(len: usize, max: usize) -> Option<u8> {
+    u8::try_from(len).ok().filter(|_| len <= max)
 }
 
 fn put_address(out: &mut Vec<u8>, address: IpAddr) {

@@ -102,10 +102,10 @@ impl Responder {
     ///
     /// [`HandshakeError::NoCommonSuite`] if the client knows none of `suites`,
     /// [`HandshakeError::Kem`] if its KEM key is not valid (FIPS 203, section 7.2),
-    /// [`HandshakeError::TooLong`] if `grant` pushes more than
-    /// [`MAX_PUSHED_DNS`](super::MAX_PUSHED_DNS) servers or
-    /// [`MAX_PUSHED_ROUTES`](super::MAX_PUSHED_ROUTES) routes, [`HandshakeError::Malformed`] if
-    /// it holds an address that no interface can use, or none.
+    /// [`HandshakeError::PushedDns`] if `grant` pushes more than
+    /// [`MAX_PUSHED_DNS`](crate::config::MAX_PUSHED_DNS) servers, [`HandshakeError::PushedRoutes`] if more
+    /// than [`MAX_PUSHED_ROUTES`](crate::config::MAX_PUSHED_ROUTES) routes,
+    /// [`HandshakeError::Ungrantable`] if it holds what no interface or resolver can use.
     pub fn accept(
         self,
         preshared_key: Option<&PresharedKey>,
@@ -131,7 +131,10 @@ impl Responder {
         grant: Grant,
         rng: &mut impl CryptoRng,
     ) -> Result<(ServerOutcome, Vec<u8>), HandshakeError> {
-        let payload = grant.encode()?;
+        let payload = grant.encode().map_err(|error| match error {
+            HandshakeError::Malformed | HandshakeError::Assignment => HandshakeError::Ungrantable,
+            error => error,
+        })?;
         let mut random = [0; 32];
         rng.fill_bytes(&mut random);
         let (ciphertext, shared) =

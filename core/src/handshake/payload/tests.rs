@@ -206,10 +206,10 @@ fn special_addresses_and_boundless_networks_are_not_assigned() {
 fn too_much_to_push_is_an_error_on_either_side() {
     let mut grant = grant();
     grant.push.dns = vec![Ipv4Addr::new(9, 9, 9, 9).into(); MAX_PUSHED_DNS + 1];
-    assert_eq!(grant.encode(), Err(HandshakeError::TooLong));
+    assert_eq!(grant.encode(), Err(HandshakeError::PushedDns));
     grant.push.dns.pop();
     grant.push.routes = vec!["fd00::/64".parse().unwrap(); MAX_PUSHED_ROUTES + 1];
-    assert_eq!(grant.encode(), Err(HandshakeError::TooLong));
+    assert_eq!(grant.encode(), Err(HandshakeError::PushedRoutes));
     grant.push.routes.pop();
     let bytes = grant.encode().unwrap();
     assert_eq!(Grant::decode(&bytes), Ok(grant));
