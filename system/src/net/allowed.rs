@@ -6,7 +6,7 @@
 //! outside the tunnel whatever the server says.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lostlove_core::config::{MIN_IPV6_MTU, MIN_PREFIX_V4, MIN_PREFIX_V6};
@@ -18,8 +18,15 @@ use super::surroundings::{Named, Surroundings};
 
 /// Every address of a family.
 const EVERYTHING: [IpNet; 2] = [
-    IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0)),
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
     IpNet::V6(Ipv6Net::new_assert(std::net::Ipv6Addr::UNSPECIFIED, 0)),
+];
+
+/// IPv4's groups and its broadcast, by which hosts of one network find each other (mDNS, SSDP).
+/// Tunnels carry neither. For IPv6 the kernel keeps to the interface by itself.
+const FOR_NEIGHBOURS: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4)),
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32)),
 ];
 
 /// Where packets from the tunnel may come from: from `inside`, and not from `outside`. The longest
@@ -170,7 +177,7 @@ impl Allowed {
             self.inside.remove(&IpNet::from(address));
             self.outside.insert(IpNet::from(address));
         }
-        for range in LINK_LOCAL {
+        for range in LINK_LOCAL.into_iter().chain(FOR_NEIGHBOURS) {
             if self.inside.iter().any(|net| net.contains(&range)) {
                 self.outside.insert(range);
             }

@@ -313,6 +313,22 @@ fn link_local_addresses_stay_outside_whatever_is_routed() {
 }
 
 #[test]
+fn what_is_for_neighbours_stays_outside_whatever_is_routed() {
+    let words = Words::new(&["10.8.0.2/24"]).routes(&["0.0.0.0/0"]);
+    for routes in [
+        ClientRoutes::Full,
+        ClientRoutes::Server,
+        list(&["0.0.0.0/1", "128.0.0.0/1"]),
+    ] {
+        let allowed = words.judge(&routes, &no_servers(), &home()).unwrap();
+        for near in ["224.0.0.251", "239.255.255.250", "255.255.255.255"] {
+            assert!(!allowed.goes_inside(address(near), &home()), "{routes:?}");
+        }
+        assert!(allowed.goes_inside(address("223.255.255.254"), &home()));
+    }
+}
+
+#[test]
 fn a_full_tunnel_blocks_the_family_that_it_lacks() {
     let words = Words::new(&["10.8.0.2/24"]);
     let allowed = words

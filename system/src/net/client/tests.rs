@@ -44,6 +44,22 @@ fn a_full_tunnel_takes_everything_but_the_local_network() {
     });
 }
 
+/// Printers, televisions and name servers of the local network are found as before.
+#[test]
+fn a_full_tunnel_leaves_local_discovery_to_the_local_network() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        net.apply(&full(&[V4, V6])).unwrap();
+
+        for near in ["224.0.0.251", "239.255.255.250", "255.255.255.255"] {
+            assert_eq!(ns.route(near), "up0", "{near}");
+        }
+        assert_eq!(ns.route("223.255.255.254"), "tun0");
+    });
+}
+
 /// Case 55: the tunnel's own packets do not enter the tunnel.
 #[test]
 fn a_marked_socket_stays_outside() {
