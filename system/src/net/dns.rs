@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,9 @@ use super::command;
 use super::error::NetError;
 use super::netlink::Netlink;
 use super::setup::Paths;
+
+/// Permission bits of the file.
+const MODE: u32 = 0o644;
 
 /// Who is told about DNS servers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,13 +128,30 @@ fn set_file(path: &Path, backup: &Path, servers: &[IpAddr]) -> io::Result<()> {
     if !is_ours(path, backup) {
         back_up(path, backup)?;
     }
-    let text = format!("{}{}", first_line(backup), nameservers(servers));
+    let kept = kept_lines(path, backup);
+    let text = format!("{}{kept}{}", first_line(backup), nameservers(servers));
     let result = replace(path, backup, &text);
     if result.is_err() {
         // The first error says more than one of cleaning up.
         let _ = restore_file(path, backup);
     }
     result
+}
+
+/// What the original says of how names are looked up, whoever is asked. Lost as the original is,
+/// what was kept of it counts.
+fn kept_lines(path: &Path, backup: &Path) -> String {
+    let original = fs::read(backup).or_else(|_| fs::read(path));
+    // There need not be one.
+    let text = original.unwrap_or_default();
+    let is_kept = |line: &&str| {
+        let keyword = line.split_whitespace().next();
+        let starts_the_line = !line.starts_with(char::is_whitespace);
+        starts_the_line && matches!(keyword, Some("search" | "domain" | "options"))
+    };
+    let text = String::from_utf8_lossy(&text);
+    let kept = text.lines().filter(is_kept);
+    kept.map(|line| format!("{line}\n")).collect()
 }
 
 /// Copies the file, or the link that it is, so that the backup is complete as soon as it exists.
@@ -155,8 +175,10 @@ fn replace(path: &Path, backup: &Path, text: &str) -> io::Result<()> {
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0o644)
+        .mode(MODE)
         .open(&draft)?;
+    // Whatever the umask: every program's resolver reads it.
+    file.set_permissions(fs::Permissions::from_mode(MODE))?;
     file.write_all(text.as_bytes())?;
     match fs::rename(&draft, path) {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
@@ -207,6 +229,10 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn remove_if_exists(path: &Path) -> io::Result<()> {
+    // Where nothing can be written, that comes before there being nothing to remove.
+    if matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -222,8 +248,6 @@ fn resolv_conf_error(path: &Path, source: io::Error) -> NetError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
     use crate::net::namespace::{self, Namespace};
 
@@ -271,6 +295,68 @@ mod tests {
         let link = fs::read_link(&paths.resolv_conf).unwrap();
         assert_eq!(link, Path::new("managed"));
         assert_eq!(names(&paths), ["managed", "resolv.conf"]);
+    }
+
+    /// Short names are found, and resolvers asked, as before.
+    #[test]
+    fn search_domain_and_options_are_kept() {
+        for is_link in [false, true] {
+            let (directory, paths) = scratch();
+            let target = if is_link {
+                symlink("managed", &paths.resolv_conf).unwrap();
+                directory.path().join("managed")
+            } else {
+                paths.resolv_conf.clone()
+            };
+            let original = "# searchers\ndomain lan\n search not\nsearch lan example.org\n\
+                            nameserver 192.0.2.53\nsortlist 192.0.2.0\noptions\tndots:2\n";
+            fs::write(&target, original).unwrap();
+            let dns = Dns::choose(&paths, "tun0");
+
+            dns.set(&servers(1)).unwrap();
+            dns.set(&servers(2)).unwrap();
+            let text = fs::read_to_string(&paths.resolv_conf).unwrap();
+            let (_, text) = text.split_once('\n').unwrap();
+            assert_eq!(
+                text,
+                "domain lan\nsearch lan example.org\noptions\tndots:2\n\
+                 nameserver 10.8.0.1\nnameserver fd00::1\n"
+            );
+            restore(&dns);
+
+            assert_eq!(fs::read_to_string(&paths.resolv_conf).unwrap(), original);
+        }
+    }
+
+    #[test]
+    fn everybody_can_read_the_file_whatever_the_umask() {
+        namespace::run(|ns| {
+            let dns = Dns::choose(&ns.paths, "tun0");
+            // A mount namespace of one's own comes with a umask of one's own.
+            let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+            let result = dns.set(&servers(1));
+            rustix::process::umask(umask);
+            result.unwrap();
+
+            let metadata = fs::metadata(&ns.paths.resolv_conf).unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o777, 0o644);
+        });
+    }
+
+    #[test]
+    fn nothing_to_undo_is_no_error_where_nothing_can_be_written() {
+        namespace::run(|ns| {
+            let folder = ns.paths.resolv_conf.parent().unwrap().display().to_string();
+            ns.shell(&format!(
+                "mount --bind {folder} {folder}; mount -o remount,bind,ro {folder}"
+            ));
+            let dns = Dns::choose(&ns.paths, "tun0");
+            assert!(dns.set(&servers(1)).is_err(), "it is not read-only");
+
+            restore(&dns);
+
+            ns.shell(&format!("umount {folder}"));
+        });
     }
 
     #[test]
