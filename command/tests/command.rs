@@ -42,6 +42,8 @@ fn nonsense_exits_with_2_and_points_to_the_help() {
         &["add-peer"],
         &["add-peer", "a", "--full", "--split"],
         &["add-peer", "a", "--server", "https://x:1"],
+        &["add-peer", "a", "--server", "0.0.0.0"],
+        &["add-peer", "a", "--server", "[::]:8443"],
     ] {
         let output = run(args, "");
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -44,10 +44,28 @@ pub(crate) fn read(source: &Source<'_>) -> Result<ClientSettings, ConfigError> {
     let tree = source.parse()?;
     let mut reader = Reader::new(source);
     let root = reader.root(tree.get_ref());
+    refuse_servers_file(&reader, &root)?;
     let settings = settings(&mut reader, &root);
     let (mut settings, warnings) = reader.finish(settings)?;
     settings.warnings = warnings;
     Ok(settings)
+}
+
+/// A server's configuration is a file of another kind, and what it lacks here says nothing.
+fn refuse_servers_file<'t>(reader: &Reader<'t>, root: &Section<'t>) -> Result<(), ConfigError> {
+    if reader.place_of(root, "client").is_some() {
+        return Ok(());
+    }
+    let foreign = ["server", "peers"];
+    let first = foreign.iter().find_map(|name| reader.place_of(root, name));
+    match first {
+        Some(at) => Err(reader.refuse(
+            &at,
+            "this is a server's configuration; expected a client's profile, which \
+             `lostlove add-peer NAME --output NAME.toml` makes on the server",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The settings, without their warnings; or nothing but problems.

@@ -1,7 +1,7 @@
 //! Where a client finds its server.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use crate::settings::DEFAULT_PORT;
@@ -30,7 +30,7 @@ impl fmt::Display for Endpoint {
 
 /// A text that names no server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected a server as \"host:port\"")]
+#[error("expected a server as \"host:port\", with a name or address that clients can connect to")]
 pub struct InvalidEndpoint;
 
 impl FromStr for Endpoint {
@@ -61,11 +61,20 @@ impl FromStr for Endpoint {
             Some(_) => return Err(InvalidEndpoint),
             None => DEFAULT_PORT,
         };
-        if port == 0 || !(host.contains(':') || is_host_name(&host)) {
+        let is_host = host.contains(':') || is_host_name(&host);
+        if port == 0 || !is_host || is_nobodys(&host) {
             return Err(InvalidEndpoint);
         }
         Ok(Self { host, port })
     }
+}
+
+/// Whether it is an address at which no host can be reached. A server listens on 0.0.0.0 and on ::,
+/// and nobody connects there.
+fn is_nobodys(host: &str) -> bool {
+    host.parse().is_ok_and(|address: IpAddr| {
+        address.is_unspecified() || address.is_multicast() || address == Ipv4Addr::BROADCAST
+    })
 }
 
 /// An IPv6 address in its usual form, with the interface that a link-local one may name.
@@ -98,7 +107,7 @@ fn is_host_name(name: &str) -> bool {
     };
     let digits = |byte: u8| byte.is_ascii_digit() || byte == b'.';
     if name.bytes().all(digits) {
-        return name.parse::<std::net::Ipv4Addr>().is_ok();
+        return name.parse::<Ipv4Addr>().is_ok();
     }
     name.len() <= 253 && name.strip_suffix('.').unwrap_or(name).split('.').all(label)
 }
@@ -149,6 +158,13 @@ mod tests {
             "a..b",
             "-a",
             "1.2.3:4",
+            "0.0.0.0",
+            "0.0.0.0:8443",
+            "[::]:8443",
+            "::",
+            "224.0.0.1",
+            "[ff02::1]:8443",
+            "255.255.255.255",
             "300.1.1.1",
             "[::1",
             "[::1]x",

@@ -75,7 +75,13 @@ pub fn check_server(path: &Path) -> Result<ServerCheck, ConfigError> {
     let tree = source.parse()?;
     let mut reader = Reader::new(&source);
     let root = reader.root(tree.get_ref());
+    refuse_profile(&reader, &root)?;
     let parts = settings(&mut reader, &root, path);
+    if let Some(missing) = &parts.missing_key
+        && parts.has_peers
+    {
+        reader.problem(&missing.at, lost_key(&missing.value));
+    }
     let ((), warnings) = reader.finish(Some(()))?;
     let nat = parts.settings.and_then(|settings| settings.host.nat);
     Ok(ServerCheck {
@@ -96,21 +102,53 @@ pub(crate) fn read(source: &Source<'_>) -> Result<ServerSettings, ConfigError> {
     let tree = source.parse()?;
     let mut reader = Reader::new(source);
     let root = reader.root(tree.get_ref());
+    refuse_profile(&reader, &root)?;
     let parts = settings(&mut reader, &root, source.path());
     // Whoever has more to mend hears of it when a start does not make the key.
     if let Some(Found { value, at }) = parts.missing_key
-        && !reader.has_problems()
+        && (parts.has_peers || !reader.has_problems())
     {
-        let path = value.display();
-        let message = format!(
-            "no key: expected {path}; the server's first start makes it, or \
-             (umask 077; lostlove genkey > {path})"
-        );
+        let message = if parts.has_peers {
+            lost_key(&value)
+        } else {
+            let path = value.display();
+            format!(
+                "no key: expected {path}; the server's first start makes it, or \
+                 (umask 077; lostlove genkey > {path})"
+            )
+        };
         reader.problem(&at, message);
     }
     let (mut settings, warnings) = reader.finish(parts.settings)?;
     settings.warnings = warnings;
     Ok(settings)
+}
+
+/// A client's profile is a file of another kind, and what it lacks here says nothing.
+fn refuse_profile<'t>(reader: &Reader<'t>, root: &Section<'t>) -> Result<(), ConfigError> {
+    let own = ["server", "peers"];
+    if own.iter().any(|name| reader.place_of(root, name).is_some()) {
+        return Ok(());
+    }
+    match reader.place_of(root, "client") {
+        Some(at) => Err(reader.refuse(
+            &at,
+            "this is a client's profile; expected a server's configuration (a profile is for \
+             lostlove-client --config FILE, on the client)",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What to do about a file with peers and without a key: it comes from elsewhere, and its peers
+/// know the server by its key.
+fn lost_key(path: &Path) -> String {
+    let path = path.display();
+    format!(
+        "no key: expected {path}; the peers' profiles name the key that was there, so put it back \
+         (mode 0600); if it is lost, (umask 077; lostlove genkey > {path}) makes another, and every \
+         profile needs its public key"
+    )
 }
 
 /// What a server's file says.
@@ -119,6 +157,8 @@ pub(crate) struct Parts {
     settings: Option<ServerSettings>,
     /// The key that the file takes and that does not exist.
     missing_key: Option<Found<PathBuf>>,
+    /// Whether there is anybody who knows the server's key.
+    has_peers: bool,
 }
 
 pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>, path: &Path) -> Parts {
@@ -129,6 +169,7 @@ pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>, path: &P
         Key::Invalid => (None, None),
     };
     Parts {
+        has_peers: reader.has_items(root, "peers"),
         settings: with_key(reader, root, secret_key),
         missing_key,
     }
@@ -150,6 +191,7 @@ fn with_key<'t>(
     let rate_limit = rate_limit(reader, &limits);
     let limits = self::limits(reader, &server, &limits);
     let peers = peers::read(reader, root, &tunnel, secret_key.as_ref());
+    tunnel::warn_of_crowd(reader, &network, &tunnel, peers.peers.len());
     let client_to_client = client_to_client(reader, &network, peers.first_route.as_ref());
     let listen = listen(reader, &server, &tunnel);
     let monitoring = sections::monitoring(reader, root, &MONITORING, &listen);
@@ -230,6 +272,8 @@ fn secret_key<'t>(reader: &mut Reader<'t>, security: &Section<'t>, path: &Path) 
 fn push<'t>(reader: &mut Reader<'t>, network: &Section<'t>, tunnel: &Tunnel) -> Push {
     let dns = reader.list(network, "dns", remote_host_address);
     let routes = reader.list(network, "push_routes", route);
+    limit(reader, &dns, MAX_PUSHED_DNS);
+    limit(reader, &routes, MAX_PUSHED_ROUTES);
     if let Entry::Given(dns) = &dns {
         for Found { value, at } in &dns.value {
             tunnel.check_family(reader, *value, at);
@@ -243,6 +287,17 @@ fn push<'t>(reader: &mut Reader<'t>, network: &Section<'t>, tunnel: &Tunnel) -> 
     Push {
         dns: values(dns),
         routes: values(routes),
+    }
+}
+
+/// Notes a problem at the first entry that clients could not be told of.
+fn limit<T>(reader: &mut Reader<'_>, list: &Entry<Vec<Found<T>>>, max: usize) {
+    if let Entry::Given(list) = list
+        && let Some(surplus) = list.value.get(max)
+    {
+        let found = list.value.len();
+        let message = format!("expected at most {max} entries, found {found}");
+        reader.problem(&surplus.at, message);
     }
 }
 
@@ -272,8 +327,6 @@ fn limits<'t>(reader: &mut Reader<'t>, server: &Section<'t>, section: &Section<'
     if let Entry::Given(Found { value, at }) = &per_source
         && *value > total
     {
-    limit(reader, &dns, MAX_PUSHED_DNS);
-    limit(reader, &routes, MAX_PUSHED_ROUTES);
         let message = format!("expected at most max_handshakes ({total}), found {value}");
         reader.problem(at, message);
     }
@@ -287,17 +340,6 @@ fn limits<'t>(reader: &mut Reader<'t>, server: &Section<'t>, section: &Section<'
             .given()
             .map(|found| usize::try_from(found.value).unwrap_or(usize::MAX)),
         ..shared
-    }
-}
-
-/// Notes a problem at the first entry that clients could not be told of.
-fn limit<T>(reader: &mut Reader<'_>, list: &Entry<Vec<Found<T>>>, max: usize) {
-    if let Entry::Given(list) = list
-        && let Some(surplus) = list.value.get(max)
-    {
-        let found = list.value.len();
-        let message = format!("expected at most {max} entries, found {found}");
-        reader.problem(&surplus.at, message);
     }
 }
 

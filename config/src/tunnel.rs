@@ -83,6 +83,35 @@ pub(crate) fn read<'t>(reader: &mut Reader<'t>, network: &Section<'t>, mtu: &Ent
     }
 }
 
+/// Warns of a network in which not all of the peers can have an address at once.
+pub(crate) fn warn_of_crowd<'t>(
+    reader: &mut Reader<'t>,
+    network: &Section<'t>,
+    tunnel: &Tunnel,
+    peers: usize,
+) {
+    let v4 = tunnel.v4.map(IpNet::V4);
+    let v6 = tunnel.v6.map(IpNet::V6);
+    for (key, net) in [("tun_address", v4), ("tun_address_v6", v6)] {
+        let Some((net, room)) = net.map(|net| (net.trunc(), room_for_peers(net))) else {
+            continue;
+        };
+        if u128::try_from(peers).is_ok_and(|peers| peers > room) {
+            let at = reader.place_in(network, key);
+            let what = format!("room for at most {room} peers in {net}, and there are {peers}");
+            reader.warning(&at, what);
+        }
+    }
+}
+
+/// How many addresses are left beside the server's own and those that no host can have.
+const fn room_for_peers(net: IpNet) -> u128 {
+    match net {
+        IpNet::V4(net) => (1_u128 << (32 - net.prefix_len())).saturating_sub(3),
+        IpNet::V6(net) => (1_u128 << (128 - net.prefix_len())).saturating_sub(2),
+    }
+}
+
 fn known<T>(entry: Entry<T>, default: T) -> Option<T> {
     match entry {
         Entry::Given(found) => Some(found.value),

@@ -141,7 +141,7 @@ pub enum Event {
         id: ConnectionId,
         /// The other end of the TCP connection.
         remote: SocketAddr,
-        /// The peer's configured name, once it was known.
+        /// The peer's name, once it has proved its key.
         peer: Option<String>,
         /// Why.
         reason: CloseReason,

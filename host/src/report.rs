@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lostlove_core::config::Assignment;
 use lostlove_core::error::HandshakeError;
-use lostlove_core::event::{CloseReason, Event};
+use lostlove_core::event::{CloseReason, DisconnectCode, Event};
 use tracing::{debug, error, info, warn};
 
 use lostlove_core::config::Role;
@@ -88,17 +88,37 @@ fn configured(settings: &Assignment) {
 }
 
 fn closed(role: Role, remote: SocketAddr, peer: Option<&str>, reason: &CloseReason) {
+    let had_session = has_session_ended(reason);
     match importance(role, peer, reason) {
+        Importance::Warn if !had_session => warn!(peer, %remote, %reason, "no session"),
+        Importance::Info if !had_session => info!(peer, %remote, %reason, "no session"),
         Importance::Warn => warn!(peer, %remote, %reason, "session closed"),
         Importance::Info => info!(peer, %remote, %reason, "session closed"),
         Importance::Debug => debug!(%remote, %reason, "connection closed"),
     }
 }
 
+/// Whether there was a session on a connection that ended with a known peer.
+const fn has_session_ended(reason: &CloseReason) -> bool {
+    !matches!(
+        reason,
+        CloseReason::Handshake(_)
+            | CloseReason::PoolEmpty
+            | CloseReason::TooManySessions
+            | CloseReason::Peer {
+                code: DisconnectCode::PoolEmpty | DisconnectCode::TooManySessions,
+                ..
+            }
+    )
+}
+
 /// On a server, when it happens: the connection of a stranger who is told nothing stays open until
 /// its deadline.
 fn handshake_failed(remote: SocketAddr, error: HandshakeError) {
     match handshake_severity(error) {
+        Severity::Settings => {
+            error!(%remote, reason = %CloseReason::Handshake(error), "connection rejected");
+        }
         Severity::Fault => {
             warn!(%remote, reason = %CloseReason::Handshake(error), "connection rejected");
         }
@@ -111,14 +131,13 @@ fn handshake_failed(remote: SocketAddr, error: HandshakeError) {
 /// What a failed handshake means to a server's operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Severity {
+    /// Nobody gets in until the configuration is mended.
+    Settings,
     /// Something to be mended here.
     Fault,
     /// Somebody who was perhaps meant to be let in.
     Rejection,
     /// Strangers.
-        Severity::Settings => {
-            error!(%remote, reason = %CloseReason::Handshake(error), "connection rejected");
-        }
     Stranger,
 }
 
@@ -131,8 +150,6 @@ enum Importance {
     /// Strangers, and what was said when it happened.
     Debug,
 }
-    /// Nobody gets in until the configuration is mended.
-    Settings,
 
 fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importance {
     match (role, reason) {
@@ -141,7 +158,7 @@ fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importanc
             Importance::Warn
         }
         (Role::Server, CloseReason::Handshake(_)) => Importance::Debug,
-        (Role::Server, _) if peer.is_none() => Importance::Debug,
+        (_, _) if peer.is_none() => Importance::Debug,
         (
             _,
             CloseReason::Peer { .. }
@@ -160,6 +177,9 @@ fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importanc
 
 const fn handshake_severity(error: HandshakeError) -> Severity {
     match error {
+        HandshakeError::PushedDns | HandshakeError::PushedRoutes | HandshakeError::Ungrantable => {
+            Severity::Settings
+        }
         HandshakeError::NoEntropy => Severity::Fault,
         HandshakeError::Version
         | HandshakeError::NoCommonSuite
@@ -177,9 +197,6 @@ const fn handshake_severity(error: HandshakeError) -> Severity {
         | HandshakeError::NoAnswer
         | HandshakeError::Evicted
         | HandshakeError::Busy
-        HandshakeError::PushedDns | HandshakeError::PushedRoutes | HandshakeError::Ungrantable => {
-            Severity::Settings
-        }
         | HandshakeError::Abandoned
         | HandshakeError::Assignment => Severity::Stranger,
     }
@@ -246,11 +263,9 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
-    use lostlove_core::error::ProtocolError;
-    use lostlove_core::event::DisconnectCode;
-
     use super::*;
     use crate::log::tests::capture;
+    use lostlove_core::error::ProtocolError;
 
     #[test]
     fn a_first_dial_is_shown_and_the_next_are_details() {
@@ -297,6 +312,28 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_never_was_is_not_said_to_close() {
+        let reason = CloseReason::Handshake(HandshakeError::Timeout);
+        let text = capture(|| {
+            closed(Role::Client, remote(), None, &reason);
+            closed(Role::Client, remote(), None, &CloseReason::ShuttingDown);
+            closed(
+                Role::Server,
+                remote(),
+                Some("alice"),
+                &CloseReason::PoolEmpty,
+            );
+        });
+        assert_eq!(
+            text,
+            "<4> WARN no session remote=192.0.2.1:8443 reason=\"handshake failed: timed out\"\n\
+             <7>DEBUG connection closed remote=192.0.2.1:8443 reason=\"shutting down\"\n\
+             <4> WARN no session peer=alice remote=192.0.2.1:8443 \
+             reason=\"no free tunnel address\"\n"
+        );
+    }
+
+    #[test]
     fn a_peers_words_cannot_be_taken_for_fields() {
         let words = CloseReason::Peer {
             code: DisconnectCode::Normal,
@@ -338,6 +375,22 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_granted_is_an_error_that_names_the_key() {
+        for (error, key) in [
+            (HandshakeError::PushedDns, "network.dns has more than 8"),
+            (
+                HandshakeError::PushedRoutes,
+                "network.push_routes has more than 64",
+            ),
+            (HandshakeError::Ungrantable, "network.mtu"),
+        ] {
+            let text = capture(|| handshake_failed(remote(), error));
+            assert!(text.starts_with("<3>ERROR connection rejected"), "{text}");
+            assert!(text.contains(key), "{text}");
+        }
+    }
+
+    #[test]
     fn a_full_room_is_a_warning_with_a_count() {
         let text = capture(|| report(Role::Server, &Event::Crowded { evicted: 240 }));
         assert!(text.starts_with("<4> WARN no more room for"), "{text}");
@@ -370,19 +423,3 @@ mod tests {
         SocketAddr::from(([192, 0, 2, 1], 8443))
     }
 }
-    #[test]
-    fn what_cannot_be_granted_is_an_error_that_names_the_key() {
-        for (error, key) in [
-            (HandshakeError::PushedDns, "network.dns has more than 8"),
-            (
-                HandshakeError::PushedRoutes,
-                "network.push_routes has more than 64",
-            ),
-            (HandshakeError::Ungrantable, "network.mtu"),
-        ] {
-            let text = capture(|| handshake_failed(remote(), error));
-            assert!(text.starts_with("<3>ERROR connection rejected"), "{text}");
-            assert!(text.contains(key), "{text}");
-        }
-    }
-

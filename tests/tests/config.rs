@@ -37,6 +37,40 @@ fn a_bad_value_is_named_with_its_place() {
     }
 }
 
+#[test]
+fn a_client_without_a_profile_is_told_where_one_comes_from() {
+    let dir = Directory::new();
+    let [_, (client, _)] = dir.daemons();
+    for arguments in [&["--check-config"][..], &[]] {
+        let output = Command::new(&client)
+            .args(arguments)
+            .arg("--config")
+            .arg(dir.path().join("absent.toml"))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(78), "{output:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains("absent.toml: cannot read"), "{text}");
+        assert!(text.contains("lostlove add-peer"), "{text}");
+    }
+}
+
+#[test]
+fn a_file_of_the_other_end_is_recognised() {
+    let dir = Directory::new();
+    let [(server, mut servers), (client, profile)] = dir.daemons();
+    servers.set("server.port", 8443);
+    for (program, settings, words) in [
+        (server, profile, "this is a client's profile"),
+        (client, servers, "this is a server's configuration"),
+    ] {
+        let output = dir.check(&program, &settings);
+        assert_eq!(output.status.code(), Some(78), "{output:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains(words) && text.lines().count() == 1, "{text}");
+    }
+}
+
 /// The file may be right for another machine, or an interface that is still to come.
 #[test]
 fn translation_on_an_interface_that_is_not_there_is_a_warning() {

@@ -242,6 +242,27 @@ impl<'t> Reader<'t> {
         self.problems.push((at.clone(), message.into()));
     }
 
+    /// The place of a section that `root` has; none if it does not.
+    pub(crate) fn place_of(&self, root: &Section<'t>, name: &str) -> Option<At> {
+        find(root, name).map(|(at, _)| at)
+    }
+
+    /// Whether `root` has tables `[[name]]`, or another list that is not empty.
+    pub(crate) fn has_items(&self, root: &Section<'t>, name: &str) -> bool {
+        matches!(find(root, name), Some((_, DeValue::Array(items))) if !items.is_empty())
+    }
+
+    /// The place of a key, or where it would be.
+    pub(crate) fn place_in(&self, section: &Section<'t>, key: &str) -> At {
+        let found = find(section, key).map(|(at, _)| at);
+        found.unwrap_or_else(|| section.missing(key))
+    }
+
+    /// Refuses a file that is not meant for who reads it, without a look at the rest.
+    pub(crate) fn refuse(&self, at: &At, message: &str) -> ConfigError {
+        ConfigError::Invalid(self.sorted(&[(at.clone(), message.to_owned())]))
+    }
+
     /// Whether anything is wrong, when everything has been read.
     pub(crate) fn has_problems(&mut self) -> bool {
         self.report_unknown_keys();

@@ -395,6 +395,70 @@ fn a_missing_key_alone_is_no_problem_to_a_check() {
     }
 }
 
+/// A file restored without its key would make a server that no client knows.
+#[test]
+fn peers_without_a_key_are_a_problem_to_a_check_as_well() {
+    let folder = Folder::new();
+    std::fs::remove_file(folder.path("server.key")).unwrap();
+    let public_key = key(1).public_key();
+    let text = format!("[[peers]]\nname = 'a'\npublic_key = '{public_key}'\n");
+    let loaded = folder.server_errors(&text);
+    assert_eq!(
+        loaded,
+        "server.toml: security.private_key_file: no key: expected server.key; the peers' profiles \
+         name the key that was there, so put it back (mode 0600); if it is lost, \
+         (umask 077; lostlove genkey > server.key) makes another, and every profile needs its \
+         public key"
+    );
+    let checked = crate::check_server(&folder.server_path()).unwrap_err();
+    assert_eq!(folder.strip(&checked.to_string()), loaded);
+    folder.write("server.toml", "peers = []\n");
+    assert!(crate::check_server(&folder.server_path()).is_ok());
+}
+
+#[test]
+fn a_file_of_the_other_end_is_recognised_in_one_sentence() {
+    let folder = Folder::new();
+    let profile = minimal_client();
+    let expected = "server.toml:1:1: client: this is a client's profile; expected a server's \
+                    configuration (a profile is for lostlove-client --config FILE, on the client)";
+    assert_eq!(folder.server_errors(&profile), expected);
+    let checked = crate::check_server(&folder.server_path()).unwrap_err();
+    assert_eq!(folder.strip(&checked.to_string()), expected);
+
+    let public_key = key(1).public_key();
+    for (text, place) in [
+        (
+            "[network]\nmtu = 1\n[server]\nport = 1\n".to_owned(),
+            "3:1: server",
+        ),
+        (
+            format!("[[peers]]\nname = 'a'\npublic_key = '{public_key}'\n"),
+            "1:1: peers",
+        ),
+    ] {
+        assert_eq!(
+            folder.client_errors(&text),
+            format!(
+                "client.toml:{place}: this is a server's configuration; expected a client's \
+                 profile, which `lostlove add-peer NAME --output NAME.toml` makes on the server"
+            )
+        );
+    }
+    // A section too many is an error like any other.
+    let both = format!("{profile}[server]\nport = 1\n");
+    assert!(
+        folder
+            .client_errors(&both)
+            .contains("server: unknown section")
+    );
+    assert!(
+        folder
+            .server_errors(&both)
+            .contains("client: unknown section")
+    );
+}
+
 #[test]
 fn a_check_has_the_warnings_of_a_start() {
     let folder = Folder::new();

@@ -219,6 +219,22 @@ fn what_is_allowed_and_probably_not_meant_is_a_warning() {
             "server.toml: peers: none, so nobody can connect; `lostlove add-peer NAME` adds one",
         ),
         (
+            format!(
+                "[network]\ntun_address = '10.8.0.1/30'\n{}",
+                peers(&["", ""])
+            ),
+            "server.toml:2:15: network.tun_address: room for at most 1 peers in 10.8.0.0/30, and \
+             there are 2",
+        ),
+        (
+            format!(
+                "[network]\ntun_address_v6 = 'fd00::1/126'\n{}",
+                peers(&["", "", ""])
+            ),
+            "server.toml:2:18: network.tun_address_v6: room for at most 2 peers in fd00::/126, and \
+             there are 3",
+        ),
+        (
             format!("[network]\nmtu = 1000\n{}", peers(&[""])),
             "server.toml:2:7: network.mtu: IPv6 is off: it needs 1280 or more",
         ),
@@ -237,11 +253,28 @@ fn what_is_allowed_and_probably_not_meant_is_a_warning() {
             "server.toml:2:19: monitoring.metrics_address: whoever reaches 0.0.0.0 can read the \
              metrics",
         ),
+        (
+            format!(
+                "[network]\ntun_address = '10.8.0.1/29'\n{}",
+                peers(&[""; 6])
+            ),
+            "server.toml:2:15: network.tun_address: room for at most 5 peers in 10.8.0.0/29, and \
+             there are 6",
+        ),
     ] {
         let warnings = folder.server(&text).unwrap().warnings;
         let warnings: Vec<_> = warnings.iter().map(|it| folder.strip(it)).collect();
         assert_eq!(warnings, [warning]);
     }
+}
+
+#[test]
+fn a_network_with_room_for_every_peer_is_no_warning() {
+    let folder = Folder::new();
+    let network = "tun_address = '10.8.0.1/29'\ntun_address_v6 = 'fd00::1/125'";
+    let text = format!("[network]\n{network}\n{}", peers(&[""; 5]));
+    let warnings = folder.server(&text).unwrap().warnings;
+    assert_eq!(warnings, [] as [String; 0]);
 }
 
 /// Case 62: many prefixes come back as they were written.

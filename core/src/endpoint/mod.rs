@@ -517,15 +517,12 @@ impl Endpoint {
         }
     }
 
-    /// Whose connection it is. Who has not proved to be a peer is nobody; a client has one server.
+    /// Whose connection it is. Who has not proved to be a peer is nobody.
     fn peer_of(&self, id: ConnectionId) -> Option<Arc<str>> {
         match &self.connections.get(id)?.stage {
             Stage::Active { session, .. } => Some(self.sessions.get(*session)?.name.clone()),
             Stage::Closing { peer, .. } => peer.clone(),
-            Stage::Greeting { .. } | Stage::Probe { .. } => match &self.side {
-                Side::Client(_) => Some(SERVER_NAME.into()),
-                Side::Server(_) => None,
-            },
+            Stage::Greeting { .. } | Stage::Probe { .. } => None,
         }
     }
 

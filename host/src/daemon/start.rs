@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use lostlove_config::{
@@ -167,7 +167,7 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     let made = make_missing(role, args)?;
     let settings: Settings = match role {
         Role::Server => lostlove_config::load_server(&args.config)?.into(),
-        Role::Client => lostlove_config::load_client(&args.config)?.into(),
+        Role::Client => load_client(&args.config)?.into(),
     };
     let verbosity = Verbosity {
         command_line: args.log_level,
@@ -187,6 +187,27 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     }
     finish(Daemon::run(prepared?, run)?)
 }
+
+/// A client's profile; where there is none, the error says where one comes from.
+fn load_client(config: &Path) -> Result<ClientSettings, Failure> {
+    lostlove_config::load_client(config).map_err(|error| {
+        let is_absent = matches!(
+            &error,
+            ConfigError::Unreadable { source, .. } if source.kind() == io::ErrorKind::NotFound
+        );
+        let mut failure = Failure::from(error);
+        if is_absent {
+            failure.message.push_str(NO_PROFILE);
+        }
+        failure
+    })
+}
+
+/// What a client without a profile is told.
+const NO_PROFILE: &str = "\n\
+    A client needs a profile. On the server, `sudo lostlove add-peer NAME --output NAME.toml` makes one \
+    (its first\nstart has made client1.toml); copy it here and name it: \
+    sudo lostlove-client --config NAME.toml";
 
 /// Says how a daemon has ended.
 fn finish(ending: Ending) -> Result<(), Failure> {
@@ -283,7 +304,7 @@ fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
             check.warnings
         }
         Role::Client => {
-            let settings = lostlove_config::load_client(config)?;
+            let settings = load_client(config)?;
             let has_firewall = check_firewall(settings.host.inbound, &Paths::default());
             has_firewall.map_err(|error| Failure {
                 is_logging: false,

@@ -28,8 +28,19 @@ pub struct FirstStart {
     pub profile: PathBuf,
     /// Where the profile says that the server is.
     pub server: Endpoint,
-    /// Whether clients elsewhere can hardly reach the server there.
-    pub behind_nat: bool,
+    /// Whose clients reach the server there, as far as this host can tell.
+    pub reach: Reach,
+}
+
+/// From where clients reach a server at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// This host knows no address of its own that leads anywhere: the profile names 127.0.0.1.
+    Unknown,
+    /// The address is private: this host's own network.
+    OwnNetwork,
+    /// The address is public.
+    Everywhere,
 }
 
 /// Makes what a server needs when `config` does not exist: the folder (mode 0700), `server.key`
@@ -60,7 +71,8 @@ pub fn first_start(config: &Path) -> Result<FirstStart, SetupError> {
     let (name, profile) = free_profile(config);
     let client = Client::new(&name)?;
     let (text, _) = write::add_peer(&write::server_toml(&new), config, &client.peer())?;
-    let ip = address::of_default_route().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let found = address::of_default_route();
+    let ip = found.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let server = Endpoint {
         host: ip.to_string(),
         port: new.port,
@@ -73,7 +85,11 @@ pub fn first_start(config: &Path) -> Result<FirstStart, SetupError> {
         key,
         profile,
         server,
-        behind_nat: address::is_local(ip),
+        reach: match found {
+            None => Reach::Unknown,
+            Some(ip) if address::is_local(ip) => Reach::OwnNetwork,
+            Some(_) => Reach::Everywhere,
+        },
     })
 }
 
@@ -139,30 +155,39 @@ impl fmt::Display for FirstStart {
              {}  a client's profile; it holds secrets\n\n\
              Copy the profile to the client and run there:\n\n  \
              sudo lostlove-client --config {profile}\n\n\
-             The client will connect to {}; a firewall must let TCP port {} in.",
+             The profile says that the server is at {}; a firewall must let TCP port {} in.",
             self.config.display(),
             self.key.display(),
             self.profile.display(),
             self.server,
             self.server.port,
         )?;
-        if self.behind_nat {
-            writeln!(
-                f,
-                "That address works only from this host's own network: for clients elsewhere, set \
-                 `server` in the\nprofile to this host's public address, and forward the port to \
-                 this host."
-            )?;
-        } else {
-            writeln!(
-                f,
-                "If this host is behind NAT, set `server` in the profile to its public address."
-            )?;
-        }
+        writeln!(f, "{}", self.reach.advice())?;
         write!(
             f,
             "One more client: lostlove add-peer NAME --output NAME.toml"
         )
+    }
+}
+
+impl Reach {
+    /// What to do about it.
+    const fn advice(self) -> &'static str {
+        match self {
+            Self::Unknown => {
+                "WARNING: this host has no default route, so its address is unknown and the \
+                 profile works on this\nhost alone: first set `server` in the profile to the \
+                 address at which clients reach this host."
+            }
+            Self::OwnNetwork => {
+                "That address works only from this host's own network: for clients elsewhere, set \
+                 `server` in the\nprofile to this host's public address, and forward the port to \
+                 this host."
+            }
+            Self::Everywhere => {
+                "If this host is behind NAT, set `server` in the profile to its public address."
+            }
+        }
     }
 }
 
@@ -376,7 +401,7 @@ mod tests {
             key: "/etc/lostlove/server.key".into(),
             profile: "/etc/lostlove/client1.toml".into(),
             server: "203.0.113.1".parse().unwrap(),
-            behind_nat: false,
+            reach: Reach::Everywhere,
         };
         let text = made.to_string();
         for part in [
@@ -389,10 +414,15 @@ mod tests {
             assert!(text.contains(part), "{part} in {text}");
         }
         let private = FirstStart {
-            behind_nat: true,
-            ..made
+            reach: Reach::OwnNetwork,
+            ..made.clone()
         };
         assert!(private.to_string().contains("own network"));
+        let lost = FirstStart {
+            reach: Reach::Unknown,
+            ..made
+        };
+        assert!(lost.to_string().contains("no default route"));
     }
 
     fn write_key(path: &Path, text: &str, mode: u32) {

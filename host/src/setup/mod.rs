@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 
 pub use self::add_peer::{AddPeer, AddedPeer, add_peer};
 pub use self::first_start::{
-    FirstStart, FirstStartPlan, first_start, make_default_key, plan_default_key, plan_first_start,
+    FirstStart, FirstStartPlan, Reach, first_start, make_default_key, plan_default_key,
+    plan_first_start,
 };
 use crate::args::Exit;
 
