@@ -19,7 +19,7 @@ impl Judged {
         let goes_on = self.accepted.as_ref() == Some(settings);
         if !goes_on {
             // It is replaced, or taken back if this cannot be used.
-            self.forget();
+            self.accepted = None;
         }
         goes_on
     }
@@ -31,10 +31,17 @@ impl Judged {
         }
     }
 
-    /// The session is over, and what is set up for it may be taken back at any time; or it cannot
-    /// be used any more.
+    /// What a connection has brought cannot be used, or not any more.
+    pub(super) fn refuse(&mut self, id: ConnectionId) {
+        if self.last.as_ref().is_some_and(|(last, _)| *last == id) {
+            self.forget();
+        }
+    }
+
+    /// The session is over, and what is set up for it may be taken back at any time. A judgement
+    /// that is still on its way is of what is over.
     pub(super) fn forget(&mut self) {
-        self.accepted = None;
+        *self = Self::default();
     }
 }
 
@@ -61,6 +68,29 @@ mod tests {
         judged.accept(second);
         judged.forget();
         assert!(!judged.brought(first, &settings(2)), "the session ended");
+    }
+
+    #[test]
+    fn a_judgement_that_comes_after_the_end_of_its_session_revives_nothing() {
+        let [first, second] = connections();
+        let mut judged = Judged::default();
+        judged.brought(first, &settings(2));
+        judged.forget();
+        judged.accept(first);
+        assert!(!judged.brought(second, &settings(2)));
+    }
+
+    #[test]
+    fn a_refusal_of_what_was_replaced_changes_nothing() {
+        let [first, second] = connections();
+        let mut judged = Judged::default();
+        judged.brought(first, &settings(2));
+        judged.brought(second, &settings(3));
+        judged.accept(second);
+        judged.refuse(first);
+        assert!(judged.brought(first, &settings(3)), "refused for another");
+        judged.refuse(first);
+        assert!(!judged.brought(second, &settings(3)), "refused");
     }
 
     fn settings(host: u8) -> Assignment {

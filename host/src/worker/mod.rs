@@ -286,7 +286,7 @@ impl Worker {
             }
             Order::Refuse(id) => {
                 self.endpoint.refuse_assignment(id, now);
-                self.assignment.forget();
+                self.assignment.refuse(id);
             }
             Order::Tell => self.tell(),
             Order::ShutDown => self.endpoint.shut_down(now),
