@@ -385,6 +385,9 @@ impl Daemon {
     fn begin_ending(&mut self) {
         self.readiness.handle_ending();
         self.tell_readiness();
+        if let Some(network) = &self.network {
+            network.abandon();
+        }
         self.order(Order::ShutDown);
     }
 

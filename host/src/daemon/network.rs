@@ -3,8 +3,10 @@
 //! To change it takes as long as the kernel and programs take, and they may hang. So once the daemon
 //! runs, all of it is done on a thread of its own, in the order in which it was asked for.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
@@ -50,22 +52,32 @@ pub(super) enum NetworkOrder {
 /// and ends: that is waited for by who drops this.
 pub(super) struct NetworkThread {
     orders: Option<Sender<NetworkOrder>>,
+    is_abandoned: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread still has to do.
+struct Pending {
+    receiver: Receiver<NetworkOrder>,
+    orders: VecDeque<NetworkOrder>,
+    is_abandoned: Arc<AtomicBool>,
 }
 
 impl NetworkThread {
     /// Hands the network over to a thread.
     pub(super) fn start(network: Network, reports: Arc<Mailbox<Report>>) -> io::Result<Self> {
-        let (orders, receiver) = mpsc::channel();
+        let (orders, pending) = Pending::new();
+        let is_abandoned = Arc::clone(&pending.is_abandoned);
         let last_word = LastWord::new(Arc::clone(&reports), Report::NetworkEnded);
         let thread = thread::Builder::new()
             .name("network".to_owned())
             .spawn(move || {
                 let _last_word = last_word;
-                network.serve(&receiver, &reports);
+                network.serve(pending, &reports);
             })?;
         Ok(Self {
             orders: Some(orders),
+            is_abandoned,
             thread: Some(thread),
         })
     }
@@ -78,8 +90,14 @@ impl NetworkThread {
         }
     }
 
-    /// Asks for everything to be put back, after what was asked for before. Never waits.
+    /// Takes back what was asked for and is not under way. Never waits.
+    pub(super) fn abandon(&self) {
+        self.is_abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Asks for everything to be put back, as soon as what is under way is done. Never waits.
     pub(super) fn restore(&mut self) {
+        self.abandon();
         self.orders = None;
     }
 
@@ -97,6 +115,48 @@ impl Drop for NetworkThread {
             // A panic there has been reported, and has put the system back too.
             let _ = thread.join();
         }
+    }
+}
+
+impl Pending {
+    fn new() -> (Sender<NetworkOrder>, Self) {
+        let (sender, receiver) = mpsc::channel();
+        let pending = Self {
+            receiver,
+            orders: VecDeque::new(),
+            is_abandoned: Arc::default(),
+        };
+        (sender, pending)
+    }
+
+    /// Waits for the next order that is worth its time; none when nobody can give one any more.
+    fn next(&mut self) -> Option<NetworkOrder> {
+        loop {
+            if self.orders.is_empty() {
+                self.orders.push_back(self.receiver.recv().ok()?);
+            }
+            self.orders.extend(self.receiver.try_iter());
+            if self.is_abandoned.load(Ordering::Relaxed) {
+                self.orders.clear();
+            }
+            self.leave_out_replaced();
+            if let Some(order) = self.orders.pop_front() {
+                return Some(order);
+            }
+        }
+    }
+
+    /// An assignment that a later one replaces is not made: each can take as long as a program
+    /// that hangs. The end of a session counts, as it says what has carried packets.
+    fn leave_out_replaced(&mut self) {
+        let is_assignment = |order: &NetworkOrder| matches!(order, NetworkOrder::Configure { .. });
+        let last = self.orders.iter().rposition(is_assignment).unwrap_or(0);
+        let mut index = 0;
+        self.orders.retain(|order| {
+            let is_replaced = index < last && is_assignment(order);
+            index += 1;
+            !is_replaced
+        });
     }
 }
 
@@ -175,8 +235,8 @@ impl Network {
     }
 
     /// Does what it is asked for until nobody can ask any more; then undoes everything.
-    fn serve(mut self, orders: &Receiver<NetworkOrder>, reports: &Mailbox<Report>) {
-        for order in orders {
+    fn serve(mut self, mut pending: Pending, reports: &Mailbox<Report>) {
+        while let Some(order) = pending.next() {
             match (&mut self.0, order) {
                 (
                     Kind::Client(client),
@@ -316,5 +376,63 @@ impl Profile {
             dns: &self.dns,
             inbound: self.inbound,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{connections, remote};
+
+    #[test]
+    fn an_assignment_that_a_later_one_replaces_is_left_out() {
+        let [first, second] = connections();
+        let (sender, mut pending) = Pending::new();
+        for (order, packets) in [(Some(first), 1), (None, 2), (Some(second), 3), (None, 4)] {
+            sender.send(self::order(order, packets)).unwrap();
+        }
+        drop(sender);
+        let rest = std::iter::from_fn(|| pending.next());
+        let rest: Vec<_> = rest.map(told).collect();
+        assert_eq!(rest, [(None, 2), (Some(second), 3), (None, 4)]);
+    }
+
+    #[test]
+    fn what_is_pending_when_the_daemon_ends_is_not_done() {
+        let [first, second] = connections();
+        let (sender, mut pending) = Pending::new();
+        for (id, packets) in [(Some(first), 1), (None, 2), (Some(second), 3)] {
+            sender.send(order(id, packets)).unwrap();
+        }
+        assert_eq!(pending.next().map(told), Some((None, 2)));
+        pending.is_abandoned.store(true, Ordering::Relaxed);
+        sender.send(order(None, 4)).unwrap();
+        drop(sender);
+        assert!(pending.next().is_none());
+    }
+
+    /// An assignment on this connection, or the end of a session.
+    fn order(id: Option<ConnectionId>, packets: u64) -> NetworkOrder {
+        match id {
+            Some(id) => NetworkOrder::Configure {
+                id,
+                settings: Assignment {
+                    address_v4: None,
+                    address_v6: None,
+                    mtu: 1400,
+                    push: Default::default(),
+                    server: remote(),
+                },
+                packets,
+            },
+            None => NetworkOrder::SessionEnded { packets },
+        }
+    }
+
+    fn told(order: NetworkOrder) -> (Option<ConnectionId>, u64) {
+        match order {
+            NetworkOrder::Configure { id, packets, .. } => (Some(id), packets),
+            NetworkOrder::SessionEnded { packets } => (None, packets),
+        }
     }
 }
