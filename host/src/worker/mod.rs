@@ -260,7 +260,8 @@ impl Worker {
     }
 
     fn handle_packets(&mut self, now: Instant) -> io::Result<bool> {
-        let drained = pump::drain_device(&mut self.endpoint, &*self.device, now)?;
+        let drained = pump::drain_device(&mut self.endpoint, &*self.device, now)
+            .map_err(|error| device_failure(self.device.name(), &error))?;
         self.moderation.handle_drained(&drained);
         Ok(drained.progress == Progress::Ready || self.moderation.is_held_off())
     }
@@ -362,4 +363,11 @@ impl Worker {
             self.reports.post(Report::Event { event, tun_packets });
         }
     }
+}
+
+/// Says which device has failed: the kernel's own words name none.
+fn device_failure(name: &str, error: &io::Error) -> io::Error {
+    io::Error::other(format!(
+        "the TUN device {name} failed: {error}; was it removed?"
+    ))
 }
