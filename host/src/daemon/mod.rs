@@ -92,7 +92,6 @@ pub struct Ending {
 /// Whatever a daemon does beside its event loop.
 pub struct Daemon {
     role: Role,
-    signals: Signals,
     dialer: Option<Dialer>,
     metrics: Metrics,
     leases: Option<Leases>,
@@ -108,10 +107,11 @@ pub struct Daemon {
     failure: Option<NetError>,
     error: Option<io::Error>,
     panic: Option<Box<dyn Any + Send>>,
-    // These two are dropped last, in this order.
+    // These are dropped last, in this order: signals are heard until all is put back.
     /// The network's thread, until everything is put back.
     network: Option<NetworkThread>,
     _device: Arc<Tun>,
+    signals: Signals,
 }
 
 /// What the daemon waits for.
@@ -173,7 +173,6 @@ impl Daemon {
         let worker = WorkerThread::start(worker, orders, Arc::clone(&reports), drive)?;
         Ok(Self {
             role,
-            signals: parts.signals,
             dialer: parts.dialer,
             metrics: parts.metrics,
             leases: parts.leases,
@@ -189,6 +188,7 @@ impl Daemon {
             panic: None,
             network,
             _device: device,
+            signals: parts.signals,
         })
     }
 
