@@ -342,22 +342,22 @@ mod tests {
 
                 let ip = address.ip();
                 ns.shell(&format!("ip addr add {ip}/{prefix} dev lo"));
-                let _client = connect_once_routed(address);
+                let _client = TcpStream::connect(address).unwrap();
                 listeners[0].accept().unwrap();
                 drop(listeners);
-                let text = capture(|| drop(listen(&[address]).unwrap()));
+                let text = capture(|| drop(listen_once_free(address)));
                 assert_eq!(text, "");
             }
         });
     }
 
-    /// The kernel makes the route of a new IPv6 address a moment after the address.
-    fn connect_once_routed(address: SocketAddr) -> TcpStream {
+    /// A program that another test starts has this process's sockets open until its `exec`.
+    fn listen_once_free(address: SocketAddr) -> Vec<TcpListener> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            match TcpStream::connect(address) {
-                Ok(stream) => return stream,
-                Err(error) => assert!(Instant::now() < deadline, "{address}: {error}"),
+            match listen(&[address]) {
+                Ok(listeners) => return listeners,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }
             thread::sleep(Duration::from_millis(10));
         }
