@@ -107,6 +107,27 @@ fn a_crowded_server_shuts_down_at_once() {
     assert_eq!(net.server.poll_timeout(), None);
 }
 
+/// However much older the other one is.
+#[test]
+fn who_has_failed_makes_way_before_who_may_still_speak() {
+    let mut config = server_config(1);
+    config.common.limits.max_handshakes = 2;
+    let mut net = Net::new(config, Vec::new());
+    let mut come = |host| {
+        let source = ([198, 51, 100, host], 1).into();
+        net.server.handle_accepted(source, net.now).unwrap()
+    };
+    let [silent, failed] = [1, 2].map(&mut come);
+    net.server.read(failed, &plain_hello(b"{}"), net.now);
+
+    net.server
+        .handle_accepted(([198, 51, 100, 3], 1).into(), net.now)
+        .unwrap();
+
+    assert!(net.server.is_open(silent));
+    assert!(!net.server.is_open(failed));
+}
+
 /// Who makes way after a handshake that failed has failed once.
 #[test]
 fn an_evicted_stranger_is_one_failed_handshake() {
