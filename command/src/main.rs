@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use lostlove_command::{demo, keys};
-use lostlove_config::{ConfigError, Endpoint, Routes};
+use lostlove_config::{ConfigError, Routes, ServerAddress};
 use lostlove_core::config::Role;
 use lostlove_host::args::{self, Exit, print_usage};
 use lostlove_host::setup::{self, AddPeer, SetupError};
@@ -47,7 +47,7 @@ struct AddPeerArgs {
     config: PathBuf,
     /// Where clients reach the server; by default the address of this host's default route
     #[arg(long, value_name = "HOST:PORT")]
-    server: Option<Endpoint>,
+    server: Option<ServerAddress>,
     /// New file for the profile; by default it goes to standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,

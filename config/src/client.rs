@@ -7,13 +7,13 @@ use lostlove_core::config::{Client, ClientConfig, Common};
 use lostlove_core::crypto::SecretKey;
 use toml::de::DeValue;
 
-use crate::endpoint::Endpoint;
 use crate::peers::required;
 use crate::problem::ConfigError;
 use crate::reader::secret::{PRESHARED_KEY, PRIVATE_KEY};
 use crate::reader::value::{boolean, expected, host_address, nearest, parsed, public_key, route};
 use crate::reader::{Entry, Found, Reader, Section};
 use crate::sections::{self, MTU, MonitoringDefaults, seconds, values};
+use crate::server_address::ServerAddress;
 use crate::settings::{ClientHost, ClientSettings, Dns, Routes, TunOptions};
 use crate::source::{Source, read_config};
 
@@ -167,10 +167,10 @@ fn waits(
 }
 
 /// One server or a list of them.
-fn servers<'t>(reader: &mut Reader<'t>, client: &Section<'t>) -> Vec<Endpoint> {
+fn servers<'t>(reader: &mut Reader<'t>, client: &Section<'t>) -> Vec<ServerAddress> {
     const KEY: &str = "server";
     const SERVER: &str = "a server such as \"vpn.example.org:8443\"";
-    let endpoint = parsed::<Endpoint>(SERVER);
+    let endpoint = parsed::<ServerAddress>(SERVER);
     match reader.read(client, KEY, |value| Ok(value.is_array())) {
         Entry::Given(Found { value: true, at }) => {
             let list = reader.list(client, KEY, endpoint);

@@ -13,7 +13,6 @@
 
 mod client;
 mod duplicate;
-mod endpoint;
 mod forwarding;
 mod peers;
 mod pool;
@@ -21,6 +20,7 @@ mod problem;
 mod reader;
 mod sections;
 mod server;
+mod server_address;
 mod settings;
 mod source;
 #[cfg(test)]
@@ -31,9 +31,9 @@ mod tunnel;
 pub mod write;
 
 pub use client::load_client;
-pub use endpoint::{Endpoint, InvalidEndpoint};
 pub use problem::{ConfigError, Position, Problem};
 pub use server::{ServerCheck, check_server, default_key_path, load_server};
+pub use server_address::{InvalidServerAddress, ServerAddress};
 pub use settings::{
     AccessScope, ClientAccess, ClientHost, ClientSettings, DEFAULT_PORT, Dns, LogFormat, LogLevel,
     MetricsListener, Monitoring, Nat, PortRange, Routes, ServerHost, ServerSettings, SocketOptions,

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use lostlove_core::config::{ClientConfig, Peer, ServerConfig};
 
-use crate::endpoint::Endpoint;
+use crate::server_address::ServerAddress;
 
 /// The port of server and client where none is named.
 pub const DEFAULT_PORT: u16 = 8443;
@@ -67,7 +67,7 @@ pub struct ServerHost {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientHost {
     /// Servers to try in turn. Never empty.
-    pub server: Vec<Endpoint>,
+    pub server: Vec<ServerAddress>,
     /// The tunnel device. Without addresses: the server assigns them.
     pub tun: TunOptions,
     /// What to route into the tunnel.

@@ -77,7 +77,7 @@ pub struct Common {
 
 /// What an endpoint finds on its machine.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Surroundings {
+pub struct Environment {
     /// What the TUN device takes.
     pub offloads: Offloads,
     /// Unix time at [`Instant::ZERO`](crate::time::Instant::ZERO), for the header's timestamp.
@@ -225,7 +225,7 @@ pub struct Limits {
     /// Age at which a waiting packet is dropped.
     pub queue_age: Duration,
     /// Bytes of buffers that all connections of one endpoint together may take; none for a quarter of
-    /// the [machine's memory](Surroundings::memory).
+    /// the [machine's memory](Environment::memory).
     pub memory: Option<usize>,
     /// Time given to queued packets when shutting down.
     pub drain_timeout: Duration,

@@ -54,7 +54,7 @@ pub enum Event {
         /// The connection that brought them, by which the driver names them.
         id: ConnectionId,
         /// What the server assigned.
-        settings: Assignment,
+        assignment: Assignment,
     },
     /// On a client: the session that was to have what [`Event::Assigned`] brought has ended before
     /// anybody was told of it. What is set up for it is of no use.

@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd as _, RawFd};
 use std::time::Duration;
 
 use lostlove_core::time::Instant;
-use lostlove_host::worker::{Change, Source, Worker};
+use lostlove_host::worker::{SocketChange, Source, Worker};
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
@@ -182,15 +182,15 @@ impl Driver {
         self.worker.settle(now);
         while let Some(change) = self.worker.poll_change() {
             match change {
-                Change::Opened { id, socket } => {
+                SocketChange::Opened { id, socket } => {
                     if let Err(error) = self.sockets.add(self.poll.registry(), id, &socket) {
                         self.worker.handle_unwatchable(id, &error, now);
                         self.worker.settle(now);
                     }
                 }
                 // Its edge comes by itself.
-                Change::Blocked(_) => {}
-                Change::Closed(id) => self.sockets.remove(id),
+                SocketChange::Blocked(_) => {}
+                SocketChange::Closed(id) => self.sockets.remove(id),
             }
         }
     }

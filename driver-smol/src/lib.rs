@@ -19,7 +19,7 @@ use std::time::Instant as SystemInstant;
 
 use async_io::{Async, Timer};
 use lostlove_core::time::Instant;
-use lostlove_host::worker::{Change, SocketId, Source, Worker};
+use lostlove_host::worker::{SocketChange, SocketId, Source, Worker};
 use smol::LocalExecutor;
 use smol::future::{FutureExt as _, or, poll_fn, yield_now};
 
@@ -131,7 +131,7 @@ impl Driver {
     fn follow_changes<'a>(&'a self, tasks: &mut Tasks, executor: &LocalExecutor<'a>) {
         while let Some(change) = self.next_change() {
             match change {
-                Change::Opened { id, socket } => match Async::new_nonblocking(socket) {
+                SocketChange::Opened { id, socket } => match Async::new_nonblocking(socket) {
                     Ok(socket) => {
                         let socket = Rc::new(socket);
                         let reader = executor.spawn(self.guard(self.read(id, Rc::clone(&socket))));
@@ -139,12 +139,12 @@ impl Driver {
                     }
                     Err(error) => self.give_up(id, &error),
                 },
-                Change::Blocked(id) => {
+                SocketChange::Blocked(id) => {
                     tasks.set_writer(id, |socket| {
                         executor.spawn(self.guard(self.resume(id, socket)))
                     });
                 }
-                Change::Closed(id) => tasks.remove(id),
+                SocketChange::Closed(id) => tasks.remove(id),
             }
         }
     }
@@ -231,7 +231,7 @@ impl Driver {
         self.failure.borrow_mut().get_or_insert(error);
     }
 
-    fn next_change(&self) -> Option<Change> {
+    fn next_change(&self) -> Option<SocketChange> {
         self.worker.borrow_mut().poll_change()
     }
 

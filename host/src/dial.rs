@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use lostlove_config::Endpoint;
+use lostlove_config::ServerAddress;
 use lostlove_system::socket::SocketOptions;
 use lostlove_system::wake::Wake;
 use tracing::debug;
@@ -29,7 +29,7 @@ pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
 /// when its DNS server is only reachable through the tunnel that is down.
 #[derive(Debug)]
 pub struct Dialer {
-    servers: Arc<[Endpoint]>,
+    servers: Arc<[ServerAddress]>,
     options: SocketOptions,
     ready: Arc<Wake>,
     dial: Option<Arc<Dial>>,
@@ -43,7 +43,7 @@ impl Dialer {
     /// # Errors
     ///
     /// When the system has no descriptor left.
-    pub fn new(servers: Vec<Endpoint>, options: SocketOptions) -> io::Result<Self> {
+    pub fn new(servers: Vec<ServerAddress>, options: SocketOptions) -> io::Result<Self> {
         Ok(Self {
             servers: servers.into(),
             options,
@@ -212,15 +212,15 @@ struct Names {
 
 /// Addresses that names had when they were looked up last.
 #[derive(Debug, Default)]
-struct Known(Mutex<HashMap<Endpoint, Vec<SocketAddr>>>);
+struct Known(Mutex<HashMap<ServerAddress, Vec<SocketAddr>>>);
 
 impl Known {
-    fn remember(&self, endpoint: &Endpoint, addresses: &[SocketAddr]) {
+    fn remember(&self, endpoint: &ServerAddress, addresses: &[SocketAddr]) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(endpoint.clone(), addresses.to_vec());
     }
 
-    fn of(&self, endpoint: &Endpoint) -> Vec<SocketAddr> {
+    fn of(&self, endpoint: &ServerAddress) -> Vec<SocketAddr> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(endpoint).cloned().unwrap_or_default()
     }
@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn every_attempt_begins_with_another_address_of_a_name() {
-        let (_first, Endpoint { port, .. }) = listener();
+        let (_first, ServerAddress { port, .. }) = listener();
         let second = TcpListener::bind(("127.0.0.2", port)).unwrap();
         let mut dialer = dialer(vec![example(port)]);
         dialer.resolve = |_, port| {
@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn the_server_whose_turn_it_is_may_need_a_look_up_first() {
         let (_first, first) = listener();
-        let (_second, Endpoint { port, .. }) = listener();
+        let (_second, ServerAddress { port, .. }) = listener();
         let mut dialer = dialer(vec![first, example(port)]);
         dialer.resolve = |_, port| {
             thread::park_timeout(race::STAGGER / 10);
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn names_are_looked_up() {
-        let (_listener, Endpoint { port, .. }) = listener();
+        let (_listener, ServerAddress { port, .. }) = listener();
         let mut dialer = dialer(vec![example(port)]);
         dialer.resolve = |host, port| {
             assert_eq!(host, "vpn.example");
@@ -399,7 +399,7 @@ mod tests {
 
     #[test]
     fn the_last_known_addresses_serve_when_a_look_up_fails() {
-        let (_listener, Endpoint { port, .. }) = listener();
+        let (_listener, ServerAddress { port, .. }) = listener();
         let mut dialer = dialer(vec![example(port)]);
         dialer.resolve = |_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]);
         dialer.start(1);
@@ -411,7 +411,7 @@ mod tests {
 
     #[test]
     fn the_last_known_addresses_serve_when_a_look_up_hangs() {
-        let (_listener, Endpoint { port, .. }) = listener();
+        let (_listener, ServerAddress { port, .. }) = listener();
         let mut dialer = dialer(vec![example(port)]);
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         dialer.known.remember(&example(port), &[address]);
@@ -432,7 +432,7 @@ mod tests {
         assert!(wait(&mut dialer).is_err());
     }
 
-    fn dialer(servers: Vec<Endpoint>) -> Dialer {
+    fn dialer(servers: Vec<ServerAddress>) -> Dialer {
         let options = SocketOptions {
             congestion_control: None,
             notsent_lowat: 32 * 1024,
@@ -453,28 +453,28 @@ mod tests {
         assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1);
     }
 
-    fn loopback(port: u16) -> Endpoint {
-        Endpoint {
+    fn loopback(port: u16) -> ServerAddress {
+        ServerAddress {
             host: "127.0.0.1".to_owned(),
             port,
         }
     }
 
-    fn example(port: u16) -> Endpoint {
-        Endpoint {
+    fn example(port: u16) -> ServerAddress {
+        ServerAddress {
             host: "vpn.example".to_owned(),
             port,
         }
     }
 
-    fn listener() -> (TcpListener, Endpoint) {
+    fn listener() -> (TcpListener, ServerAddress) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         (listener, loopback(port))
     }
 
     /// A port that is bound, so that nobody else listens there, and refuses.
-    fn refusing() -> (Socket, Endpoint) {
+    fn refusing() -> (Socket, ServerAddress) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         socket.bind(&address.into()).unwrap();
@@ -509,7 +509,7 @@ mod tests {
             }
         }
 
-        fn server(&self) -> Endpoint {
+        fn server(&self) -> ServerAddress {
             let address = self.listener.local_addr().unwrap().as_socket().unwrap();
             loopback(address.port())
         }

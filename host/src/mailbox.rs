@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::stats::{PeerStats, Stats};
-use lostlove_system::net::{NetError, Refusal, Sources};
+use lostlove_system::net::{AssignmentError, NetError, Sources};
 use lostlove_system::wake::Wake;
 
 /// A queue to one thread from others, first in, first out. Its descriptor is readable while
@@ -118,7 +118,7 @@ pub(crate) enum NetworkReport {
     /// Everything is set up.
     Configured(ConnectionId),
     /// It cannot be used here.
-    Refused(ConnectionId, Refusal),
+    Refused(ConnectionId, AssignmentError),
     /// The system does not do what it is asked for.
     Failed(NetError),
 }

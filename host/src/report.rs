@@ -21,7 +21,7 @@ pub fn report(role: Role, event: &Event) {
     match event {
         Event::Dial { attempt: 1 } => info!("connecting"),
         Event::Dial { attempt } => debug!(attempt, "connecting again"),
-        Event::Assigned { settings, .. } => configured(settings),
+        Event::Assigned { assignment, .. } => configured(assignment),
         Event::Established {
             peer,
             remote,
@@ -77,12 +77,12 @@ pub fn dial_failed(error: &io::Error) {
     warn!(%error, "cannot connect; trying again");
 }
 
-fn configured(settings: &Assignment) {
+fn configured(assignment: &Assignment) {
     info!(
-        address_v4 = settings.address_v4.map(tracing::field::display),
-        address_v6 = settings.address_v6.map(tracing::field::display),
-        mtu = settings.mtu,
-        server = %settings.server,
+        address_v4 = assignment.address_v4.map(tracing::field::display),
+        address_v6 = assignment.address_v6.map(tracing::field::display),
+        mtu = assignment.mtu,
+        server = %assignment.server,
         "addresses assigned"
     );
 }
@@ -281,14 +281,14 @@ mod tests {
 
     #[test]
     fn an_assignment_names_only_the_addresses_there_are() {
-        let settings = Assignment {
+        let assignment = Assignment {
             address_v4: Some("10.8.0.2/24".parse().unwrap()),
             address_v6: None,
             mtu: 1400,
             push: Default::default(),
             server: remote(),
         };
-        let text = capture(|| configured(&settings));
+        let text = capture(|| configured(&assignment));
         assert_eq!(
             text,
             "<6> INFO addresses assigned address_v4=10.8.0.2/24 mtu=1400 server=192.0.2.1:8443\n"

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lostlove_core::config::{Common, Limits, Push, Rotation, Server, ServerConfig, Surroundings};
+use lostlove_core::config::{Common, Environment, Limits, Push, Rotation, Server, ServerConfig};
 use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::ConnectionId;
@@ -30,7 +30,7 @@ pub(crate) fn server() -> Endpoint {
     };
     let config = ServerConfig { common, server };
     let peers = SharedPeers::new(Peers::new(&config, Vec::new(), &[], NOW));
-    Endpoint::server(config, peers, WorkerId(0), Surroundings::default(), NOW)
+    Endpoint::server(config, peers, WorkerId(0), Environment::default(), NOW)
 }
 
 /// Where a connection comes from.

@@ -21,11 +21,11 @@ const FAR_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 80
 impl Node {
     /// The tunnel addresses of a client.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
-        let settings = self.settings.as_ref();
-        let v4 = settings
+        let assignment = self.assignment.as_ref();
+        let v4 = assignment
             .and_then(|s| s.address_v4)
             .map(|net| IpAddr::V4(net.addr()));
-        let v6 = settings
+        let v6 = assignment
             .and_then(|s| s.address_v6)
             .map(|net| IpAddr::V6(net.addr()));
         v4.into_iter().chain(v6).collect()
@@ -61,7 +61,7 @@ impl World {
             Action::Burst => self.burst(),
             Action::Spoof => self.spoof(),
             Action::Junk => self.junk(),
-            Action::Rest => {
+            Action::Wait => {
                 let rest = self.choice.seconds(10, 300);
                 return self.advance(rest);
             }

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use lostlove_core::config::{Assignment, Peer, Surroundings as Machine};
+use lostlove_core::config::{Assignment, Environment as Machine, Peer};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::error::DropReason;
 use lostlove_core::event::Event;
@@ -34,7 +34,7 @@ pub(crate) struct Node {
     pub(crate) mail: LoopOptions,
     pub(crate) dial: Option<Dial>,
     pub(crate) asleep_until: Option<Instant>,
-    pub(crate) settings: Option<Assignment>,
+    pub(crate) assignment: Option<Assignment>,
     /// The link of the session, on a client.
     pub(crate) session: Option<usize>,
     /// Starts again once it is shut down.
@@ -70,7 +70,7 @@ impl Bounds {
 }
 
 /// The rest of the world, as far as a machine can touch it.
-pub(crate) struct Surroundings<'a> {
+pub(crate) struct Outside<'a> {
     pub(crate) links: &'a mut [Link],
     pub(crate) wire: &'a mut Wire,
     pub(crate) choice: &'a mut Choice,
@@ -111,7 +111,7 @@ impl Node {
             mail,
             dial: None,
             asleep_until: None,
-            settings: None,
+            assignment: None,
             session: None,
             restarts: false,
             bounds: Bounds::new(options, machine),
@@ -185,11 +185,7 @@ impl Node {
     }
 
     /// One turn of loop `n`.
-    pub(crate) fn turn(
-        &mut self,
-        n: usize,
-        world: &mut Surroundings<'_>,
-    ) -> Result<Turned, String> {
+    pub(crate) fn turn(&mut self, n: usize, world: &mut Outside<'_>) -> Result<Turned, String> {
         self.asleep_until.take_if(|until| *until <= world.now);
         let mut spares = Vec::new();
         let mut turned = self.workers[n].turn(world, &mut spares)?;
@@ -218,7 +214,7 @@ impl Node {
         Ok(turned)
     }
 
-    fn arrival(&self, world: &mut Surroundings<'_>) -> Instant {
+    fn arrival(&self, world: &mut Outside<'_>) -> Instant {
         let most = u64::try_from(self.mail.delay.as_micros()).unwrap_or(0);
         match most {
             0 => world.now,
@@ -233,7 +229,7 @@ impl Node {
     }
 
     /// Sends word of changes among the peers to all loops, but to the one that made them.
-    pub(crate) fn tell(&mut self, from: Option<usize>, news: &News, world: &mut Surroundings<'_>) {
+    pub(crate) fn tell(&mut self, from: Option<usize>, news: &News, world: &mut Outside<'_>) {
         self.told = self.peers.as_ref().map_or(0, SharedPeers::version);
         let sender = from.unwrap_or(self.workers.len());
         for n in 0..self.workers.len() {

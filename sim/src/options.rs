@@ -45,7 +45,7 @@ pub(crate) enum Action {
     /// The server ends and starts again.
     RestartServer,
     /// Time passes.
-    Rest,
+    Wait,
     /// Someone unknown connects to the server.
     Stranger,
     /// Someone else answers the next dial.
@@ -71,7 +71,7 @@ impl Action {
         Self::Suspend,
         Self::RestartClient,
         Self::RestartServer,
-        Self::Rest,
+        Self::Wait,
         Self::Stranger,
         Self::Impostor,
         Self::Tamper,

@@ -99,7 +99,7 @@ mod tests {
 
     /// The first connection of an endpoint is all it takes.
     fn id() -> ConnectionId {
-        use lostlove_core::config::Surroundings;
+        use lostlove_core::config::Environment;
         use lostlove_core::endpoint::Endpoint;
         use lostlove_core::peers::WorkerId;
 
@@ -107,7 +107,7 @@ mod tests {
         let mut more = crate::choice::Choice::new(1);
         let options = crate::options::Options::draw(&mut choice, &mut more);
         let peers = options.shared_peers(Vec::new(), Instant::ZERO);
-        let (config, machine) = (options.server_config(), Surroundings::default());
+        let (config, machine) = (options.server_config(), Environment::default());
         let mut server = Endpoint::server(config, peers, WorkerId(0), machine, Instant::ZERO);
         let remote = SocketAddr::from(([192, 0, 2, 1], 1));
         server.handle_accepted(remote, Instant::ZERO).unwrap()

@@ -15,7 +15,7 @@ use crate::choice::Seeded;
 use crate::device::{Device, Framed};
 use crate::link::End;
 use crate::mail::{Letter, Mailbox, News};
-use crate::node::Surroundings;
+use crate::node::Outside;
 use crate::tally::Tally;
 
 /// A loop's share of one TCP connection.
@@ -116,7 +116,7 @@ impl Loop {
     /// `spares`, with whose they are.
     pub(crate) fn turn(
         &mut self,
-        world: &mut Surroundings<'_>,
+        world: &mut Outside<'_>,
         spares: &mut Vec<(usize, lostlove_core::endpoint::Buffer)>,
     ) -> Result<Turned, String> {
         let now = world.now;
@@ -158,7 +158,7 @@ impl Loop {
         Ok(turned)
     }
 
-    fn accept(&mut self, world: &mut Surroundings<'_>) {
+    fn accept(&mut self, world: &mut Outside<'_>) {
         while let Some(link) = self.backlog.pop_front() {
             let remote = world.links[link].remote;
             match self.endpoint.handle_accepted(remote, world.now) {
@@ -168,7 +168,7 @@ impl Loop {
         }
     }
 
-    pub(crate) fn watch(&mut self, id: ConnectionId, link: usize, world: &mut Surroundings<'_>) {
+    pub(crate) fn watch(&mut self, id: ConnectionId, link: usize, world: &mut Outside<'_>) {
         world.links[link].ends[self.side] = End::Node(self.number);
         self.sockets.push(Socket {
             id,
@@ -179,7 +179,7 @@ impl Loop {
         });
     }
 
-    fn read_socket(&mut self, n: usize, world: &mut Surroundings<'_>) {
+    fn read_socket(&mut self, n: usize, world: &mut Outside<'_>) {
         let Socket { id, link, .. } = self.sockets[n];
         if self.sockets[n].is_readable {
             let side = self.side;
@@ -191,14 +191,14 @@ impl Loop {
         }
     }
 
-    fn read_device(&mut self, world: &mut Surroundings<'_>) -> Result<(), String> {
+    fn read_device(&mut self, world: &mut Outside<'_>) -> Result<(), String> {
         let drained = pump::drain_device(&mut self.endpoint, &self.device, world.now)
             .map_err(|error| error.to_string())?;
         self.tun_ready = drained.progress == Progress::Ready;
         Ok(())
     }
 
-    fn flush(&mut self, id: ConnectionId, world: &mut Surroundings<'_>) {
+    fn flush(&mut self, id: ConnectionId, world: &mut Outside<'_>) {
         let side = self.side;
         let Some(socket) = self.sockets.iter_mut().find(|socket| socket.id == id) else {
             return;
@@ -211,7 +211,7 @@ impl Loop {
         }
     }
 
-    fn settle(&mut self, world: &mut Surroundings<'_>, turned: &mut Turned) -> Result<(), String> {
+    fn settle(&mut self, world: &mut Outside<'_>, turned: &mut Turned) -> Result<(), String> {
         loop {
             while let Some(id) = self.endpoint.poll_transmit() {
                 self.flush(id, world);

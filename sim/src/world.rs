@@ -7,7 +7,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::DefaultHasher;
 
-use lostlove_core::config::{Peer, Surroundings as Machine};
+use lostlove_core::config::{Environment as Machine, Peer};
 use lostlove_core::event::{CloseReason, Event};
 use lostlove_core::time::Instant;
 use lostlove_core::turn::Turn;
@@ -16,7 +16,7 @@ use crate::choice::Choice;
 use crate::flow::{self, Flows};
 use crate::link::{End, Link, Wire};
 use crate::mail::News;
-use crate::node::{Dial, Node, Surroundings};
+use crate::node::{Dial, Node, Outside};
 use crate::operator::Leases;
 use crate::options::Options;
 use crate::packet::Ends;
@@ -257,13 +257,13 @@ impl World {
             self.finish_dial(n);
         }
         let node = &mut self.nodes[n];
-        let mut surroundings = Surroundings {
+        let mut outside = Outside {
             links: &mut self.links,
             wire: &mut self.wire,
             choice: &mut self.choice,
             now: self.now,
         };
-        let turned = node.turn(worker, &mut surroundings);
+        let turned = node.turn(worker, &mut outside);
         let Turned { events, news, .. } =
             turned.map_err(|what| self.failure(Kind::Safety, format!("node {n}: {what}")))?;
         let complaint = self.wire.complaint.take();
@@ -311,13 +311,13 @@ impl World {
 
     /// Sends word to the server's loops, but to the one that it comes from.
     pub(crate) fn post_news(&mut self, from: Option<usize>, news: &News) {
-        let mut surroundings = Surroundings {
+        let mut outside = Outside {
             links: &mut self.links,
             wire: &mut self.wire,
             choice: &mut self.choice,
             now: self.now,
         };
-        self.nodes[0].tell(from, news, &mut surroundings);
+        self.nodes[0].tell(from, news, &mut outside);
     }
 
     /// Follows the server's sessions; the addresses that are some client's from now on.
@@ -427,8 +427,8 @@ impl World {
         });
         match event {
             Event::Dial { .. } => self.dial(n),
-            Event::Assigned { settings, .. } => {
-                self.nodes[n].settings = Some(settings.clone());
+            Event::Assigned { assignment, .. } => {
+                self.nodes[n].assignment = Some(assignment.clone());
             }
             Event::Established { remote, .. } if n == 0 => {
                 let is_stranger = remote.ip() != client_address(0, remote.ip());
@@ -514,13 +514,13 @@ impl World {
         if !dial.is_impostor {
             self.enter_backlog(link);
         }
-        let mut surroundings = Surroundings {
+        let mut outside = Outside {
             links: &mut self.links,
             wire: &mut self.wire,
             choice: &mut self.choice,
             now,
         };
-        self.nodes[n].workers[0].watch(id, link, &mut surroundings);
+        self.nodes[n].workers[0].watch(id, link, &mut outside);
     }
 
     /// One of the server's listeners gets the connection.

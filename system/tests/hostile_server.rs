@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use lostlove_core::config::{
-    Assignment, Client, ClientConfig, Common, Limits, Peer, Push, Rotation, Server, ServerConfig,
-    Surroundings as Machine,
+    Assignment, Client, ClientConfig, Common, Environment as Machine, Limits, Peer, Push, Rotation,
+    Server, ServerConfig,
 };
 use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_core::endpoint::{Endpoint, TunPacket};
@@ -268,7 +268,7 @@ impl World {
     fn handle_event(&mut self, which: usize, event: Event) {
         match event {
             Event::Dial { .. } => self.dial(),
-            Event::Assigned { id, settings } => self.configure(id, &settings),
+            Event::Assigned { id, assignment } => self.configure(id, &assignment),
             Event::Closed { id, .. } => self.close(which, id),
             Event::Established { .. }
             | Event::ProbeEstablished { .. }
@@ -322,13 +322,13 @@ impl World {
     }
 
     /// What the daemon does with an assignment, but for the system.
-    fn configure(&mut self, id: ConnectionId, settings: &Assignment) {
-        let addresses: Vec<_> = settings.address_v4.map(IpNet::V4).into_iter().collect();
+    fn configure(&mut self, id: ConnectionId, assignment: &Assignment) {
+        let addresses: Vec<_> = assignment.address_v4.map(IpNet::V4).into_iter().collect();
         let setup = ClientSetup {
-            mtu: settings.mtu,
+            mtu: assignment.mtu,
             txqueuelen: 1000,
             addresses: &addresses,
-            push: &settings.push,
+            push: &assignment.push,
             routes: &self.routes,
             dns: &self.dns,
             inbound: true,
@@ -341,22 +341,25 @@ impl World {
         self.totals.accepted += 1;
         self.ends[0].set_sources(&allowed.sources.inside, &allowed.sources.outside);
         self.ends[0].accept_assignment(id);
-        self.check(&allowed, settings);
-        self.allowed = settings.address_v4.map(|net| (allowed, net.addr()));
+        self.check(&allowed, assignment);
+        self.allowed = assignment.address_v4.map(|net| (allowed, net.addr()));
     }
 
     /// The plan is within the profile, at random places and at those that matter.
-    fn check(&mut self, allowed: &Allowed, settings: &Assignment) {
+    fn check(&mut self, allowed: &Allowed, assignment: &Assignment) {
         let mut places: Vec<_> = (0..50).map(|_| self.dice.address()).collect();
-        places.extend(&settings.push.dns);
+        places.extend(&assignment.push.dns);
         places.extend(&self.around.resolvers);
         places.extend(self.around.gateways.iter().map(|gateway| gateway.value));
-        places.extend(settings.push.routes.iter().map(IpNet::network));
+        places.extend(assignment.push.routes.iter().map(IpNet::network));
         let named =
             |place: &IpAddr| matches!(&self.dns, NameServers::List(list) if list.contains(place));
         for place in places.into_iter().filter(|place| !named(place)) {
             if allowed.goes_inside(place, &self.around) {
-                assert!(self.may_go_inside(place, settings), "{place}: {allowed:?}");
+                assert!(
+                    self.may_go_inside(place, assignment),
+                    "{place}: {allowed:?}"
+                );
             }
         }
         let overruled = |server: &&IpAddr| !named(server);
@@ -372,7 +375,7 @@ impl World {
         }
     }
 
-    fn may_go_inside(&self, place: IpAddr, settings: &Assignment) -> bool {
+    fn may_go_inside(&self, place: IpAddr, assignment: &Assignment) -> bool {
         let is_special = ip::LINK_LOCAL.iter().any(|range| range.contains(&place));
         let networks = &self.around.networks;
         let is_local = networks.iter().any(|net| net.value.contains(&place))
@@ -384,7 +387,7 @@ impl World {
             ClientRoutes::List(listed) => listed.iter().any(|net| net.contains(&place)),
         };
         let is_servers = |net: Ipv4Net| net.hosts().next().map(IpAddr::V4) == Some(place);
-        !is_special && (is_listed || settings.address_v4.is_some_and(is_servers))
+        !is_special && (is_listed || assignment.address_v4.is_some_and(is_servers))
     }
 
     fn transmit(&mut self, which: usize) -> bool {

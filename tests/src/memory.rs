@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use lostlove_core::config::{
-    Client, ClientConfig, Common, Limits, Offloads, Peer, Push, Rotation, Server, ServerConfig,
-    Surroundings,
+    Client, ClientConfig, Common, Environment, Limits, Offloads, Peer, Push, Rotation, Server,
+    ServerConfig,
 };
 use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
 use lostlove_core::endpoint::{Endpoint, TunPacket};
@@ -119,7 +119,7 @@ pub fn configs(secrets: &Secrets, suite: Suite, rotation: Rotation) -> Configs {
 }
 
 /// A machine whose TUN device takes everything.
-const SURROUNDINGS: Surroundings = Surroundings {
+const ENVIRONMENT: Environment = Environment {
     offloads: Offloads {
         tcp: true,
         udp: true,
@@ -161,8 +161,8 @@ impl Pair {
         let now = Instant::from_millis(1000);
         let peers = Peers::new(&configs.server, vec![configs.peer], &[], now);
         let peers = SharedPeers::new(peers);
-        let mut server = Endpoint::server(configs.server, peers, WorkerId(0), SURROUNDINGS, now);
-        let mut client = Endpoint::client(configs.client, SURROUNDINGS, now);
+        let mut server = Endpoint::server(configs.server, peers, WorkerId(0), ENVIRONMENT, now);
+        let mut client = Endpoint::client(configs.client, ENVIRONMENT, now);
         let mut client_entropy = Seeded::new(secrets.client_seed);
         let mut turn = Turn {
             now,

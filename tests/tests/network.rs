@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lostlove_command::demo::ping::Pinger;
-use lostlove_core::config::{Role, Surroundings};
+use lostlove_core::config::{Environment, Role};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_host::daemon::{Daemon, DaemonParts, Network};
@@ -200,7 +200,7 @@ fn serve_with_a_fault(config: &Path) {
     let (config, now) = (settings.endpoint, clock.now());
     let peers = SharedPeers::new(Peers::new(&config, settings.peers, &[], now));
     let parts = DaemonParts {
-        endpoint: Endpoint::server(config, peers, WorkerId(0), Surroundings::default(), now),
+        endpoint: Endpoint::server(config, peers, WorkerId(0), Environment::default(), now),
         clock,
         entropy: Box::new(Faulty),
         listeners: listen(&settings.host.listen).unwrap(),

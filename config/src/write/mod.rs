@@ -7,9 +7,9 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use lostlove_core::crypto::{PresharedKey, PublicKey, SecretKey};
 use zeroize::Zeroizing;
 
-use crate::endpoint::Endpoint;
 use crate::reader::value::is_peer_name;
 use crate::server::DEFAULT_KEY_FILE;
+use crate::server_address::ServerAddress;
 use crate::settings::{DEFAULT_PORT, Routes};
 use crate::tunnel::ADDRESS_V4;
 
@@ -55,7 +55,7 @@ pub struct NewClient<'a> {
     /// The name that the server knows the client by.
     pub name: &'a str,
     /// Where the server is.
-    pub server: &'a Endpoint,
+    pub server: &'a ServerAddress,
     /// The server's identity.
     pub server_public_key: PublicKey,
     /// The client's identity.

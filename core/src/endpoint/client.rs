@@ -39,7 +39,7 @@ pub(super) struct Client {
     /// Attempts since the last session.
     attempt: u32,
     /// What the server last assigned.
-    settings: Option<Assignment>,
+    assignment: Option<Assignment>,
     /// The connection that brought it.
     assigned_by: Option<ConnectionId>,
     /// Whether the driver has heard of it, and of no end since.
@@ -65,7 +65,7 @@ impl Client {
             config,
             dial: Dial::At(now),
             attempt: 0,
-            settings: None,
+            assignment: None,
             assigned_by: None,
             is_told: false,
             is_accepted: false,
@@ -172,19 +172,19 @@ impl Endpoint {
             return;
         };
         client.attempt = 0;
-        let settings = Assignment {
+        let assignment = Assignment {
             address_v4: grant.address_v4,
             address_v6: grant.address_v6,
             mtu: grant.mtu,
             push: grant.push.clone(),
             server,
         };
-        client.settings = Some(settings.clone());
+        client.assignment = Some(assignment.clone());
         client.assigned_by = Some(id);
         client.is_accepted = false;
         self.tools
             .events
-            .push_back(Event::Assigned { id, settings });
+            .push_back(Event::Assigned { id, assignment });
     }
 
     /// Says from which addresses a client takes packets out of the tunnel: from networks of
@@ -331,16 +331,16 @@ impl Client {
     }
 
     pub(super) fn address_v4(&self) -> Option<Ipv4Addr> {
-        self.settings
+        self.assignment
             .as_ref()
-            .and_then(|settings| settings.address_v4)
+            .and_then(|assignment| assignment.address_v4)
             .map(|net| net.addr())
     }
 
     pub(super) fn address_v6(&self) -> Option<Ipv6Addr> {
-        self.settings
+        self.assignment
             .as_ref()
-            .and_then(|settings| settings.address_v6)
+            .and_then(|assignment| assignment.address_v6)
             .map(|net| net.addr())
     }
 }

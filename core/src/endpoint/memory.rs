@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use super::Endpoint;
-use crate::config::{Limits, Surroundings};
+use crate::config::{Environment, Limits};
 use crate::event::Event;
 use crate::time::Instant;
 
@@ -30,7 +30,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn new(limits: &Limits, surroundings: &Surroundings, now: Instant) -> Self {
+    pub(super) fn new(limits: &Limits, surroundings: &Environment, now: Instant) -> Self {
         let share = surroundings.memory.map(|bytes| {
             let share = usize::try_from(bytes / SHARE_OF_MACHINE).unwrap_or(usize::MAX);
             share.max(MIN_DEFAULT)
@@ -153,9 +153,9 @@ mod tests {
                 memory: limit,
                 ..Limits::default()
             };
-            let surroundings = Surroundings {
+            let surroundings = Environment {
                 memory: machine,
-                ..Surroundings::default()
+                ..Environment::default()
             };
             Memory::new(&limits, &surroundings, Instant::ZERO).bound
         };

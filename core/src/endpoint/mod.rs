@@ -49,7 +49,7 @@ use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::config::{ClientConfig, Common, Offloads, Role, ServerConfig, Surroundings};
+use crate::config::{ClientConfig, Common, Environment, Offloads, Role, ServerConfig};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::{Coalescer, IcmpPacket, VirtioHeader};
@@ -143,7 +143,7 @@ impl Endpoint {
         config: ServerConfig,
         peers: SharedPeers,
         worker: WorkerId,
-        surroundings: Surroundings,
+        surroundings: Environment,
         now: Instant,
     ) -> Self {
         let (networks, places, seen) = peers.with(|peers| {
@@ -162,7 +162,7 @@ impl Endpoint {
     }
 
     /// A client's endpoint, whose first dial is due at once.
-    pub fn client(config: ClientConfig, surroundings: Surroundings, now: Instant) -> Self {
+    pub fn client(config: ClientConfig, surroundings: Environment, now: Instant) -> Self {
         let routes = Routes::all_to(SERVER);
         let side = Side::Client(Client::new(config.client, now));
         Self::new(side, config.common, routes, surroundings, now)
@@ -172,7 +172,7 @@ impl Endpoint {
         side: Side,
         common: Common,
         routes: Routes,
-        surroundings: Surroundings,
+        surroundings: Environment,
         now: Instant,
     ) -> Self {
         let offloads = surroundings.offloads;

@@ -7,8 +7,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::{Buffer, Endpoint, TunPacket};
 use crate::config::{
-    Client, ClientConfig, Common, Lease, Limits, Offloads, Peer, Push, Rotation, Server,
-    ServerConfig, Surroundings,
+    Client, ClientConfig, Common, Environment, Lease, Limits, Offloads, Peer, Push, Rotation,
+    Server, ServerConfig,
 };
 use crate::connection::Connection;
 use crate::crypto::{SecretKey, Suite};
@@ -35,7 +35,7 @@ pub(super) struct ServerSetup {
     pub(super) server: Server,
     pub(super) peers: Vec<Peer>,
     pub(super) leases: Vec<Lease>,
-    pub(super) surroundings: Surroundings,
+    pub(super) surroundings: Environment,
 }
 
 /// What a client is made of.
@@ -43,7 +43,7 @@ pub(super) struct ServerSetup {
 pub(super) struct ClientSetup {
     pub(super) common: Common,
     pub(super) client: Client,
-    pub(super) surroundings: Surroundings,
+    pub(super) surroundings: Environment,
 }
 
 /// What an endpoint can be made of.
@@ -131,8 +131,8 @@ fn common() -> Common {
     }
 }
 
-fn surroundings() -> Surroundings {
-    Surroundings {
+fn surroundings() -> Environment {
+    Environment {
         offloads: Offloads::default(),
         unix_time_at_zero: Duration::from_secs(1_800_000_000),
         memory: None,
@@ -611,7 +611,7 @@ impl Net {
             .iter()
             .rev()
             .find_map(|(who, event)| match event {
-                Event::Assigned { settings, .. } if *who == client => settings.address_v4,
+                Event::Assigned { assignment, .. } if *who == client => assignment.address_v4,
                 _ => None,
             })
             .unwrap()

@@ -3,8 +3,8 @@
 use core::time::Duration;
 
 use lostlove_core::config::{
-    Client, ClientConfig, Common, Limits, Offloads, Peer, Push, Rotation, Server, ServerConfig,
-    Surroundings,
+    Client, ClientConfig, Common, Environment, Limits, Offloads, Peer, Push, Rotation, Server,
+    ServerConfig,
 };
 use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_core::internals::handshake::{ClientOffer, Grant};
@@ -89,9 +89,9 @@ impl Choices {
         }
     }
 
-    pub(crate) fn surroundings(self) -> Surroundings {
+    pub(crate) fn surroundings(self) -> Environment {
         let takes_super_packets = self.0 & 1 != 0;
-        Surroundings {
+        Environment {
             offloads: Offloads {
                 tcp: takes_super_packets,
                 udp: takes_super_packets,

@@ -308,10 +308,10 @@ impl Daemon {
                     dialer.start(attempt);
                 }
             }
-            Event::Assigned { id, settings } if !is_ending => match &self.network {
-                Some(network) => network.order(NetworkOrder::Configure {
+            Event::Assigned { id, assignment } if !is_ending => match &self.network {
+                Some(network) => network.order(NetworkOrder::SetUp {
                     id,
-                    settings,
+                    assignment,
                     packets: tun_packets,
                 }),
                 None => {

@@ -35,9 +35,9 @@ const QUEUE_LEN: u32 = 1000;
 /// What the daemon asks of the network's thread.
 pub(super) enum NetworkOrder {
     /// Make a client's system as its server assigned on this connection.
-    Configure {
+    SetUp {
         id: ConnectionId,
-        settings: Assignment,
+        assignment: Assignment,
         /// Packets that the TUN device had been given by then.
         packets: u64,
     },
@@ -149,7 +149,7 @@ impl Pending {
     /// An assignment that a later one replaces is not made: each can take as long as a program
     /// that hangs. The end of a session counts, as it says what has carried packets.
     fn leave_out_replaced(&mut self) {
-        let is_assignment = |order: &NetworkOrder| matches!(order, NetworkOrder::Configure { .. });
+        let is_assignment = |order: &NetworkOrder| matches!(order, NetworkOrder::SetUp { .. });
         let last = self.orders.iter().rposition(is_assignment).unwrap_or(0);
         let mut index = 0;
         self.orders.retain(|order| {
@@ -187,7 +187,7 @@ struct Profile {
 }
 
 struct Current {
-    settings: Assignment,
+    assignment: Assignment,
     /// Packets handed to the TUN device when the session began.
     packets: u64,
 }
@@ -240,15 +240,15 @@ impl Network {
             match (&mut self.0, order) {
                 (
                     Kind::Client(client),
-                    NetworkOrder::Configure {
+                    NetworkOrder::SetUp {
                         id,
-                        settings,
+                        assignment,
                         packets,
                     },
                 ) => {
                     let report = |report| reports.post(Report::Network(report));
                     let usable = |sources| report(NetworkReport::Usable(id, sources));
-                    report(match client.configure(settings, packets, usable) {
+                    report(match client.configure(assignment, packets, usable) {
                         Ok(()) => NetworkReport::Configured(id),
                         Err(NetError::Refused(refusal)) => NetworkReport::Refused(id, refusal),
                         Err(error) => NetworkReport::Failed(error),
@@ -281,16 +281,21 @@ impl ClientNetwork {
     /// as soon as they may. `packets` is how many were handed to the TUN device before.
     fn configure(
         &mut self,
-        settings: Assignment,
+        assignment: Assignment,
         packets: u64,
         usable: impl FnOnce(Sources),
     ) -> Result<(), NetError> {
         // A session that came back is told anew; what it has carried so far counts.
         self.note_proof(packets);
-        let result = self.profile.apply(&mut self.net, &settings, usable);
+        let result = self.profile.apply(&mut self.net, &assignment, usable);
         match &result {
             Err(NetError::Refused(_)) => self.reconsider(),
-            _ => self.current = Some(Current { settings, packets }),
+            _ => {
+                self.current = Some(Current {
+                    assignment,
+                    packets,
+                })
+            }
         }
         result
     }
@@ -300,7 +305,7 @@ impl ClientNetwork {
         let current = self.current.as_ref();
         let is_refused = |current: &Current| {
             self.profile
-                .check(&mut self.net, &current.settings)
+                .check(&mut self.net, &current.assignment)
                 .is_err()
         };
         if current.is_some_and(is_refused) {
@@ -313,7 +318,7 @@ impl ClientNetwork {
     fn session_ended(&mut self, packets: u64) {
         self.note_proof(packets);
         let Some(current) = &self.current else { return };
-        if self.proven.as_ref() != Some(&current.settings) {
+        if self.proven.as_ref() != Some(&current.assignment) {
             info!("the assignment has carried no packet, and is taken back");
             self.roll_back(packets);
         }
@@ -324,17 +329,22 @@ impl ClientNetwork {
         if let Some(current) = &self.current
             && packets > current.packets
         {
-            self.proven = Some(current.settings.clone());
+            self.proven = Some(current.assignment.clone());
         }
     }
 
     /// Goes back to what has carried packets, if anything has.
     fn roll_back(&mut self, packets: u64) {
-        let Some(settings) = self.proven.clone() else {
+        let Some(assignment) = self.proven.clone() else {
             return self.clear();
         };
-        match self.profile.apply(&mut self.net, &settings, drop) {
-            Ok(()) => self.current = Some(Current { settings, packets }),
+        match self.profile.apply(&mut self.net, &assignment, drop) {
+            Ok(()) => {
+                self.current = Some(Current {
+                    assignment,
+                    packets,
+                })
+            }
             Err(error) => {
                 warn!(%error, "cannot go back to the assignment before");
                 self.clear();
@@ -354,24 +364,24 @@ impl Profile {
     fn apply(
         &self,
         net: &mut ClientNet,
-        settings: &Assignment,
+        assignment: &Assignment,
         usable: impl FnOnce(Sources),
     ) -> Result<(), NetError> {
-        self.with_setup(settings, |setup| net.apply_and_tell(setup, usable))
+        self.with_setup(assignment, |setup| net.apply_and_tell(setup, usable))
     }
 
-    fn check(&self, net: &mut ClientNet, settings: &Assignment) -> Result<(), NetError> {
-        self.with_setup(settings, |setup| net.check(setup))
+    fn check(&self, net: &mut ClientNet, assignment: &Assignment) -> Result<(), NetError> {
+        self.with_setup(assignment, |setup| net.check(setup))
     }
 
-    fn with_setup<T>(&self, settings: &Assignment, act: impl FnOnce(&ClientSetup<'_>) -> T) -> T {
-        let v4 = settings.address_v4.map(IpNet::V4).into_iter();
-        let addresses: Vec<_> = v4.chain(settings.address_v6.map(IpNet::V6)).collect();
+    fn with_setup<T>(&self, assignment: &Assignment, act: impl FnOnce(&ClientSetup<'_>) -> T) -> T {
+        let v4 = assignment.address_v4.map(IpNet::V4).into_iter();
+        let addresses: Vec<_> = v4.chain(assignment.address_v6.map(IpNet::V6)).collect();
         act(&ClientSetup {
-            mtu: settings.mtu,
+            mtu: assignment.mtu,
             txqueuelen: QUEUE_LEN,
             addresses: &addresses,
-            push: &settings.push,
+            push: &assignment.push,
             routes: &self.routes,
             dns: &self.dns,
             inbound: self.inbound,
@@ -414,9 +424,9 @@ mod tests {
     /// An assignment on this connection, or the end of a session.
     fn order(id: Option<ConnectionId>, packets: u64) -> NetworkOrder {
         match id {
-            Some(id) => NetworkOrder::Configure {
+            Some(id) => NetworkOrder::SetUp {
                 id,
-                settings: Assignment {
+                assignment: Assignment {
                     address_v4: None,
                     address_v6: None,
                     mtu: 1400,
@@ -431,7 +441,7 @@ mod tests {
 
     fn told(order: NetworkOrder) -> (Option<ConnectionId>, u64) {
         match order {
-            NetworkOrder::Configure { id, packets, .. } => (Some(id), packets),
+            NetworkOrder::SetUp { id, packets, .. } => (Some(id), packets),
             NetworkOrder::SessionEnded { packets } => (None, packets),
         }
     }

@@ -122,14 +122,14 @@ mod tests {
     }
 
     fn assigned(id: ConnectionId) -> Event {
-        let settings = Assignment {
+        let assignment = Assignment {
             address_v4: None,
             address_v6: None,
             mtu: 1400,
             push: Default::default(),
             server: remote(),
         };
-        Event::Assigned { id, settings }
+        Event::Assigned { id, assignment }
     }
 
     fn established(id: ConnectionId) -> Event {

@@ -10,7 +10,7 @@ use lostlove_config::{
     ClientSettings, ConfigError, ServerSettings, SocketOptions as ConfiguredOptions,
 };
 use lostlove_core::config::{
-    ClientConfig, Common, Offloads, Peer, Role, ServerConfig, Surroundings,
+    ClientConfig, Common, Environment, Offloads, Peer, Role, ServerConfig,
 };
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
@@ -382,8 +382,8 @@ fn prepare(role: Role, settings: Settings) -> Result<DaemonParts, Failure> {
 }
 
 /// What the protocol has to know of the machine.
-fn surroundings(tun: &Tun, clock: &Clock) -> Surroundings {
-    Surroundings {
+fn surroundings(tun: &Tun, clock: &Clock) -> Environment {
+    Environment {
         offloads: Offloads {
             tcp: tun.offload(),
             udp: tun.offloads().uso,
@@ -402,7 +402,7 @@ impl Protocol {
     }
 
     /// The protocol's state; a server takes up what is known of its leases.
-    fn start(self, found: Surroundings, now: Instant) -> (Endpoint, Option<Leases>) {
+    fn start(self, found: Environment, now: Instant) -> (Endpoint, Option<Leases>) {
         let (config, peers) = match self {
             Self::Server(config, peers) => (config, peers),
             Self::Client(config) => return (Endpoint::client(config, found, now), None),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lostlove_config::Endpoint;
+use lostlove_config::ServerAddress;
 use lostlove_system::socket::{SocketOptions, prepare};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -27,7 +27,7 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) struct Race {
-    servers: Arc<[Endpoint]>,
+    servers: Arc<[ServerAddress]>,
     options: SocketOptions,
     cancel: Arc<Cancel>,
     names: Names,
@@ -53,7 +53,7 @@ struct Answer {
 
 impl Race {
     pub(super) fn new(
-        servers: Arc<[Endpoint]>,
+        servers: Arc<[ServerAddress]>,
         options: SocketOptions,
         cancel: Arc<Cancel>,
         names: Names,
@@ -305,7 +305,7 @@ impl Race {
 
 /// The address that stands in the endpoint itself; none of a name. The interface of a link-local
 /// one is looked up each time, as it may have come or changed.
-fn literal(endpoint: &Endpoint) -> Option<io::Result<SocketAddr>> {
+fn literal(endpoint: &ServerAddress) -> Option<io::Result<SocketAddr>> {
     if let Ok(ip) = endpoint.host.parse::<IpAddr>() {
         return Some(Ok(SocketAddr::new(ip, endpoint.port)));
     }

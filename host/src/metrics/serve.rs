@@ -115,9 +115,9 @@ impl<'a> Service<'a> {
     /// Waits until something is to be done, and says what the connections are ready for; none at
     /// the end.
     fn wait(&self) -> Option<Vec<PollFlags>> {
-        let is_paused = self.retry_at.is_some();
+        let is_held_off = self.retry_at.is_some();
         let listener = match &self.door {
-            Door::Open(listener) if !is_paused => Some(listener),
+            Door::Open(listener) if !is_held_off => Some(listener),
             _ => None,
         };
         let mut fds = vec![

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use lostlove_config::write::{self, Assigned, NewClient, NewPeer};
-use lostlove_config::{ConfigError, Endpoint, Routes, ServerSettings, load_server};
+use lostlove_config::{ConfigError, Routes, ServerAddress, ServerSettings, load_server};
 use lostlove_core::crypto::{PresharedKey, PublicKey, SecretKey};
 use lostlove_system::lock::LockFile;
 use zeroize::Zeroizing;
@@ -20,7 +20,7 @@ pub struct AddPeer {
     /// The server's configuration.
     pub config: PathBuf,
     /// Where clients reach the server; none for a guess.
-    pub server: Option<Endpoint>,
+    pub server: Option<ServerAddress>,
     /// A file for the profile that does not exist yet; none for the writer.
     pub output: Option<PathBuf>,
     /// What the client sends through the tunnel.
@@ -33,7 +33,7 @@ pub struct AddedPeer {
     /// The peer's tunnel addresses.
     pub assigned: Assigned,
     /// Where the profile says that the server is.
-    pub server: Endpoint,
+    pub server: ServerAddress,
 }
 
 /// Makes keys for a client, adds it to the server's configuration and writes its profile: to
@@ -118,7 +118,7 @@ impl<'a> Client<'a> {
     /// What the client is told.
     pub(super) fn profile(
         &self,
-        server: &Endpoint,
+        server: &ServerAddress,
         server_public_key: PublicKey,
         routes: &Routes,
     ) -> Zeroizing<String> {
@@ -133,7 +133,7 @@ impl<'a> Client<'a> {
     }
 }
 
-fn guess_server(settings: &ServerSettings) -> Result<Endpoint, SetupError> {
+fn guess_server(settings: &ServerSettings) -> Result<ServerAddress, SetupError> {
     let listen = settings.host.listen.first();
     let bound = listen
         .map(|address| address.ip())
@@ -141,7 +141,7 @@ fn guess_server(settings: &ServerSettings) -> Result<Endpoint, SetupError> {
     let ip = bound
         .or_else(address::of_default_route)
         .ok_or(SetupError::NoAddress)?;
-    Ok(Endpoint {
+    Ok(ServerAddress {
         host: ip.to_string(),
         port: listen.map_or(lostlove_config::DEFAULT_PORT, |address| address.port()),
     })

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 use lostlove_config::write::{self, NewServer, random_ula};
-use lostlove_config::{Endpoint, Routes, default_key_path, overlaps, read_key_file};
+use lostlove_config::{Routes, ServerAddress, default_key_path, overlaps, read_key_file};
 use lostlove_core::crypto::SecretKey;
 use lostlove_system::net::local_networks;
 
@@ -27,7 +27,7 @@ pub struct FirstStart {
     /// The client's profile, with its secrets.
     pub profile: PathBuf,
     /// Where the profile says that the server is.
-    pub server: Endpoint,
+    pub server: ServerAddress,
     /// Whose clients reach the server there, as far as this host can tell.
     pub reach: Reach,
 }
@@ -73,7 +73,7 @@ pub fn first_start(config: &Path) -> Result<FirstStart, SetupError> {
     let (text, _) = write::add_peer(&write::server_toml(&new), config, &client.peer())?;
     let found = address::of_default_route();
     let ip = found.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let server = Endpoint {
+    let server = ServerAddress {
         host: ip.to_string(),
         port: new.port,
     };

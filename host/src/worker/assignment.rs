@@ -14,9 +14,9 @@ pub(super) struct Judged {
 
 impl Judged {
     /// A connection has brought this. Says whether the session has gone on with the same before.
-    pub(super) fn brought(&mut self, id: ConnectionId, settings: &Assignment) -> bool {
-        self.last = Some((id, settings.clone()));
-        let goes_on = self.accepted.as_ref() == Some(settings);
+    pub(super) fn brought(&mut self, id: ConnectionId, assignment: &Assignment) -> bool {
+        self.last = Some((id, assignment.clone()));
+        let goes_on = self.accepted.as_ref() == Some(assignment);
         if !goes_on {
             // It is replaced, or taken back if this cannot be used.
             self.accepted = None;
@@ -26,8 +26,8 @@ impl Judged {
 
     /// What a connection has brought can be used.
     pub(super) fn accept(&mut self, id: ConnectionId) {
-        if let Some((_, settings)) = self.last.as_ref().filter(|(last, _)| *last == id) {
-            self.accepted = Some(settings.clone());
+        if let Some((_, assignment)) = self.last.as_ref().filter(|(last, _)| *last == id) {
+            self.accepted = Some(assignment.clone());
         }
     }
 
@@ -54,46 +54,46 @@ mod tests {
     fn only_a_session_that_comes_back_with_what_it_had_goes_on_at_once() {
         let [first, second] = connections();
         let mut judged = Judged::default();
-        assert!(!judged.brought(first, &settings(2)));
+        assert!(!judged.brought(first, &assignment(2)));
         // Nobody has judged it yet.
-        assert!(!judged.brought(second, &settings(2)));
+        assert!(!judged.brought(second, &assignment(2)));
         // What is judged now is of the connection before.
         judged.accept(first);
-        assert!(!judged.brought(first, &settings(2)));
+        assert!(!judged.brought(first, &assignment(2)));
         judged.accept(first);
-        assert!(judged.brought(second, &settings(2)));
+        assert!(judged.brought(second, &assignment(2)));
 
-        assert!(!judged.brought(first, &settings(3)));
-        assert!(!judged.brought(second, &settings(2)), "it was replaced");
+        assert!(!judged.brought(first, &assignment(3)));
+        assert!(!judged.brought(second, &assignment(2)), "it was replaced");
         judged.accept(second);
         judged.forget();
-        assert!(!judged.brought(first, &settings(2)), "the session ended");
+        assert!(!judged.brought(first, &assignment(2)), "the session ended");
     }
 
     #[test]
     fn a_judgement_that_comes_after_the_end_of_its_session_revives_nothing() {
         let [first, second] = connections();
         let mut judged = Judged::default();
-        judged.brought(first, &settings(2));
+        judged.brought(first, &assignment(2));
         judged.forget();
         judged.accept(first);
-        assert!(!judged.brought(second, &settings(2)));
+        assert!(!judged.brought(second, &assignment(2)));
     }
 
     #[test]
     fn a_refusal_of_what_was_replaced_changes_nothing() {
         let [first, second] = connections();
         let mut judged = Judged::default();
-        judged.brought(first, &settings(2));
-        judged.brought(second, &settings(3));
+        judged.brought(first, &assignment(2));
+        judged.brought(second, &assignment(3));
         judged.accept(second);
         judged.refuse(first);
-        assert!(judged.brought(first, &settings(3)), "refused for another");
+        assert!(judged.brought(first, &assignment(3)), "refused for another");
         judged.refuse(first);
-        assert!(!judged.brought(second, &settings(3)), "refused");
+        assert!(!judged.brought(second, &assignment(3)), "refused");
     }
 
-    fn settings(host: u8) -> Assignment {
+    fn assignment(host: u8) -> Assignment {
         Assignment {
             address_v4: Some(format!("10.8.0.{host}/24").parse().unwrap()),
             address_v6: None,

@@ -69,9 +69,9 @@ pub enum Source {
 
 /// How what a driver has to wait for has changed.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub enum SocketChange {
     /// There is a new socket: wait until it is readable, as long as it is open. It is non-blocking;
-    /// the driver drops its share of it on [`Change::Closed`].
+    /// the driver drops its share of it on [`SocketChange::Closed`].
     Opened {
         /// Its name.
         id: SocketId,
@@ -216,7 +216,7 @@ impl Worker {
         progress == Progress::Ready
     }
 
-    /// Goes on writing to a socket that [was full](Change::Blocked).
+    /// Goes on writing to a socket that [was full](SocketChange::Blocked).
     pub fn handle_writable(&mut self, id: SocketId, now: Instant) {
         self.sockets.unblock(&mut self.endpoint, id, now);
     }
@@ -250,7 +250,7 @@ impl Worker {
     }
 
     /// The next change in what to wait for.
-    pub fn poll_change(&mut self) -> Option<Change> {
+    pub fn poll_change(&mut self) -> Option<SocketChange> {
         self.sockets.next_change()
     }
 
@@ -346,8 +346,8 @@ impl Worker {
     fn handle_event(&mut self, event: Event) {
         match &event {
             Event::Closed { id, .. } => self.sockets.remove(*id),
-            Event::Assigned { id, settings } => {
-                let goes_on = self.assignment.brought(*id, settings);
+            Event::Assigned { id, assignment } => {
+                let goes_on = self.assignment.brought(*id, assignment);
                 if goes_on {
                     self.endpoint.accept_assignment(*id);
                 }

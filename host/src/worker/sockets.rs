@@ -14,7 +14,7 @@ use lostlove_pump::{PacketDevice, Progress};
 use lostlove_system::congestion::Congestion;
 use lostlove_system::socket::SocketOptions;
 
-use super::{Change, Slot, Table};
+use super::{Slot, SocketChange, Table};
 
 /// Names one socket of a worker, for its driver. Never used again: a late wake-up with an old id is
 /// harmless.
@@ -38,7 +38,7 @@ pub(super) struct Sockets {
     /// Slots that there are.
     slots: u32,
     of_connections: Table<ConnectionId, SocketId>,
-    changes: VecDeque<Change>,
+    changes: VecDeque<SocketChange>,
     /// Sockets that take bytes, of connections that have more to write.
     unfinished: Vec<SocketId>,
     options: SocketOptions,
@@ -88,7 +88,7 @@ impl Sockets {
         }
         self.open.insert(id, socket);
         self.changes
-            .push_back(Change::Opened { id, socket: stream });
+            .push_back(SocketChange::Opened { id, socket: stream });
     }
 
     /// Closes the socket of a connection that is over.
@@ -105,7 +105,7 @@ impl Sockets {
         // It fails where the peer was faster.
         let _ = socket.stream.shutdown(Shutdown::Write);
         pump::discard(&*socket.stream);
-        self.changes.push_back(Change::Closed(id));
+        self.changes.push_back(SocketChange::Closed(id));
         // A slot that has had 2^32 tenants gets no other.
         if let Some(generation) = id.generation.checked_add(1) {
             self.free.push(SocketId { generation, ..id });
@@ -117,7 +117,7 @@ impl Sockets {
         Some(self.open.get(id)?.connection)
     }
 
-    pub(super) fn next_change(&mut self) -> Option<Change> {
+    pub(super) fn next_change(&mut self) -> Option<SocketChange> {
         self.changes.pop_front()
     }
 
@@ -157,7 +157,7 @@ impl Sockets {
         match pump::flush(endpoint, socket.connection, &*socket.stream, now) {
             Progress::Blocked => {
                 socket.is_blocked = true;
-                self.changes.push_back(Change::Blocked(id));
+                self.changes.push_back(SocketChange::Blocked(id));
             }
             Progress::Ready => self.unfinished.push(id),
             Progress::Done | Progress::Closed => {}
@@ -213,9 +213,9 @@ mod tests {
 
         let changes: Vec<_> = std::iter::from_fn(|| sockets.next_change()).collect();
         let [
-            Change::Opened { id: old, .. },
-            Change::Closed(closed),
-            Change::Opened { id: new, .. },
+            SocketChange::Opened { id: old, .. },
+            SocketChange::Closed(closed),
+            SocketChange::Opened { id: new, .. },
         ] = &changes[..]
         else {
             panic!("{changes:?}");
@@ -239,14 +239,14 @@ mod tests {
             let (_far, near) = pair();
             let connection = endpoint.handle_accepted(remote(), NOW).unwrap();
             sockets.add(connection, near);
-            let Some(Change::Opened { id, .. }) = sockets.next_change() else {
+            let Some(SocketChange::Opened { id, .. }) = sockets.next_change() else {
                 panic!("it has been opened");
             };
             assert_eq!(id.slot(), 0);
             assert!(!ids.contains(&id));
             ids.push(id);
             sockets.remove(connection);
-            assert!(matches!(sockets.next_change(), Some(Change::Closed(of)) if of == id));
+            assert!(matches!(sockets.next_change(), Some(SocketChange::Closed(of)) if of == id));
         }
     }
 

@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lostlove_core::config::{MIN_IPV6_MTU, MIN_PREFIX_V4, MIN_PREFIX_V6};
 use lostlove_core::ip::{LINK_LOCAL, special_range};
 
-use super::error::Refusal;
+use super::error::AssignmentError;
 use super::setup::{ClientRoutes, ClientSetup, NameServers};
 use super::surroundings::{Named, Surroundings};
 
@@ -64,7 +64,7 @@ impl Allowed {
     /// # Errors
     ///
     /// If its addresses or networks cannot be used here.
-    pub fn new(setup: &ClientSetup<'_>, around: &Surroundings) -> Result<Self, Refusal> {
+    pub fn new(setup: &ClientSetup<'_>, around: &Surroundings) -> Result<Self, AssignmentError> {
         let mut allowed = Self::default();
         allowed.take_addresses(setup, around)?;
         allowed.take_routes(setup, around);
@@ -78,7 +78,7 @@ impl Allowed {
         &mut self,
         setup: &ClientSetup<'_>,
         around: &Surroundings,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), AssignmentError> {
         let v6 = setup.mtu >= MIN_IPV6_MTU && around.has_ipv6;
         for address in setup.addresses {
             if address.addr().is_ipv6() && !v6 {
@@ -284,10 +284,10 @@ fn is_in_local_network(host: &IpNet, around: &Surroundings) -> bool {
 }
 
 /// What no surroundings could make right.
-fn check_address(own: IpNet) -> Result<(), Refusal> {
+fn check_address(own: IpNet) -> Result<(), AssignmentError> {
     let address = own.addr();
     if let Some(kind) = special_range(IpNet::from(address)) {
-        return Err(Refusal::Special { address, kind });
+        return Err(AssignmentError::Special { address, kind });
     }
     let least = match own {
         IpNet::V4(_) => MIN_PREFIX_V4,
@@ -295,7 +295,7 @@ fn check_address(own: IpNet) -> Result<(), Refusal> {
     };
     if own.prefix_len() < least {
         let network = own.trunc();
-        return Err(Refusal::TooWide { network, least });
+        return Err(AssignmentError::TooWide { network, least });
     }
     Ok(())
 }
@@ -305,11 +305,11 @@ fn check_surroundings(
     own: IpNet,
     routes: &ClientRoutes,
     around: &Surroundings,
-) -> Result<(), Refusal> {
+) -> Result<(), AssignmentError> {
     let address = own.addr();
     if let Some(taken) = around.addresses.iter().find(|it| it.value == address) {
         let interface = taken.interface.clone();
-        return Err(Refusal::Taken { address, interface });
+        return Err(AssignmentError::Taken { address, interface });
     }
     let network = own.trunc();
     if listed(routes)
@@ -321,7 +321,7 @@ fn check_surroundings(
     let overlaps =
         |local: &&Named<IpNet>| network.contains(&local.value) || local.value.contains(&network);
     if let Some(local) = around.networks.iter().find(overlaps) {
-        return Err(Refusal::Overlap {
+        return Err(AssignmentError::Overlap {
             network,
             local: local.value,
             interface: local.interface.clone(),
@@ -329,7 +329,7 @@ fn check_surroundings(
     }
     let is_inside = |gateway: &&Named<IpAddr>| network.contains(&gateway.value);
     if let Some(gateway) = around.gateways.iter().find(is_inside) {
-        return Err(Refusal::Gateway {
+        return Err(AssignmentError::Gateway {
             network,
             gateway: gateway.value,
             interface: gateway.interface.clone(),

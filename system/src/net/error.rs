@@ -59,7 +59,7 @@ pub enum NetError {
     NftMissing,
     /// The server's assignment cannot be used here.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] AssignmentError),
     /// A program failed.
     #[error("`{command}` failed: {message}")]
     Command {
@@ -111,7 +111,7 @@ impl NetError {
 
 /// Why an assignment cannot be used here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum AssignmentError {
     /// No tunnel may have such an address.
     #[error("the server assigns {address}, {kind} address")]
     Special {

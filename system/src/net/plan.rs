@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::allowed::{Allowed, Sources};
 use super::change::Change;
-use super::error::Refusal;
+use super::error::AssignmentError;
 use super::netlink::{Route, RouteTarget};
 use super::policy;
 use super::setup::{ClientSetup, FWMARK};
@@ -36,7 +36,7 @@ impl Plan {
         setup: &ClientSetup<'_>,
         around: &Surroundings,
         index: u32,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, AssignmentError> {
         let allowed = Allowed::new(setup, around)?;
         let table = FIRST_TABLE.wrapping_add(index);
         let routes = routes(&allowed, table, index);

@@ -6,7 +6,7 @@ use super::change::Change;
 use super::error::NetError;
 use super::guard::Guard;
 use super::netlink::{LinkSetup, Netlink, Route, RouteTarget, TABLE_MAIN};
-use super::nft::server::Surroundings;
+use super::nft::server::Conditions;
 use super::overlap::{local_networks, warn_of_overlaps};
 use super::setup::{Masquerade, Paths, PortRange, Scope, ServerSetup};
 use super::{link, nft, ports, sysctl};
@@ -95,7 +95,7 @@ fn install_firewall(
         tracing::warn!("{warning}");
     }
     let table = nft::table_name(setup.tun);
-    let around = surroundings(guard, setup, index);
+    let around = conditions(guard, setup, index);
     let chains = nft::server::chains(setup, &around);
     let change = Change::Nft {
         table: table.clone(),
@@ -165,7 +165,7 @@ pub fn missing_nat_interface(interface: &str, paths: &Paths) -> Option<String> {
 }
 
 /// What the firewall depends on of the host as it is now, before forwarding is switched on.
-fn surroundings(guard: &Guard, setup: &ServerSetup<'_>, index: u32) -> Surroundings {
+fn conditions(guard: &Guard, setup: &ServerSetup<'_>, index: u32) -> Conditions {
     let is_new = |key: &str| {
         guard
             .former_value(key, "1")
@@ -187,7 +187,7 @@ fn surroundings(guard: &Guard, setup: &ServerSetup<'_>, index: u32) -> Surroundi
     };
     let local = local_networks(Some(index));
     let is_shared = |network: &IpNet| local.iter().any(|(_, local)| network.contains(local));
-    Surroundings {
+    Conditions {
         shares_networks: setup
             .addresses
             .iter()

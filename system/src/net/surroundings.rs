@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::error::Refusal;
+use super::error::AssignmentError;
 use super::netlink::Netlink;
 use super::overlap::is_of_no_account;
 use super::setup::Paths;
@@ -47,8 +47,12 @@ impl Surroundings {
     ///
     /// # Errors
     ///
-    /// [`Refusal::Unknown`] when the kernel twice does not tell: nothing may be taken for free then.
-    pub(super) fn look(netlink: &mut Netlink, paths: &Paths, tun: u32) -> Result<Self, Refusal> {
+    /// [`AssignmentError::Unknown`] when the kernel twice does not tell: nothing may be taken for free then.
+    pub(super) fn look(
+        netlink: &mut Netlink,
+        paths: &Paths,
+        tun: u32,
+    ) -> Result<Self, AssignmentError> {
         twice(|| {
             let mut found = Self {
                 resolvers: resolvers(paths),
@@ -112,10 +116,10 @@ impl Surroundings {
     }
 }
 
-fn twice<T>(mut look: impl FnMut() -> io::Result<T>) -> Result<T, Refusal> {
+fn twice<T>(mut look: impl FnMut() -> io::Result<T>) -> Result<T, AssignmentError> {
     look()
         .or_else(|_| look())
-        .map_err(|error| Refusal::Unknown(error.to_string()))
+        .map_err(|error| AssignmentError::Unknown(error.to_string()))
 }
 
 /// The name servers of `/etc/resolv.conf`, and behind systemd-resolved those that it asks.
@@ -203,7 +207,7 @@ mod tests {
             looks += 1;
             Err::<(), _>(io::Error::other("no list"))
         });
-        assert_eq!(refused, Err(Refusal::Unknown("no list".to_owned())));
+        assert_eq!(refused, Err(AssignmentError::Unknown("no list".to_owned())));
         assert_eq!(looks, 2);
     }
 

@@ -6,9 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use lostlove_config::Endpoint;
+use lostlove_config::ServerAddress;
 use lostlove_core::config::{
-    Client, ClientConfig, Common, Limits, Peer, Push, Rotation, Server, ServerConfig, Surroundings,
+    Client, ClientConfig, Common, Environment, Limits, Peer, Push, Rotation, Server, ServerConfig,
 };
 use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_core::endpoint as core;
@@ -100,7 +100,7 @@ impl Setup {
         let found = surroundings(&clock);
         let endpoint = core::Endpoint::client(self.client_config(n), found, clock.now());
         let mut parts = Parts::new(self, endpoint, clock);
-        let server = Endpoint {
+        let server = ServerAddress {
             host: server.ip().to_string(),
             port: server.port(),
         };
@@ -179,10 +179,10 @@ impl Setup {
 }
 
 /// What stands in for a TUN device takes finished packets alone.
-fn surroundings(clock: &Clock) -> Surroundings {
-    Surroundings {
+fn surroundings(clock: &Clock) -> Environment {
+    Environment {
         unix_time_at_zero: clock.unix_time_at_zero(),
-        ..Surroundings::default()
+        ..Environment::default()
     }
 }
 

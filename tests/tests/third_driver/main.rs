@@ -4,7 +4,7 @@ mod driver;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use lostlove_core::config::Surroundings;
+use lostlove_core::config::Environment;
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::stats::Stats;
 use lostlove_system::clock::Clock;
@@ -30,7 +30,7 @@ fn the_driver_carries_packets_both_ways_and_shuts_down() {
     let (near, device) = setup.tun();
     let clock = Clock::new();
     let mut driver = Driver {
-        endpoint: Endpoint::client(setup.client_config(0), Surroundings::default(), clock.now()),
+        endpoint: Endpoint::client(setup.client_config(0), Environment::default(), clock.now()),
         entropy: SystemEntropy::new().unwrap(),
         device,
         clock,

@@ -131,7 +131,7 @@ fn a_server_without_ipv6_gives_ipv4_alone() {
     let mut net = Net::new(config, vec![client_config(1)]);
     net.settle();
     let given = net.events.iter().find_map(|(_, event)| match event {
-        Event::Assigned { settings, .. } => Some((settings.address_v4, settings.address_v6)),
+        Event::Assigned { assignment, .. } => Some((assignment.address_v4, assignment.address_v6)),
         _ => None,
     });
     let (v4, v6) = given.unwrap();

@@ -172,9 +172,9 @@ fn a_syn_that_leaves_the_tunnel_is_clamped_to_the_sessions_mtu() {
         net.settle();
         let outside = ["198.51.100.7", "2001:db8::7"].map(|to| to.parse::<IpAddr>().unwrap());
         let addresses = net.events.iter().find_map(|(_, event)| match event {
-            Event::Assigned { settings, .. } => {
-                let v6: IpAddr = settings.address_v6?.addr().into();
-                Some([settings.address_v4?.addr().into(), v6])
+            Event::Assigned { assignment, .. } => {
+                let v6: IpAddr = assignment.address_v6?.addr().into();
+                Some([assignment.address_v4?.addr().into(), v6])
             }
             _ => None,
         });
@@ -258,8 +258,8 @@ fn a_packet_for_an_absent_client_is_answered_with_host_unreachable() {
 fn an_isolated_client_is_told_by_icmpv6() {
     let mut net = Net::connected(2);
     let addresses = net.events.iter().filter_map(|(_, event)| match event {
-        Event::Assigned { settings, .. } => {
-            settings.address_v6.map(|network| network.addr().into())
+        Event::Assigned { assignment, .. } => {
+            assignment.address_v6.map(|network| network.addr().into())
         }
         _ => None,
     });
@@ -279,8 +279,8 @@ fn an_isolated_client_is_told_by_icmpv6() {
 fn an_isolated_client_cannot_tell_leased_from_free_addresses() {
     let mut net = Net::connected(2);
     let addresses = net.events.iter().filter_map(|(_, event)| match event {
-        Event::Assigned { settings, .. } => {
-            settings.address_v6.map(|network| network.addr().into())
+        Event::Assigned { assignment, .. } => {
+            assignment.address_v6.map(|network| network.addr().into())
         }
         _ => None,
     });

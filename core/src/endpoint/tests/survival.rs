@@ -128,7 +128,7 @@ fn the_address_of_an_absent_peer_cools_down_from_the_end_of_its_session() {
     net.run(Duration::from_millis(999));
     let granted = |net: &Net| {
         net.events.iter().find_map(|(who, event)| match event {
-            Event::Assigned { settings, .. } if *who == 1 => settings.address_v4,
+            Event::Assigned { assignment, .. } if *who == 1 => assignment.address_v4,
             _ => None,
         })
     };

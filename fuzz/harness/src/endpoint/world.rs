@@ -56,7 +56,7 @@ struct Node {
     /// What a kernel has read into buffers and not told yet, in the order of each stream.
     reads: VecDeque<Read>,
     tally: Tally,
-    settings: Option<Assignment>,
+    assignment: Option<Assignment>,
     is_shutting_down: bool,
 }
 
@@ -83,7 +83,7 @@ impl World {
             held: Vec::new(),
             reads: VecDeque::new(),
             tally: Tally::default(),
-            settings: None,
+            assignment: None,
             is_shutting_down: false,
         });
         Self {
@@ -110,8 +110,8 @@ impl World {
             self.nodes[which].tally.note(&event);
             match event {
                 Event::Dial { .. } => self.dial(which),
-                Event::Assigned { id, settings } => {
-                    self.nodes[which].settings = Some(settings);
+                Event::Assigned { id, assignment } => {
+                    self.nodes[which].assignment = Some(assignment);
                     self.nodes[which].endpoint.accept_assignment(id);
                 }
                 Event::Ended { .. } | Event::Unassigned | Event::MemoryFreed => {}
@@ -331,11 +331,11 @@ impl World {
         let Some(client) = client.filter(|client| which != SERVER || self.is_peer(*client)) else {
             return Vec::new();
         };
-        let settings = self.nodes[client].settings.as_ref();
-        let v4 = settings
+        let assignment = self.nodes[client].assignment.as_ref();
+        let v4 = assignment
             .and_then(|it| it.address_v4)
             .map(|net| IpAddr::V4(net.addr()));
-        let v6 = settings
+        let v6 = assignment
             .and_then(|it| it.address_v6)
             .map(|net| IpAddr::V6(net.addr()));
         let hosts = [v4, v6].into_iter().flatten().map(IpNet::from);

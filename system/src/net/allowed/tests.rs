@@ -123,11 +123,17 @@ fn a_profile_that_lists_the_tunnels_network_gets_it() {
 
     let words = Words::new(&["192.0.2.2/24"]);
     let refusal = words.judge(&routes, &no_servers(), &home()).unwrap_err();
-    assert!(matches!(refusal, Refusal::Taken { .. }), "{refusal}");
+    assert!(
+        matches!(refusal, AssignmentError::Taken { .. }),
+        "{refusal}"
+    );
     let elsewhere = list(&["192.0.0.0/8"]);
     let words = Words::new(&["192.0.2.77/24"]);
     let refusal = words.judge(&elsewhere, &no_servers(), &home()).unwrap_err();
-    assert!(matches!(refusal, Refusal::Overlap { .. }), "{refusal}");
+    assert!(
+        matches!(refusal, AssignmentError::Overlap { .. }),
+        "{refusal}"
+    );
 }
 
 /// A list that names a part of what the server claims is no leave to be where the host is.
@@ -141,12 +147,18 @@ fn a_list_of_a_part_of_the_tunnels_network_does_not_let_it_overlap() {
     let words = Words::new(&["10.8.0.2/8"]);
     let part = list(&["10.8.5.0/24"]);
     let refusal = words.judge(&part, &no_servers(), &around).unwrap_err();
-    assert!(matches!(refusal, Refusal::Overlap { .. }), "{refusal}");
+    assert!(
+        matches!(refusal, AssignmentError::Overlap { .. }),
+        "{refusal}"
+    );
 
     let mut modem = home();
     modem.gateways[1].value = address("10.0.0.1");
     let refusal = words.judge(&part, &no_servers(), &modem).unwrap_err();
-    assert!(matches!(refusal, Refusal::Gateway { .. }), "{refusal}");
+    assert!(
+        matches!(refusal, AssignmentError::Gateway { .. }),
+        "{refusal}"
+    );
 
     let whole = list(&["10.0.0.0/8"]);
     let allowed = words.judge(&whole, &no_servers(), &around).unwrap();
@@ -375,7 +387,7 @@ impl Words {
         routes: &ClientRoutes,
         dns: &NameServers,
         around: &Surroundings,
-    ) -> Result<Allowed, Refusal> {
+    ) -> Result<Allowed, AssignmentError> {
         let setup = ClientSetup {
             mtu: self.mtu,
             txqueuelen: 20,

@@ -24,7 +24,7 @@ const REFUSE: &str = "counter reject with icmpx type admin-prohibited";
 
 /// What the chains depend on besides the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::net) struct Surroundings {
+pub(in crate::net) struct Conditions {
     /// Whether another interface has a network within one of the tunnel's.
     pub(in crate::net) shares_networks: bool,
     /// The part of their ports that masqueraded packets leave from; none for all of them.
@@ -36,7 +36,7 @@ pub(in crate::net) struct Surroundings {
 }
 
 /// All of a server's chains.
-pub(in crate::net) fn chains(setup: &ServerSetup<'_>, around: &Surroundings) -> String {
+pub(in crate::net) fn chains(setup: &ServerSetup<'_>, around: &Conditions) -> String {
     let mut chains = clamp(setup) + &guard(setup, around) + &inbound(setup);
     chains += &access(setup);
     if !around.interfaces.is_empty() {
@@ -63,7 +63,7 @@ fn clamp(setup: &ServerSetup<'_>) -> String {
 /// Who sends from outside as if from within the tunnel is a liar, and nobody outside reaches the
 /// server's own address in it. Answers to masqueraded packets have another address here yet, and
 /// so has what an administrator's own rule forwards to a client.
-fn guard(setup: &ServerSetup<'_>, around: &Surroundings) -> String {
+fn guard(setup: &ServerSetup<'_>, around: &Conditions) -> String {
     let tun = quoted(setup.tun);
     // A local network within the tunnel's must not be cut off: then the route decides.
     let by_route = |direction: &str| match around.shares_networks {
@@ -171,7 +171,7 @@ fn access_rules(setup: &ServerSetup<'_>) -> Vec<String> {
 
 /// Where this host did not forward before, it does not begin to between interfaces outside. A
 /// bridge's own packets may come by here, and other programs' TUN devices are left to them.
-fn others(around: &Surroundings) -> String {
+fn others(around: &Conditions) -> String {
     let set = |names: Vec<String>| format!("{{ {} }}", names.join(", "));
     let names: Vec<_> = around.interfaces.iter().map(|it| quoted(it)).collect();
     let pairs = names.iter().map(|name| format!("{name} . {name}"));

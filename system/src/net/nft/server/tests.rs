@@ -237,7 +237,7 @@ fn nft_takes_every_combination() {
                 deny: overlapping.clone(),
                 dns: servers.clone(),
             };
-            let around = Surroundings {
+            let around = Conditions {
                 shares_networks: has(1),
                 ports: None,
                 new_families: vec!["ipv4", "ipv6"],
@@ -262,9 +262,9 @@ fn nft_takes_every_combination() {
 }
 
 /// The chains of a server without anything optional, but for `change`.
-fn with<'a>(change: impl FnOnce(&mut ServerSetup<'a>, &mut Surroundings)) -> String {
+fn with<'a>(change: impl FnOnce(&mut ServerSetup<'a>, &mut Conditions)) -> String {
     let mut setup = setup(&ADDRESSES);
-    let mut around = Surroundings {
+    let mut around = Conditions {
         shares_networks: false,
         ports: None,
         new_families: Vec::new(),

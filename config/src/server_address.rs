@@ -10,7 +10,7 @@ use crate::settings::DEFAULT_PORT;
 /// the interface of a link-local address (RFC 4007, section 11) `[fe80::1%eth0]:8443`. The port may
 /// be missing and is then [`DEFAULT_PORT`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoint {
+pub struct ServerAddress {
     /// Host name or IP address, without brackets. An international name is in the form that is
     /// looked up (`xn--...`, RFC 5891).
     pub host: String,
@@ -18,7 +18,7 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
@@ -31,20 +31,20 @@ impl fmt::Display for Endpoint {
 /// A text that names no server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a server as \"host:port\", with a name or address that clients can connect to")]
-pub struct InvalidEndpoint;
+pub struct InvalidServerAddress;
 
-impl FromStr for Endpoint {
-    type Err = InvalidEndpoint;
+impl FromStr for ServerAddress {
+    type Err = InvalidServerAddress;
 
-    fn from_str(text: &str) -> Result<Self, InvalidEndpoint> {
+    fn from_str(text: &str) -> Result<Self, InvalidServerAddress> {
         let (host, port) = if let Some(address) = v6_address(text) {
             (address, None)
         } else if let Some(rest) = text.strip_prefix('[') {
-            let (host, rest) = rest.split_once(']').ok_or(InvalidEndpoint)?;
-            let address = v6_address(host).ok_or(InvalidEndpoint)?;
+            let (host, rest) = rest.split_once(']').ok_or(InvalidServerAddress)?;
+            let address = v6_address(host).ok_or(InvalidServerAddress)?;
             let port = match rest {
                 "" => None,
-                rest => Some(rest.strip_prefix(':').ok_or(InvalidEndpoint)?),
+                rest => Some(rest.strip_prefix(':').ok_or(InvalidServerAddress)?),
             };
             (address, port)
         } else {
@@ -52,18 +52,18 @@ impl FromStr for Endpoint {
                 Some((host, port)) => (host, Some(port)),
                 None => (text, None),
             };
-            (ascii_name(host).ok_or(InvalidEndpoint)?, port)
+            (ascii_name(host).ok_or(InvalidServerAddress)?, port)
         };
         let port = match port {
             Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
-                port.parse().map_err(|_| InvalidEndpoint)?
+                port.parse().map_err(|_| InvalidServerAddress)?
             }
-            Some(_) => return Err(InvalidEndpoint),
+            Some(_) => return Err(InvalidServerAddress),
             None => DEFAULT_PORT,
         };
         let is_host = host.contains(':') || is_host_name(&host);
         if port == 0 || !is_host || is_nobodys(&host) {
-            return Err(InvalidEndpoint);
+            return Err(InvalidServerAddress);
         }
         Ok(Self { host, port })
     }
@@ -138,7 +138,7 @@ mod tests {
             ("straße.example", "xn--strae-oqa.example:8443"),
             ("１９２.0.2.1", "192.0.2.1:8443"),
         ] {
-            let endpoint: Endpoint = text.parse().unwrap();
+            let endpoint: ServerAddress = text.parse().unwrap();
             assert_eq!(endpoint.to_string(), printed, "{text}");
             assert_eq!(printed.parse(), Ok(endpoint));
         }
@@ -184,7 +184,11 @@ mod tests {
             "host\u{ff1a}1",
             "\u{300}a.example",
         ] {
-            assert_eq!(text.parse::<Endpoint>(), Err(InvalidEndpoint), "{text}");
+            assert_eq!(
+                text.parse::<ServerAddress>(),
+                Err(InvalidServerAddress),
+                "{text}"
+            );
         }
     }
 }
