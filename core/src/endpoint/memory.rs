@@ -30,8 +30,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn new(limits: &Limits, surroundings: &Environment, now: Instant) -> Self {
-        let share = surroundings.memory.map(|bytes| {
+    pub(super) fn new(limits: &Limits, environment: &Environment, now: Instant) -> Self {
+        let share = environment.memory.map(|bytes| {
             let share = usize::try_from(bytes / SHARE_OF_MACHINE).unwrap_or(usize::MAX);
             share.max(MIN_DEFAULT)
         });

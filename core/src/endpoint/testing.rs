@@ -35,7 +35,7 @@ pub(super) struct ServerSetup {
     pub(super) server: Server,
     pub(super) peers: Vec<Peer>,
     pub(super) leases: Vec<Lease>,
-    pub(super) surroundings: Environment,
+    pub(super) environment: Environment,
 }
 
 /// What a client is made of.
@@ -43,7 +43,7 @@ pub(super) struct ServerSetup {
 pub(super) struct ClientSetup {
     pub(super) common: Common,
     pub(super) client: Client,
-    pub(super) surroundings: Environment,
+    pub(super) environment: Environment,
 }
 
 /// What an endpoint can be made of.
@@ -68,7 +68,7 @@ impl ServerSetup {
 impl Setup for ServerSetup {
     fn endpoint(self, now: Instant) -> Endpoint {
         let peers = self.peers(now);
-        Endpoint::server(self.config(), peers, WorkerId(0), self.surroundings, now)
+        Endpoint::server(self.config(), peers, WorkerId(0), self.environment, now)
     }
 }
 
@@ -76,7 +76,7 @@ impl Setup for ClientSetup {
     fn endpoint(self, now: Instant) -> Endpoint {
         let Self { common, client, .. } = self;
         let config = ClientConfig { common, client };
-        Endpoint::client(config, self.surroundings, now)
+        Endpoint::client(config, self.environment, now)
     }
 }
 
@@ -103,7 +103,7 @@ pub(super) fn server_config(clients: u8) -> ServerSetup {
         },
         peers: peers.collect(),
         leases: Vec::new(),
-        surroundings: surroundings(),
+        environment: environment(),
     }
 }
 
@@ -118,7 +118,7 @@ pub(super) fn client_config(n: u8) -> ClientSetup {
             reconnect_min: Duration::from_millis(500),
             reconnect_max: Duration::from_secs(30),
         },
-        surroundings: surroundings(),
+        environment: environment(),
     }
 }
 
@@ -131,7 +131,7 @@ fn common() -> Common {
     }
 }
 
-fn surroundings() -> Environment {
+fn environment() -> Environment {
     Environment {
         offloads: Offloads::default(),
         unix_time_at_zero: Duration::from_secs(1_800_000_000),
@@ -160,9 +160,9 @@ impl Machine {
         (peers, worker): (SharedPeers, WorkerId),
         now: Instant,
     ) -> Self {
-        let (config, surroundings) = (setup.config(), setup.surroundings);
+        let (config, environment) = (setup.config(), setup.environment);
         Self {
-            endpoint: Endpoint::server(config, peers, worker, surroundings, now),
+            endpoint: Endpoint::server(config, peers, worker, environment, now),
             entropy: Seeded::new(seed),
         }
     }

@@ -84,7 +84,7 @@ fn a_packet_from_the_device_crosses_to_the_session() {
 #[test]
 fn what_is_large_crosses_with_its_memory() {
     let mut config = server_config(2);
-    config.surroundings.offloads.tcp = true;
+    config.environment.offloads.tcp = true;
     let mut nets = pair(config, [vec![client_config(1)], vec![client_config(2)]]);
     let packet = tcp_super_packet(SERVER_ADDRESS, nets[1].address_v4(0), 60_000);
     let now = nets[0].now;

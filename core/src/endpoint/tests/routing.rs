@@ -167,7 +167,7 @@ fn a_syn_that_leaves_the_tunnel_is_clamped_to_the_sessions_mtu() {
         let mut client = client_config(1);
         client.common.mtu = mtu;
         let mut server = server_config(1);
-        server.surroundings.offloads.tcp = offload;
+        server.environment.offloads.tcp = offload;
         let mut net = Net::new(server, vec![client]);
         net.settle();
         let outside = ["198.51.100.7", "2001:db8::7"].map(|to| to.parse::<IpAddr>().unwrap());

@@ -441,8 +441,8 @@ fn clocks_may_be_ages_apart() {
     for server_time in times {
         for client_time in times {
             let (mut server, mut client) = (server_config(1), client_config(1));
-            server.surroundings.unix_time_at_zero = server_time;
-            client.surroundings.unix_time_at_zero = client_time;
+            server.environment.unix_time_at_zero = server_time;
+            client.environment.unix_time_at_zero = client_time;
             let mut net = Net::new(server, vec![client]);
             net.run(Duration::from_secs(1300));
             let packet = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"what time is it?");

@@ -43,6 +43,31 @@ fn a_replayed_hello_neither_makes_a_session_nor_disturbs_the_real_one() {
     assert_eq!(net.server.stats().sessions, 1);
 }
 
+/// A hello that never arrived, and that whoever kept it brings while the client has a session: the
+/// server has not seen it and answers, but nothing comes of it.
+#[test]
+fn a_withheld_hello_takes_nothing_from_the_session_that_came_without_it() {
+    let mut net = Net::connected(1);
+    let now = net.now;
+    let thief = "198.51.100.7:1".parse().unwrap();
+    let id = net.server.handle_accepted(thief, now).unwrap();
+    net.server.read(id, &hello_of(1, 77), now);
+    assert!(!net.server.write_all(id, now).is_empty(), "not answered");
+    net.settle();
+    assert_eq!(net.server.stats().sessions_established, 1);
+    let up = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"still here");
+    net.send_from(0, &up);
+    let down = udp(SERVER_ADDRESS, net.address_v4(0), 1, b"and back");
+    net.send_from(SERVER, &down);
+    net.settle();
+    assert_eq!(net.received_by_server, [up]);
+    assert_eq!(net.received[0], [down]);
+    net.run(Duration::from_secs(11));
+    assert_eq!(net.server.stats().handshaking, 0);
+    assert_eq!(net.server.stats().sessions, 1);
+    assert!(net.close_reasons(0).is_empty());
+}
+
 fn server_answer_to(bytes: &[u8]) -> (Vec<u8>, Machine, Vec<CloseReason>) {
     let mut net = Net::new(server_config(1), Vec::new());
     let now = net.now;

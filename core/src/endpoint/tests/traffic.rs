@@ -123,7 +123,7 @@ fn a_super_packet_of_the_greatest_size_is_split_over_records_and_segmented_at_th
 #[test]
 fn a_super_packet_crosses_whole_to_a_device_with_offload() {
     let mut server = server_config(1);
-    server.surroundings.offloads.tcp = true;
+    server.environment.offloads.tcp = true;
     let mut net = Net::new(server, vec![client_config(1)]);
     net.settle();
     let packet = tcp_super_packet(net.address_v4(0), SERVER_ADDRESS, 40_000);
@@ -136,7 +136,7 @@ fn a_super_packet_crosses_whole_to_a_device_with_offload() {
 #[test]
 fn a_device_that_takes_datagrams_alone_gets_tcp_in_segments() {
     let mut server = server_config(1);
-    server.surroundings.offloads.udp = true;
+    server.environment.offloads.udp = true;
     let mut net = Net::new(server, vec![client_config(1)]);
     net.settle();
     let packet = tcp_super_packet(net.address_v4(0), SERVER_ADDRESS, 40_000);
@@ -158,7 +158,7 @@ fn a_device_that_takes_datagrams_alone_gets_tcp_in_segments() {
 #[test]
 fn datagrams_of_one_flow_go_to_a_device_with_offload_as_one_packet() {
     let mut server = server_config(1);
-    server.surroundings.offloads = Offloads {
+    server.environment.offloads = Offloads {
         tcp: true,
         udp: true,
     };
@@ -373,7 +373,7 @@ fn a_rate_limit_counts_each_segment_with_its_headers() {
 #[test]
 fn a_super_packet_of_tiny_segments_crosses_the_tunnel_in_pieces() {
     let mut server = server_config(1);
-    server.surroundings.offloads.tcp = true;
+    server.environment.offloads.tcp = true;
     let mut net = Net::new(server, vec![client_config(1)]);
     net.settle();
     for step in [36, 87] {
