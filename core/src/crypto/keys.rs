@@ -55,13 +55,40 @@ impl PublicKey {
     }
 
     /// Whether any secret key would give an all-zero shared secret with this one (RFC 7748,
-    /// section 6.1).
+    /// section 6.1). X25519 ignores the topmost bit (section 5).
     pub(crate) fn is_low_order(&self) -> bool {
-        let probe = StaticSecret::from([0x55; 32]);
-        !probe
-            .diffie_hellman(&x25519_dalek::PublicKey::from(self.0))
-            .was_contributory()
+        let mut canonical = self.0;
+        canonical[31] &= 0x7f;
+        LOW_ORDER.contains(&canonical)
     }
+}
+
+/// The u-coordinates of the points whose order divides eight, on the curve and on its twist: 0, 1,
+/// the two of order eight, -1, and 0 and 1 once more, spelled with the prime added.
+const LOW_ORDER: [[u8; 32]; 7] = [
+    ends(0x00, 0x00, 0x00),
+    ends(0x01, 0x00, 0x00),
+    [
+        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4,
+        0x6a, 0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49,
+        0xb8, 0x00,
+    ],
+    [
+        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef,
+        0x5b, 0x04, 0x44, 0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f,
+        0x11, 0x57,
+    ],
+    ends(0xec, 0xff, 0x7f),
+    ends(0xed, 0xff, 0x7f),
+    ends(0xee, 0xff, 0x7f),
+];
+
+/// 32 bytes of which the first and the last are not as those between.
+const fn ends(first: u8, between: u8, last: u8) -> [u8; 32] {
+    let mut bytes = [between; 32];
+    bytes[0] = first;
+    bytes[31] = last;
+    bytes
 }
 
 impl fmt::Display for PublicKey {
@@ -183,18 +210,40 @@ mod tests {
         assert_eq!(public.to_string().parse(), Ok(public));
     }
 
-    /// Case 21: points of low order, non-canonical encodings included.
+    /// What scalar multiplication says, which costs as much as a handshake's.
+    fn multiplies_to_zero(point: [u8; 32]) -> bool {
+        let probe = StaticSecret::from([0x55; 32]);
+        let shared = probe.diffie_hellman(&x25519_dalek::PublicKey::from(point));
+        !shared.was_contributory()
+    }
+
+    /// Case 21: points of low order, non-canonical encodings and the ignored bit included.
     #[test]
     fn public_keys_of_low_order_are_refused() {
-        let mut points = vec![[0; 32], [0; 32], [0xff; 32], [0xff; 32], [0xff; 32]];
-        points[1][0] = 1;
-        for (point, low) in points[2..].iter_mut().zip([0xec, 0xed, 0xee]) {
-            point[0] = low;
-            point[31] = 0x7f;
+        for mut point in LOW_ORDER {
+            for bit in [0, 0x80] {
+                point[31] |= bit;
+                assert!(multiplies_to_zero(point), "{point:02x?}");
+                assert!(PublicKey(point).is_low_order(), "{point:02x?}");
+                assert_eq!(encode(&point).parse::<PublicKey>(), Err(KeyError::LowOrder));
+            }
         }
-        for point in points {
-            assert!(PublicKey(point).is_low_order(), "{point:?}");
-            assert_eq!(encode(&point).parse::<PublicKey>(), Err(KeyError::LowOrder));
+    }
+
+    /// All encodings beyond the prime, and each neighbour in one bit of a point of low order.
+    #[test]
+    fn what_is_close_to_a_key_of_low_order_is_judged_as_multiplication_does() {
+        let beyond = (0xed..=0xff).map(|first| ends(first, 0xff, 0x7f));
+        let neighbours = LOW_ORDER.into_iter().flat_map(|point| {
+            (0..256).map(move |bit| {
+                let mut other = point;
+                other[bit / 8] ^= 1 << (bit % 8);
+                other
+            })
+        });
+        for point in beyond.chain(neighbours) {
+            let expected = multiplies_to_zero(point);
+            assert_eq!(PublicKey(point).is_low_order(), expected, "{point:02x?}");
         }
     }
 
