@@ -114,6 +114,12 @@ pub enum HandshakeError {
     /// The server closed the connection without a word, as it does with strangers.
     #[error("no answer (does the server know this client's key, and is its own key right here?)")]
     NoAnswer,
+    /// The server closed the connection at once. Who does not like a client's key keeps silent.
+    #[error(
+        "the server closed the connection at once (too many from this address, or something else \
+         that listens there? It is not because of a key)"
+    )]
+    HungUp,
     /// It made room for a newer connection.
     #[error("made room for a newer connection")]
     Evicted,
@@ -177,6 +183,7 @@ reasons!(HandshakeError {
     TooLong => "too_long",
     Timeout => "timeout",
     NoAnswer => "no_answer",
+    HungUp => "hung_up",
     Evicted => "evicted",
     Busy => "busy",
     Abandoned => "abandoned",

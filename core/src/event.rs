@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::config::Assignment;
 use crate::crypto::{PublicKey, Suite};
 use crate::error::{HandshakeError, ProtocolError, labels};
+use crate::foreign::FirstBytes;
 use crate::slab::impl_id;
 use crate::time::Instant;
 
@@ -160,6 +161,8 @@ pub enum CloseReason {
     },
     /// The handshake failed.
     Handshake(HandshakeError),
+    /// What answered a client is no LLP server.
+    Foreign(FirstBytes),
     /// The peer broke the protocol.
     Protocol(ProtocolError),
     /// Nothing was heard for the connection timeout.
@@ -201,6 +204,7 @@ labels!(CloseReason {
     Self::Peer { code: DisconnectCode::TooManySessions, .. } => "peer_too_many_sessions",
     Self::Peer { code: DisconnectCode::Other(_), .. } => "peer_other",
     Self::Handshake(_) => "handshake",
+    Self::Foreign(_) => "foreign",
     Self::Protocol(_) => "protocol",
     Self::Timeout => "timeout",
     Self::EndOfStream => "end_of_stream",
@@ -221,6 +225,7 @@ impl fmt::Display for CloseReason {
             Self::Peer { code, reason } if reason.is_empty() => write!(f, "peer: {code}"),
             Self::Peer { code, reason } => write!(f, "peer: {code}: {reason}"),
             Self::Handshake(error) => write!(f, "handshake failed: {error}"),
+            Self::Foreign(bytes) => write!(f, "handshake failed: {bytes}"),
             Self::Protocol(error) => write!(f, "protocol error: {error}"),
             Self::Timeout => f.write_str("nothing heard from the peer"),
             Self::EndOfStream => f.write_str("the peer closed the connection"),

@@ -103,6 +103,7 @@ const fn has_session_ended(reason: &CloseReason) -> bool {
     !matches!(
         reason,
         CloseReason::Handshake(_)
+            | CloseReason::Foreign(_)
             | CloseReason::PoolEmpty
             | CloseReason::TooManySessions
             | CloseReason::Peer {
@@ -153,11 +154,11 @@ enum Importance {
 
 fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importance {
     match (role, reason) {
-        (Role::Client, CloseReason::Handshake(_))
+        (Role::Client, CloseReason::Handshake(_) | CloseReason::Foreign(_))
         | (_, CloseReason::Protocol(_) | CloseReason::PoolEmpty | CloseReason::TooManySessions) => {
             Importance::Warn
         }
-        (Role::Server, CloseReason::Handshake(_)) => Importance::Debug,
+        (Role::Server, CloseReason::Handshake(_) | CloseReason::Foreign(_)) => Importance::Debug,
         (_, _) if peer.is_none() => Importance::Debug,
         (
             _,
@@ -195,6 +196,7 @@ const fn handshake_severity(error: HandshakeError) -> Severity {
         | HandshakeError::TooLong
         | HandshakeError::Timeout
         | HandshakeError::NoAnswer
+        | HandshakeError::HungUp
         | HandshakeError::Evicted
         | HandshakeError::Busy
         | HandshakeError::Abandoned

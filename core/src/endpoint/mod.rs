@@ -98,6 +98,8 @@ const SERVER_NAME: &str = "server";
 const CONNECTION_BYTES: usize = 4 * 1024;
 const SESSION_BYTES: usize = 4 * 1024;
 /// How long the last bytes of a closing connection may take.
+/// A server that ends a connection within this time does so at once.
+const AT_ONCE: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Which end this is, and what belongs to it alone.
@@ -253,9 +255,14 @@ impl Endpoint {
         };
         let reason = match &connection.stage {
             Stage::Closing { reason, .. } => reason.clone(),
-            Stage::Greeting { step, .. } => match step {
+            Stage::Greeting { step, expires_at } => match step {
                 Greeting::Failed(error) => CloseReason::Handshake(*error),
-                Greeting::AwaitServerHello(_) => self.abandoned(id, HandshakeError::NoAnswer),
+                Greeting::AwaitServerHello(_) => {
+                    let timeout = self.common.limits.handshake_timeout;
+                    let is_at_once = now + timeout.saturating_sub(AT_ONCE) < *expires_at;
+                    let (early, late) = (HandshakeError::HungUp, HandshakeError::NoAnswer);
+                    self.abandoned(id, if is_at_once { early } else { late })
+                }
                 Greeting::AwaitHello | Greeting::AwaitTurn(_) => {
                     self.abandoned(id, HandshakeError::Abandoned)
                 }

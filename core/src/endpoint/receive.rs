@@ -5,6 +5,7 @@ use crate::buffer::{Buffer, Class};
 use crate::connection::{Connection, Greeting, Stage};
 use crate::error::{FrameError, HandshakeError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId};
+use crate::foreign::FirstBytes;
 use crate::handshake::{MAX_HELLO_LEN, probe_hello_len};
 use crate::session::lane::Heard;
 use crate::time::Instant;
@@ -192,6 +193,11 @@ impl Endpoint {
             match step {
                 Ok(Step::Consumed(len)) => inbox.start += len,
                 Ok(Step::Incomplete) => return,
+                Err(HandshakeError::NotLlp) if matches!(self.side, Side::Client(_)) => {
+                    self.count_handshake_failure(id, HandshakeError::NotLlp);
+                    let reason = CloseReason::Foreign(FirstBytes::new(inbox.used()));
+                    self.begin_closing(id, None, reason, turn.now);
+                }
                 Err(error) => self.fail_handshake(id, error, turn.now),
             }
             if inbox.len() == 0 {

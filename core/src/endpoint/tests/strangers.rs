@@ -6,6 +6,7 @@ use super::super::testing::{Machine, Net, SERVER, client_config, secret, server_
 use crate::crypto::{PresharedKey, Suite};
 use crate::error::HandshakeError;
 use crate::event::{CloseReason, Event};
+use crate::foreign::FirstBytes;
 use crate::time::Instant;
 use crate::wire::{Flags, Header, PacketType};
 
@@ -217,20 +218,47 @@ fn a_stranger_who_hangs_up_is_counted_once() {
     assert_eq!(failed.iter().sum::<u64>(), 1);
 }
 
-/// What a client sees of a server that ends the connection instead of answering.
-#[test]
-fn a_server_that_hangs_up_gave_no_answer() {
+/// Why a client's connection closed that got `bytes` and was ended after `wait`.
+fn client_closed_after(bytes: &[u8], wait: Duration, clean: bool) -> CloseReason {
     let mut client = Machine::new(client_config(1), 1, Instant::ZERO);
     let server = ([203, 0, 113, 1], 8443).into();
     let id = client.handle_connected(server, Instant::ZERO).unwrap();
-    client.handle_disconnected(id, true, Instant::ZERO);
-    let closed = core::iter::from_fn(|| client.poll_event()).find_map(|event| match event {
+    client.read(id, bytes, Instant::ZERO);
+    let end = Instant::ZERO + wait;
+    client.handle_disconnected(id, clean, end);
+    assert!(client.poll_timeout().is_some(), "it tries again");
+    client.handle_timeout(end + Duration::from_secs(1));
+    let mut events = core::iter::from_fn(|| client.poll_event());
+    let closed = events.find_map(|event| match event {
         Event::Closed { reason, .. } => Some(reason),
         _ => None,
     });
-    let reason = CloseReason::Handshake(HandshakeError::NoAnswer);
-    assert_eq!(closed, Some(reason));
-    assert!(client.poll_timeout().is_some(), "it tries again");
+    closed.unwrap()
+}
+
+/// What a client sees of a server that ends the connection instead of answering: at once it is not
+/// because of a key.
+#[test]
+fn a_server_that_hangs_up_at_once_is_told_from_one_that_keeps_silent() {
+    let handshake = CloseReason::Handshake;
+    for clean in [true, false] {
+        let at_once = client_closed_after(b"", Duration::from_millis(1_900), clean);
+        assert_eq!(at_once, handshake(HandshakeError::HungUp));
+        let later = client_closed_after(b"", Duration::from_secs(9), clean);
+        assert_eq!(later, handshake(HandshakeError::NoAnswer));
+    }
+}
+
+#[test]
+fn a_client_says_what_answers_in_place_of_a_server() {
+    for received in [
+        b"HTTP/1.1 302 Found\r\n".as_slice(),
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        &[0x15, 3, 1, 0, 2, 2, 0x46],
+    ] {
+        let reason = client_closed_after(received, Duration::ZERO, true);
+        assert_eq!(reason, CloseReason::Foreign(FirstBytes::new(received)));
+    }
 }
 
 #[test]
