@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use lostlove_core::config::Rotation;
 use lostlove_core::crypto::Suite;
+use lostlove_core::endpoint::Sent;
 use lostlove_core::internals::ip::{self, IpInfo, Offload};
 use lostlove_core::internals::route::RoutingTable;
 use lostlove_core::internals::wire::{
@@ -213,7 +214,7 @@ impl Tunnel {
         let mut delivered = 0;
         self.pair.send(false, &self.packet, &self.header, &mut |_| {
             delivered += 1;
-            true
+            Sent::Taken
         });
         assert_eq!(delivered, 1);
     }

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use lostlove_system::tun::{Tun, TunConfig, VNET_HEADER_LEN};
+use lostlove_system::tun::{Offloads, Tun, TunConfig, VNET_HEADER_LEN};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -96,7 +96,7 @@ fn run(arguments: &Arguments) -> io::Result<()> {
 fn open(namespace: &Path, device: &str) -> io::Result<Tun> {
     let config = TunConfig {
         name: device,
-        offload: false,
+        offload: Offloads::NONE,
     };
     let enter_and_open = || {
         let file = File::open(namespace)?;

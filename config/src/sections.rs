@@ -3,11 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use lostlove_core::config::{Limits, MAX_MTU, MIN_MTU, MIN_ROTATION_INTERVAL, Rotation};
+use lostlove_core::config::{
+    Limits, MAX_MTU, MIN_MTU, MIN_ROTATION_INTERVAL, OffloadKind, Offloads, Rotation,
+};
 use lostlove_core::crypto::Suite;
+use toml::de::DeValue;
 
 use crate::reader::value::{
-    algorithm_name, boolean, fractional_seconds, integer, interface_name, one_of, parsed,
+    algorithm_name, boolean, expected, fractional_seconds, integer, interface_name, one_of, parsed,
 };
 use crate::reader::{Entry, Found, Reader, Section};
 use crate::settings::{LogFormat, LogLevel, MetricsListener, Monitoring, SocketOptions};
@@ -184,7 +187,7 @@ fn collide(listener: SocketAddr, metrics: SocketAddr) -> bool {
 pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) mtu: Entry<u16>,
-    pub(crate) offload: bool,
+    pub(crate) offload: Offloads,
     pub(crate) socket: SocketOptions,
 }
 
@@ -197,13 +200,37 @@ pub(crate) fn device<'t>(reader: &mut Reader<'t>, network: &Section<'t>) -> Devi
             .read(network, "tun_name", interface_name)
             .or_else(|| TUN_NAME.to_owned()),
         mtu: reader.read(network, "mtu", integer(MIN_MTU..=MAX_MTU)),
-        offload: reader.read(network, "offload", boolean).or(true),
+        offload: offload(reader, network),
         socket: SocketOptions {
             congestion_control: congestion_control.given().map(|found| found.value),
             notsent_lowat: reader
                 .read(network, "notsent_lowat", lowat)
                 .or(NOTSENT_LOWAT),
         },
+    }
+}
+
+/// All kinds of super-packets, none, or those listed.
+fn offload<'t>(reader: &mut Reader<'t>, network: &Section<'t>) -> Offloads {
+    const KEY: &str = "offload";
+    let names = OffloadKind::ALL.map(|kind| (kind.as_str(), kind));
+    let all_or_listed = |value: &DeValue<'_>| match value {
+        DeValue::Array(_) => Ok(None),
+        DeValue::Boolean(all) => Ok(Some(*all)),
+        _ => Err(expected("true, false or a list such as [\"tcp\"]", value)),
+    };
+    match reader.read(network, KEY, all_or_listed) {
+        Entry::Given(Found { value: None, .. }) => {
+            let kinds = values(reader.list(network, KEY, one_of(&names)));
+            Offloads {
+                tcp: kinds.contains(&OffloadKind::Tcp),
+                udp: kinds.contains(&OffloadKind::Udp),
+            }
+        }
+        Entry::Given(Found {
+            value: Some(false), ..
+        }) => Offloads::NONE,
+        Entry::Given(_) | Entry::Absent | Entry::Invalid => Offloads::ALL,
     }
 }
 

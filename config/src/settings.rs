@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use lostlove_core::config::{ClientConfig, Peer, ServerConfig};
+use lostlove_core::config::{ClientConfig, Offloads, Peer, ServerConfig};
 
 use crate::server_address::ServerAddress;
 
@@ -91,8 +91,8 @@ pub struct TunOptions {
     pub mtu: u16,
     /// Addresses of this end, each with the prefix length of the tunnel's network.
     pub addresses: Vec<IpNet>,
-    /// Whether to ask the kernel for super-packets and partial checksums.
-    pub offload: bool,
+    /// Which super-packets, and so partial checksums, to exchange with the kernel.
+    pub offload: Offloads,
 }
 
 /// Network address translation for packets that leave the tunnel.

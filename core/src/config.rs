@@ -1,12 +1,14 @@
 //! What an [`Endpoint`](crate::endpoint::Endpoint) is told at its start: plain values, already
 //! valid. Reading and judging files is another crate's work.
 
+use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::crypto::{PresharedKey, PublicKey, SecretKey, Suite};
+use crate::error::{labels, reasons};
 
 /// The smallest tunnel MTU: what every IPv4 host must accept (RFC 791).
 pub const MIN_MTU: u16 = 576;
@@ -97,11 +99,56 @@ pub struct Offloads {
 }
 
 impl Offloads {
+    /// All there is.
+    pub const ALL: Self = Self {
+        tcp: true,
+        udp: true,
+    };
+    /// Finished packets alone.
+    pub const NONE: Self = Self {
+        tcp: false,
+        udp: false,
+    };
+
     /// Whether the device takes packets without their final checksum, described by a virtio header.
     pub const fn any(self) -> bool {
         self.tcp || self.udp
     }
+
+    /// Whether the device takes super-packets of this kind.
+    pub const fn takes(self, kind: OffloadKind) -> bool {
+        match kind {
+            OffloadKind::Tcp => self.tcp,
+            OffloadKind::Udp => self.udp,
+        }
+    }
 }
+
+/// The kinds, for a log: `tcp,udp`, one of them, or `none`.
+impl fmt::Display for Offloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.tcp, self.udp) {
+            (true, true) => "tcp,udp",
+            (true, false) => OffloadKind::Tcp.as_str(),
+            (false, true) => OffloadKind::Udp.as_str(),
+            (false, false) => "none",
+        })
+    }
+}
+
+/// A kind of super-packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OffloadKind {
+    /// TCP segments that follow each other.
+    Tcp,
+    /// UDP datagrams of one flow.
+    Udp,
+}
+
+reasons!(OffloadKind {
+    Tcp => "tcp",
+    Udp => "udp",
+});
 
 /// What only a server needs.
 #[derive(Clone, Debug)]

@@ -38,7 +38,7 @@ macro_rules! reasons {
     };
 }
 
-pub(crate) use labels;
+pub(crate) use {labels, reasons};
 
 /// Bytes on a stream that are no LLP packet. Fatal for the connection: there is no
 /// resynchronising.

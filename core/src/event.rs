@@ -5,7 +5,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use uuid::Uuid;
 
-use crate::config::Assignment;
+use crate::config::{Assignment, OffloadKind};
 use crate::crypto::{PublicKey, Suite};
 use crate::error::{HandshakeError, ProtocolError, labels};
 use crate::foreign::FirstBytes;
@@ -131,6 +131,14 @@ pub enum Event {
     Crowded {
         /// How many had to go since it was last said.
         evicted: u64,
+    },
+    /// The TUN device refuses packets with their offload, again and again, which it takes once they
+    /// are finished. From now on it gets no super-packets of this kind. At most once for each kind.
+    OffloadRefused {
+        /// Which super-packets.
+        kind: OffloadKind,
+        /// The system's error number for the last one, if it had one.
+        os_error: Option<i32>,
     },
     /// An endpoint has given up memory that it no longer needs, a mebibyte at least. An allocator may
     /// keep it all the same: now is the time to ask it not to.

@@ -4,6 +4,7 @@ use core::ops::AddAssign;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
+use crate::config::OffloadKind;
 use crate::error::{DropReason, HandshakeError, ProtocolError, Refusal};
 use crate::event::CloseReason;
 
@@ -51,6 +52,9 @@ pub struct Stats {
     pub segments_added: u64,
     /// UDP datagrams that went to the TUN device behind the first one of a super-packet.
     pub coalesced_datagrams: u64,
+    /// Packets that the TUN device refused with their offload and took once they were finished, by
+    /// [`OffloadKind::index`].
+    pub tun_refused: [u64; OffloadKind::LABELS.len()],
     /// IP packets passed from one client straight to another.
     pub forwarded_packets: u64,
     /// IP packets sent to a peer, each once, however fragmented.
@@ -129,6 +133,7 @@ impl AddAssign<&Self> for Stats {
             tun_bytes_out,
             segments_added,
             coalesced_datagrams,
+            tun_refused,
             forwarded_packets,
             peer_packets_out,
             peer_packets_in,
@@ -163,6 +168,7 @@ impl AddAssign<&Self> for Stats {
         self.tun_bytes_out += tun_bytes_out;
         self.segments_added += segments_added;
         self.coalesced_datagrams += coalesced_datagrams;
+        add_each(&mut self.tun_refused, tun_refused);
         self.forwarded_packets += forwarded_packets;
         self.peer_packets_out += peer_packets_out;
         self.peer_packets_in += peer_packets_in;
@@ -291,6 +297,7 @@ mod tests {
             tun_bytes_out: count,
             segments_added: count,
             coalesced_datagrams: count,
+            tun_refused: [count; _],
             forwarded_packets: count,
             peer_packets_out: count,
             peer_packets_in: count,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use lostlove_core::config::Assignment;
+use lostlove_core::config::{Assignment, OffloadKind};
 use lostlove_core::error::HandshakeError;
 use lostlove_core::event::{CloseReason, DisconnectCode, Event};
 use tracing::{debug, error, info, warn};
@@ -51,6 +51,7 @@ pub fn report(role: Role, event: &Event) {
             "no more room for connections that have not authenticated (limits.max_handshakes): \
              older ones make way for newer ones"
         ),
+        Event::OffloadRefused { kind, os_error } => offload_refused(*kind, *os_error),
         Event::Closed {
             remote,
             peer,
@@ -70,6 +71,18 @@ pub(crate) const fn is_strangers_end(role: Role, event: &Event) -> bool {
             Event::Closed { peer: None, .. } | Event::Rejected { .. }
         )
     )
+}
+
+fn offload_refused(kind: OffloadKind, os_error: Option<i32>) {
+    let kind = kind.as_str();
+    let error = os_error.map(io::Error::from_raw_os_error);
+    warn!(
+        kind,
+        error = error.as_ref().map(tracing::field::display),
+        "the kernel refuses super-packets of this kind for the TUN device: they are cut up from now \
+         on, at the price of throughput; another kernel may take them, and network.offload without \
+         {kind:?} cuts them up from the start"
+    );
 }
 
 /// Logs that a connection to the server could not be opened.
@@ -397,6 +410,30 @@ mod tests {
         let text = capture(|| report(Role::Server, &Event::Crowded { evicted: 240 }));
         assert!(text.starts_with("<4> WARN no more room for"), "{text}");
         assert!(text.ends_with(" evicted=240\n"), "{text}");
+    }
+
+    #[test]
+    fn refused_super_packets_are_a_warning_that_names_the_key_and_the_error() {
+        let text = capture(|| {
+            for (kind, os_error) in [(OffloadKind::Tcp, Some(22)), (OffloadKind::Udp, None)] {
+                report(Role::Server, &Event::OffloadRefused { kind, os_error });
+            }
+        });
+        let lines: Vec<_> = text.lines().collect();
+        let [tcp, udp] = lines[..] else {
+            panic!("{text}")
+        };
+        assert!(
+            tcp.starts_with("<4> WARN the kernel refuses super-packets"),
+            "{tcp}"
+        );
+        assert!(
+            tcp.contains("network.offload without \"tcp\" cuts"),
+            "{tcp}"
+        );
+        let end = " kind=tcp error=\"Invalid argument (os error 22)\"";
+        assert!(tcp.ends_with(end), "{tcp}");
+        assert!(udp.ends_with("the start kind=udp"), "{udp}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use lostlove_core::endpoint::{Buffer, Crossing, Endpoint, TunPacket};
+use lostlove_core::endpoint::{Buffer, Crossing, Endpoint, Sent, TunPacket};
 use lostlove_core::ip::VirtioHeader;
 use lostlove_core::time::Instant;
 
@@ -36,18 +36,24 @@ pub trait PacketDevice {
     ///
     /// # Errors
     ///
-    /// Any error means that this packet was not taken.
+    /// Any error means that this packet was not taken: `WouldBlock` and `OutOfMemory` because there is
+    /// no room now, any other because the device does not take it as it is.
     fn send(&self, packet: &[u8], header: &VirtioHeader) -> io::Result<()>;
 }
 
-pub(crate) fn send_packet(device: &impl PacketDevice, packet: &TunPacket<'_>) -> bool {
+pub(crate) fn send_packet(device: &impl PacketDevice, packet: &TunPacket<'_>) -> Sent {
     loop {
         match device.send(packet.bytes, &packet.header) {
-            Ok(()) => return true,
+            Ok(()) => return Sent::Taken,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 tracing::trace!(%error, bytes = packet.bytes.len(), "TUN device refused a packet");
-                return false;
+                return match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => Sent::Full,
+                    _ => Sent::Refused {
+                        os_error: error.raw_os_error(),
+                    },
+                };
             }
         }
     }

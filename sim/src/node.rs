@@ -102,7 +102,8 @@ impl Node {
                 }
                 None => Endpoint::client(options.client_config(number), machine, now),
             };
-            Loop::new(number, endpoint, choice.entropy())
+            let refuses = options.devices[number].refuses;
+            Loop::new(number, endpoint, refuses, choice.entropy())
         });
         Self {
             workers: workers.collect(),
@@ -300,6 +301,12 @@ impl Node {
         if stats.handshaking > self.bounds.max_handshakes {
             let handshaking = stats.handshaking;
             return Err(format!("{handshaking} handshakes at once"));
+        }
+        for (answers, counted) in worker.device.answers.iter().zip(stats.tun_refused) {
+            let refused = answers.refused.get();
+            if answers.is_stubborn() || refused != counted {
+                return Err(format!("{refused} packets refused: {answers:?}, {stats:?}"));
+            }
         }
         let plain = worker.device.inbound.borrow();
         if !self.bounds.offload

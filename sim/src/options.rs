@@ -6,13 +6,15 @@ use core::time::Duration;
 
 use ipnet::Ipv4Net;
 use lostlove_core::config::{
-    Client, ClientConfig, Common, Limits, Offloads, Peer, Push, Rotation, Server, ServerConfig,
+    Client, ClientConfig, Common, Limits, OffloadKind, Offloads, Peer, Push, Rotation, Server,
+    ServerConfig,
 };
 use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
 use lostlove_core::peers::{Peers, SharedPeers};
 use lostlove_core::time::Instant;
 
 use crate::choice::Choice;
+use crate::device::Refuses;
 use crate::flow;
 
 /// What may happen next in a world.
@@ -83,6 +85,8 @@ impl Action {
 pub(crate) struct DeviceOptions {
     pub(crate) offloads: Offloads,
     pub(crate) mtu: u16,
+    /// What it does not take all the same.
+    pub(crate) refuses: Refuses,
 }
 
 /// How the network behaves when nothing in particular is wrong.
@@ -165,7 +169,7 @@ impl Options {
             _ => 2,
         };
         let prefix_len = if choice.chance(150) { 29 } else { 24 };
-        Self {
+        let mut options = Self {
             devices: (0..=clients).map(|_| device(choice)).collect(),
             suites: (0..=clients).map(|_| suites(choice)).collect(),
             rotation: Rotation {
@@ -193,7 +197,11 @@ impl Options {
                 .collect(),
             loops: LoopOptions::draw(more),
             has_networks: more.chance(200),
+        };
+        for device in &mut options.devices {
+            device.refuses = refuses(more);
         }
+        options
     }
 
     /// Whether there may be networks behind clients.
@@ -325,7 +333,21 @@ fn device(choice: &mut Choice) -> DeviceOptions {
     DeviceOptions {
         offloads: Offloads { tcp, udp },
         mtu: choice.pick(&[1280, 1400, 1400, 1400, 9000]),
+        refuses: Refuses::Nothing,
     }
+}
+
+fn refuses(choice: &mut Choice) -> Refuses {
+    if !choice.chance(300) {
+        return Refuses::Nothing;
+    }
+    choice.pick(&[
+        Refuses::Kind(OffloadKind::Tcp),
+        Refuses::Kind(OffloadKind::Udp),
+        Refuses::SuperPackets,
+        Refuses::ByLength,
+        Refuses::Unfinished,
+    ])
 }
 
 fn suites(choice: &mut Choice) -> Vec<Suite> {

@@ -10,8 +10,22 @@ use lostlove_core::time::Instant;
 use crate::flow::Order;
 use crate::link::{End, Link};
 use crate::node::Node;
-use crate::packet::{Ends, UDP};
+use crate::packet::{Ends, TCP, UDP};
 use crate::world::{Failure, Kind, World};
+
+const SMALL_PROBE: Order = Order {
+    len: 64,
+    segment_size: None,
+    may_fragment: false,
+    partial: false,
+};
+/// Whole segments, and as many as hold a multiple of a block.
+const LARGE_PROBE: Order = Order {
+    len: 4 * 1200,
+    segment_size: Some(1200),
+    may_fragment: false,
+    partial: true,
+};
 
 /// What a seed's world was like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,14 +170,9 @@ impl World {
         self.advance(Duration::from_secs(10))
     }
 
-    /// A packet each way between the server and each client, and between clients.
+    /// A packet each way between the server and each client, and between clients; and a TCP
+    /// super-packet from who has them.
     fn demand_probes(&mut self) -> Result<(), Failure> {
-        let order = Order {
-            len: 64,
-            segment_size: None,
-            may_fragment: false,
-            partial: false,
-        };
         let up: Vec<usize> = (1..self.nodes.len())
             .filter(|n| self.nodes[*n].session.is_some())
             .collect();
@@ -186,21 +195,30 @@ impl World {
                 }
             }
         }
-        for (n, source, destination) in &probes {
-            let (source, destination) = (*source, *destination);
-            let ends = Ends {
+        for (n, source, destination) in probes {
+            let with = |protocol| Ends {
                 source,
                 destination,
-                protocol: UDP,
+                protocol,
             };
-            self.send(*n, ends, order);
-            self.advance(Duration::from_millis(100))?;
-            let (delivered, sent) = self.flows.progress(*n, ends);
-            if delivered < sent {
-                let stats: Vec<_> = self.nodes.iter().map(Node::stats).collect();
-                let what = format!("no probe of {ends:?}: {stats:?}");
-                return Err(self.failure(Kind::Progress, what));
+            self.demand_probe(n, with(UDP), SMALL_PROBE)?;
+            // A rate limit may let it wait for longer than a packet may wait.
+            if self.options.devices[n].offloads.tcp && self.options.slowest().is_none() {
+                self.demand_probe(n, with(TCP), LARGE_PROBE)?;
             }
+        }
+        Ok(())
+    }
+
+    /// All of a packet that goes from node `n` into its tunnel comes out at the other end.
+    fn demand_probe(&mut self, n: usize, ends: Ends, order: Order) -> Result<(), Failure> {
+        self.send(n, ends, order);
+        self.advance(Duration::from_millis(100))?;
+        let (delivered, sent) = self.flows.progress(n, ends);
+        if delivered < sent {
+            let stats: Vec<_> = self.nodes.iter().map(Node::stats).collect();
+            let what = format!("no probe of {ends:?}: {stats:?}");
+            return Err(self.failure(Kind::Progress, what));
         }
         Ok(())
     }

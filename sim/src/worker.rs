@@ -12,7 +12,7 @@ use lostlove_pump as pump;
 use lostlove_pump::Progress;
 
 use crate::choice::Seeded;
-use crate::device::{Device, Framed};
+use crate::device::{Device, Framed, Refuses};
 use crate::link::End;
 use crate::mail::{Letter, Mailbox, News};
 use crate::node::Outside;
@@ -57,13 +57,19 @@ pub(crate) struct Turned {
 }
 
 impl Loop {
-    pub(crate) fn new(number: usize, endpoint: Endpoint, entropy: Seeded) -> Self {
+    /// The kernel below it `refuses` something.
+    pub(crate) fn new(
+        number: usize,
+        endpoint: Endpoint,
+        refuses: Refuses,
+        entropy: Seeded,
+    ) -> Self {
         Self {
             number,
             side: usize::from(number == 0),
             endpoint,
             entropy,
-            device: Device::default(),
+            device: Device::new(refuses),
             sockets: Vec::new(),
             backlog: VecDeque::new(),
             mailbox: Mailbox::default(),

@@ -448,6 +448,7 @@ impl World {
             | Event::Ended { .. }
             | Event::Rejected { .. }
             | Event::Crowded { .. }
+            | Event::OffloadRefused { .. }
             | Event::MemoryFreed
             | Event::Unassigned
             | Event::Closed { .. } => {}

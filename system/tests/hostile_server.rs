@@ -13,7 +13,7 @@ use lostlove_core::config::{
     Server, ServerConfig,
 };
 use lostlove_core::crypto::{SecretKey, Suite};
-use lostlove_core::endpoint::{Endpoint, TunPacket};
+use lostlove_core::endpoint::{Endpoint, Sent, TunPacket};
 use lostlove_core::error::NoEntropy;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::internals::ip::{ones_complement_sum, parse};
@@ -278,6 +278,7 @@ impl World {
             | Event::Ended { .. }
             | Event::Rejected { .. }
             | Event::Crowded { .. }
+            | Event::OffloadRefused { .. }
             | Event::MemoryFreed
             | Event::Unassigned => {}
         }
@@ -423,7 +424,7 @@ impl World {
             let received = &mut self.received;
             let mut sink = |packet: TunPacket<'_>| {
                 received.push(packet.bytes.to_vec());
-                true
+                Sent::Taken
             };
             let mut turn = Turn {
                 now: self.now,

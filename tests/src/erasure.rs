@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lostlove_core::config::Rotation;
 use lostlove_core::crypto::Suite;
+use lostlove_core::endpoint::Sent;
 
 use crate::memory::{Pair, Secrets, configs, packet};
 
@@ -71,10 +72,10 @@ fn exchange(pair: &mut Pair) {
 
 fn end(pair: &mut Pair) {
     pair.server.shut_down(pair.now);
-    pair.settle(&mut |_| true);
+    pair.settle(&mut |_| Sent::Taken);
     for _ in 0..5 {
         pair.wait(Duration::from_secs(1));
-        pair.settle(&mut |_| true);
+        pair.settle(&mut |_| Sent::Taken);
     }
     let sessions = [pair.server.stats(), pair.client.stats()].map(|it| it.sessions);
     assert_eq!(sessions, [0, 0]);
@@ -85,10 +86,10 @@ fn traffic(pair: &mut Pair, packets: usize) {
     for _ in 0..packets {
         for from_server in [true, false] {
             let (bytes, header) = packet(from_server, 1300, 0);
-            pair.send(from_server, &bytes, &header, &mut |_| true);
+            pair.send(from_server, &bytes, &header, &mut |_| Sent::Taken);
         }
     }
-    pair.settle(&mut |_| true);
+    pair.settle(&mut |_| Sent::Taken);
 }
 
 /// Runs `work` further down on the stack, where what `pause` does overwrites none of its traces.

@@ -11,7 +11,7 @@ use lostlove_core::config::{
     ServerConfig,
 };
 use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
-use lostlove_core::endpoint::{Endpoint, TunPacket};
+use lostlove_core::endpoint::{Endpoint, Sent, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::internals::ip::pseudo_header_sum;
 use lostlove_core::ip::VirtioHeader;
@@ -184,13 +184,13 @@ impl Pair {
             server_id,
             client_id,
         };
-        pair.settle(&mut |_| true);
+        pair.settle(&mut |_| Sent::Taken);
         assert_eq!(pair.server.stats().sessions, 1);
         pair
     }
 
     /// Carries bytes until neither side has any, and collects events.
-    pub fn settle(&mut self, sink: &mut impl FnMut(TunPacket<'_>) -> bool) {
+    pub fn settle(&mut self, sink: &mut impl FnMut(TunPacket<'_>) -> Sent) {
         loop {
             let moved = self.carry(true, sink) | self.carry(false, sink);
             while let Some(event) = self.server.poll_event() {
@@ -212,7 +212,7 @@ impl Pair {
     pub fn carry(
         &mut self,
         from_server: bool,
-        sink: &mut impl FnMut(TunPacket<'_>) -> bool,
+        sink: &mut impl FnMut(TunPacket<'_>) -> Sent,
     ) -> bool {
         let server = (&mut self.server, self.server_id, &mut self.server_entropy);
         let client = (&mut self.client, self.client_id, &mut self.client_entropy);
@@ -255,7 +255,7 @@ impl Pair {
         from_server: bool,
         packet: &[u8],
         header: &VirtioHeader,
-        sink: &mut impl FnMut(TunPacket<'_>) -> bool,
+        sink: &mut impl FnMut(TunPacket<'_>) -> Sent,
     ) {
         let from = if from_server {
             &mut self.server

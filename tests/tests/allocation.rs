@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lostlove_core::config::Rotation;
 use lostlove_core::crypto::Suite;
-use lostlove_core::endpoint::TunPacket;
+use lostlove_core::endpoint::{Sent, TunPacket};
 use lostlove_tests::memory::{Pair, Secrets, configs, packet};
 
 /// Packets in each direction.
@@ -88,7 +88,11 @@ impl Traffic {
         let mut delivered = 0;
         let mut sink = |packet: TunPacket<'_>| {
             delivered += 1;
-            packet.bytes.len() == len && packet.header.gso_size == segment_size
+            assert_eq!(
+                (packet.bytes.len(), packet.header.gso_size),
+                (len, segment_size)
+            );
+            Sent::Taken
         };
         let before = ALLOCATIONS.get();
         for _ in 0..packets {
@@ -172,7 +176,7 @@ fn bursts_allocate_nothing() {
             pair.server
                 .handle_tun(buffer, bytes.len(), &header, pair.now);
         }
-        traffic.pair.carry(true, &mut |_| true);
+        traffic.pair.carry(true, &mut |_| Sent::Taken);
     };
     (0..50).for_each(|_| burst(&mut traffic));
     let before = ALLOCATIONS.get();

@@ -23,7 +23,7 @@ use lostlove_host::worker::Run;
 use lostlove_system::clock::Clock;
 use lostlove_system::signal::Signals;
 use lostlove_system::socket::{SocketOptions, listen};
-use lostlove_system::tun::{Tun, TunConfig};
+use lostlove_system::tun::{Offloads, Tun, TunConfig};
 use lostlove_tests::entropy::{FAULT, Faulty};
 use lostlove_tests::lab::{SERVER_V4, SERVER_V6, client_v4, quoted};
 use lostlove_tests::{Host, Lab, await_true};
@@ -193,7 +193,7 @@ fn serve_with_a_fault(config: &Path) {
     };
     let tun = Tun::open(&TunConfig {
         name: &settings.host.tun.name,
-        offload: false,
+        offload: Offloads::NONE,
     });
     let tun = tun.unwrap();
     let clock = Clock::new();

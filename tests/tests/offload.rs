@@ -5,17 +5,18 @@
 //!  client1 --- wire1 ------'
 //! ```
 
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use lostlove_system::tun::{Tun, TunConfig};
+use lostlove_system::tun::{Offloads, Tun, TunConfig};
 use lostlove_tests::Lab;
 use lostlove_tests::lab::{SERVER_V4, SERVER_V6, client_v4, client_v6};
 use lostlove_tests::traffic::{tcp, udp_echo};
 use rustix::process::Signal;
 
 /// Case 103: the same payload arrives in every combination.
-fn everything_arrives(server: bool, client: bool) {
+fn everything_arrives(server: impl Display, client: impl Display) {
     let Some(lab) = Lab::new(1) else { return };
     let mut settings = lab.server_settings();
     let _server = lab.start_server(settings.set("network.offload", server));
@@ -60,6 +61,13 @@ fn offload_at_the_client_only() {
 #[test]
 fn no_offload() {
     everything_arrives(false, false);
+}
+
+/// Case 103.
+#[test]
+fn each_kind_alone() {
+    everything_arrives("['tcp']", "['udp']");
+    everything_arrives("['udp']", "['tcp']");
 }
 
 /// A super-packet from a client with offload reaches one without, which must segment it, and the
@@ -111,10 +119,10 @@ fn datagrams_of_a_burst_arrive_one_by_one() {
     }
     let config = TunConfig {
         name: "probe",
-        offload: true,
+        offload: Offloads::ALL,
     };
     let probe = server.netns.run(|| Tun::open(&config)).unwrap().unwrap();
-    if probe.offloads().uso {
+    if probe.offloads().udp {
         // Of 64, 63 follow another.
         server.await_metric("lostlove_coalesced_datagrams_total", 2.0 * 63.0);
     }

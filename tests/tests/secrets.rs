@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use lostlove_config::{load_client, load_server};
 use lostlove_core::config::{Role, Rotation};
 use lostlove_core::crypto::{PresharedKey, SecretKey, Suite};
+use lostlove_core::endpoint::Sent;
 use lostlove_core::turn::Entropy as _;
 use lostlove_host::report::report;
 use lostlove_tests::entropy::Seeded;
@@ -171,14 +172,14 @@ fn no_secret_is_logged() {
             pair.wait(Duration::from_secs(1));
             for from_server in [true, false] {
                 let (bytes, header) = packet(from_server, 1300, 0);
-                pair.send(from_server, &bytes, &header, &mut |_| true);
+                pair.send(from_server, &bytes, &header, &mut |_| Sent::Taken);
             }
-            pair.settle(&mut |_| true);
+            pair.settle(&mut |_| Sent::Taken);
         }
         let stats = pair.server.stats();
         assert!(stats.rotations > 2 && stats.exchanges > 2, "{stats:?}");
         pair.server.shut_down(pair.now);
-        pair.settle(&mut |_| true);
+        pair.settle(&mut |_| Sent::Taken);
         for (is_server, event) in &pair.events {
             let role = if *is_server {
                 Role::Server

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_system::netns::Netns;
-use lostlove_system::tun::{Tun, TunConfig};
+use lostlove_system::tun::{Offloads, Tun, TunConfig};
 
 use super::Error;
 use super::daemon::Daemon;
@@ -100,7 +100,7 @@ impl Tunnel {
 fn check_tun(netns: &Netns) -> Result<(), Error> {
     let config = TunConfig {
         name: "lostlove0",
-        offload: false,
+        offload: Offloads::NONE,
     };
     netns.run(|| Tun::open(&config).map(drop))??;
     Ok(())

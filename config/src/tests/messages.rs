@@ -1,5 +1,7 @@
 //! What people read: place, key, what was expected, and the nearest valid name.
 
+use lostlove_core::config::Offloads;
+
 use crate::settings::{MetricsListener, Nat, PortRange};
 use crate::testing::{Folder, key, minimal_client};
 
@@ -116,6 +118,22 @@ const SERVER: &[(&str, &str)] = &[
     (
         "[network]\nnat = 1\n",
         "server.toml:2:7: network.nat: expected true, false or an interface name, found 1",
+    ),
+    (
+        "[network]\noffload = 'tcp'\n",
+        "server.toml:2:11: network.offload: expected true, false or a list such as [\"tcp\"], found \
+         \"tcp\"",
+    ),
+    (
+        "[network]\noffload = ['tpc', 'icmp', 1]\n",
+        "server.toml:2:12: network.offload: expected \"tcp\" or \"udp\", found \"tpc\"; did you mean \
+         \"tcp\"?\n\
+         server.toml:2:19: network.offload: expected \"tcp\" or \"udp\", found \"icmp\"\n\
+         server.toml:2:27: network.offload: expected \"tcp\" or \"udp\", found 1",
+    ),
+    (
+        "[network]\noffload = ['udp', 'udp']\n",
+        "server.toml:2:19: network.offload: \"udp\" is listed twice",
     ),
     (
         "[network]\ntun_name = 'lostlove-network-0'\n",
@@ -362,6 +380,28 @@ fn nat_takes_the_name_of_an_interface() {
 }
 
 /// A file of LLP 1.0 is good without a key, as a start makes one.
+#[test]
+fn offload_is_all_none_or_what_is_listed() {
+    let folder = Folder::new();
+    for (value, tcp, udp) in [
+        ("true", true, true),
+        ("false", false, false),
+        ("['tcp']", true, false),
+        ("['udp']", false, true),
+        ("['udp', 'tcp']", true, true),
+        ("[]", false, false),
+    ] {
+        let expected = Offloads { tcp, udp };
+        let text = format!("[network]\noffload = {value}\n");
+        let server = folder.server(&text).unwrap();
+        assert_eq!(server.host.tun.offload, expected, "{value}");
+        let client = folder.client(&format!("{}{text}", minimal_client()));
+        assert_eq!(client.unwrap().host.tun.offload, expected, "{value}");
+    }
+    let default = folder.server("").unwrap();
+    assert_eq!(default.host.tun.offload, Offloads::ALL);
+}
+
 #[test]
 fn a_missing_key_alone_is_no_problem_to_a_check() {
     let folder = Folder::new();

@@ -3,12 +3,13 @@
 use core::net::IpAddr;
 
 use super::tun::{Origin, Outcome, Routed};
-use super::{Endpoint, Side, TunPacket};
+use super::{Endpoint, Sent, Side, TunPacket, device};
 use crate::buffer::{Class, HEADROOM};
-use crate::config;
+use crate::config::{self, OffloadKind};
 use crate::error::DropReason;
+use crate::event::Event;
 use crate::ip::{
-    self, Coalesced, Datagram, IcmpPacket, IpInfo, Offload, Unreachable, VirtioHeader, protocol,
+    self, Coalesced, Datagram, IcmpPacket, IpInfo, Offload, Unreachable, VirtioHeader,
 };
 use crate::peers::PeerId;
 use crate::session::SessionId;
@@ -40,7 +41,7 @@ impl Endpoint {
         from: SessionId,
         packet: &mut [u8],
         offload: Offload,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
         now: Instant,
     ) {
         self.tools.stats.peer_packets_in += 1;
@@ -122,7 +123,7 @@ impl Endpoint {
         packet: &mut [u8],
         info: &IpInfo,
         offload: Offload,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
     ) -> Result<(), DropReason> {
         if let Some(session) = self.sessions.get(from) {
             // The answer comes back through this session, and its sender does not know the MTU.
@@ -149,7 +150,7 @@ impl Endpoint {
     /// of what one read of a socket brought.
     pub(super) fn flush_datagrams(
         &mut self,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
     ) {
         let Some(mut coalescer) = self.coalescer.take() else {
             return;
@@ -160,13 +161,14 @@ impl Endpoint {
         }) {
             self.tools.stats.drop_packet(reason);
         }
-        self.coalescer = Some(coalescer);
+        // The device may have refused what was joined.
+        self.coalescer = self.device.takes(OffloadKind::Udp).then_some(coalescer);
     }
 
     fn deliver_datagrams(
         &mut self,
         coalesced: Coalesced<'_>,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
     ) -> Result<(), DropReason> {
         self.tools.stats.coalesced_datagrams += coalesced.datagrams - 1;
         let info = ip::parse(coalesced.packet)?;
@@ -178,33 +180,74 @@ impl Endpoint {
         packet: &mut [u8],
         info: &IpInfo,
         offload: Offload,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
     ) -> Result<(), DropReason> {
-        let is_taken = match info.protocol {
-            _ if offload.segment_size == 0 => self.offloads.any(),
-            protocol::UDP => self.offloads.udp,
-            _ => self.offloads.tcp,
-        };
-        if is_taken {
-            let header = ip::virtio_for(packet, info, offload)?;
-            let taken = sink(TunPacket {
-                bytes: packet,
-                header,
-            });
-            self.count_tun_write(packet.len(), taken);
+        if !self.device.takes_unfinished(info, offload) {
+            self.write_finished(packet, info, offload, sink)?;
             return Ok(());
         }
-        let mut segments: u64 = 0;
+        let header = ip::virtio_for(packet, info, offload)?;
+        let sent = sink(TunPacket {
+            bytes: packet,
+            header,
+        });
+        if let Sent::Refused { os_error } = sent
+            && header != VirtioHeader::default()
+        {
+            return self.write_refused(packet, info, offload, os_error, sink);
+        }
+        self.count_tun_write(packet.len(), sent);
+        if sent == Sent::Taken && header.gso_type != VirtioHeader::GSO_NONE {
+            self.device.note_taken(info);
+        }
+        Ok(())
+    }
+
+    /// The device has refused a packet with its offload: it gets it finished. If it refuses that too,
+    /// it was not for the offload.
+    fn write_refused(
+        &mut self,
+        packet: &mut [u8],
+        info: &IpInfo,
+        offload: Offload,
+        os_error: Option<i32>,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
+    ) -> Result<(), DropReason> {
+        let taken = self.write_finished(packet, info, offload, sink)?;
+        let Some(kind) = device::kind_of(info).filter(|_| taken > 0) else {
+            return Ok(());
+        };
+        self.tools.stats.tun_refused[kind.index()] += 1;
+        if self.device.note_refused(kind) {
+            if kind == OffloadKind::Udp {
+                self.coalescer = None;
+            }
+            let event = Event::OffloadRefused { kind, os_error };
+            self.tools.events.push_back(event);
+        }
+        Ok(())
+    }
+
+    /// Writes a packet as an ordinary network carries it, and how many pieces of it were taken.
+    fn write_finished(
+        &mut self,
+        packet: &mut [u8],
+        info: &IpInfo,
+        offload: Offload,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
+    ) -> Result<u64, DropReason> {
+        let (mut pieces, mut taken): (u64, u64) = (0, 0);
         ip::finish(packet, info, offload, &mut |bytes| {
-            let taken = sink(TunPacket {
+            let sent = sink(TunPacket {
                 bytes,
                 header: VirtioHeader::default(),
             });
-            self.count_tun_write(bytes.len(), taken);
-            segments += 1;
+            self.count_tun_write(bytes.len(), sent);
+            pieces += 1;
+            taken += u64::from(sent == Sent::Taken);
         })?;
-        self.tools.stats.segments_added += segments.saturating_sub(1);
-        Ok(())
+        self.tools.stats.segments_added += pieces.saturating_sub(1);
+        Ok(taken)
     }
 
     /// Passes a packet to another client, as a router between them does.

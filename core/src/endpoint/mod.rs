@@ -33,6 +33,7 @@
 mod budget;
 mod client;
 mod crossing;
+mod device;
 mod forward;
 mod greet;
 mod memory;
@@ -49,7 +50,7 @@ use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::config::{ClientConfig, Common, Environment, Offloads, Role, ServerConfig};
+use crate::config::{ClientConfig, Common, Environment, Role, ServerConfig};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::{Coalescer, IcmpPacket, VirtioHeader};
@@ -73,6 +74,7 @@ use crate::session::{Ending, Session, SessionId, Where};
 use budget::IcmpBudget;
 use client::Client;
 use crossing::Crossings;
+use device::Device;
 use memory::Memory;
 use routes::Routes;
 use server::Server;
@@ -80,6 +82,7 @@ use server::Server;
 pub use crate::buffer::Buffer;
 pub use crate::outbox::{Batch, MAX_PIECES};
 pub use crossing::Crossing;
+pub use device::Sent;
 
 /// A packet for the TUN device, and the virtio header that goes in front of it on a device with
 /// offload.
@@ -122,7 +125,7 @@ enum Due {
 pub struct Endpoint {
     side: Side,
     common: Common,
-    offloads: Offloads,
+    device: Device,
     connections: Slab<ConnectionId, Connection>,
     sessions: Slab<SessionId, Session>,
     routes: Routes,
@@ -182,7 +185,7 @@ impl Endpoint {
         Self {
             side,
             common,
-            offloads,
+            device: Device::new(offloads),
             connections: Slab::new(),
             sessions: Slab::new(),
             routes,

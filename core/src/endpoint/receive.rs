@@ -1,6 +1,6 @@
 //! Bytes from sockets: cut into LLP packets, opened, and acted on.
 
-use super::{Endpoint, Side, TunPacket};
+use super::{Endpoint, Sent, Side, TunPacket};
 use crate::buffer::{Buffer, Class};
 use crate::connection::{Connection, Greeting, Stage};
 use crate::error::{FrameError, HandshakeError, ProtocolError};
@@ -68,13 +68,13 @@ impl Endpoint {
     }
 
     /// `len` bytes were read into the buffer's [unfilled](Buffer::unfilled) part. Packets for the
-    /// TUN device go to `sink`, which says whether the device took them.
+    /// TUN device go to `sink`, which says what the device answered.
     pub fn handle_received(
         &mut self,
         id: ConnectionId,
         mut buffer: Buffer,
         len: usize,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
         turn: &mut Turn<'_>,
     ) {
         let Some(connection) = self.connections.get_mut(id) else {
@@ -100,7 +100,7 @@ impl Endpoint {
         id: ConnectionId,
         mut rest: Buffer,
         buffer: &mut Buffer,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
         turn: &mut Turn<'_>,
     ) {
         while rest.len() > 0 && buffer.len() > 0 {
@@ -166,7 +166,7 @@ impl Endpoint {
         &mut self,
         id: ConnectionId,
         inbox: &mut Buffer,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
         turn: &mut Turn<'_>,
     ) {
         while let Some(connection) = self.connections.get(id) {
@@ -337,7 +337,7 @@ impl Endpoint {
         &mut self,
         id: ConnectionId,
         inbox: &mut Buffer,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
         turn: &mut Turn<'_>,
     ) {
         loop {
@@ -383,7 +383,7 @@ impl Endpoint {
         &mut self,
         id: ConnectionId,
         inbox: &mut Buffer,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
         turn: &mut Turn<'_>,
     ) -> Result<Step, ProtocolError> {
         let Some(Frame { header, len }) = next_packet(inbox.used(), Protection::Sealed)? else {
@@ -415,7 +415,7 @@ impl Endpoint {
         id: ConnectionId,
         header: &Header,
         plaintext: &mut [u8],
-        sink: &mut (impl FnMut(TunPacket<'_>) -> bool + ?Sized),
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
         now: Instant,
     ) -> Result<(), ProtocolError> {
         let stage = self.connections.get_mut(id).map(|known| &mut known.stage);

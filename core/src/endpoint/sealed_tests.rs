@@ -6,6 +6,7 @@ use core::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 
+use super::Sent;
 use super::testing::{Machine, client_config, server_config, udp};
 use crate::config::Rotation;
 use crate::crypto::{Direction, Suite};
@@ -430,7 +431,9 @@ fn what_the_device_does_not_take_is_counted() {
     let entry = rogue.entry(usize::MAX);
     let record = rogue.seal(PacketType::Data, 1, Flags::NONE, &entry);
     let id = rogue.id;
-    rogue.server.read_into(id, &record, &mut |_| false, NOW);
+    rogue
+        .server
+        .read_into(id, &record, &mut |_| Sent::Full, NOW);
     let stats = rogue.server.stats();
     assert_eq!(stats.dropped(DropReason::TunBusy), 1);
     assert_eq!(stats.tun_packets_out, 0);

@@ -5,7 +5,7 @@ use core::ops::{Deref, DerefMut};
 use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 
-use super::{Buffer, Endpoint, TunPacket};
+use super::{Buffer, Endpoint, Sent, TunPacket};
 use crate::config::{
     Client, ClientConfig, Common, Environment, Lease, Limits, Offloads, Peer, Push, Rotation,
     Server, ServerConfig,
@@ -139,10 +139,18 @@ fn environment() -> Environment {
     }
 }
 
-/// An endpoint, and the randomness that comes with its input.
+/// What a TUN device does with a packet.
+pub(super) type Answer = Box<dyn FnMut(&TunPacket<'_>) -> Sent>;
+
+/// An endpoint, the randomness that comes with its input, and its TUN device.
 pub(super) struct Machine {
     endpoint: Endpoint,
     pub(super) entropy: Seeded,
+    pub(super) device: Answer,
+}
+
+fn take_all() -> Answer {
+    Box::new(|_| Sent::Taken)
 }
 
 impl Machine {
@@ -150,6 +158,7 @@ impl Machine {
         Self {
             endpoint: setup.endpoint(now),
             entropy: Seeded::new(seed),
+            device: take_all(),
         }
     }
 
@@ -164,6 +173,7 @@ impl Machine {
         Self {
             endpoint: Endpoint::server(config, peers, worker, environment, now),
             entropy: Seeded::new(seed),
+            device: take_all(),
         }
     }
 
@@ -180,11 +190,16 @@ impl Machine {
     /// Reads `bytes` from a connection's socket; what reached the TUN device of it.
     pub(super) fn read(&mut self, id: ConnectionId, bytes: &[u8], now: Instant) -> Vec<Vec<u8>> {
         let mut packets = Vec::new();
+        let mut device = core::mem::replace(&mut self.device, take_all());
         let mut sink = |packet: TunPacket<'_>| {
-            packets.push(packet.bytes.to_vec());
-            true
+            let sent = device(&packet);
+            if sent == Sent::Taken {
+                packets.push(packet.bytes.to_vec());
+            }
+            sent
         };
         self.read_into(id, bytes, &mut sink, now);
+        self.device = device;
         packets
     }
 
@@ -193,7 +208,7 @@ impl Machine {
         &mut self,
         id: ConnectionId,
         bytes: &[u8],
-        sink: &mut dyn FnMut(TunPacket<'_>) -> bool,
+        sink: &mut dyn FnMut(TunPacket<'_>) -> Sent,
         now: Instant,
     ) {
         let mut rest = bytes;
@@ -223,7 +238,7 @@ impl Machine {
         let mut delivered = 0;
         let mut sink = |_: TunPacket<'_>| {
             delivered += 1;
-            true
+            Sent::Taken
         };
         let entropy = &mut self.entropy;
         let turn = &mut Turn { now, entropy };

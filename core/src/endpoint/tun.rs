@@ -2,7 +2,7 @@
 
 use core::net::IpAddr;
 
-use super::{Endpoint, Side};
+use super::{Endpoint, Sent, Side};
 use crate::buffer::{Buffer, Class, HEADROOM};
 use crate::error::DropReason;
 use crate::ip::{self, IcmpPacket, IpInfo, Offload, Unreachable, VirtioHeader};
@@ -89,9 +89,9 @@ impl Endpoint {
         self.reply.take()
     }
 
-    /// The TUN device would not take a packet.
-    pub(super) fn count_tun_write(&mut self, len: usize, taken: bool) {
-        if taken {
+    /// Counts a packet that was offered to the TUN device, and drops it if the device would not take it.
+    pub(super) fn count_tun_write(&mut self, len: usize, sent: Sent) {
+        if sent == Sent::Taken {
             self.tools.stats.tun_packets_out += 1;
             self.tools.stats.tun_bytes_out += len as u64;
         } else {

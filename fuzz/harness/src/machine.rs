@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 
-use lostlove_core::endpoint::{Buffer, Endpoint, TunPacket};
+use lostlove_core::endpoint::{Buffer, Endpoint, Sent, TunPacket};
 use lostlove_core::error::{HandshakeError, NoEntropy};
 use lostlove_core::event::ConnectionId;
 use lostlove_core::ip::VirtioHeader;
@@ -69,7 +69,7 @@ impl Machine {
         &mut self,
         id: ConnectionId,
         (buffer, len): (Buffer, usize),
-        sink: &mut impl FnMut(TunPacket<'_>) -> bool,
+        sink: &mut impl FnMut(TunPacket<'_>) -> Sent,
         now: Instant,
     ) {
         let entropy = &mut self.entropy;
@@ -83,7 +83,7 @@ impl Machine {
         &mut self,
         id: ConnectionId,
         bytes: &'a [u8],
-        sink: &mut impl FnMut(TunPacket<'_>) -> bool,
+        sink: &mut impl FnMut(TunPacket<'_>) -> Sent,
         now: Instant,
     ) -> Option<&'a [u8]> {
         let mut buffer = self.endpoint.take_buffer(id)?;

@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use ipnet::IpNet;
 use lostlove_core::crypto::Suite;
-use lostlove_core::endpoint::TunPacket;
+use lostlove_core::endpoint::{Sent, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::internals::crypto::{Direction, FreshSecret};
 use lostlove_core::internals::handshake::{
@@ -123,7 +123,7 @@ fn outgoing(endpoint: &mut Machine, id: ConnectionId, now: Instant) -> Vec<u8> {
 }
 
 fn receive(endpoint: &mut Machine, id: ConnectionId, bytes: &[u8], now: Instant) {
-    let rest = endpoint.read(id, bytes, &mut |_| true, now);
+    let rest = endpoint.read(id, bytes, &mut |_| Sent::Taken, now);
     assert!(rest.is_some_and(<[u8]>::is_empty), "the connection is open");
 }
 
@@ -318,10 +318,7 @@ impl Rig {
         for mut bytes in [first, second] {
             while !bytes.is_empty() {
                 let (is_server, allowed) = (self.is_server, &self.allowed);
-                let mut sink = |packet: TunPacket<'_>| {
-                    check_sunk(&packet, is_server, allowed);
-                    true
-                };
+                let mut sink = |packet: TunPacket<'_>| check_sunk(&packet, is_server, allowed);
                 let read = self.endpoint.read(self.id, bytes, &mut sink, self.now);
                 let Some(rest) = read else {
                     return;
@@ -434,7 +431,7 @@ fn flags(input: &mut Input<'_>) -> Flags {
 }
 
 /// A packet on its way to the TUN device must be one, and be allowed there.
-fn check_sunk(packet: &TunPacket<'_>, is_server: bool, allowed: &[IpNet]) {
+fn check_sunk(packet: &TunPacket<'_>, is_server: bool, allowed: &[IpNet]) -> Sent {
     let info = ip::parse(packet.bytes).expect("what is not IP goes nowhere");
     let judged = if is_server {
         info.source
@@ -450,4 +447,10 @@ fn check_sunk(packet: &TunPacket<'_>, is_server: bool, allowed: &[IpNet]) {
     let offload = ip::offload_from_virtio(&packet.header, &mut copy, &info);
     let offload = offload.expect("the header describes the packet");
     assert!(ip::max_segment_len(packet.bytes, &info, offload) <= 1400);
+    // A device that does not take everything that is left to do.
+    let is_finished = packet.header == VirtioHeader::default();
+    match packet.bytes.len() % 4 {
+        3 if !is_finished => Sent::Refused { os_error: Some(22) },
+        _ => Sent::Taken,
+    }
 }

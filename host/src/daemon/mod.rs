@@ -344,6 +344,7 @@ impl Daemon {
             | Event::Lost { .. }
             | Event::Rejected { .. }
             | Event::Crowded { .. }
+            | Event::OffloadRefused { .. }
             | Event::Ended { .. }
             | Event::Unassigned
             | Event::Closed { .. } => {}

@@ -362,7 +362,7 @@ fn prepare(role: Role, settings: Settings) -> Result<DaemonParts, Failure> {
     let announcement = Announcement {
         host,
         tun: tun.name().to_owned(),
-        offload: tun.offload(),
+        offload: tun.offloads(),
         metrics: metrics.address(),
     };
     Ok(DaemonParts {
@@ -384,10 +384,7 @@ fn prepare(role: Role, settings: Settings) -> Result<DaemonParts, Failure> {
 /// What the protocol has to know of the machine.
 fn surroundings(tun: &Tun, clock: &Clock) -> Environment {
     Environment {
-        offloads: Offloads {
-            tcp: tun.offload(),
-            udp: tun.offloads().uso,
-        },
+        offloads: tun.offloads(),
         unix_time_at_zero: clock.unix_time_at_zero(),
         memory: memory::available(),
     }
@@ -420,14 +417,14 @@ impl Protocol {
 struct Announcement {
     host: Host,
     tun: String,
-    offload: bool,
+    offload: Offloads,
     metrics: Option<SocketAddr>,
 }
 
 impl Announcement {
     fn tell(&self) {
         let metrics = self.metrics.map(tracing::field::display);
-        let (tun, offload) = (&self.tun, self.offload);
+        let (tun, offload) = (&self.tun, tracing::field::display(self.offload));
         match &self.host {
             Host::Server(host) => {
                 tell_of_one_loop(host.worker_threads);

@@ -10,7 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Snapshot;
-use lostlove_core::config::Role;
+use lostlove_core::config::{OffloadKind, Role};
 
 /// The media type of what [`render`] writes.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -200,50 +200,65 @@ const FAMILIES: &[Family] = &[
     ),
 ];
 
-/// Figures of which each has a reason.
-struct Reasons {
+/// Figures that a label tells apart.
+struct Labelled {
     name: &'static str,
     help: &'static str,
+    /// The label's name, and its values.
+    label: &'static str,
     labels: &'static [&'static str],
     values: fn(&Stats) -> &[u64],
 }
 
-const REASONS: &[Reasons] = &[
-    Reasons {
+const LABELLED: &[Labelled] = &[
+    Labelled {
         name: "lostlove_connections_refused_total",
         help: "Connections turned away, by reason.",
+        label: "reason",
         labels: &Refusal::LABELS,
         values: |stats| &stats.refused,
     },
-    Reasons {
+    Labelled {
         name: "lostlove_connections_closed_total",
         help: "TCP connections ended, by reason.",
+        label: "reason",
         labels: &CloseReason::LABELS,
         values: |stats| &stats.connections_closed,
     },
-    Reasons {
+    Labelled {
         name: "lostlove_handshakes_failed_total",
         help: "Handshakes that failed, by reason.",
+        label: "reason",
         labels: &HandshakeError::LABELS,
         values: |stats| &stats.handshakes_failed,
     },
-    Reasons {
+    Labelled {
         name: "lostlove_sessions_ended_total",
         help: "Sessions that are over, by reason.",
+        label: "reason",
         labels: &CloseReason::LABELS,
         values: |stats| &stats.sessions_ended,
     },
-    Reasons {
+    Labelled {
         name: "lostlove_protocol_errors_total",
         help: "Sessions ended by an error, by reason; all but no_entropy are the peer's.",
+        label: "reason",
         labels: &ProtocolError::LABELS,
         values: |stats| &stats.protocol_errors,
     },
-    Reasons {
+    Labelled {
         name: "lostlove_dropped_packets_total",
         help: "IP packets dropped, by reason.",
+        label: "reason",
         labels: &DropReason::LABELS,
         values: |stats| &stats.dropped,
+    },
+    Labelled {
+        name: "lostlove_tun_refused_total",
+        help: "Packets that the tunnel device refused with their offload, by kind; each was taken once finished.",
+        label: "kind",
+        labels: &OffloadKind::LABELS,
+        values: |stats| &stats.tun_refused,
     },
 ];
 
@@ -256,10 +271,11 @@ impl Page {
             self.family(family.name, family.help, family.kind);
             self.line(family.name, "", (family.value)(stats));
         }
-        for family in REASONS {
+        for family in LABELLED {
             self.family(family.name, family.help, Kind::Counter);
-            for (reason, value) in family.labels.iter().zip((family.values)(stats)) {
-                self.line(family.name, format_args!("{{reason=\"{reason}\"}}"), value);
+            let name = family.label;
+            for (label, value) in family.labels.iter().zip((family.values)(stats)) {
+                self.line(family.name, format_args!("{{{name}=\"{label}\"}}"), value);
             }
         }
     }
@@ -462,6 +478,8 @@ mod tests {
             "lostlove_connections_closed_total{reason=\"end_of_stream\"} 13",
             "lostlove_sessions_ended_total{reason=\"no_return\"} 14",
             "lostlove_protocol_errors_total{reason=\"checksum\"} 15",
+            "lostlove_tun_refused_total{kind=\"tcp\"} 16",
+            "lostlove_tun_refused_total{kind=\"udp\"} 17",
             "lostlove_peer_connected{peer=\"alice\"} 1",
             "lostlove_peer_receive_bytes_total{peer=\"alice\"} 11",
             "lostlove_peer_transmit_bytes_total{peer=\"alice\"} 12",
@@ -504,6 +522,7 @@ mod tests {
         stats.connections_closed[CloseReason::EndOfStream.index()] = 13;
         stats.sessions_ended[CloseReason::NoReturn.index()] = 14;
         stats.protocol_errors[ProtocolError::from(FrameError::BadChecksum).index()] = 15;
+        stats.tun_refused = [16, 17];
         let peer = |name: &str, rtt| PeerStats {
             name: name.to_owned(),
             connected: true,

@@ -113,7 +113,7 @@ mod tests {
 
     use super::*;
     use crate::net::namespace::{self, Namespace, checksum};
-    use crate::tun::{Tun, TunConfig};
+    use crate::tun::{Offloads, Tun, TunConfig};
 
     const COUNT: usize = 10;
     const LENGTH: usize = 1000;
@@ -159,7 +159,7 @@ mod tests {
         let sender = tun::create(&configuration).unwrap();
         let out = Tun::open(&TunConfig {
             name: "out0",
-            offload: true,
+            offload: Offloads::ALL,
         });
         ns.shell(
             "ip addr add 10.0.0.1/24 dev in0; ip link set in0 up; \

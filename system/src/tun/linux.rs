@@ -22,46 +22,48 @@ const TUN_F_TSO6: usize = 0x04;
 const TUN_F_USO4: usize = 0x20;
 const TUN_F_USO6: usize = 0x40;
 
-/// What to ask for, best first: before Linux 6.2 the whole request fails for its UDP bits.
-const REQUESTS: [(usize, Offloads); 2] = [
-    (
-        TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_USO4 | TUN_F_USO6,
-        Offloads {
-            checksum: true,
-            tso: true,
-            uso: true,
-        },
-    ),
-    (
-        TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6,
-        Offloads {
-            checksum: true,
-            tso: true,
-            uso: false,
-        },
-    ),
-];
-
-/// Opens the device. The offloads are those granted, none where there are no virtio headers.
-pub(super) fn open(config: &TunConfig<'_>) -> Result<(OwnedFd, Option<Offloads>), TunError> {
+/// Opens the device, with virtio headers if any offload is asked for; and which of these it has.
+pub(super) fn open(config: &TunConfig<'_>) -> Result<(OwnedFd, Offloads), TunError> {
     let io_error = |source| TunError::from_io(config.name, source);
     let fd = create(config)?;
     rustix::io::ioctl_fionbio(&fd, true).map_err(|errno| io_error(errno.into()))?;
-    if !config.offload {
-        return Ok((fd, None));
+    let wanted = config.offload;
+    if !wanted.any() {
+        return Ok((fd, Offloads::NONE));
     }
     set_header_len(&fd).map_err(|source| TunError::Io {
         name: config.name.to_owned(),
         source,
     })?;
-    let granted = REQUESTS
-        .iter()
-        .find(|(flags, _)| set_offload(&fd, *flags).is_ok())
-        .map_or_else(Offloads::default, |(_, offloads)| *offloads);
-    if granted.tso {
+    let without_udp = Offloads {
+        udp: false,
+        ..wanted
+    };
+    // Before Linux 6.2 the whole request fails for its UDP bits.
+    let granted = [wanted, without_udp]
+        .into_iter()
+        .find(|offloads| set_offload(&fd, flags(*offloads)).is_ok());
+    // Without any, the kernel finishes what it hands over, and still takes what others finish for it.
+    let offloads = granted.unwrap_or(without_udp);
+    if offloads.tcp {
         keep_constant_identifications(config.name);
     }
-    Ok((fd, Some(granted)))
+    Ok((fd, offloads))
+}
+
+/// What the kernel is told that it may hand over unfinished.
+const fn flags(offloads: Offloads) -> usize {
+    let tcp = if offloads.tcp {
+        TUN_F_TSO4 | TUN_F_TSO6
+    } else {
+        0
+    };
+    let udp = if offloads.udp {
+        TUN_F_USO4 | TUN_F_USO6
+    } else {
+        0
+    };
+    TUN_F_CSUM | tcp | udp
 }
 
 fn create(config: &TunConfig<'_>) -> Result<OwnedFd, TunError> {
@@ -69,7 +71,7 @@ fn create(config: &TunConfig<'_>) -> Result<OwnedFd, TunError> {
     configuration
         .tun_name(config.name)
         .platform_config(|platform| {
-            platform.vnet_hdr(config.offload);
+            platform.vnet_hdr(config.offload.any());
             // Everything else is set through netlink.
             platform.ensure_root_privileges(false);
         });

@@ -12,8 +12,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use lostlove_core::ip::VirtioHeader;
 use lostlove_pump::PacketDevice;
+use rustix::io::Errno;
 
 pub use self::error::TunError;
+pub use lostlove_core::config::Offloads;
 
 mod error;
 mod ethtool;
@@ -31,20 +33,8 @@ pub struct TunConfig<'a> {
     /// Its name: 1 to [`MAX_NAME_LEN`] bytes. Templates such as `tun%d` are refused, because what a
     /// crashed predecessor left behind is found by the name.
     pub name: &'a str,
-    /// Whether to ask for checksum and segmentation offload.
-    pub offload: bool,
-}
-
-/// What the kernel may leave undone in the packets it hands over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offloads {
-    /// Transport checksums may hold only the pseudo-header's sum.
-    pub checksum: bool,
-    /// TCP super-packets of up to 64 KiB.
-    pub tso: bool,
-    /// UDP super-packets (Linux 6.2 and later). Where this is false the kernel also refuses UDP
-    /// super-packets that are sent to it.
-    pub uso: bool,
+    /// Which super-packets to ask for, and partial checksums with any of them.
+    pub offload: Offloads,
 }
 
 /// One received packet.
@@ -61,7 +51,8 @@ pub struct Received {
 pub struct Tun {
     fd: OwnedFd,
     name: String,
-    offloads: Option<Offloads>,
+    has_headers: bool,
+    offloads: Offloads,
 }
 
 impl Tun {
@@ -80,6 +71,7 @@ impl Tun {
         Ok(Self {
             fd,
             name: config.name.to_owned(),
+            has_headers: config.offload.any(),
             offloads,
         })
     }
@@ -88,15 +80,15 @@ impl Tun {
     /// `SOCK_SEQPACKET` socket pair. Whether it blocks stays as it is. With `vnet_hdr` each packet
     /// is preceded by a virtio header and everything counts as offloaded.
     pub const fn from_fd(fd: OwnedFd, vnet_hdr: bool) -> Self {
-        let all = Offloads {
-            checksum: true,
-            tso: true,
-            uso: true,
-        };
         Self {
             fd,
             name: String::new(),
-            offloads: if vnet_hdr { Some(all) } else { None },
+            has_headers: vnet_hdr,
+            offloads: if vnet_hdr {
+                Offloads::ALL
+            } else {
+                Offloads::NONE
+            },
         }
     }
 
@@ -107,12 +99,13 @@ impl Tun {
 
     /// Whether packets have virtio headers.
     pub const fn offload(&self) -> bool {
-        self.offloads.is_some()
+        self.has_headers
     }
 
-    /// What the kernel may leave undone; nothing without [`Self::offload`].
-    pub fn offloads(&self) -> Offloads {
-        self.offloads.unwrap_or_default()
+    /// Which super-packets it takes: those asked for, but UDP's only since Linux 6.2. None without
+    /// [`Self::offload`].
+    pub const fn offloads(&self) -> Offloads {
+        self.offloads
     }
 
     /// Receives one packet into the start of `buf`.
@@ -127,7 +120,7 @@ impl Tun {
     /// virtio header, and whatever the kernel reports, such as `EBADFD` once the device was
     /// deleted.
     pub fn recv(&self, buf: &mut [u8]) -> io::Result<Received> {
-        if self.offloads.is_none() {
+        if !self.has_headers {
             let len = rustix::io::read(&self.fd, buf)?;
             return match len {
                 0 => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -154,7 +147,8 @@ impl Tun {
     ///
     /// [`io::ErrorKind::WouldBlock`] when the packet does not fit now. `EIO` while the link is
     /// down, `EINVAL` for what the kernel takes for no packet, and `ENOBUFS` or `ENOMEM` when it
-    /// lacks memory concern this packet only: count a drop and go on.
+    /// lacks memory concern this packet only: go on with the next. So does `EINVAL` from kernels that
+    /// refuse packets for their virtio header, however right it is.
     pub fn send(&self, packet: &[u8], header: &[u8; VNET_HEADER_LEN]) -> io::Result<()> {
         // A packet is taken whole or not at all, so the count says nothing.
         if self.offload() {
@@ -202,7 +196,12 @@ impl PacketDevice for Tun {
     }
 
     fn send(&self, packet: &[u8], header: &VirtioHeader) -> io::Result<()> {
-        Self::send(self, packet, &header.to_bytes())
+        Self::send(self, packet, &header.to_bytes()).map_err(|error| {
+            match Errno::from_io_error(&error) {
+                Some(Errno::NOBUFS) => io::ErrorKind::OutOfMemory.into(),
+                _ => error,
+            }
+        })
     }
 }
 
@@ -240,13 +239,45 @@ mod tests {
         });
     }
 
+    #[test]
+    fn datagrams_come_together_only_where_that_is_asked_for() {
+        let tcp_alone = Offloads {
+            udp: false,
+            ..Offloads::ALL
+        };
+        let udp_alone = Offloads {
+            tcp: false,
+            ..Offloads::ALL
+        };
+        for (wanted, len) in [(tcp_alone, 1028), (udp_alone, 3028), (Offloads::ALL, 3028)] {
+            namespace::run(|ns| {
+                let tun = open_with(wanted).unwrap();
+                if tun.offloads() != wanted {
+                    crate::testing::skip("needs UDP super-packets, which Linux has since 6.2");
+                    return;
+                }
+                ns.shell(&format!(
+                    "ip addr add {SERVER}/24 dev tun0; ip link set tun0 up"
+                ));
+                let socket = UdpSocket::bind((SERVER, 0)).unwrap();
+                send_in_segments_of(&socket, 1000);
+                socket.send_to(&[1; 3000], (CLIENT, 9)).unwrap();
+
+                let (packet, header) = receive(&tun, 17);
+
+                assert_eq!(packet.len(), len, "{wanted}");
+                assert_eq!(header.unwrap()[0], 1, "VIRTIO_NET_HDR_F_NEEDS_CSUM");
+            });
+        }
+    }
+
     /// Case 101: a name of 16 bytes, and others that the kernel would not take.
     #[test]
     fn bad_names_are_refused() {
         let open = |name| {
             Tun::open(&TunConfig {
                 name,
-                offload: false,
+                offload: Offloads::NONE,
             })
             .unwrap_err()
         };
@@ -266,7 +297,7 @@ mod tests {
     #[test]
     fn taken_names_are_told_apart() {
         namespace::run(|_| {
-            for offload in [true, false] {
+            for offload in [Offloads::ALL, Offloads::NONE] {
                 let open = |name| Tun::open(&TunConfig { name, offload });
                 let _first = open("tun0").unwrap();
 
@@ -330,10 +361,7 @@ mod tests {
             let error = tun
                 .send(&echo_request(), &[0; VNET_HEADER_LEN])
                 .unwrap_err();
-            assert_eq!(
-                error.raw_os_error(),
-                Some(rustix::io::Errno::IO.raw_os_error())
-            );
+            assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
 
             ns.shell("ip link set tun0 up");
             tun.send(&echo_request(), &[0; VNET_HEADER_LEN]).unwrap();
@@ -371,6 +399,14 @@ mod tests {
     }
 
     fn open(offload: bool) -> Result<Tun, TunError> {
+        open_with(if offload {
+            Offloads::ALL
+        } else {
+            Offloads::NONE
+        })
+    }
+
+    fn open_with(offload: Offloads) -> Result<Tun, TunError> {
         let name = "tun0";
         Tun::open(&TunConfig { name, offload })
     }
@@ -386,8 +422,7 @@ mod tests {
 
     fn ping(ns: &Namespace, offload: bool) {
         let tun = open_up(ns, offload);
-        assert_eq!(tun.offloads().checksum, offload);
-        assert_eq!(tun.offloads().tso, offload);
+        assert_eq!(tun.offloads().tcp, offload);
         tun.send(&echo_request(), &[0; VNET_HEADER_LEN]).unwrap();
 
         let (reply, header) = receive(&tun, 1);
@@ -405,6 +440,23 @@ mod tests {
         let socket = UdpSocket::bind((SERVER, 0)).unwrap();
         socket.send_to(b"datagram", (CLIENT, 9)).unwrap();
         receive(&tun, 17).1
+    }
+
+    /// Has the kernel cut what the socket sends, as late as it can.
+    #[expect(unsafe_code, reason = "a socket option that no safe crate has")]
+    fn send_in_segments_of(socket: &UdpSocket, len: i32) {
+        let value = (&raw const len).cast();
+        // SAFETY: UDP_SEGMENT takes an int, and its size is that of one.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_UDP,
+                libc::UDP_SEGMENT,
+                value,
+                size_of::<i32>() as u32,
+            )
+        };
+        assert_eq!(result, 0);
     }
 
     fn echo_request() -> Vec<u8> {

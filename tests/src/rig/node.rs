@@ -13,6 +13,7 @@ use lostlove_core::config::{
 use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_core::endpoint as core;
 use lostlove_core::internals::ip::MAX_PACKET_LEN;
+use lostlove_core::ip::VirtioHeader;
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::stats::Stats;
 use lostlove_host::daemon::{Daemon, DaemonParts};
@@ -246,6 +247,12 @@ impl Node {
     #[track_caller]
     pub fn send(&self, packet: &[u8]) {
         self.tun.send(packet, &[0; VNET_HEADER_LEN]).unwrap();
+    }
+
+    /// The same with a virtio header, which [`Setup::vnet_hdr`] has room for.
+    #[track_caller]
+    pub fn send_unfinished(&self, packet: &[u8], header: VirtioHeader) {
+        self.tun.send(packet, &header.to_bytes()).unwrap();
     }
 
     /// Waits for a packet from the TUN device.

@@ -2,21 +2,21 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::time::Instant;
 use lostlove_core::turn::Turn;
 use lostlove_pump as pump;
-use lostlove_pump::Progress;
+use lostlove_pump::{PacketDevice, Progress};
 use lostlove_system::clock::Clock;
 use lostlove_system::entropy::SystemEntropy;
-use lostlove_system::tun::Tun;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-pub(crate) struct Driver {
+pub(crate) struct Driver<D> {
     pub(crate) endpoint: Endpoint,
-    pub(crate) device: Tun,
+    pub(crate) device: D,
     pub(crate) clock: Clock,
     pub(crate) entropy: SystemEntropy,
     pub(crate) server: SocketAddr,
@@ -29,7 +29,7 @@ pub(crate) struct Connection {
     is_blocked: bool,
 }
 
-impl Driver {
+impl<D: PacketDevice + AsFd> Driver<D> {
     /// Tells the server good-bye; [`Self::run`] then comes to an end.
     pub(crate) fn shut_down(&mut self) -> io::Result<()> {
         let now = self.clock.now();
@@ -108,6 +108,8 @@ impl Driver {
                     | Event::Rejected { .. }
                     | Event::Crowded { .. },
                 ) => {}
+                // The endpoint has found out by itself; a real driver would say so.
+                Some(Event::OffloadRefused { .. }) => {}
                 // What was set up for it could be taken back.
                 Some(Event::Unassigned) => {}
                 // A good moment to ask the allocator for what it keeps.

@@ -10,6 +10,7 @@ mod peers;
 mod probes;
 mod randomness;
 mod recordings;
+mod refusals;
 mod routing;
 mod sessions;
 mod strangers;

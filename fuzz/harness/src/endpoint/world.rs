@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ipnet::IpNet;
 use lostlove_core::config::{Assignment, Peer};
-use lostlove_core::endpoint::{Batch, Buffer, TunPacket};
+use lostlove_core::endpoint::{Batch, Buffer, Sent, TunPacket};
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::internals::ip;
 use lostlove_core::ip::VirtioHeader;
@@ -114,7 +114,10 @@ impl World {
                     self.nodes[which].assignment = Some(assignment);
                     self.nodes[which].endpoint.accept_assignment(id);
                 }
-                Event::Ended { .. } | Event::Unassigned | Event::MemoryFreed => {}
+                Event::Ended { .. }
+                | Event::Unassigned
+                | Event::OffloadRefused { .. }
+                | Event::MemoryFreed => {}
                 Event::Established { id, .. }
                 | Event::ProbeEstablished { id, .. }
                 | Event::Lost { id, .. } => {
@@ -563,7 +566,7 @@ impl Link {
 }
 
 /// A packet on its way to the TUN device must be one, and be allowed there.
-fn check_sunk(packet: &TunPacket<'_>, which: usize, allowed: &[IpNet]) -> bool {
+fn check_sunk(packet: &TunPacket<'_>, which: usize, allowed: &[IpNet]) -> Sent {
     let info = ip::parse(packet.bytes).expect("what is not IP goes nowhere");
     let judged = if which == SERVER {
         info.source
@@ -571,6 +574,11 @@ fn check_sunk(packet: &TunPacket<'_>, which: usize, allowed: &[IpNet]) -> bool {
         info.destination
     };
     assert!(allowed.iter().any(|net| net.contains(&judged)), "{judged}");
-    // A device that is busy now and then.
-    packet.bytes.len().is_multiple_of(2)
+    // A device that is busy now and then, or does not take what is left to do.
+    let is_finished = packet.header == VirtioHeader::default();
+    match packet.bytes.len() % 4 {
+        1 => Sent::Full,
+        3 if !is_finished => Sent::Refused { os_error: Some(22) },
+        _ => Sent::Taken,
+    }
 }

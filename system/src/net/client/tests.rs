@@ -16,7 +16,7 @@ use super::*;
 use crate::net::namespace::{self, Namespace, await_event, checksum, receive};
 use crate::net::{ClientRoutes, FWMARK, NameServers, clean_up_after_crash};
 use crate::testing::capture;
-use crate::tun::{Tun, TunConfig};
+use crate::tun::{Offloads, Tun, TunConfig};
 
 const SERVER: &str = "203.0.113.7";
 /// The answer of an unreachable route, as `ip` says it; no route at all is another.
@@ -464,7 +464,7 @@ fn source(destination: &str, mark: Option<u32>) -> String {
 }
 
 fn open(name: &str) -> Tun {
-    let offload = true;
+    let offload = Offloads::ALL;
     Tun::open(&TunConfig { name, offload }).unwrap()
 }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::net::clean_up_after_crash;
 use crate::net::namespace::{self, Namespace};
 use crate::testing::capture;
-use crate::tun::{Tun, TunConfig};
+use crate::tun::{Offloads, Tun, TunConfig};
 
 /// Case 109: everything is restored.
 #[test]
@@ -109,7 +109,7 @@ fn a_forwarding_host_keeps_listening_to_its_router() {
     namespace::run(|ns| {
         let uplink = Tun::open(&TunConfig {
             name: "up0",
-            offload: false,
+            offload: Offloads::NONE,
         });
         let accept_ra = || ns.shell("cat /proc/sys/net/ipv6/conf/up0/accept_ra");
         assert_eq!(accept_ra(), "1\n");
@@ -447,7 +447,7 @@ fn open() -> Tun {
 fn open_as(name: &str) -> Tun {
     Tun::open(&TunConfig {
         name,
-        offload: true,
+        offload: Offloads::ALL,
     })
     .unwrap()
 }
