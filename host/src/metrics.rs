@@ -78,11 +78,13 @@ impl Metrics {
 
     /// Hands figures to the request that waits for them. Never blocks; without such a request
     /// they serve the next one that gets no better ones.
-    pub fn publish(&self, stats: &Stats, peers: &[PeerStats]) {
+    /// `tun_dropped` is what the system has dropped in front of the TUN device, where that is known.
+    pub fn publish(&self, stats: &Stats, peers: &[PeerStats], tun_dropped: Option<u64>) {
         if let Some(server) = &self.server {
             let snapshot = Snapshot {
                 stats: stats.clone(),
                 peers: peers.to_vec(),
+                tun_dropped,
             };
             // A full channel holds figures that nobody has asked for yet; the next request
             // throws them away.
@@ -188,6 +190,7 @@ struct Shared {
 struct Snapshot {
     stats: Stats,
     peers: Vec<PeerStats>,
+    tun_dropped: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,6 +26,24 @@ fn both_ends_answer_pings_in_both_families() {
     }
 }
 
+/// No program and no peer is told of them.
+#[test]
+fn packets_that_find_the_devices_queue_full_are_counted() {
+    const QUEUED: u32 = 1000;
+    let Some(lab) = Lab::new(1) else { return };
+    let tunnel = lab.start();
+    let server = &lab.server;
+    server.await_metric("lostlove_tun_dropped_total", 0.0);
+    let socket = server.netns.run(|| UdpSocket::bind((SERVER_V4, 0)));
+    let socket = socket.unwrap().unwrap();
+    tunnel.server.signal(Signal::STOP);
+    for _ in 0..2 * QUEUED {
+        socket.send_to(b"datagram", (client_v4(0), 9)).unwrap();
+    }
+    tunnel.server.signal(Signal::CONT);
+    server.await_metric("lostlove_tun_dropped_total", f64::from(QUEUED - 100));
+}
+
 #[test]
 fn two_hundred_megabytes_arrive_intact_upwards() {
     let Some(lab) = Lab::new(1) else { return };

@@ -30,13 +30,13 @@ use lostlove_core::stats::Stats;
 use lostlove_core::turn::Entropy;
 use lostlove_system::clock::Clock;
 use lostlove_system::memory;
-use lostlove_system::net::NetError;
+use lostlove_system::net::{NetError, transmit_dropped};
 use lostlove_system::signal::{Signal, Signals};
 use lostlove_system::socket::SocketOptions;
 use lostlove_system::tun::Tun;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use network::Network;
 pub use start::main;
@@ -110,7 +110,7 @@ pub struct Daemon {
     // These are dropped last, in this order: signals are heard until all is put back.
     /// The network's thread, until everything is put back.
     network: Option<NetworkThread>,
-    _device: Arc<Tun>,
+    device: Arc<Tun>,
     signals: Signals,
 }
 
@@ -187,7 +187,7 @@ impl Daemon {
             error: None,
             panic: None,
             network,
-            _device: device,
+            device,
             signals: parts.signals,
         })
     }
@@ -353,14 +353,31 @@ impl Daemon {
     }
 
     fn publish(&self, figures: &Figures) {
+        let dropped = self.tun_dropped();
         match &self.peers {
             Some(peers) => {
                 let peers: Vec<_> =
                     peers.with(|peers| peers.iter().map(|(_, _, stats)| stats).collect());
-                self.metrics.publish(&figures.stats, &peers);
+                self.metrics.publish(&figures.stats, &peers, dropped);
             }
-            None => self.metrics.publish(&figures.stats, &figures.peers),
+            None => self
+                .metrics
+                .publish(&figures.stats, &figures.peers, dropped),
         }
+    }
+
+    /// What the system has dropped in front of the TUN device; none for what only stands in for one.
+    fn tun_dropped(&self) -> Option<u64> {
+        let tun = self.device.name();
+        if tun.is_empty() {
+            return None;
+        }
+        let dropped = transmit_dropped(tun);
+        dropped
+            .inspect_err(
+                |error| debug!(tun, %error, "the device does not tell what it has dropped"),
+            )
+            .ok()
     }
 
     fn handle_network(&mut self, report: NetworkReport) {

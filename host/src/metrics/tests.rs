@@ -31,8 +31,8 @@ fn figures_from_before_the_request_give_way_to_fresh_ones() {
         sessions,
         ..Stats::default()
     };
-    metrics.publish(&with(1), &[]);
-    metrics.publish(&with(2), &[]);
+    metrics.publish(&with(1), &[], None);
+    metrics.publish(&with(2), &[], None);
     let response = scrape(&metrics, "GET /metrics HTTP/1.1\r\n\r\n", &with(3));
     assert!(response.contains("\nlostlove_sessions 3\n"), "{response}");
 }
@@ -99,7 +99,7 @@ fn a_stuck_scraper_blocks_nobody() {
     stuck.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
     let start = Instant::now();
     for _ in 0..1000 {
-        metrics.publish(&Stats::default(), &[]);
+        metrics.publish(&Stats::default(), &[], None);
     }
     let request = "GET /metrics HTTP/1.1\r\n\r\n";
     let response = scrape(&metrics, request, &Stats::default());
@@ -154,7 +154,7 @@ fn fifty_scrapes_at_once_are_all_answered() {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 if metrics.wants_update() {
-                    metrics.publish(&stats, &[]);
+                    metrics.publish(&stats, &[], None);
                 }
                 thread::sleep(Duration::from_millis(1));
             }
@@ -183,7 +183,7 @@ fn a_taken_port_that_nobody_chose_is_served_once_it_is_free() {
     let address = first.address().unwrap();
     let second = Metrics::start_once_free(address, Role::Server).unwrap();
     assert_eq!(second.address(), None);
-    second.publish(&Stats::default(), &[]);
+    second.publish(&Stats::default(), &[], None);
     drop(first);
     let deadline = Instant::now() + Duration::from_secs(30);
     while TcpStream::connect(address).is_err() {
@@ -195,7 +195,7 @@ fn a_taken_port_that_nobody_chose_is_served_once_it_is_free() {
 #[test]
 fn without_an_address_nothing_is_served() {
     let metrics = Metrics::start(None, Role::Client).unwrap();
-    metrics.publish(&Stats::default(), &[]);
+    metrics.publish(&Stats::default(), &[], None);
     metrics.set_ready(true);
     assert!(!metrics.wants_update());
     assert!(metrics.fd().is_none() && metrics.address().is_none());
@@ -241,7 +241,7 @@ fn scrape(metrics: &Metrics, request: &str, stats: &Stats) -> String {
     assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1);
     assert!(metrics.wants_update());
     assert!(!metrics.wants_update());
-    metrics.publish(stats, &[]);
+    metrics.publish(stats, &[], None);
     read_to_end(&mut stream)
 }
 

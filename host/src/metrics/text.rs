@@ -33,6 +33,14 @@ pub(super) fn render(role: Role, started: Duration, snapshot: &Snapshot) -> Stri
         1,
     );
     page.endpoint(&snapshot.stats);
+    if let Some(dropped) = snapshot.tun_dropped {
+        page.single(
+            "lostlove_tun_dropped_total",
+            "Packets for the tunnel that the system has dropped, mostly as the device's queue was full.",
+            Kind::Counter,
+            dropped,
+        );
+    }
     page.peers(&snapshot.peers);
     page.process(started);
     page.0
@@ -480,6 +488,7 @@ mod tests {
             "lostlove_protocol_errors_total{reason=\"checksum\"} 15",
             "lostlove_tun_refused_total{kind=\"tcp\"} 16",
             "lostlove_tun_refused_total{kind=\"udp\"} 17",
+            "lostlove_tun_dropped_total 18",
             "lostlove_peer_connected{peer=\"alice\"} 1",
             "lostlove_peer_receive_bytes_total{peer=\"alice\"} 11",
             "lostlove_peer_transmit_bytes_total{peer=\"alice\"} 12",
@@ -534,7 +543,11 @@ mod tests {
             peer("alice", Some(Duration::from_millis(25))),
             peer("b\"o\\b\n", None),
         ];
-        let snapshot = Snapshot { stats, peers };
+        let snapshot = Snapshot {
+            stats,
+            peers,
+            tun_dropped: Some(18),
+        };
         render(Role::Server, Duration::from_millis(1500), &snapshot)
     }
 }

@@ -14,6 +14,7 @@ pub use self::allowed::{Allowed, Sources};
 pub use self::client::{ClientNet, check_firewall};
 pub use self::error::{AssignmentError, NetError};
 pub use self::guard::clean_up_after_crash;
+pub use self::link::transmit_dropped;
 pub use self::overlap::local_networks;
 pub use self::server::{ServerNet, missing_nat_interface};
 pub use self::setup::{

@@ -227,6 +227,35 @@ impl Netlink {
         })
     }
 
+    /// How many packets the link `name` has dropped that were to leave through it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer, `ENODEV` if there is no such link.
+    pub(super) fn transmit_dropped(&mut self, name: &str) -> io::Result<u64> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        self.send(RouteNetlinkMessage::GetLink(message), 0)?;
+        loop {
+            let (answer, _) = self.socket.recv_from_full()?;
+            let answer = deserialize(&answer)?;
+            if answer.header.sequence_number != self.sequence {
+                continue;
+            }
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                    let dropped = link.attributes.iter().find_map(|it| match it {
+                        LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
+                        _ => None,
+                    });
+                    return dropped.ok_or_else(|| io::ErrorKind::Unsupported.into());
+                }
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+        }
+    }
+
     /// Asks for all objects of a kind, and returns what `pick` takes of them. Fails with
     /// [`io::ErrorKind::Interrupted`] if they changed meanwhile, for some may be missing then.
     pub(super) fn dump<T>(
