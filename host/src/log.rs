@@ -1,10 +1,19 @@
 //! The daemons' log: lines on standard error.
+//!
+//! They are written on a thread of their own, for standard error may be a pipe that nobody reads:
+//! nobody who has something to say waits for it.
 
 mod fields;
+mod queue;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd;
+use std::panic::{self, PanicHookInfo};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
 
 use lostlove_config::{LogFormat, LogLevel};
 use tracing::level_filters::LevelFilter;
@@ -17,6 +26,13 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::fields::QuotedFields;
+use self::queue::Lines;
+
+/// How long the end of a process waits for standard error.
+const LAST_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What is on its way to standard error, which is the process's.
+static LINES: OnceLock<Lines> = OnceLock::new();
 
 /// What decides the least severe level that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,27 +43,85 @@ pub struct Verbosity {
     pub configured: LogLevel,
 }
 
-/// Starts to log to standard error. Later calls in the same process change nothing.
+/// Starts to log to standard error, panics too. Later calls in the same process change nothing.
+///
+/// Nobody waits for standard error: what it does not take is dropped and counted, and a line says so
+/// once lines get through again. Whoever ends the process [flushes](FlushAtEnd) before.
 ///
 /// Under systemd, when standard error is the journal's socket (`JOURNAL_STREAM`), lines carry no
 /// time, which the journal adds, and begin with the severity prefix that it reads (sd-daemon(3)).
 /// Colours are for terminals without `NO_COLOR` only.
-pub fn init(verbosity: Verbosity, format: LogFormat) {
+///
+/// # Errors
+///
+/// When the system has no thread left.
+pub fn init(verbosity: Verbosity, format: LogFormat) -> io::Result<()> {
+    if LINES.get().is_some() {
+        return Ok(());
+    }
+    let started = Lines::start(io::stderr(), tell_of_dropped)?;
+    let lines = LINES.get_or_init(|| started).clone();
     let rust_log = std::env::var("RUST_LOG").ok();
     let (filter, complaint) = filter(verbosity, rust_log.as_deref());
     let destination = Destination::of_stderr();
+    report_panics(destination, lines.clone());
     let started = match (destination, format) {
-        (Destination::Journal, _) => journal(filter, format, io::stderr).try_init(),
+        (Destination::Journal, _) => journal(filter, format, lines).try_init(),
         (Destination::Terminal, LogFormat::Text) => {
-            stream(filter, format, Ansi(true), io::stderr).try_init()
+            stream(filter, format, Ansi(true), lines).try_init()
         }
         (Destination::Terminal | Destination::Stream, _) => {
-            stream(filter, format, Ansi(false), io::stderr).try_init()
+            stream(filter, format, Ansi(false), lines).try_init()
         }
     };
     if let (Ok(()), Some(error)) = (started, complaint) {
         warn!(%error, "RUST_LOG is malformed and ignored");
     }
+    Ok(())
+}
+
+/// Log lines that were dropped since the process began, for want of somebody who reads them.
+pub(crate) fn dropped_lines() -> u64 {
+    LINES.get().map_or(0, Lines::dropped)
+}
+
+fn tell_of_dropped(lines: u64) {
+    let noun = if lines == 1 { "line" } else { "lines" };
+    warn!("{lines} log {noun} dropped: nobody read standard error");
+}
+
+/// When it is dropped, waits until the log is written, but half a second at most. The last that a
+/// process drops, also while it unwinds.
+#[derive(Debug)]
+pub struct FlushAtEnd;
+
+impl Drop for FlushAtEnd {
+    fn drop(&mut self) {
+        if let Some(lines) = LINES.get() {
+            lines.flush(LAST_PATIENCE);
+        }
+    }
+}
+
+/// Has the words of a panic go the way of all lines, but for the filter: the standard library would
+/// wait for standard error, and with it the unwinding that puts the system back.
+fn report_panics(destination: Destination, lines: Lines) {
+    let prefix = match destination {
+        Destination::Journal => SEVERITY_OF_ERRORS,
+        Destination::Terminal | Destination::Stream => "",
+    };
+    panic::set_hook(Box::new(move |info| {
+        lines.push(panic_text(info, &Backtrace::capture(), prefix).as_bytes());
+    }));
+}
+
+fn panic_text(info: &PanicHookInfo<'_>, backtrace: &Backtrace, prefix: &str) -> String {
+    let thread = thread::current();
+    let mut text = format!("thread '{}' {info}", thread.name().unwrap_or("?"));
+    if backtrace.status() == BacktraceStatus::Captured {
+        text = format!("{text}\nstack backtrace:\n{backtrace}");
+    }
+    text.lines().map(|line| format!("{prefix}{line}\n")).collect()
 }
 
 type BoxedSubscriber = Box<dyn Subscriber + Send + Sync>;
@@ -143,6 +217,8 @@ fn is_stream(fd: impl AsFd, journal_stream: &str) -> bool {
         .is_ok_and(|stat| format!("{}:{}", stat.st_dev, stat.st_ino) == journal_stream)
 }
 
+const SEVERITY_OF_ERRORS: &str = "<3>";
+
 struct SeverityPrefix<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for SeverityPrefix<F>
@@ -158,7 +234,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         writer.write_str(match *event.metadata().level() {
-            Level::ERROR => "<3>",
+            Level::ERROR => SEVERITY_OF_ERRORS,
             Level::WARN => "<4>",
             Level::INFO => "<6>",
             Level::DEBUG | Level::TRACE => "<7>",
@@ -264,6 +340,39 @@ pub(crate) mod tests {
             );
             assert_eq!(json.contains("timestamp"), !journalled, "{text}");
         }
+    }
+
+    #[test]
+    fn every_line_of_a_panic_has_the_severity_of_an_error_in_a_journal() {
+        static SAID: Mutex<Option<String>> = Mutex::new(None);
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if thread::current().name() != Some("faulty") {
+                return usual(info);
+            }
+            let text = panic_text(info, &Backtrace::disabled(), SEVERITY_OF_ERRORS);
+            *SAID.lock().unwrap() = Some(text);
+        }));
+        let faulty = thread::Builder::new().name("faulty".to_owned());
+        let faulty = faulty.spawn(|| panic!("two\nlines")).unwrap();
+        assert!(faulty.join().is_err());
+        let said = SAID.lock().unwrap().take().unwrap();
+        let (first, rest) = said.split_once('\n').unwrap();
+        assert!(first.starts_with("<3>thread 'faulty' panicked at host/src/log.rs:"), "{said}");
+        assert_eq!(rest, "<3>two\n<3>lines\n");
+    }
+
+    #[test]
+    fn one_dropped_line_is_no_plural() {
+        let text = capture(|| {
+            tell_of_dropped(1);
+            tell_of_dropped(20);
+        });
+        assert_eq!(
+            text,
+            "<4> WARN 1 log line dropped: nobody read standard error\n\
+             <4> WARN 20 log lines dropped: nobody read standard error\n"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, IsTerminal as _, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use signal_hook::consts::{
     SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
@@ -38,18 +38,25 @@ pub enum Signal {
 ///   so the caller does that and exits. Signals that arrive together count as one.
 /// - Once [`Signals::drain`] has returned `TerminateNow`, one more ends the process at once, in
 ///   case that restoring hangs.
+/// - Where nobody drains them, because whoever should is stuck, the third ends the process at once.
+///   Those that come within half a second of one that counted do not count, as it may be one wish
+///   that several programs pass on.
 /// - SIGHUP counts as SIGTERM when standard input is a terminal, for then it says that the
 ///   terminal is gone; otherwise it is ignored, as there is nothing to reload.
 /// - SIGUSR1 and SIGUSR2 are ignored, as are those of timers and of a file's size limit: nothing here
 ///   is to be restarted or printed, and a script that was written for another VPN does no harm.
 /// - SIGPIPE is already ignored by Rust's runtime.
 ///
+/// A process that is ended at once leaves the system as it is. The kernel takes the TUN device, and with
+/// it its addresses and routes; policy rules, firewall, kernel parameters and name servers stay until the
+/// next start puts them back from the [record of changes](crate::net).
+///
 /// Signals are caught, and lost, once this is dropped: keep it until the process ends.
 #[derive(Debug)]
 pub struct Signals {
     receiver: UnixStream,
     registrations: Vec<SigId>,
-    deliveries: AtomicUsize,
+    drained: AtomicUsize,
     give_up: Arc<AtomicBool>,
 }
 
@@ -80,7 +87,7 @@ impl Signals {
         Ok(Self {
             receiver,
             registrations: Vec::new(),
-            deliveries: AtomicUsize::new(0),
+            drained: AtomicUsize::new(0),
             give_up: Arc::new(AtomicBool::new(false)),
         })
     }
@@ -88,14 +95,19 @@ impl Signals {
     fn with_hangup(hangup: Hangup, exit_code: u8) -> io::Result<Self> {
         let (receiver, sender) = UnixStream::pair()?;
         let mut signals = Self::from_stream(receiver)?;
+        let deliveries = Arc::new(Deliveries::default());
         for signal in ENDING {
             signals.catch(signal, &sender, exit_code)?;
+            signals.count(signal, &deliveries, exit_code)?;
         }
         for signal in IGNORED {
             signals.ignore(signal)?;
         }
         match hangup {
-            Hangup::Terminates => signals.catch(SIGHUP, &sender, exit_code)?,
+            Hangup::Terminates => {
+                signals.catch(SIGHUP, &sender, exit_code)?;
+                signals.count(SIGHUP, &deliveries, exit_code)?;
+            }
             Hangup::Ignored => signals.ignore(SIGHUP)?,
         }
         Ok(signals)
@@ -120,6 +132,22 @@ impl Signals {
         Ok(())
     }
 
+    /// Ends the process when the signal comes too often, whoever does or does not drain it.
+    #[expect(unsafe_code, reason = "what runs in a signal handler is our affair")]
+    fn count(&mut self, signal: i32, deliveries: &Arc<Deliveries>, code: u8) -> io::Result<()> {
+        let deliveries = Arc::clone(deliveries);
+        let act = move || {
+            if deliveries.is_too_many(monotonic_millis()) {
+                low_level::exit(code.into());
+            }
+        };
+        // SAFETY: `act` is async-signal-safe. It reads and writes atomics, and calls `clock_gettime`
+        // and `_exit`, which signal-safety(7) lists; it takes no lock and allocates nothing.
+        self.registrations
+            .push(unsafe { low_level::register(signal, act)? });
+        Ok(())
+    }
+
     /// A non-blocking descriptor that is readable when [`Signals::drain`] has something to say.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.receiver.as_fd()
@@ -130,7 +158,7 @@ impl Signals {
         if !self.clear() {
             return None;
         }
-        if self.deliveries.fetch_add(1, Ordering::Relaxed) == 0 {
+        if self.drained.fetch_add(1, Ordering::Relaxed) == 0 {
             return Some(Signal::Terminate);
         }
         self.give_up.store(true, Ordering::Relaxed);
@@ -163,4 +191,78 @@ impl Drop for Signals {
 enum Hangup {
     Terminates,
     Ignored,
+}
+
+/// What the handler counts by itself, in case that nobody drains.
+#[derive(Debug, Default)]
+struct Deliveries {
+    counted: AtomicU32,
+    /// When the last one that counted came, in milliseconds; 0 before there is one.
+    last: AtomicU64,
+}
+
+impl Deliveries {
+    /// So many are enough.
+    const LAST: u32 = 3;
+
+    /// Milliseconds between two that count.
+    const APART: u64 = 500;
+
+    /// Takes note of a signal that comes at `now`, in milliseconds of any clock, and says whether it
+    /// is to end the process.
+    fn is_too_many(&self, now: u64) -> bool {
+        let now = now.saturating_add(1);
+        let last = self.last.load(Ordering::Relaxed);
+        if last != 0 && now.saturating_sub(last) < Self::APART {
+            return false;
+        }
+        let exchanged = self
+            .last
+            .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed);
+        // Otherwise another thread has been given one at the same moment.
+        exchanged.is_ok() && self.counted.fetch_add(1, Ordering::Relaxed) + 1 >= Self::LAST
+    }
+}
+
+/// The system's monotonic time, for a signal handler.
+#[expect(
+    unsafe_code,
+    reason = "signal handlers may call this function of the C library"
+)]
+fn monotonic_millis() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a valid place for the answer. It cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let [seconds, nanos] = [time.tv_sec, time.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
+    seconds
+        .saturating_mul(1000)
+        .saturating_add(nanos / 1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_third_signal_that_comes_half_a_second_after_the_one_before_is_too_many() {
+        for start in [0_u64, 7_000] {
+            let deliveries = Deliveries::default();
+            let at = |after| deliveries.is_too_many(start + after);
+            // A burst is one, however long it lasts; each next one counts from the last that did.
+            assert!(!at(0) && !at(0) && !at(499));
+            assert!(!at(500) && !at(700) && !at(999));
+            assert!(at(1000));
+        }
+    }
+
+    #[test]
+    fn seldom_signals_count_too() {
+        let deliveries = Deliveries::default();
+        let day: u64 = 86_400_000;
+        let is_too_many = [0, day, 2 * day].map(|at| deliveries.is_too_many(at));
+        assert_eq!(is_too_many, [false, false, true]);
+    }
 }

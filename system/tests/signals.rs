@@ -1,11 +1,14 @@
 //! Signals are the process's: this test has one to itself.
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader, Write as _, pipe};
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use lostlove_system::signal::{Signal, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal as Sent, kill_process};
 use signal_hook::consts::{
     SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
     SIGXCPU, SIGXFSZ,
@@ -75,6 +78,60 @@ fn a_third_signal_ends_a_process_that_does_not_end() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(EXIT_CODE.into()), "{output:?}");
+}
+
+/// Its only thread that listens waits for somebody who reads a pipe, and in vain.
+#[test]
+fn a_third_signal_ends_a_process_that_is_stuck_and_a_burst_is_one() {
+    const CHILD: &str = "LOSTLOVE_TEST_STUCK";
+    const READY: &str = "signals are caught";
+    const APART: Duration = Duration::from_millis(600);
+    if std::env::var_os(CHILD).is_some() {
+        let _signals = Signals::new(EXIT_CODE).unwrap();
+        println!("{READY}");
+        let (_reader, mut writer) = pipe().unwrap();
+        let _ = writer.write_all(&[0; 1 << 24]);
+        unreachable!("nobody reads");
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_third_signal_ends_a_process_that_is_stuck_and_a_burst_is_one",
+        ])
+        .arg("--nocapture")
+        .env(CHILD, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    assert!(lines.any(|line| line.contains(READY)));
+    let pid = Pid::from_child(&child);
+    let send = |signal| kill_process(pid, signal).unwrap();
+
+    for _ in 0..5 {
+        send(Sent::TERM);
+        send(Sent::INT);
+    }
+    thread::sleep(APART);
+    send(Sent::TERM);
+    thread::sleep(APART);
+    assert!(child.try_wait().unwrap().is_none(), "two are not enough");
+    send(Sent::INT);
+
+    let mut status = None;
+    for _ in 0..1000 {
+        status = child.try_wait().unwrap();
+        if status.is_some() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    // It fails only if that has ended.
+    let _ = child.kill();
+    let status = status.expect("an end");
+    assert_eq!(status.code(), Some(EXIT_CODE.into()), "{status}");
 }
 
 fn readable(signals: &Signals) -> bool {

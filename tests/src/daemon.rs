@@ -1,13 +1,14 @@
 //! A daemon under test.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use lostlove_system::netns::Netns;
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{await_some, await_true};
@@ -31,25 +32,39 @@ impl Daemon {
     /// Starts the daemon of a command; what it prints is in the log too.
     pub fn spawn(name: &str, mut command: Command) -> Self {
         let level = std::env::var("LOSTLOVE_TEST_LOG").unwrap_or_else(|_| "info".to_owned());
+        command.args(["--log-level", &level]).stderr(Stdio::piped());
+        Self::spawn_as_it_is(name, command)
+    }
+
+    /// Starts the daemon of a command with much to say, and with a standard error that is full and
+    /// that nobody reads, until somebody reads the other end.
+    pub fn spawn_unread(name: &str, mut command: Command) -> (Self, PipeReader) {
+        let (reader, writer) = full_pipe();
+        command.args(["--log-level", "debug"]).stderr(writer);
+        (Self::spawn_as_it_is(name, command), reader)
+    }
+
+    fn spawn_as_it_is(name: &str, mut command: Command) -> Self {
         let mut child = command
-            .args(["--log-level", &level])
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
-        let readers = vec![
-            read_lines(child.stdout.take().unwrap(), &log),
-            read_lines(child.stderr.take().unwrap(), &log),
-        ];
+        let stdout = child.stdout.take().map(|pipe| read_lines(pipe, &log));
+        let stderr = child.stderr.take().map(|pipe| read_lines(pipe, &log));
         Self {
             name: name.to_owned(),
             child,
             log,
-            readers,
+            readers: stdout.into_iter().chain(stderr).collect(),
         }
+    }
+
+    /// Takes the other end of its standard error into its log.
+    pub fn read(&mut self, stderr: PipeReader) {
+        self.readers.push(read_lines(stderr, &self.log));
     }
 
     /// Waits until a line of its log contains `text`, whatever the case, and returns the line.
@@ -132,6 +147,18 @@ impl Drop for Daemon {
             eprintln!("--- log of {} ---\n{}", self.name, self.log());
         }
     }
+}
+
+/// A pipe that holds nothing but empty lines, and as many as there is room for.
+pub fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = pipe().unwrap();
+    fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
+    for size in [4096, 1] {
+        let lines = vec![b'\n'; size];
+        while writer.write(&lines).is_ok() {}
+    }
+    fcntl_setfl(&writer, OFlags::empty()).unwrap();
+    (reader, writer)
 }
 
 fn read_lines(pipe: impl Read + Send + 'static, log: &Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {

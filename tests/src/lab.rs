@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs::{self, OpenOptions, Permissions};
-use std::io::{Read, Write};
+use std::io::{PipeReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -276,6 +276,13 @@ impl Host {
     pub fn start(&self, program: &Path, settings: &Settings) -> Daemon {
         let config = self.write_settings(settings);
         Daemon::start(&self.name, program, &self.netns, &config)
+    }
+
+    /// Starts a daemon here whose log nobody reads, until somebody reads what is returned.
+    pub fn start_unread(&self, program: &Path, settings: &Settings) -> (Daemon, PipeReader) {
+        let mut command = self.netns.command(program);
+        command.arg("--config").arg(self.write_settings(settings));
+        Daemon::spawn_unread(&self.name, command)
     }
 
     /// Runs a program here to its end; `arguments` are separated by white space.

@@ -9,24 +9,27 @@ use std::env;
 use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lostlove_command::demo::ping::Pinger;
+use lostlove_config::{LogFormat, LogLevel};
 use lostlove_core::config::{Environment, Role};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_host::daemon::{Daemon, DaemonParts, Network};
+use lostlove_host::log::{self, FlushAtEnd, Verbosity};
 use lostlove_host::metrics::Metrics;
 use lostlove_host::worker::Run;
 use lostlove_system::clock::Clock;
 use lostlove_system::signal::Signals;
 use lostlove_system::socket::{SocketOptions, listen};
 use lostlove_system::tun::{Offloads, Tun, TunConfig};
+use lostlove_tests::daemon::full_pipe;
 use lostlove_tests::entropy::{FAULT, Faulty};
 use lostlove_tests::lab::{SERVER_V4, SERVER_V6, client_v4, quoted};
-use lostlove_tests::{Host, Lab, await_true};
+use lostlove_tests::{Host, Lab, await_some, await_true};
 use rustix::process::Signal;
 
 /// How long a program is stopped; it is killed after five seconds.
@@ -153,36 +156,67 @@ fn a_panic_in_a_worker_restores_the_system() {
     let Some(lab) = Lab::new(1) else { return };
     let before = lab.server.network_state();
     for driver in ["mio", "smol"] {
-        let config = lab.server.write_settings(&lab.server_settings());
-        let mut command = lab.server.netns.command(env::current_exe().unwrap());
-        let mut server = command
-            .args(["--exact", "a_panic_in_a_worker_restores_the_system"])
-            .arg("--nocapture")
-            .env(CONFIG, config)
-            .env(DRIVER, driver)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        await_true("the server's rules", || {
-            lab.server.text("nft", "list ruleset").contains("lostlove")
-        });
-        assert_ne!(lab.server.network_state(), before);
-
+        let name = "a_panic_in_a_worker_restores_the_system";
+        let mut server = start_with_a_fault(&lab, name, driver, Stdio::piped());
         let mut client = lab.start_client(0, &lab.client_settings(0));
 
-        let mut status = None;
-        await_true("the server's end", || {
-            status = server.try_wait().unwrap();
-            status.is_some()
-        });
+        let status = await_end(&mut server);
         let mut said = String::new();
         server.stderr.unwrap().read_to_string(&mut said).unwrap();
-        assert_eq!(status.and_then(|status| status.code()), Some(101), "{said}");
+        assert_eq!(status.code(), Some(101), "{said}");
         assert!(said.contains(FAULT), "{said}");
         lab.server.network_state().assert_same_as(&before);
         client.terminate();
     }
+}
+
+/// What is said of the panic waits for nobody.
+#[test]
+fn a_panic_restores_the_system_when_nobody_reads_the_log() {
+    if let Some(config) = env::var_os(CONFIG) {
+        let _flush = FlushAtEnd;
+        let verbosity = Verbosity {
+            command_line: Some(LogLevel::Debug),
+            configured: LogLevel::Info,
+        };
+        log::init(verbosity, LogFormat::Text).unwrap();
+        return serve_with_a_fault(Path::new(&config));
+    }
+    let Some(lab) = Lab::new(1) else { return };
+    let before = lab.server.network_state();
+    let name = "a_panic_restores_the_system_when_nobody_reads_the_log";
+    let (_unread, stderr) = full_pipe();
+    let mut server = start_with_a_fault(&lab, name, "mio", stderr.into());
+    let _client = lab.start_client(0, &lab.client_settings(0));
+
+    assert_eq!(await_end(&mut server).code(), Some(101));
+
+    lab.server.network_state().assert_same_as(&before);
+}
+
+/// This test as a server, once its network is set up.
+fn start_with_a_fault(lab: &Lab, name: &str, driver: &str, stderr: Stdio) -> Child {
+    let before = lab.server.network_state();
+    let config = lab.server.write_settings(&lab.server_settings());
+    let mut command = lab.server.netns.command(env::current_exe().unwrap());
+    let server = command
+        .args(["--exact", name])
+        .arg("--nocapture")
+        .env(CONFIG, config)
+        .env(DRIVER, driver)
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
+    await_true("the server's rules", || {
+        lab.server.text("nft", "list ruleset").contains("lostlove")
+    });
+    assert_ne!(lab.server.network_state(), before);
+    server
+}
+
+fn await_end(child: &mut Child) -> ExitStatus {
+    await_some("the server's end", || child.try_wait().unwrap())
 }
 
 fn serve_with_a_fault(config: &Path) {

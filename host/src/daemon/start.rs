@@ -31,13 +31,14 @@ use super::{Daemon, DaemonParts, Ending};
 use crate::args::{self, DaemonArgs, Exit};
 use crate::dial::Dialer;
 use crate::leases::{self, Leases};
-use crate::log::{self, Verbosity};
+use crate::log::{self, FlushAtEnd, Verbosity};
 use crate::metrics::Metrics;
 use crate::setup::{self, FirstStart, SetupError};
 use crate::worker::Run;
 
 /// The whole of a daemon: `program` is its name, `run` its driver.
 pub fn main(role: Role, program: &'static str, run: Run) -> ExitCode {
+    let _flush = FlushAtEnd;
     let args = match args::parse(role, program, std::env::args_os()) {
         Ok(args) => args,
         Err(exit) => return exit.into(),
@@ -173,7 +174,7 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
         command_line: args.log_level,
         configured: settings.monitoring.log_level,
     };
-    log::init(verbosity, settings.monitoring.log_format);
+    log::init(verbosity, settings.monitoring.log_format)?;
     for warning in &settings.warnings {
         warn!("{warning}");
     }

@@ -340,9 +340,15 @@ impl Page {
         }
     }
 
-    /// The figures that every Prometheus client library has; those that `/proc` does not give
-    /// are left out.
+    /// What became of the log, and the figures that every Prometheus client library has; those that
+    /// `/proc` does not give are left out.
     fn process(&mut self, started: Duration) {
+        self.single(
+            "lostlove_log_lines_dropped_total",
+            "Log lines dropped because nobody read standard error.",
+            Kind::Counter,
+            crate::log::dropped_lines(),
+        );
         let cpu = clock_gettime(ClockId::ProcessCPUTime);
         self.single(
             "process_cpu_seconds_total",
@@ -493,6 +499,7 @@ mod tests {
             "lostlove_peer_receive_bytes_total{peer=\"alice\"} 11",
             "lostlove_peer_transmit_bytes_total{peer=\"alice\"} 12",
             "lostlove_peer_round_trip_seconds{peer=\"alice\"} 0.025",
+            "lostlove_log_lines_dropped_total 0",
             "process_start_time_seconds 1.5",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
