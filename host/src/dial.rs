@@ -8,7 +8,6 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use lostlove_config::ServerAddress;
 use lostlove_system::socket::SocketOptions;
@@ -16,6 +15,7 @@ use lostlove_system::wake::Wake;
 use tracing::debug;
 
 use self::race::Race;
+use crate::threads::Threads;
 
 /// A connection and the address it goes to, or why there is none.
 pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
@@ -31,6 +31,7 @@ pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
 pub struct Dialer {
     servers: Arc<[ServerAddress]>,
     options: SocketOptions,
+    threads: Threads,
     ready: Arc<Wake>,
     dial: Option<Arc<Dial>>,
     known: Arc<Known>,
@@ -38,15 +39,20 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// A dialler for `servers`. Sockets have `options` before they connect.
+    /// A dialler for `servers`, with threads of `threads`. Sockets have `options` before they connect.
     ///
     /// # Errors
     ///
     /// When the system has no descriptor left.
-    pub fn new(servers: Vec<ServerAddress>, options: SocketOptions) -> io::Result<Self> {
+    pub fn new(
+        servers: Vec<ServerAddress>,
+        options: SocketOptions,
+        threads: &Threads,
+    ) -> io::Result<Self> {
         Ok(Self {
             servers: servers.into(),
             options,
+            threads: threads.clone(),
             ready: Arc::new(Wake::new()?),
             dial: None,
             known: Arc::default(),
@@ -88,14 +94,14 @@ impl Dialer {
             Names {
                 known: Arc::clone(&self.known),
                 resolve: self.resolve,
+                threads: self.threads.clone(),
             },
             attempt,
         );
         let ready = Arc::clone(&self.ready);
         let slot = Arc::clone(&dial);
-        thread::Builder::new()
-            .name("dial".to_owned())
-            .spawn(move || slot.complete(race.run(), &ready))?;
+        let run = move || slot.complete(race.run(), &ready);
+        self.threads.spawn("dial", run)?;
         self.dial = Some(dial);
         Ok(())
     }
@@ -208,6 +214,8 @@ impl Cancel {
 struct Names {
     known: Arc<Known>,
     resolve: Resolve,
+    /// Each look-up has a thread.
+    threads: Threads,
 }
 
 /// Addresses that names had when they were looked up last.
@@ -230,6 +238,7 @@ impl Known {
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
+    use std::thread;
     use std::time::{Duration, Instant};
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -425,6 +434,19 @@ mod tests {
         assert!(start.elapsed() < race::TIMEOUT / 2, "{:?}", start.elapsed());
     }
 
+    /// The dial that waits for it goes on, but not the daemon.
+    #[test]
+    fn a_look_up_that_panics_is_a_panic_of_the_daemons() {
+        let mut dialer = dialer(vec![example(8443)]);
+        dialer.resolve = |_, _| panic!("a fault, for a test");
+        dialer.start(1);
+        let fd = dialer.threads.fd();
+        let limit = Timespec::try_from(race::TIMEOUT).unwrap();
+        let found = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit));
+        assert_eq!(found.unwrap(), 1);
+        assert!(dialer.threads.take_panic().is_some());
+    }
+
     #[test]
     fn no_server_is_an_error() {
         let mut dialer = dialer(Vec::new());
@@ -438,7 +460,7 @@ mod tests {
             notsent_lowat: 32 * 1024,
             mark: Some(1),
         };
-        Dialer::new(servers, options).unwrap()
+        Dialer::new(servers, options, &Threads::new().unwrap()).unwrap()
     }
 
     fn wait(dialer: &mut Dialer) -> Dialled {

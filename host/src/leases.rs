@@ -13,7 +13,6 @@ use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lostlove_core::config::Lease;
@@ -21,6 +20,8 @@ use lostlove_core::crypto::PublicKey;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 use tracing::warn;
+
+use crate::threads::Threads;
 
 /// Where the file is without `STATE_DIRECTORY`, which systemd sets.
 const STATE_DIRECTORY: &str = "/var/lib/lostlove";
@@ -65,6 +66,7 @@ pub fn state_directory() -> PathBuf {
 pub struct Leases {
     path: PathBuf,
     pace: Pace,
+    threads: Threads,
     /// Until the first change there is nothing to write.
     table: Option<Table>,
     writer: Option<Writer>,
@@ -86,11 +88,16 @@ enum Change {
 impl Leases {
     /// Reads what the server with this key has written into `directory`, the longest unused lease
     /// first. A file that makes no sense is renamed, with a warning.
-    pub fn open(directory: &Path, server: &PublicKey) -> (Self, Vec<Lease>) {
-        Self::open_with(directory, server, PACE)
+    pub fn open(directory: &Path, server: &PublicKey, threads: &Threads) -> (Self, Vec<Lease>) {
+        Self::open_with(directory, server, threads, PACE)
     }
 
-    fn open_with(directory: &Path, server: &PublicKey, pace: Pace) -> (Self, Vec<Lease>) {
+    fn open_with(
+        directory: &Path,
+        server: &PublicKey,
+        threads: &Threads,
+        pace: Pace,
+    ) -> (Self, Vec<Lease>) {
         let mut name = String::new();
         for byte in server.as_bytes().iter().take(8) {
             // Writing to a string does not fail.
@@ -105,6 +112,7 @@ impl Leases {
         let leases = Self {
             path,
             pace,
+            threads: threads.clone(),
             table: Some(table),
             writer: None,
         };
@@ -123,10 +131,10 @@ impl Leases {
 
     fn note(&mut self, change: Change) {
         if let Some(table) = self.table.take() {
-            self.writer = Writer::start(table, self.path.clone(), self.pace);
+            self.writer = Writer::start(table, self.path.clone(), self.pace, &self.threads);
         }
         if let Some(writer) = &self.writer {
-            // It ends before this does only by a panic, which is reported.
+            // It ends before this does only by a panic, and then the daemon ends.
             let _ = writer.changes.send(change);
         }
     }
@@ -144,15 +152,13 @@ impl Drop for Leases {
 }
 
 impl Writer {
-    fn start(table: Table, path: PathBuf, pace: Pace) -> Option<Self> {
+    fn start(table: Table, path: PathBuf, pace: Pace, threads: &Threads) -> Option<Self> {
         let (changes, receiver) = mpsc::channel();
         let (ended, end) = mpsc::channel();
-        let started = thread::Builder::new()
-            .name("leases".to_owned())
-            .spawn(move || {
-                keep(table, &path, &receiver, pace);
-                drop(ended);
-            });
+        let started = threads.spawn("leases", move || {
+            keep(table, &path, &receiver, pace);
+            drop(ended);
+        });
         match started {
             Ok(_) => Some(Self { changes, end }),
             Err(error) => {

@@ -15,6 +15,7 @@ pub mod log;
 pub mod metrics;
 pub mod report;
 pub mod setup;
+pub mod threads;
 pub mod worker;
 
 mod mailbox;

@@ -27,6 +27,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::fields::QuotedFields;
 use self::queue::Lines;
+use crate::threads::Threads;
 
 /// How long the end of a process waits for standard error.
 const LAST_PATIENCE: Duration = Duration::from_millis(500);
@@ -55,11 +56,11 @@ pub struct Verbosity {
 /// # Errors
 ///
 /// When the system has no thread left.
-pub fn init(verbosity: Verbosity, format: LogFormat) -> io::Result<()> {
+pub fn init(verbosity: Verbosity, format: LogFormat, threads: &Threads) -> io::Result<()> {
     if LINES.get().is_some() {
         return Ok(());
     }
-    let started = Lines::start(io::stderr(), tell_of_dropped)?;
+    let started = Lines::start(threads, io::stderr(), tell_of_dropped)?;
     let lines = LINES.get_or_init(|| started).clone();
     let rust_log = std::env::var("RUST_LOG").ok();
     let (filter, complaint) = filter(verbosity, rust_log.as_deref());
@@ -353,9 +354,9 @@ pub(crate) mod tests {
             let text = panic_text(info, &Backtrace::disabled(), SEVERITY_OF_ERRORS);
             *SAID.lock().unwrap() = Some(text);
         }));
-        let faulty = thread::Builder::new().name("faulty".to_owned());
-        let faulty = faulty.spawn(|| panic!("two\nlines")).unwrap();
-        assert!(faulty.join().is_err());
+        let threads = Threads::new().unwrap();
+        let faulty = threads.spawn::<()>("faulty", || panic!("two\nlines"));
+        assert!(faulty.unwrap().join().is_none());
         let said = SAID.lock().unwrap().take().unwrap();
         let (first, rest) = said.split_once('\n').unwrap();
         assert!(first.starts_with("<3>thread 'faulty' panicked at host/src/log.rs:"), "{said}");

@@ -148,19 +148,20 @@ impl Drop for LastWord {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
     use std::time::Duration;
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
+    use crate::threads::Threads;
 
     #[test]
     fn what_is_posted_comes_out_in_order() {
         const COUNT: u32 = 10_000;
         let mailbox = Arc::new(Mailbox::new().unwrap());
         let sender = Arc::clone(&mailbox);
-        let thread = thread::spawn(move || (0..COUNT).for_each(|n| sender.post(n)));
+        let post = move || (0..COUNT).for_each(|n| sender.post(n));
+        let thread = Threads::new().unwrap().spawn("sender", post).unwrap();
         let (mut taken, mut next) = (VecDeque::new(), 0);
         while next < COUNT {
             assert!(is_readable(&mailbox, Duration::from_secs(10)), "at {next}");
@@ -193,11 +194,12 @@ mod tests {
     fn a_thread_that_panics_has_a_last_word() {
         let reports = Arc::new(Mailbox::new().unwrap());
         let last_word = LastWord::new(Arc::clone(&reports), Report::WorkerEnded);
-        let thread = thread::spawn(move || {
+        let work = || {
             let _last_word = last_word;
             panic!("a fault, for a test");
-        });
-        assert!(thread.join().is_err());
+        };
+        let thread = Threads::new().unwrap().spawn::<()>("faulty", work);
+        assert!(thread.unwrap().join().is_none());
         let mut taken = VecDeque::new();
         reports.take_all(&mut taken);
         assert!(matches!(taken.make_contiguous(), [Report::WorkerEnded]));

@@ -10,7 +10,6 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lostlove_core::stats::{PeerStats, Stats};
@@ -19,6 +18,7 @@ use lostlove_system::wake::Wake;
 use tracing::warn;
 
 use self::serve::{Door, Service};
+use crate::threads::{Thread, Threads};
 use lostlove_core::config::Role;
 
 /// Serves an endpoint's figures over HTTP from a thread of its own.
@@ -45,8 +45,12 @@ impl Metrics {
     /// # Errors
     ///
     /// When the address cannot be listened on, or there is no descriptor or thread left.
-    pub fn start(address: Option<SocketAddr>, role: Role) -> io::Result<Self> {
-        let server = address.map(|address| Server::start(Door::Open(bind(address)?), role));
+    pub fn start(
+        address: Option<SocketAddr>,
+        role: Role,
+        threads: &Threads,
+    ) -> io::Result<Self> {
+        let server = address.map(|address| Server::start(Door::Open(bind(address)?), role, threads));
         Ok(Self {
             server: server.transpose()?,
         })
@@ -59,7 +63,11 @@ impl Metrics {
     ///
     /// When the address cannot be listened on for another reason, or there is no descriptor or
     /// thread left.
-    pub fn start_once_free(address: SocketAddr, role: Role) -> io::Result<Self> {
+    pub fn start_once_free(
+        address: SocketAddr,
+        role: Role,
+        threads: &Threads,
+    ) -> io::Result<Self> {
         let door = match bind(address) {
             Ok(listener) => Door::Open(listener),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -72,7 +80,7 @@ impl Metrics {
             Err(error) => return Err(error),
         };
         Ok(Self {
-            server: Some(Server::start(door, role)?),
+            server: Some(Server::start(door, role, threads)?),
         })
     }
 
@@ -113,6 +121,11 @@ impl Metrics {
         server.map(|server| server.shared.wanted.as_fd())
     }
 
+    /// Serves no more, and waits for the thread.
+    pub(crate) fn stop(&mut self) {
+        self.server = None;
+    }
+
     /// Where it serves from the start, with the port that the system chose if that was 0.
     pub fn address(&self) -> Option<SocketAddr> {
         self.server.as_ref().and_then(|server| server.address)
@@ -124,11 +137,11 @@ struct Server {
     address: Option<SocketAddr>,
     figures: SyncSender<Snapshot>,
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread<()>>,
 }
 
 impl Server {
-    fn start(door: Door, role: Role) -> io::Result<Self> {
+    fn start(door: Door, role: Role, threads: &Threads) -> io::Result<Self> {
         let address = match &door {
             Door::Open(listener) => Some(listener.local_addr()?),
             Door::Taken(_) => None,
@@ -145,9 +158,8 @@ impl Server {
             stop: Wake::new()?,
         });
         let for_thread = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name("metrics".to_owned())
-            .spawn(move || Service::new(door, &for_thread, receiver).run())?;
+        let serve = move || Service::new(door, &for_thread, receiver).run();
+        let thread = threads.spawn("metrics", serve)?;
         Ok(Self {
             address,
             figures,
@@ -168,8 +180,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stop.wake();
         if let Some(thread) = self.thread.take() {
-            // A panic there has already been reported.
-            let _ = thread.join();
+            thread.join();
         }
     }
 }

@@ -241,6 +241,23 @@ fn a_panic_ends_the_daemon() {
     }
 }
 
+/// Case 115: as of a thread that dials, looks up a name, serves metrics or writes leases.
+#[test]
+fn a_panic_on_any_other_thread_ends_the_daemon_too() {
+    let _alone = alone();
+    let setup = Setup {
+        has_faulty_thread: true,
+        ..Setup::default()
+    };
+    for (name, run) in DRIVERS {
+        let (server, address) = setup.server(run, ANY);
+        for daemon in [server, setup.client(run, 0, address)] {
+            let panic = daemon.outcome().unwrap_err();
+            assert_eq!(panic.downcast_ref::<String>().unwrap(), FAULT, "{name}");
+        }
+    }
+}
+
 fn stop(server: Node, clients: Vec<Node>) {
     for client in clients {
         client.stop();

@@ -21,6 +21,7 @@ use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_host::daemon::{Daemon, DaemonParts, Network};
 use lostlove_host::log::{self, FlushAtEnd, Verbosity};
 use lostlove_host::metrics::Metrics;
+use lostlove_host::threads::Threads;
 use lostlove_host::worker::Run;
 use lostlove_system::clock::Clock;
 use lostlove_system::signal::Signals;
@@ -179,7 +180,8 @@ fn a_panic_restores_the_system_when_nobody_reads_the_log() {
             command_line: Some(LogLevel::Debug),
             configured: LogLevel::Info,
         };
-        log::init(verbosity, LogFormat::Text).unwrap();
+        let threads = Threads::new().unwrap();
+        log::init(verbosity, LogFormat::Text, &threads).unwrap();
         return serve_with_a_fault(Path::new(&config));
     }
     let Some(lab) = Lab::new(1) else { return };
@@ -233,6 +235,7 @@ fn serve_with_a_fault(config: &Path) {
     let clock = Clock::new();
     let (config, now) = (settings.endpoint, clock.now());
     let peers = SharedPeers::new(Peers::new(&config, settings.peers, &[], now));
+    let threads = Threads::new().unwrap();
     let parts = DaemonParts {
         endpoint: Endpoint::server(config, peers, WorkerId(0), Environment::default(), now),
         clock,
@@ -240,7 +243,8 @@ fn serve_with_a_fault(config: &Path) {
         listeners: listen(&settings.host.listen).unwrap(),
         dialer: None,
         signals: Signals::new(1).unwrap(),
-        metrics: Metrics::start(None, Role::Server).unwrap(),
+        metrics: Metrics::start(None, Role::Server, &threads).unwrap(),
+        threads,
         network: Some(Network::server(&settings.host, tun.name()).unwrap()),
         tun,
         socket_options: SocketOptions {

@@ -5,14 +5,13 @@
 //! reports come up. No packet comes this way.
 //!
 //! The system is put back when this loop ends, however it ends, while the TUN device is still open:
-//! also after a panic on any of the threads, which goes on here afterwards.
+//! also after a panic on any of the [threads](crate::threads), which goes on here afterwards.
 
 mod network;
 mod readiness;
 mod setups;
 mod start;
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -20,7 +19,6 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use lostlove_core::config::Role;
 use lostlove_core::endpoint::Endpoint;
@@ -46,6 +44,7 @@ use crate::leases::Leases;
 use crate::mailbox::{Figures, LastWord, Mailbox, NetworkReport, Order, Report};
 use crate::metrics::Metrics;
 use crate::report;
+use crate::threads::{Panic, Thread, Threads};
 use crate::worker::{Worker, WorkerParts};
 use network::{NetworkOrder, NetworkThread};
 use readiness::Readiness;
@@ -66,6 +65,8 @@ pub struct DaemonParts {
     pub dialer: Option<Dialer>,
     /// The operator's wishes.
     pub signals: Signals,
+    /// What the threads of the parts are of.
+    pub threads: Threads,
     /// Serves the figures.
     pub metrics: Metrics,
     /// The system's network; none to leave it alone.
@@ -106,7 +107,8 @@ pub struct Daemon {
     /// Why the daemon ends on its own account.
     failure: Option<NetError>,
     error: Option<io::Error>,
-    panic: Option<Box<dyn Any + Send>>,
+    threads: Threads,
+    panic: Option<Panic>,
     // These are dropped last, in this order: signals are heard until all is put back.
     /// The network's thread, until everything is put back.
     network: Option<NetworkThread>,
@@ -119,6 +121,8 @@ pub struct Daemon {
 enum Source {
     Signals,
     Reports,
+    /// A thread has panicked.
+    Panic,
     /// A dial has ended.
     Dialer,
     /// Someone asks for metrics.
@@ -158,7 +162,9 @@ impl Daemon {
         let role = parts.endpoint.role();
         let peers = parts.endpoint.peers().cloned();
         let network = parts.network;
-        let network = network.map(|network| NetworkThread::start(network, Arc::clone(&reports)));
+        let threads = parts.threads;
+        let network =
+            network.map(|network| NetworkThread::start(network, &threads, Arc::clone(&reports)));
         let network = network.transpose()?;
         let worker = Worker::new(WorkerParts {
             endpoint: parts.endpoint,
@@ -170,7 +176,12 @@ impl Daemon {
             orders: Arc::clone(&orders),
             reports: Arc::clone(&reports),
         });
-        let worker = WorkerThread::start(worker, orders, Arc::clone(&reports), drive)?;
+        let last_word = LastWord::new(Arc::clone(&reports), Report::WorkerEnded);
+        let thread = threads.spawn("worker", move || {
+            let _last_word = last_word;
+            drive(worker)
+        })?;
+        let worker = WorkerThread { orders, thread };
         Ok(Self {
             role,
             dialer: parts.dialer,
@@ -185,6 +196,7 @@ impl Daemon {
             stats: Stats::default(),
             failure: None,
             error: None,
+            threads,
             panic: None,
             network,
             device,
@@ -193,7 +205,10 @@ impl Daemon {
     }
 
     fn finish(mut self) -> io::Result<Ending> {
-        if let Some(panic) = self.panic.take() {
+        // Their last words count too.
+        self.leases = None;
+        self.metrics.stop();
+        if let Some(panic) = self.panic.take().or_else(|| self.threads.take_panic()) {
             resume_unwind(panic);
         }
         if let Some(error) = self.error.take() {
@@ -213,6 +228,7 @@ impl Daemon {
         [
             (Source::Signals, self.signals.fd()),
             (Source::Reports, self.reports.as_fd()),
+            (Source::Panic, self.threads.fd()),
         ]
         .into_iter()
         .chain(dialer)
@@ -244,6 +260,7 @@ impl Daemon {
                     self.handle_report(report);
                 }
             }
+            Source::Panic => self.handle_panic(),
             Source::Dialer => self.handle_dialled(),
             Source::Metrics => {
                 if self.metrics.wants_update() {
@@ -410,10 +427,11 @@ impl Daemon {
     }
 
     fn handle_worker_end(&mut self) {
-        match self.worker.take().map(WorkerThread::join) {
-            Some(Ok(Ok(worker))) => self.stats = worker.endpoint().stats().clone(),
-            Some(Ok(Err(error))) => self.error = Some(error),
-            Some(Err(panic)) => self.panic = Some(panic),
+        let ended = self.worker.take().and_then(|worker| worker.thread.join());
+        match ended {
+            Some(Ok(worker)) => self.stats = worker.endpoint().stats().clone(),
+            Some(Err(error)) => self.error = Some(error),
+            // It has panicked.
             None => {}
         }
         self.readiness.handle_ending();
@@ -424,12 +442,17 @@ impl Daemon {
     }
 
     fn handle_network_end(&mut self) {
-        let ended = self.network.take().map(NetworkThread::join);
-        if let Some(Err(panic)) = ended {
+        self.network = None;
+    }
+
+    /// A thread has panicked: what it was for is not done any more, and the rest is not to be trusted.
+    fn handle_panic(&mut self) {
+        if let Some(panic) = self.threads.take_panic() {
             self.panic.get_or_insert(panic);
-            self.readiness.handle_ending();
-            self.order(Order::StopNow);
         }
+        self.readiness.handle_ending();
+        self.tell_readiness();
+        self.order(Order::StopNow);
     }
 
     fn tell_readiness(&self) {
@@ -453,27 +476,5 @@ impl Drop for Daemon {
 /// The driver and its worker.
 struct WorkerThread {
     orders: Arc<Mailbox<Order>>,
-    thread: JoinHandle<io::Result<Worker>>,
-}
-
-impl WorkerThread {
-    fn start(
-        worker: Worker,
-        orders: Arc<Mailbox<Order>>,
-        reports: Arc<Mailbox<Report>>,
-        drive: impl FnOnce(Worker) -> io::Result<Worker> + Send + 'static,
-    ) -> io::Result<Self> {
-        let last_word = LastWord::new(reports, Report::WorkerEnded);
-        let thread = thread::Builder::new()
-            .name("worker".to_owned())
-            .spawn(move || {
-                let _last_word = last_word;
-                drive(worker)
-            })?;
-        Ok(Self { orders, thread })
-    }
-
-    fn join(self) -> thread::Result<io::Result<Worker>> {
-        self.thread.join()
-    }
+    thread: Thread<io::Result<Worker>>,
 }

@@ -8,7 +8,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::{self, JoinHandle};
 
 use ipnet::IpNet;
 use lostlove_config::{ClientHost, ServerHost};
@@ -22,6 +21,7 @@ use tracing::{info, warn};
 
 use super::setups;
 use crate::mailbox::{LastWord, Mailbox, NetworkReport, Report};
+use crate::threads::{Thread, Threads};
 
 /// Packets that wait in the kernel for the daemon to read, as many as a WireGuard device or an
 /// Ethernet card has there; a TUN device's own default is 500.
@@ -53,7 +53,7 @@ pub(super) enum NetworkOrder {
 pub(super) struct NetworkThread {
     orders: Option<Sender<NetworkOrder>>,
     is_abandoned: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread<()>>,
 }
 
 /// What the thread still has to do.
@@ -65,16 +65,18 @@ struct Pending {
 
 impl NetworkThread {
     /// Hands the network over to a thread.
-    pub(super) fn start(network: Network, reports: Arc<Mailbox<Report>>) -> io::Result<Self> {
+    pub(super) fn start(
+        network: Network,
+        threads: &Threads,
+        reports: Arc<Mailbox<Report>>,
+    ) -> io::Result<Self> {
         let (orders, pending) = Pending::new();
         let is_abandoned = Arc::clone(&pending.is_abandoned);
         let last_word = LastWord::new(Arc::clone(&reports), Report::NetworkEnded);
-        let thread = thread::Builder::new()
-            .name("network".to_owned())
-            .spawn(move || {
-                let _last_word = last_word;
-                network.serve(pending, &reports);
-            })?;
+        let thread = threads.spawn("network", move || {
+            let _last_word = last_word;
+            network.serve(pending, &reports);
+        })?;
         Ok(Self {
             orders: Some(orders),
             is_abandoned,
@@ -100,20 +102,14 @@ impl NetworkThread {
         self.abandon();
         self.orders = None;
     }
-
-    /// Waits until everything is put back.
-    pub(super) fn join(mut self) -> thread::Result<()> {
-        self.restore();
-        self.thread.take().map_or(Ok(()), JoinHandle::join)
-    }
 }
 
 impl Drop for NetworkThread {
     fn drop(&mut self) {
         self.restore();
         if let Some(thread) = self.thread.take() {
-            // A panic there has been reported, and has put the system back too.
-            let _ = thread.join();
+            // Also a panic there has put the system back.
+            thread.join();
         }
     }
 }

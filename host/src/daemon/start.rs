@@ -33,6 +33,7 @@ use crate::dial::Dialer;
 use crate::leases::{self, Leases};
 use crate::log::{self, FlushAtEnd, Verbosity};
 use crate::metrics::Metrics;
+use crate::threads::Threads;
 use crate::setup::{self, FirstStart, SetupError};
 use crate::worker::Run;
 
@@ -174,7 +175,8 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
         command_line: args.log_level,
         configured: settings.monitoring.log_level,
     };
-    log::init(verbosity, settings.monitoring.log_format)?;
+    let threads = Threads::new()?;
+    log::init(verbosity, settings.monitoring.log_format, &threads)?;
     for warning in &settings.warnings {
         warn!("{warning}");
     }
@@ -182,7 +184,7 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
         let key = key.display();
         warn!(%key, "there was no key, so a new one was made; keep a copy of it");
     }
-    let prepared = prepare(role, settings);
+    let prepared = prepare(role, settings, threads);
     if let Made::Everything(first) = &made {
         report_first_start(first, prepared.is_ok());
     }
@@ -322,7 +324,7 @@ fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
 }
 
 /// Opens and sets up everything. The TUN device first, for it is what most often fails.
-fn prepare(role: Role, settings: Settings) -> Result<DaemonParts, Failure> {
+fn prepare(role: Role, settings: Settings, threads: Threads) -> Result<DaemonParts, Failure> {
     let Settings {
         endpoint,
         monitoring,
@@ -347,19 +349,19 @@ fn prepare(role: Role, settings: Settings) -> Result<DaemonParts, Failure> {
         Host::Client(host) => {
             let network = Network::client(host, tun.name())?;
             let options = socket_options(&socket, Some(FWMARK));
-            let dialer = Dialer::new(host.server.clone(), options)?;
+            let dialer = Dialer::new(host.server.clone(), options, &threads)?;
             (network, Vec::new(), Some(dialer), Some(FWMARK))
         }
     };
     let metrics = match monitoring.metrics {
         Some(listener) if !listener.port_is_chosen => {
-            Metrics::start_once_free(listener.address, role)?
+            Metrics::start_once_free(listener.address, role, &threads)?
         }
-        listener => Metrics::start(listener.map(|listener| listener.address), role)?,
+        listener => Metrics::start(listener.map(|listener| listener.address), role, &threads)?,
     };
     let clock = Clock::new();
     let found = surroundings(&tun, &clock);
-    let (endpoint, leases) = endpoint.start(found, clock.now());
+    let (endpoint, leases) = endpoint.start(found, clock.now(), &threads);
     let announcement = Announcement {
         host,
         tun: tun.name().to_owned(),
@@ -374,6 +376,7 @@ fn prepare(role: Role, settings: Settings) -> Result<DaemonParts, Failure> {
         listeners,
         dialer,
         signals,
+        threads,
         metrics,
         network: Some(network),
         socket_options: socket_options(&socket, mark),
@@ -400,13 +403,18 @@ impl Protocol {
     }
 
     /// The protocol's state; a server takes up what is known of its leases.
-    fn start(self, found: Environment, now: Instant) -> (Endpoint, Option<Leases>) {
+    fn start(
+        self,
+        found: Environment,
+        now: Instant,
+        threads: &Threads,
+    ) -> (Endpoint, Option<Leases>) {
         let (config, peers) = match self {
             Self::Server(config, peers) => (config, peers),
             Self::Client(config) => return (Endpoint::client(config, found, now), None),
         };
         let key = config.server.secret_key.public_key();
-        let (leases, known) = Leases::open(&leases::state_directory(), &key);
+        let (leases, known) = Leases::open(&leases::state_directory(), &key, threads);
         let peers = SharedPeers::new(Peers::new(&config, peers, &known, now));
         let endpoint = Endpoint::server(config, peers, WorkerId(0), found, now);
         (endpoint, Some(leases))

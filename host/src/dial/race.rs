@@ -5,7 +5,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpStream};
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use lostlove_config::ServerAddress;
@@ -123,23 +122,20 @@ impl Race {
         let cancel = Arc::clone(&self.cancel);
         let known = Arc::clone(&self.names.known);
         let resolve = self.names.resolve;
-        thread::Builder::new()
-            .name("resolve".to_owned())
-            .spawn(move || {
-                let Some(endpoint) = servers.get(server) else {
-                    return;
-                };
-                let addresses = resolve(&endpoint.host, endpoint.port);
-                if let Ok(addresses) = &addresses {
-                    known.remember(endpoint, addresses);
-                }
-                let answer = Answer { server, addresses };
-                answers
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(answer);
-                cancel.wake.wake();
-            })?;
+        let look_up = move || {
+            let Some(endpoint) = servers.get(server) else {
+                return;
+            };
+            let addresses = resolve(&endpoint.host, endpoint.port);
+            if let Ok(addresses) = &addresses {
+                known.remember(endpoint, addresses);
+            }
+            let answer = Answer { server, addresses };
+            let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+            answers.push(answer);
+            cancel.wake.wake();
+        };
+        self.names.threads.spawn("resolve", look_up)?;
         Ok(())
     }
 
@@ -352,6 +348,7 @@ fn outcome(socket: &Socket) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::threads::Threads;
 
     #[test]
     fn families_alternate_as_long_as_both_last() {
@@ -422,6 +419,7 @@ mod tests {
         let names = Names {
             known: Arc::default(),
             resolve,
+            threads: Threads::new().unwrap(),
         };
         Race::new(Arc::default(), options, cancel, names, 1)
     }

@@ -1,6 +1,7 @@
 //! What is remembered, and how it is written.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::thread;
 
 use super::*;
 
@@ -20,14 +21,14 @@ const AT_ONCE: Pace = Pace {
 fn leases_outlive_the_process_the_longest_unused_first() {
     let folder = tempfile::tempdir().unwrap();
     let directory = folder.path().join("deep/state");
-    let (mut leases, known) = Leases::open_with(&directory, &key(0), NEVER);
+    let (mut leases, known) = Leases::open_with(&directory, &key(0), &threads(), NEVER);
     assert_eq!(known, []);
     leases.leased(key(1), address("10.8.0.7"));
     leases.leased(key(1), address("fd00::7"));
     leases.leased(key(2), address("10.8.0.8"));
     leases.released(key(2));
     drop(leases);
-    let (_, known) = Leases::open_with(&directory, &key(0), NEVER);
+    let (_, known) = Leases::open_with(&directory, &key(0), &threads(), NEVER);
     let expected = [(2, "10.8.0.8"), (1, "10.8.0.7"), (1, "fd00::7")].map(|(n, text)| Lease {
         peer: key(n),
         address: address(text),
@@ -43,10 +44,10 @@ fn leases_outlive_the_process_the_longest_unused_first() {
 #[test]
 fn a_server_with_another_key_has_other_leases() {
     let folder = tempfile::tempdir().unwrap();
-    let (mut leases, _) = Leases::open_with(folder.path(), &key(0), NEVER);
+    let (mut leases, _) = Leases::open_with(folder.path(), &key(0), &threads(), NEVER);
     leases.leased(key(1), address("10.8.0.7"));
     drop(leases);
-    let (_, known) = Leases::open_with(folder.path(), &key(9), NEVER);
+    let (_, known) = Leases::open_with(folder.path(), &key(9), &threads(), NEVER);
     assert_eq!(known, []);
 }
 
@@ -54,7 +55,7 @@ fn a_server_with_another_key_has_other_leases() {
 fn without_a_change_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let directory = folder.path().join("state");
-    drop(Leases::open_with(&directory, &key(0), AT_ONCE));
+    drop(Leases::open_with(&directory, &key(0), &threads(), AT_ONCE));
     assert!(!directory.exists());
 }
 
@@ -96,12 +97,12 @@ fn a_file_that_makes_no_sense_is_set_aside() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("0100000000000000.leases");
         fs::write(&path, bad).unwrap();
-        let (mut leases, known) = Leases::open_with(folder.path(), &key(0), NEVER);
+        let (mut leases, known) = Leases::open_with(folder.path(), &key(0), &threads(), NEVER);
         assert_eq!(known, []);
         assert_eq!(names(folder.path()), ["0100000000000000.leases.bad"]);
         leases.leased(key(1), address("10.8.0.7"));
         drop(leases);
-        let (_, known) = Leases::open_with(folder.path(), &key(0), NEVER);
+        let (_, known) = Leases::open_with(folder.path(), &key(0), &threads(), NEVER);
         assert_eq!(known.len(), 1);
     }
 }
@@ -112,7 +113,7 @@ fn a_burst_is_written_once_and_a_failure_is_made_up_for() {
     let folder = tempfile::tempdir().unwrap();
     let directory = folder.path().join("state");
     fs::write(&directory, "in the way").unwrap();
-    let (mut leases, _) = Leases::open_with(&directory, &key(0), AT_ONCE);
+    let (mut leases, _) = Leases::open_with(&directory, &key(0), &threads(), AT_ONCE);
     leases.leased(key(1), address("10.8.0.7"));
     thread::sleep(Duration::from_millis(20));
     fs::remove_file(&directory).unwrap();
@@ -128,7 +129,7 @@ fn a_burst_is_written_once_and_a_failure_is_made_up_for() {
         gather: Duration::ZERO,
         ..NEVER
     };
-    let (mut leases, _) = Leases::open_with(&directory, &key(0), pace);
+    let (mut leases, _) = Leases::open_with(&directory, &key(0), &threads(), pace);
     let before = path.metadata().unwrap().ino();
     leases.leased(key(1), address("10.8.0.8"));
     while path.metadata().unwrap().ino() == before {
@@ -142,7 +143,7 @@ fn a_burst_is_written_once_and_a_failure_is_made_up_for() {
     thread::sleep(Duration::from_millis(50));
     assert_eq!(path.metadata().unwrap().ino(), written);
     drop(leases);
-    let (_, known) = Leases::open_with(&directory, &key(0), NEVER);
+    let (_, known) = Leases::open_with(&directory, &key(0), &threads(), NEVER);
     assert_eq!(known.len(), 2);
 }
 
@@ -175,6 +176,10 @@ fn as_many_clients_as_are_remembered_fit_the_file() {
     );
     let line = table.to_text(0).len();
     assert!((line * MAX_CLIENTS) as u64 <= MAX_BYTES, "{line}");
+}
+
+fn threads() -> Threads {
+    Threads::new().unwrap()
 }
 
 fn key(n: u32) -> PublicKey {

@@ -14,6 +14,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::threads::Threads;
+
 /// Bytes that may wait to be written.
 const MAX_BYTES: usize = 256 * 1024;
 
@@ -55,14 +57,13 @@ impl Lines {
     /// Begins to write to `output`. `tell` logs how many lines were dropped, once lines get through
     /// again; it is called on the thread that writes.
     pub(super) fn start(
+        threads: &Threads,
         output: impl Write + AsFd + Send + 'static,
         tell: impl Fn(u64) + Send + 'static,
     ) -> io::Result<Self> {
         let lines = Self::default();
         let for_thread = lines.clone();
-        thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(move || for_thread.serve(output, tell))?;
+        threads.spawn("log", move || for_thread.serve(output, tell))?;
         Ok(lines)
     }
 
@@ -194,7 +195,7 @@ mod tests {
         let lines = {
             let own = Arc::clone(&own);
             let tell = move |dropped| own.get().unwrap().push(format!("{dropped}\n").as_bytes());
-            Lines::start(writer, tell).unwrap()
+            Lines::start(&threads(), writer, tell).unwrap()
         };
         own.set(lines.clone()).unwrap();
         let pushed = 3 * MAX_BYTES / 100;
@@ -220,7 +221,7 @@ mod tests {
     #[test]
     fn a_flush_waits_for_a_reader_but_not_for_ever() {
         let (reader, writer) = pipe().unwrap();
-        let lines = Lines::start(writer, |_| {}).unwrap();
+        let lines = Lines::start(&threads(), writer, |_| {}).unwrap();
         let line = [&[b'x'; 199][..], b"\n"].concat();
         for _ in 0..1000 {
             lines.push(&line);
@@ -230,7 +231,8 @@ mod tests {
         lines.flush(limit);
         assert!((limit..LIMIT).contains(&start.elapsed()), "{:?}", start.elapsed());
 
-        let reader = thread::spawn(move || BufReader::new(reader).lines().take(1000).count());
+        let read = move || BufReader::new(reader).lines().take(1000).count();
+        let reader = threads().spawn("reader", read).unwrap();
         lines.flush(LIMIT);
         assert!(start.elapsed() < LIMIT, "it does not notice the end");
         assert!(lines.lock().lines.is_empty());
@@ -242,7 +244,7 @@ mod tests {
         let (reader, writer) = pipe().unwrap();
         drop(reader);
         let (told, tells) = mpsc::channel();
-        let lines = Lines::start(writer, move |dropped| told.send(dropped).unwrap()).unwrap();
+        let lines = Lines::start(&threads(), writer, move |dropped| told.send(dropped).unwrap()).unwrap();
         for _ in 0..3 {
             lines.push(b"line\n");
         }
@@ -255,7 +257,7 @@ mod tests {
     fn a_non_blocking_output_is_waited_for() {
         let (reader, writer) = pipe().unwrap();
         fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
-        let lines = Lines::start(writer, |_| {}).unwrap();
+        let lines = Lines::start(&threads(), writer, |_| {}).unwrap();
         for n in 0..2000 {
             lines.push(format!("{n:99}\n").as_bytes());
         }
@@ -265,5 +267,9 @@ mod tests {
         let numbers = texts.take(2000).map(|text| text.trim().parse::<u32>().unwrap());
         assert!(numbers.eq(0..2000));
         assert_eq!(lines.dropped(), 0);
+    }
+
+    fn threads() -> Threads {
+        Threads::new().unwrap()
     }
 }

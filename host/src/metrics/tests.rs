@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
+use std::thread;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -181,7 +182,7 @@ fn a_name_of_somebody_elses_is_refused() {
 fn a_taken_port_that_nobody_chose_is_served_once_it_is_free() {
     let first = metrics();
     let address = first.address().unwrap();
-    let second = Metrics::start_once_free(address, Role::Server).unwrap();
+    let second = Metrics::start_once_free(address, Role::Server, &threads()).unwrap();
     assert_eq!(second.address(), None);
     second.publish(&Stats::default(), &[], None);
     drop(first);
@@ -194,7 +195,7 @@ fn a_taken_port_that_nobody_chose_is_served_once_it_is_free() {
 
 #[test]
 fn without_an_address_nothing_is_served() {
-    let metrics = Metrics::start(None, Role::Client).unwrap();
+    let metrics = Metrics::start(None, Role::Client, &threads()).unwrap();
     metrics.publish(&Stats::default(), &[], None);
     metrics.set_ready(true);
     assert!(!metrics.wants_update());
@@ -204,7 +205,7 @@ fn without_an_address_nothing_is_served() {
 #[test]
 fn an_address_in_use_is_named() {
     let first = metrics();
-    let error = Metrics::start(first.address(), Role::Server).unwrap_err();
+    let error = Metrics::start(first.address(), Role::Server, &threads()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
     let address = first.address().unwrap().to_string();
     assert!(error.to_string().contains(&address), "{error}");
@@ -215,12 +216,16 @@ fn dropping_frees_the_address() {
     let metrics = metrics();
     let address = metrics.address();
     drop(metrics);
-    Metrics::start(address, Role::Server).unwrap();
+    Metrics::start(address, Role::Server, &threads()).unwrap();
+}
+
+fn threads() -> Threads {
+    Threads::new().unwrap()
 }
 
 fn metrics() -> Metrics {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    Metrics::start(Some(any), Role::Server).unwrap()
+    Metrics::start(Some(any), Role::Server, &threads()).unwrap()
 }
 
 fn connect(metrics: &Metrics) -> TcpStream {

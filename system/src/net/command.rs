@@ -4,10 +4,11 @@ use std::env;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt as _;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -112,35 +113,48 @@ fn converse(child: &mut Child, input: &str, deadline: Instant) -> io::Result<Out
     })
 }
 
-fn read_all(mut pipe: impl Read + Send + 'static) -> io::Result<Receiver<io::Result<Vec<u8>>>> {
+/// What a thread will have read.
+type Reading = Helper<io::Result<Vec<u8>>>;
+
+fn read_all(mut pipe: impl Read + Send + 'static) -> io::Result<Reading> {
     on_thread(move || {
         let mut bytes = Vec::new();
         pipe.read_to_end(&mut bytes).map(|_| bytes)
     })
 }
 
-/// Does something that may never end; the thread ends when all who hold the pipe have ended.
-fn on_thread<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<Receiver<T>> {
-    let (sender, receiver) = mpsc::channel();
-    // Sending fails when nobody waits any more.
-    thread::Builder::new()
-        .name("helper".to_owned())
-        .spawn(move || drop(sender.send(work())))?;
-    Ok(receiver)
+/// A thread that does something that may never end, and what comes of it.
+struct Helper<T> {
+    result: Receiver<T>,
+    thread: JoinHandle<()>,
 }
 
-fn receive(
-    output: Option<Receiver<io::Result<Vec<u8>>>>,
-    deadline: Instant,
-) -> io::Result<Vec<u8>> {
+/// The thread ends when all who hold the pipe have ended.
+fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Helper<T>> {
+    let (sender, result) = mpsc::channel();
+    // Sending fails when nobody waits any more.
+    let thread = thread::Builder::new()
+        .name("helper".to_owned())
+        .spawn(move || drop(sender.send(work())))?;
+    Ok(Helper { result, thread })
+}
+
+/// Waits for what was read. A panic of the thread goes on here.
+fn receive(output: Option<Reading>, deadline: Instant) -> io::Result<Vec<u8>> {
     let Some(output) = output else {
         return Ok(Vec::new());
     };
     let timeout = deadline.saturating_duration_since(Instant::now());
-    let timed_out = |_| io::Error::from(io::ErrorKind::TimedOut);
-    output.recv_timeout(timeout).map_err(timed_out)?
+    match output.result.recv_timeout(timeout) {
+        Ok(read) => read,
+        Err(RecvTimeoutError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
+        Err(RecvTimeoutError::Disconnected) => match output.thread.join() {
+            Ok(()) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(panic) => resume_unwind(panic),
+        },
+    }
 }
 
 /// Waits for a program that has closed its output, and so hardly ever waits.
@@ -257,6 +271,20 @@ mod tests {
             assert!(Instant::now() < deadline, "it lives on");
             thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_panic_of_a_helping_thread_goes_on_in_who_waits_for_it() {
+        struct Faulty;
+        impl Read for Faulty {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                panic!("a fault, for a test");
+            }
+        }
+        let deadline = Instant::now() + TIMEOUT;
+        let waiting = thread::spawn(move || receive(read_all(Faulty).ok(), deadline));
+        let panic = waiting.join().unwrap_err();
+        assert_eq!(*panic.downcast_ref::<&str>().unwrap(), "a fault, for a test");
     }
 
     #[test]

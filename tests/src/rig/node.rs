@@ -19,6 +19,7 @@ use lostlove_core::stats::Stats;
 use lostlove_host::daemon::{Daemon, DaemonParts};
 use lostlove_host::dial::Dialer;
 use lostlove_host::metrics::Metrics;
+use lostlove_host::threads::Threads;
 use lostlove_host::worker::Run;
 use lostlove_system::clock::Clock;
 use lostlove_system::signal::Signals;
@@ -29,7 +30,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use socket2::SockRef;
 
 use super::address;
-use crate::entropy::{Faulty, Seeded};
+use crate::entropy::{FAULT, Faulty, Seeded};
 use crate::{DEADLINE, await_true};
 
 /// What client and server have in common.
@@ -49,6 +50,8 @@ pub struct Setup {
     pub seed: u8,
     /// Whether a server panics when it is to answer a hello.
     pub has_fault: bool,
+    /// Whether some other thread of a daemon panics.
+    pub has_faulty_thread: bool,
 }
 
 impl Default for Setup {
@@ -68,6 +71,7 @@ impl Default for Setup {
             socket_buffer: None,
             seed: 0,
             has_fault: false,
+            has_faulty_thread: false,
         }
     }
 }
@@ -105,7 +109,8 @@ impl Setup {
             host: server.ip().to_string(),
             port: server.port(),
         };
-        parts.daemon.dialer = Some(Dialer::new(vec![server], socket_options()).unwrap());
+        let dialer = Dialer::new(vec![server], socket_options(), &parts.daemon.threads);
+        parts.daemon.dialer = Some(dialer.unwrap());
         let mut seed = [self.seed; 32];
         seed[1] = 1 + n;
         parts.daemon.entropy = Box::new(Seeded::new(seed));
@@ -199,7 +204,11 @@ impl Parts {
         let (tun, daemon_tun) = setup.tun();
         let (signals, receiver) = UnixStream::pair().unwrap();
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let metrics = Metrics::start(Some(any), endpoint.role()).unwrap();
+        let threads = Threads::new().unwrap();
+        let metrics = Metrics::start(Some(any), endpoint.role(), &threads).unwrap();
+        if setup.has_faulty_thread {
+            threads.spawn::<()>("faulty", || panic!("{FAULT}")).unwrap();
+        }
         Self {
             metrics: metrics.address().unwrap(),
             daemon: DaemonParts {
@@ -210,6 +219,7 @@ impl Parts {
                 listeners: Vec::new(),
                 dialer: None,
                 signals: Signals::from_stream(receiver).unwrap(),
+                threads,
                 metrics,
                 network: None,
                 socket_options: socket_options(),
