@@ -71,6 +71,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> ExitCode {
+    let is_filter = matches!(command, Command::Genkey | Command::Pubkey | Command::Genpsk);
     let result = match command {
         Command::Genkey => {
             warn_if_exposed();
@@ -86,6 +87,12 @@ fn run(command: Command) -> ExitCode {
     };
     match result {
         Ok(()) => Exit::Success.into(),
+        // As of any filter whose reader has gone, who wants to know no more.
+        Err(SetupError::Io { source, .. })
+            if is_filter && source.kind() == io::ErrorKind::BrokenPipe =>
+        {
+            Exit::Failure.into()
+        }
         Err(error) => {
             say(&format!("lostlove: {error}{}", advice(&error)));
             Exit::from(&error).into()

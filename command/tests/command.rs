@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::Write as _;
+use std::io::{Write as _, pipe};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -100,6 +100,38 @@ fn a_closed_pipe_is_an_error_and_no_panic() {
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
     assert!(message.starts_with("lostlove: cannot write"), "{message}");
+}
+
+#[test]
+fn who_closes_a_pipe_hears_no_complaint() {
+    let secret = text(&run(&["genkey"], "").stdout);
+    for (args, code) in [
+        (&["genkey"][..], 1),
+        (&["genpsk"], 1),
+        (&["pubkey"], 1),
+        (&["--help"], 0),
+        (&["--version"], 0),
+    ] {
+        let output = run_into(closed_pipe(), args, &secret);
+        assert_eq!(output.status.code(), Some(code), "{args:?}");
+        assert_eq!(text(&output.stderr), "", "{args:?}");
+    }
+}
+
+#[test]
+fn a_client_whose_profile_nobody_takes_is_not_added() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("server.toml");
+    first_start(&config).unwrap();
+    let before = fs::read(&config).unwrap();
+    let output = run_into(closed_pipe(), &add_peer_args(&config, &[]), "");
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    assert!(
+        message.starts_with("lostlove: cannot write the profile: "),
+        "{message}"
+    );
+    assert_eq!(fs::read(&config).unwrap(), before);
 }
 
 #[test]
@@ -202,10 +234,20 @@ fn lostlove(args: &[&str]) -> Command {
     command
 }
 
+/// A pipe whose reader has gone.
+fn closed_pipe() -> Stdio {
+    let (_, writer) = pipe().unwrap();
+    writer.into()
+}
+
 fn run(args: &[&str], input: &str) -> Output {
+    run_into(Stdio::piped(), args, input)
+}
+
+fn run_into(stdout: Stdio, args: &[&str], input: &str) -> Output {
     let mut child = lostlove(args)
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
+        .stdout(stdout)
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();

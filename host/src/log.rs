@@ -60,7 +60,7 @@ pub fn init(verbosity: Verbosity, format: LogFormat, threads: &Threads) -> io::R
     if LINES.get().is_some() {
         return Ok(());
     }
-    let started = Lines::start(threads, io::stderr(), tell_of_dropped)?;
+    let started = Lines::start((threads, "log"), io::stderr(), tell_of_dropped)?;
     let lines = LINES.get_or_init(|| started).clone();
     let rust_log = std::env::var("RUST_LOG").ok();
     let (filter, complaint) = filter(verbosity, rust_log.as_deref());
@@ -104,6 +104,16 @@ impl Drop for FlushAtEnd {
     }
 }
 
+/// Writes a daemon's words to standard output, which may be closed, or a pipe that nobody reads: waits
+/// half a second at most. Says whether they are written.
+pub(crate) fn print(text: &str, threads: &Threads) -> bool {
+    let Ok(output) = Lines::start((threads, "print"), io::stdout(), |_| {}) else {
+        return false;
+    };
+    output.push(text.as_bytes());
+    output.flush(LAST_PATIENCE) && output.dropped() == 0
+}
+
 /// Has the words of a panic go the way of all lines, but for the filter: the standard library would
 /// wait for standard error, and with it the unwinding that puts the system back.
 fn report_panics(destination: Destination, lines: Lines) {
@@ -122,7 +132,9 @@ fn panic_text(info: &PanicHookInfo<'_>, backtrace: &Backtrace, prefix: &str) -> 
     if backtrace.status() == BacktraceStatus::Captured {
         text = format!("{text}\nstack backtrace:\n{backtrace}");
     }
-    text.lines().map(|line| format!("{prefix}{line}\n")).collect()
+    text.lines()
+        .map(|line| format!("{prefix}{line}\n"))
+        .collect()
 }
 
 type BoxedSubscriber = Box<dyn Subscriber + Send + Sync>;
@@ -359,7 +371,10 @@ pub(crate) mod tests {
         assert!(faulty.unwrap().join().is_none());
         let said = SAID.lock().unwrap().take().unwrap();
         let (first, rest) = said.split_once('\n').unwrap();
-        assert!(first.starts_with("<3>thread 'faulty' panicked at host/src/log.rs:"), "{said}");
+        assert!(
+            first.starts_with("<3>thread 'faulty' panicked at host/src/log.rs:"),
+            "{said}"
+        );
         assert_eq!(rest, "<3>two\n<3>lines\n");
     }
 

@@ -30,9 +30,17 @@ impl Daemon {
     }
 
     /// Starts the daemon of a command; what it prints is in the log too.
-    pub fn spawn(name: &str, mut command: Command) -> Self {
+    pub fn spawn(name: &str, command: Command) -> Self {
+        Self::spawn_into(name, command, Stdio::piped())
+    }
+
+    /// Starts the daemon of a command, which prints somewhere else; its log is only what it logs.
+    pub fn spawn_into(name: &str, mut command: Command, stdout: Stdio) -> Self {
         let level = std::env::var("LOSTLOVE_TEST_LOG").unwrap_or_else(|_| "info".to_owned());
-        command.args(["--log-level", &level]).stderr(Stdio::piped());
+        command
+            .args(["--log-level", &level])
+            .stdout(stdout)
+            .stderr(Stdio::piped());
         Self::spawn_as_it_is(name, command)
     }
 
@@ -40,7 +48,10 @@ impl Daemon {
     /// that nobody reads, until somebody reads the other end.
     pub fn spawn_unread(name: &str, mut command: Command) -> (Self, PipeReader) {
         let (reader, writer) = full_pipe();
-        command.args(["--log-level", "debug"]).stderr(writer);
+        command
+            .args(["--log-level", "debug"])
+            .stdout(Stdio::piped())
+            .stderr(writer);
         (Self::spawn_as_it_is(name, command), reader)
     }
 
@@ -48,7 +59,6 @@ impl Daemon {
         let mut child = command
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));

@@ -1,7 +1,8 @@
 //! Exit codes and messages of both daemons before they start to work. Needs no root.
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::pipe;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -16,6 +17,45 @@ fn a_good_file_passes_the_check() {
     for (program, settings) in dir.daemons() {
         let output = dir.check(&program, &settings);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
+}
+
+/// Whoever has closed the pipe has read enough.
+#[test]
+fn a_check_into_a_closed_pipe_says_by_its_code_whether_the_file_is_good() {
+    let dir = Directory::new();
+    for (program, mut settings) in dir.daemons() {
+        for (mtu, code) in [(1400, 0), (100, 78)] {
+            let (_, stdout) = pipe().unwrap();
+            let mut command = dir.check_command(&program, settings.set("network.mtu", mtu));
+            let output = command.stdout(stdout).output().unwrap();
+            assert_eq!(output.status.code(), Some(code), "{output:?}");
+            assert_eq!(output.stderr.is_empty(), code == 0, "{output:?}");
+        }
+    }
+}
+
+#[test]
+fn a_check_that_cannot_be_written_is_an_error() {
+    let dir = Directory::new();
+    for (program, settings) in dir.daemons() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = dir.check_command(&program, &settings);
+        let output = command.stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.starts_with("cannot write the answer: "), "{text}");
+    }
+}
+
+/// Nor is there a panic when nobody hears the complaint.
+#[test]
+fn a_bad_file_has_its_code_when_standard_error_is_closed() {
+    let dir = Directory::new();
+    for (program, mut settings) in dir.daemons() {
+        let (_, stderr) = pipe().unwrap();
+        let mut command = dir.check_command(&program, settings.set("network.mtu", 100));
+        assert_eq!(command.stderr(stderr).status().unwrap().code(), Some(78));
     }
 }
 
@@ -248,11 +288,15 @@ impl Directory {
     }
 
     fn check(&self, program: &Path, settings: &Settings) -> Output {
-        let config = self.write(settings);
-        run(
-            program,
-            &["--check-config", "--config", config.to_str().unwrap()],
-        )
+        self.check_command(program, settings).output().unwrap()
+    }
+
+    fn check_command(&self, program: &Path, settings: &Settings) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(["--check-config", "--config"])
+            .arg(self.write(settings));
+        command
     }
 }
 

@@ -2,10 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 use std::fs;
+use std::io::pipe;
 use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use lostlove_tests::daemon::full_pipe;
 use lostlove_tests::lab::{PORT, wire_v4, write_secret};
 use lostlove_tests::{Daemon, Driver, Host, Lab};
 
@@ -33,6 +35,23 @@ fn a_server_and_a_client_from_nothing_reach_each_other() {
     let settings = fs::read_to_string(folder.join("server.toml")).unwrap();
     for key in ["tun_address = ", "tun_address_v6 = "] {
         client.await_ping(address(&settings, key));
+    }
+}
+
+/// As of `lostlove-server | true`, or a pipe that is full.
+#[test]
+fn a_first_start_goes_on_when_nobody_reads_what_to_do_next() {
+    let Some(lab) = Lab::new(0) else { return };
+    let (_, closed) = pipe().unwrap();
+    let (_unread, full) = full_pipe();
+    for stdout in [closed, full] {
+        let command = lab.server.netns.command(Driver::of_server().server());
+        let mut daemon = Daemon::spawn_into(&lab.server.name, command, stdout.into());
+        let told = daemon.await_log("nobody read on standard output that these were made");
+        assert!(told.contains("/etc/lostlove/client1.toml"), "{told}");
+        daemon.await_log(" listening ");
+        assert!(daemon.terminate().success());
+        fs::remove_dir_all(lab.server.etc().join("lostlove")).unwrap();
     }
 }
 

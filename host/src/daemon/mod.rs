@@ -7,6 +7,7 @@
 //! The system is put back when this loop ends, however it ends, while the TUN device is still open:
 //! also after a panic on any of the [threads](crate::threads), which goes on here afterwards.
 
+mod check;
 mod network;
 mod readiness;
 mod setups;

@@ -1,6 +1,6 @@
 //! From the command line to a running daemon, and its end.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use lostlove_system::clock::Clock;
 use lostlove_system::entropy::SystemEntropy;
 use lostlove_system::limits::raise_descriptor_limit;
 use lostlove_system::memory;
-use lostlove_system::net::{FWMARK, NetError, Paths, check_firewall, missing_nat_interface};
+use lostlove_system::net::{FWMARK, NetError};
 use lostlove_system::signal::Signals;
 use lostlove_system::socket::listen;
 use lostlove_system::tun::{Tun, TunConfig, TunError};
@@ -27,14 +27,14 @@ use tracing::{error, info, warn};
 
 use super::network::Network;
 use super::setups::socket_options;
-use super::{Daemon, DaemonParts, Ending};
+use super::{Daemon, DaemonParts, Ending, check};
 use crate::args::{self, DaemonArgs, Exit};
 use crate::dial::Dialer;
 use crate::leases::{self, Leases};
 use crate::log::{self, FlushAtEnd, Verbosity};
 use crate::metrics::Metrics;
-use crate::threads::Threads;
 use crate::setup::{self, FirstStart, SetupError};
+use crate::threads::Threads;
 use crate::worker::Run;
 
 /// The whole of a daemon: `program` is its name, `run` its driver.
@@ -54,14 +54,14 @@ pub fn main(role: Role, program: &'static str, run: Run) -> ExitCode {
 }
 
 /// Why the daemon ends, for a person.
-struct Failure {
-    exit: Exit,
-    message: String,
-    is_logging: bool,
+pub(super) struct Failure {
+    pub(super) exit: Exit,
+    pub(super) message: String,
+    pub(super) is_logging: bool,
 }
 
 impl Failure {
-    fn new(exit: Exit, message: impl ToString) -> Self {
+    pub(super) fn new(exit: Exit, message: impl ToString) -> Self {
         Self {
             exit,
             message: message.to_string(),
@@ -70,12 +70,12 @@ impl Failure {
     }
 
     /// A log line once there is a log, else plain text.
-    #[expect(clippy::print_stderr, reason = "there is no log yet")]
     fn tell(&self) {
         if self.is_logging {
             error!("{}", self.message);
         } else {
-            eprintln!("{}", self.message);
+            // Nobody is left to tell when standard error is closed.
+            let _ = writeln!(io::stderr(), "{}", self.message);
         }
     }
 }
@@ -164,7 +164,7 @@ impl From<ClientSettings> for Settings {
 
 fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     if args.check_config {
-        return check(role, args);
+        return check::check(role, args);
     }
     let made = make_missing(role, args)?;
     let settings: Settings = match role {
@@ -184,15 +184,15 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
         let key = key.display();
         warn!(%key, "there was no key, so a new one was made; keep a copy of it");
     }
-    let prepared = prepare(role, settings, threads);
+    let prepared = prepare(role, settings, threads.clone());
     if let Made::Everything(first) = &made {
-        report_first_start(first, prepared.is_ok());
+        report_first_start(first, prepared.is_ok(), &threads);
     }
     finish(Daemon::run(prepared?, run)?)
 }
 
 /// A client's profile; where there is none, the error says where one comes from.
-fn load_client(config: &Path) -> Result<ClientSettings, Failure> {
+pub(super) fn load_client(config: &Path) -> Result<ClientSettings, Failure> {
     lostlove_config::load_client(config).map_err(|error| {
         let is_absent = matches!(
             &error,
@@ -255,11 +255,11 @@ fn make_missing(role: Role, args: &DaemonArgs) -> Result<Made, Failure> {
 
 /// Whether a start finds nothing where its configuration would be, and makes all of it. Where
 /// nobody can look, there may be one.
-fn makes_everything(role: Role, args: &DaemonArgs) -> bool {
+pub(super) fn makes_everything(role: Role, args: &DaemonArgs) -> bool {
     role == Role::Server && !args.config_given && matches!(args.config.try_exists(), Ok(false))
 }
 
-fn before_the_log(error: SetupError) -> Failure {
+pub(super) fn before_the_log(error: SetupError) -> Failure {
     Failure {
         is_logging: false,
         ..Failure::new(Exit::from(&error), error)
@@ -268,59 +268,19 @@ fn before_the_log(error: SetupError) -> Failure {
 
 /// Tells what to do next; if the server cannot start, only what there is by now, for the next
 /// start will not tell it again.
-#[expect(
-    clippy::print_stdout,
-    reason = "what a person at a terminal has to do next"
-)]
-fn report_first_start(first: &FirstStart, has_started: bool) {
-    if has_started {
-        println!("{first}");
+fn report_first_start(first: &FirstStart, has_started: bool, threads: &Threads) {
+    let (config, profile) = (first.config.display(), first.profile.display());
+    let text = if has_started {
+        format!("{first}\n")
     } else {
-        println!(
+        format!(
             "A configuration and a client's profile were made, but the server cannot start yet:\n  \
-             {}\n  {}",
-            first.config.display(),
-            first.profile.display()
-        );
-    }
-}
-
-/// Says what a start would make of its files, and changes nothing.
-#[expect(clippy::print_stdout, reason = "the answer to --check-config")]
-fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
-    let config = &args.config;
-    if makes_everything(role, args) {
-        let plan = setup::plan_first_start(config).map_err(before_the_log)?;
-        println!("{plan}");
-        return Ok(());
-    }
-    let warnings = match role {
-        Role::Server => {
-            let mut check = lostlove_config::check_server(config)?;
-            let interface = check.nat_interface.as_deref();
-            let missing = |name| missing_nat_interface(name, &Paths::default());
-            check.warnings.extend(interface.and_then(missing));
-            if let Some(key) = check.missing_key {
-                setup::plan_default_key(config).map_err(before_the_log)?;
-                println!("note: there is no key yet; a start makes {}", key.display());
-            }
-            check.warnings
-        }
-        Role::Client => {
-            let settings = load_client(config)?;
-            let has_firewall = check_firewall(settings.host.inbound, &Paths::default());
-            has_firewall.map_err(|error| Failure {
-                is_logging: false,
-                ..Failure::from(error)
-            })?;
-            settings.warnings
-        }
+             {config}\n  {profile}\n"
+        )
     };
-    for warning in warnings {
-        println!("warning: {warning}");
+    if !log::print(&text, threads) {
+        warn!(%config, %profile, "nobody read on standard output that these were made");
     }
-    println!("{}: OK", config.display());
-    Ok(())
 }
 
 /// Opens and sets up everything. The TUN device first, for it is what most often fails.

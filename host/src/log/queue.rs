@@ -54,16 +54,16 @@ enum Work {
 }
 
 impl Lines {
-    /// Begins to write to `output`. `tell` logs how many lines were dropped, once lines get through
+    /// Begins to write to `output` on a thread called `name`. `tell` logs how many lines were dropped, once lines get through
     /// again; it is called on the thread that writes.
     pub(super) fn start(
-        threads: &Threads,
+        (threads, name): (&Threads, &str),
         output: impl Write + AsFd + Send + 'static,
         tell: impl Fn(u64) + Send + 'static,
     ) -> io::Result<Self> {
         let lines = Self::default();
         let for_thread = lines.clone();
-        threads.spawn("log", move || for_thread.serve(output, tell))?;
+        threads.spawn(name, move || for_thread.serve(output, tell))?;
         Ok(lines)
     }
 
@@ -72,11 +72,12 @@ impl Lines {
         self.lock().dropped
     }
 
-    /// Waits until all is written, no longer than `limit`.
-    pub(super) fn flush(&self, limit: Duration) {
+    /// Waits until all is written, no longer than `limit`, and says whether it is.
+    pub(super) fn flush(&self, limit: Duration) -> bool {
         let is_busy = |state: &mut State| state.is_writing || !state.lines.is_empty();
         let waited = self.0.idle.wait_timeout_while(self.lock(), limit, is_busy);
-        drop(waited);
+        let (_state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        !waited.timed_out()
     }
 
     /// Adds a line, if there is room. Never waits for the output.
@@ -126,7 +127,11 @@ impl Lines {
             }
             state.is_writing = false;
             self.0.idle.notify_all();
-            state = self.0.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .0
+                .work
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -195,7 +200,7 @@ mod tests {
         let lines = {
             let own = Arc::clone(&own);
             let tell = move |dropped| own.get().unwrap().push(format!("{dropped}\n").as_bytes());
-            Lines::start(&threads(), writer, tell).unwrap()
+            Lines::start((&threads(), "log"), writer, tell).unwrap()
         };
         own.set(lines.clone()).unwrap();
         let pushed = 3 * MAX_BYTES / 100;
@@ -209,7 +214,10 @@ mod tests {
         assert!(lines.lock().bytes <= MAX_BYTES);
 
         let mut texts = BufReader::new(reader).lines().map(Result::unwrap);
-        let kept: Vec<String> = texts.by_ref().take_while(|text| *text != dropped.to_string()).collect();
+        let kept: Vec<String> = texts
+            .by_ref()
+            .take_while(|text| *text != dropped.to_string())
+            .collect();
         assert_eq!(kept.len() as u64 + dropped, pushed as u64);
         for (n, text) in kept.iter().enumerate() {
             assert_eq!(*text, format!("line {n:94}"));
@@ -221,20 +229,23 @@ mod tests {
     #[test]
     fn a_flush_waits_for_a_reader_but_not_for_ever() {
         let (reader, writer) = pipe().unwrap();
-        let lines = Lines::start(&threads(), writer, |_| {}).unwrap();
+        let lines = Lines::start((&threads(), "log"), writer, |_| {}).unwrap();
         let line = [&[b'x'; 199][..], b"\n"].concat();
         for _ in 0..1000 {
             lines.push(&line);
         }
         let start = Instant::now();
         let limit = Duration::from_millis(50);
-        lines.flush(limit);
-        assert!((limit..LIMIT).contains(&start.elapsed()), "{:?}", start.elapsed());
+        assert!(!lines.flush(limit));
+        assert!(
+            (limit..LIMIT).contains(&start.elapsed()),
+            "{:?}",
+            start.elapsed()
+        );
 
         let read = move || BufReader::new(reader).lines().take(1000).count();
         let reader = threads().spawn("reader", read).unwrap();
-        lines.flush(LIMIT);
-        assert!(start.elapsed() < LIMIT, "it does not notice the end");
+        assert!(lines.flush(LIMIT), "it does not notice the end");
         assert!(lines.lock().lines.is_empty());
         assert_eq!(reader.join().unwrap(), 1000);
     }
@@ -244,7 +255,10 @@ mod tests {
         let (reader, writer) = pipe().unwrap();
         drop(reader);
         let (told, tells) = mpsc::channel();
-        let lines = Lines::start(&threads(), writer, move |dropped| told.send(dropped).unwrap()).unwrap();
+        let lines = Lines::start((&threads(), "log"), writer, move |dropped| {
+            told.send(dropped).unwrap();
+        })
+        .unwrap();
         for _ in 0..3 {
             lines.push(b"line\n");
         }
@@ -257,14 +271,17 @@ mod tests {
     fn a_non_blocking_output_is_waited_for() {
         let (reader, writer) = pipe().unwrap();
         fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
-        let lines = Lines::start(&threads(), writer, |_| {}).unwrap();
+        let lines = Lines::start((&threads(), "log"), writer, |_| {}).unwrap();
         for n in 0..2000 {
             lines.push(format!("{n:99}\n").as_bytes());
         }
         // By now the pipe, which holds less than that, is full.
-        lines.flush(Duration::from_millis(20));
+        assert!(!lines.flush(Duration::from_millis(20)));
+        assert_eq!(lines.dropped(), 0);
         let texts = BufReader::new(reader).lines().map(Result::unwrap);
-        let numbers = texts.take(2000).map(|text| text.trim().parse::<u32>().unwrap());
+        let numbers = texts
+            .take(2000)
+            .map(|text| text.trim().parse::<u32>().unwrap());
         assert!(numbers.eq(0..2000));
         assert_eq!(lines.dropped(), 0);
     }

@@ -1,0 +1,71 @@
+//! `--check-config`: what a start would make of its files.
+
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind};
+
+use lostlove_core::config::Role;
+use lostlove_system::net::{Paths, check_firewall, missing_nat_interface};
+
+use super::start::{Failure, before_the_log, load_client, makes_everything};
+use crate::args::{DaemonArgs, Exit};
+use crate::setup;
+
+/// Says what a start would make of its files, and changes nothing.
+pub(super) fn check(role: Role, args: &DaemonArgs) -> Result<(), Failure> {
+    let answer = answer(role, args)?;
+    match print(&mut io::stdout(), &answer) {
+        // Whoever has closed it has read enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Failure {
+            is_logging: false,
+            ..Failure::new(
+                Exit::from(&error),
+                format!("cannot write the answer: {error}"),
+            )
+        }),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn print(output: &mut impl io::Write, text: &str) -> io::Result<()> {
+    output.write_all(text.as_bytes())?;
+    output.flush()
+}
+
+fn answer(role: Role, args: &DaemonArgs) -> Result<String, Failure> {
+    let config = &args.config;
+    if makes_everything(role, args) {
+        let plan = setup::plan_first_start(config).map_err(before_the_log)?;
+        return Ok(format!("{plan}\n"));
+    }
+    let mut answer = String::new();
+    let warnings = match role {
+        Role::Server => {
+            let mut check = lostlove_config::check_server(config)?;
+            let interface = check.nat_interface.as_deref();
+            let missing = |name| missing_nat_interface(name, &Paths::default());
+            check.warnings.extend(interface.and_then(missing));
+            if let Some(key) = check.missing_key {
+                setup::plan_default_key(config).map_err(before_the_log)?;
+                let key = key.display();
+                // Writing to a string does not fail, here and below.
+                let _ = writeln!(answer, "note: there is no key yet; a start makes {key}");
+            }
+            check.warnings
+        }
+        Role::Client => {
+            let settings = load_client(config)?;
+            let has_firewall = check_firewall(settings.host.inbound, &Paths::default());
+            has_firewall.map_err(|error| Failure {
+                is_logging: false,
+                ..Failure::from(error)
+            })?;
+            settings.warnings
+        }
+    };
+    for warning in warnings {
+        let _ = writeln!(answer, "warning: {warning}");
+    }
+    let _ = writeln!(answer, "{}: OK", config.display());
+    Ok(answer)
+}
