@@ -110,9 +110,11 @@ pub(crate) struct Figures {
     pub(crate) peers: Vec<PeerStats>,
 }
 
-/// How far the system is with what a server assigned on a connection.
+/// How far the system is: at the start, and then with what a server assigned on a connection.
 #[derive(Debug)]
 pub(crate) enum NetworkReport {
+    /// The system is set up as far as the start needs that.
+    SetUp,
     /// Packets may flow, from these sources.
     Usable(ConnectionId, Sources),
     /// Everything is set up.

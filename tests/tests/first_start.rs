@@ -75,7 +75,7 @@ fn a_first_start_that_fails_promises_nothing() {
     let mut daemon = start(&lab.server);
     assert_eq!(daemon.await_exit().code(), Some(1));
     assert!(!daemon.log().contains(MADE));
-    daemon.await_log("cannot start yet");
+    daemon.await_log("did not start");
     daemon.await_log("client1.toml");
     drop(taken);
     start(&lab.server).await_log(" listening ");

@@ -30,11 +30,14 @@ use lostlove_system::tun::{Offloads, Tun, TunConfig};
 use lostlove_tests::daemon::full_pipe;
 use lostlove_tests::entropy::{FAULT, Faulty};
 use lostlove_tests::lab::{SERVER_V4, SERVER_V6, client_v4, quoted};
-use lostlove_tests::{Host, Lab, await_some, await_true};
+use lostlove_tests::{Driver, Host, Lab, await_some, await_true};
 use rustix::process::Signal;
 
 /// How long a program is stopped; it is killed after five seconds.
 const STOPPED: Duration = Duration::from_secs(3);
+
+/// How long a start whose program is stopped may take to end.
+const PROMPT_START: Duration = Duration::from_secs(2);
 
 /// A session that begins with another address goes on under what is set up already.
 #[test]
@@ -145,6 +148,64 @@ fn a_third_signal_ends_a_client_while_a_program_is_stopped() {
     assert!(start.elapsed() < Duration::from_secs(1));
 }
 
+/// What a start waits for is killed, and what it has changed by then is put back.
+#[test]
+fn a_signal_ends_a_start_while_a_program_is_stopped() {
+    let Some(mut lab) = Lab::new(0) else { return };
+    let gate = lab.server.gate("nft");
+    let host = &lab.server;
+    let before = host.network_state();
+    gate.hold();
+    let mut server = host.start(&Driver::of_server().server(), &lab.server_settings());
+    gate.await_start();
+    assert!(
+        host.text("ip", "address show")
+            .contains(&SERVER_V4.to_string())
+    );
+
+    let start = Instant::now();
+    let status = server.terminate();
+
+    assert!(status.success(), "{status}");
+    assert!(start.elapsed() < PROMPT_START, "{:?}", start.elapsed());
+    assert!(!server.log().contains(" listening "), "{}", server.log());
+    gate.open();
+    host.network_state().assert_same_as(&before);
+    // Also of what could not be made sure of.
+    let mut server = lab.start_server(&lab.server_settings());
+    assert!(server.terminate().success());
+    host.network_state().assert_same_as(&before);
+}
+
+/// What a predecessor left and nobody could undo meanwhile stays for the next start.
+#[test]
+fn a_signal_ends_a_start_that_cleans_up_while_a_program_is_stopped() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    let gate = lab.clients[0].gate("nft");
+    let client = &lab.clients[0];
+    let before = client.network_state();
+    let _server = lab.start_server(&lab.server_settings());
+    let daemon = lab.start_client(0, &lab.client_settings(0));
+    client.await_ping(SERVER_V4);
+    await_ready(client);
+    daemon.kill();
+    assert_ne!(client.network_state(), before);
+    gate.hold();
+    let mut daemon = lab.start_client(0, &lab.client_settings(0));
+    gate.await_start();
+
+    let start = Instant::now();
+    let status = daemon.terminate();
+
+    assert!(status.success(), "{status}");
+    assert!(start.elapsed() < PROMPT_START, "{:?}", start.elapsed());
+    gate.open();
+    let mut daemon = lab.start_client(0, &lab.client_settings(0));
+    client.await_ping(SERVER_V4);
+    assert!(daemon.terminate().success());
+    client.network_state().assert_same_as(&before);
+}
+
 const CONFIG: &str = "LOSTLOVE_TEST_CONFIG_OF_A_FAULTY_SERVER";
 const DRIVER: &str = "LOSTLOVE_TEST_DRIVER_OF_A_FAULTY_SERVER";
 
@@ -161,9 +222,10 @@ fn a_panic_in_a_worker_restores_the_system() {
         let mut server = start_with_a_fault(&lab, name, driver, Stdio::piped());
         let mut client = lab.start_client(0, &lab.client_settings(0));
 
-        let status = await_end(&mut server);
+        let status = server.await_end();
         let mut said = String::new();
-        server.stderr.unwrap().read_to_string(&mut said).unwrap();
+        let mut stderr = server.0.stderr.take().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
         assert_eq!(status.code(), Some(101), "{said}");
         assert!(said.contains(FAULT), "{said}");
         lab.server.network_state().assert_same_as(&before);
@@ -191,13 +253,13 @@ fn a_panic_restores_the_system_when_nobody_reads_the_log() {
     let mut server = start_with_a_fault(&lab, name, "mio", stderr.into());
     let _client = lab.start_client(0, &lab.client_settings(0));
 
-    assert_eq!(await_end(&mut server).code(), Some(101));
+    assert_eq!(server.await_end().code(), Some(101));
 
     lab.server.network_state().assert_same_as(&before);
 }
 
 /// This test as a server, once its network is set up.
-fn start_with_a_fault(lab: &Lab, name: &str, driver: &str, stderr: Stdio) -> Child {
+fn start_with_a_fault(lab: &Lab, name: &str, driver: &str, stderr: Stdio) -> FaultyServer {
     let before = lab.server.network_state();
     let config = lab.server.write_settings(&lab.server_settings());
     let mut command = lab.server.netns.command(env::current_exe().unwrap());
@@ -208,8 +270,8 @@ fn start_with_a_fault(lab: &Lab, name: &str, driver: &str, stderr: Stdio) -> Chi
         .env(DRIVER, driver)
         .stdout(Stdio::null())
         .stderr(stderr)
-        .spawn()
-        .unwrap();
+        .spawn();
+    let server = FaultyServer(server.unwrap());
     await_true("the server's rules", || {
         lab.server.text("nft", "list ruleset").contains("lostlove")
     });
@@ -217,8 +279,21 @@ fn start_with_a_fault(lab: &Lab, name: &str, driver: &str, stderr: Stdio) -> Chi
     server
 }
 
-fn await_end(child: &mut Child) -> ExitStatus {
-    await_some("the server's end", || child.try_wait().unwrap())
+/// A server in a process of its own, which does not outlive its test.
+struct FaultyServer(Child);
+
+impl FaultyServer {
+    fn await_end(&mut self) -> ExitStatus {
+        await_some("the server's end", || self.0.try_wait().unwrap())
+    }
+}
+
+impl Drop for FaultyServer {
+    fn drop(&mut self) {
+        // Both fail only if it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn serve_with_a_fault(config: &Path) {
@@ -245,7 +320,7 @@ fn serve_with_a_fault(config: &Path) {
         signals: Signals::new(1).unwrap(),
         metrics: Metrics::start(None, Role::Server, &threads).unwrap(),
         threads,
-        network: Some(Network::server(&settings.host, tun.name()).unwrap()),
+        network: Some(Network::server(&settings.host, tun.name())),
         tun,
         socket_options: SocketOptions {
             congestion_control: None,

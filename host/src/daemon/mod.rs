@@ -8,6 +8,7 @@
 //! also after a panic on any of the [threads](crate::threads), which goes on here afterwards.
 
 mod check;
+mod driving;
 mod network;
 mod readiness;
 mod setups;
@@ -42,11 +43,12 @@ pub use start::main;
 
 use crate::dial::Dialer;
 use crate::leases::Leases;
-use crate::mailbox::{Figures, LastWord, Mailbox, NetworkReport, Order, Report};
+use crate::mailbox::{Figures, Mailbox, NetworkReport, Order, Report};
 use crate::metrics::Metrics;
 use crate::report;
-use crate::threads::{Panic, Thread, Threads};
+use crate::threads::{Panic, Threads};
 use crate::worker::{Worker, WorkerParts};
+use driving::{PendingWorker, WorkerThread};
 use network::{NetworkOrder, NetworkThread};
 use readiness::Readiness;
 
@@ -70,7 +72,7 @@ pub struct DaemonParts {
     pub threads: Threads,
     /// Serves the figures.
     pub metrics: Metrics,
-    /// The system's network; none to leave it alone.
+    /// The system's network, which is set up before anything else is done; none to leave it alone.
     pub network: Option<Network>,
     /// Options for accepted connections.
     pub socket_options: SocketOptions,
@@ -100,6 +102,8 @@ pub struct Daemon {
     peers: Option<SharedPeers>,
     announce: Option<Box<dyn FnOnce() + Send>>,
     reports: Arc<Mailbox<Report>>,
+    /// What begins once the network is set up.
+    pending: Option<PendingWorker>,
     /// The driver's thread, until it has ended.
     worker: Option<WorkerThread>,
     readiness: Readiness,
@@ -159,7 +163,6 @@ impl Daemon {
     ) -> io::Result<Self> {
         let device = Arc::new(parts.tun);
         let reports = Arc::new(Mailbox::new()?);
-        let orders = Arc::new(Mailbox::new()?);
         let role = parts.endpoint.role();
         let peers = parts.endpoint.peers().cloned();
         let network = parts.network;
@@ -167,23 +170,20 @@ impl Daemon {
         let network =
             network.map(|network| NetworkThread::start(network, &threads, Arc::clone(&reports)));
         let network = network.transpose()?;
-        let worker = Worker::new(WorkerParts {
-            endpoint: parts.endpoint,
-            clock: parts.clock,
-            entropy: parts.entropy,
-            device: Arc::clone(&device),
-            listeners: parts.listeners,
-            socket_options: parts.socket_options,
-            orders: Arc::clone(&orders),
-            reports: Arc::clone(&reports),
-        });
-        let last_word = LastWord::new(Arc::clone(&reports), Report::WorkerEnded);
-        let thread = threads.spawn("worker", move || {
-            let _last_word = last_word;
-            drive(worker)
-        })?;
-        let worker = WorkerThread { orders, thread };
-        Ok(Self {
+        let pending = PendingWorker {
+            parts: WorkerParts {
+                endpoint: parts.endpoint,
+                clock: parts.clock,
+                entropy: parts.entropy,
+                device: Arc::clone(&device),
+                listeners: parts.listeners,
+                socket_options: parts.socket_options,
+                orders: Arc::new(Mailbox::new()?),
+                reports: Arc::clone(&reports),
+            },
+            drive: Box::new(drive),
+        };
+        let mut daemon = Self {
             role,
             dialer: parts.dialer,
             metrics: parts.metrics,
@@ -191,7 +191,8 @@ impl Daemon {
             peers,
             announce: parts.announce,
             reports,
-            worker: Some(worker),
+            pending: Some(pending),
+            worker: None,
             readiness: Readiness::new(role),
             was_forced: false,
             stats: Stats::default(),
@@ -202,7 +203,18 @@ impl Daemon {
             network,
             device,
             signals: parts.signals,
-        })
+        };
+        if daemon.network.is_none() {
+            daemon.start_worker()?;
+        }
+        Ok(daemon)
+    }
+
+    fn start_worker(&mut self) -> io::Result<()> {
+        if let Some(pending) = self.pending.take() {
+            self.worker = Some(pending.start(&self.threads)?);
+        }
+        Ok(())
     }
 
     fn finish(mut self) -> io::Result<Ending> {
@@ -400,6 +412,12 @@ impl Daemon {
 
     fn handle_network(&mut self, report: NetworkReport) {
         match report {
+            NetworkReport::SetUp => {
+                if let Err(error) = self.start_worker() {
+                    self.error.get_or_insert(error);
+                    self.handle_worker_end();
+                }
+            }
             NetworkReport::Usable(id, sources) => self.order(Order::Accept(id, Some(sources))),
             NetworkReport::Configured(id) => {
                 self.readiness.handle_configured(id);
@@ -409,8 +427,12 @@ impl Daemon {
                 warn!(%refusal, "the server's assignment cannot be used; trying again later");
                 self.order(Order::Refuse(id));
             }
+            // As it was asked for.
+            NetworkReport::Failed(NetError::Interrupted) => {}
             NetworkReport::Failed(error) => {
-                error!(%error, "cannot set the network up; ending");
+                if self.worker.is_some() {
+                    error!(%error, "cannot set the network up; ending");
+                }
                 self.failure.get_or_insert(error);
                 self.begin_ending();
             }
@@ -424,7 +446,19 @@ impl Daemon {
         if let Some(network) = &self.network {
             network.abandon();
         }
+        self.give_up_starting();
         self.order(Order::ShutDown);
+    }
+
+    /// What has not begun will not begin, and the network is put back as far as it is set up.
+    fn give_up_starting(&mut self) {
+        if self.pending.take().is_none() {
+            return;
+        }
+        if let Some(network) = &mut self.network {
+            network.interrupt();
+            network.restore();
+        }
     }
 
     fn handle_worker_end(&mut self) {
@@ -432,7 +466,7 @@ impl Daemon {
         match ended {
             Some(Ok(worker)) => self.stats = worker.endpoint().stats().clone(),
             Some(Err(error)) => self.error = Some(error),
-            // It has panicked.
+            // It has panicked, or has not begun.
             None => {}
         }
         self.readiness.handle_ending();
@@ -453,6 +487,7 @@ impl Daemon {
         }
         self.readiness.handle_ending();
         self.tell_readiness();
+        self.give_up_starting();
         self.order(Order::StopNow);
     }
 
@@ -470,12 +505,7 @@ impl Daemon {
 impl Drop for Daemon {
     /// Whatever this loop fails of, the other one does not go on without it.
     fn drop(&mut self) {
+        self.give_up_starting();
         self.order(Order::StopNow);
     }
-}
-
-/// The driver and its worker.
-struct WorkerThread {
-    orders: Arc<Mailbox<Order>>,
-    thread: Thread<io::Result<Worker>>,
 }

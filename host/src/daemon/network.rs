@@ -1,7 +1,7 @@
 //! The system's network, as the role needs it, and the thread that changes it.
 //!
-//! To change it takes as long as the kernel and programs take, and they may hang. So once the daemon
-//! runs, all of it is done on a thread of its own, in the order in which it was asked for.
+//! To change it takes as long as the kernel and programs take, and they may hang. So all of it is done
+//! on a thread of its own, in the order in which it is asked for, from what the start needs on.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,8 +14,8 @@ use lostlove_config::{ClientHost, ServerHost};
 use lostlove_core::config::Assignment;
 use lostlove_core::event::ConnectionId;
 use lostlove_system::net::{
-    ClientNet, ClientRoutes, ClientSetup, NameServers, NetError, Paths, ServerNet, ServerSetup,
-    Sources, check_firewall,
+    ClientNet, ClientRoutes, ClientSetup, NameServers, NetError, Paths, Patience, ServerNet,
+    ServerSetup, Sources, check_firewall,
 };
 use tracing::{info, warn};
 
@@ -52,6 +52,7 @@ pub(super) enum NetworkOrder {
 /// and ends: that is waited for by who drops this.
 pub(super) struct NetworkThread {
     orders: Option<Sender<NetworkOrder>>,
+    patience: Patience,
     is_abandoned: Arc<AtomicBool>,
     thread: Option<Thread<()>>,
 }
@@ -64,7 +65,7 @@ struct Pending {
 }
 
 impl NetworkThread {
-    /// Hands the network over to a thread.
+    /// Has a thread set the network up, which it reports, and then take orders.
     pub(super) fn start(
         network: Network,
         threads: &Threads,
@@ -73,12 +74,22 @@ impl NetworkThread {
         let (orders, pending) = Pending::new();
         let is_abandoned = Arc::clone(&pending.is_abandoned);
         let last_word = LastWord::new(Arc::clone(&reports), Report::NetworkEnded);
+        let patience = Patience::default();
+        let for_thread = patience.clone();
         let thread = threads.spawn("network", move || {
             let _last_word = last_word;
-            network.serve(pending, &reports);
+            let report = |report| reports.post(Report::Network(report));
+            match network.set_up(for_thread) {
+                Ok(made) => {
+                    report(NetworkReport::SetUp);
+                    made.serve(pending, &reports);
+                }
+                Err(error) => report(NetworkReport::Failed(error)),
+            }
         })?;
         Ok(Self {
             orders: Some(orders),
+            patience,
             is_abandoned,
             thread: Some(thread),
         })
@@ -95,6 +106,11 @@ impl NetworkThread {
     /// Takes back what was asked for and is not under way. Never waits.
     pub(super) fn abandon(&self) {
         self.is_abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Has programs that hang while the network is set up waited for no more. Never waits.
+    pub(super) fn interrupt(&self) {
+        self.patience.end();
     }
 
     /// Asks for everything to be put back, as soon as what is under way is done. Never waits.
@@ -156,10 +172,16 @@ impl Pending {
     }
 }
 
-/// Everything changed on the system; undone on drop.
-pub struct Network(Kind);
+/// What is to be changed on the system, once the daemon runs.
+pub struct Network(Plan);
 
-enum Kind {
+enum Plan {
+    Server { host: Box<ServerHost>, tun: String },
+    Client { host: Box<ClientHost>, tun: String },
+}
+
+/// Everything changed on the system; undone on drop.
+enum Made {
     /// Set up once.
     Server(Box<ServerNet>),
     /// Set up as the server says, each time it says so.
@@ -189,12 +211,37 @@ struct Current {
 }
 
 impl Network {
+    /// A server's system, with this device.
+    pub fn server(host: &ServerHost, tun: &str) -> Self {
+        Self(Plan::Server {
+            host: Box::new(host.clone()),
+            tun: tun.to_owned(),
+        })
+    }
+
+    /// A client's system, with this device; the server's word changes it later.
+    pub fn client(host: &ClientHost, tun: &str) -> Self {
+        Self(Plan::Client {
+            host: Box::new(host.clone()),
+            tun: tun.to_owned(),
+        })
+    }
+
+    fn set_up(self, patience: Patience) -> Result<Made, NetError> {
+        let paths = Paths {
+            patience,
+            ..Paths::default()
+        };
+        match self.0 {
+            Plan::Server { host, tun } => Made::server(&host, &tun, &paths),
+            Plan::Client { host, tun } => Made::client(&host, &tun, &paths),
+        }
+    }
+}
+
+impl Made {
     /// Prepares a server's system.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`ServerNet::set_up`].
-    pub fn server(host: &ServerHost, tun: &str) -> Result<Self, NetError> {
+    fn server(host: &ServerHost, tun: &str, paths: &Paths) -> Result<Self, NetError> {
         let addresses = &host.tun.addresses;
         let masquerade = host.nat.as_ref();
         let setup = ServerSetup {
@@ -208,18 +255,14 @@ impl Network {
             inbound: host.inbound.as_deref(),
             access: &setups::access(&host.client_access),
         };
-        ServerNet::set_up(&setup, &Paths::default()).map(|net| Self(Kind::Server(Box::new(net))))
+        ServerNet::set_up(&setup, paths).map(|net| Self::Server(Box::new(net)))
     }
 
-    /// Takes charge of a client's system; the server's word changes it later.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`check_firewall`] and [`ClientNet::new`].
-    pub fn client(host: &ClientHost, tun: &str) -> Result<Self, NetError> {
-        check_firewall(host.inbound, &Paths::default())?;
-        Ok(Self(Kind::Client(Box::new(ClientNetwork {
-            net: ClientNet::new(tun, &Paths::default())?,
+    /// Takes charge of a client's system.
+    fn client(host: &ClientHost, tun: &str, paths: &Paths) -> Result<Self, NetError> {
+        check_firewall(host.inbound, paths)?;
+        Ok(Self::Client(Box::new(ClientNetwork {
+            net: ClientNet::new(tun, paths)?,
             profile: Profile {
                 routes: setups::client_routes(&host.routes),
                 dns: setups::name_servers(&host.dns),
@@ -227,15 +270,15 @@ impl Network {
             },
             current: None,
             proven: None,
-        }))))
+        })))
     }
 
     /// Does what it is asked for until nobody can ask any more; then undoes everything.
     fn serve(mut self, mut pending: Pending, reports: &Mailbox<Report>) {
         while let Some(order) = pending.next() {
-            match (&mut self.0, order) {
+            match (&mut self, order) {
                 (
-                    Kind::Client(client),
+                    Self::Client(client),
                     NetworkOrder::SetUp {
                         id,
                         assignment,
@@ -250,11 +293,11 @@ impl Network {
                         Err(error) => NetworkReport::Failed(error),
                     });
                 }
-                (Kind::Client(client), NetworkOrder::SessionEnded { packets }) => {
+                (Self::Client(client), NetworkOrder::SessionEnded { packets }) => {
                     client.session_ended(packets);
                 }
                 // It is set up already, for all sessions.
-                (Kind::Server(_), _) => {}
+                (Self::Server(_), _) => {}
             }
         }
         self.restore();
@@ -262,9 +305,9 @@ impl Network {
 
     /// Undoes everything and logs what could not be undone.
     fn restore(self) {
-        let failures = match self.0 {
-            Kind::Server(net) => net.restore(),
-            Kind::Client(client) => client.net.restore(),
+        let failures = match self {
+            Self::Server(net) => net.restore(),
+            Self::Client(client) => client.net.restore(),
         };
         for error in failures {
             warn!(%error, "cannot restore the system's network");
@@ -290,7 +333,7 @@ impl ClientNetwork {
                 self.current = Some(Current {
                     assignment,
                     packets,
-                })
+                });
             }
         }
         result
@@ -339,7 +382,7 @@ impl ClientNetwork {
                 self.current = Some(Current {
                     assignment,
                     packets,
-                })
+                });
             }
             Err(error) => {
                 warn!(%error, "cannot go back to the assignment before");

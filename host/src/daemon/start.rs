@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use lostlove_config::{
     ClientSettings, ConfigError, ServerSettings, SocketOptions as ConfiguredOptions,
@@ -184,11 +185,11 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
         let key = key.display();
         warn!(%key, "there was no key, so a new one was made; keep a copy of it");
     }
-    let prepared = prepare(role, settings, threads.clone());
-    if let Made::Everything(first) = &made {
-        report_first_start(first, prepared.is_ok(), &threads);
-    }
-    finish(Daemon::run(prepared?, run)?)
+    let first = FirstReport::new(made, threads.clone());
+    let ending = prepare(role, settings, threads, Arc::clone(&first))
+        .and_then(|parts| Ok(Daemon::run(parts, run)?));
+    first.tell(false);
+    finish(ending?)
 }
 
 /// A client's profile; where there is none, the error says where one comes from.
@@ -266,25 +267,49 @@ pub(super) fn before_the_log(error: SetupError) -> Failure {
     }
 }
 
-/// Tells what to do next; if the server cannot start, only what there is by now, for the next
-/// start will not tell it again.
-fn report_first_start(first: &FirstStart, has_started: bool, threads: &Threads) {
-    let (config, profile) = (first.config.display(), first.profile.display());
-    let text = if has_started {
-        format!("{first}\n")
-    } else {
-        format!(
-            "A configuration and a client's profile were made, but the server cannot start yet:\n  \
-             {config}\n  {profile}\n"
-        )
-    };
-    if !log::print(&text, threads) {
-        warn!(%config, %profile, "nobody read on standard output that these were made");
+/// What there is to tell of a first start, once.
+struct FirstReport {
+    first: Mutex<Option<Box<FirstStart>>>,
+    threads: Threads,
+}
+
+impl FirstReport {
+    fn new(made: Made, threads: Threads) -> Arc<Self> {
+        let first = match made {
+            Made::Everything(first) => Some(first),
+            Made::Nothing | Made::Key(_) => None,
+        };
+        let first = Mutex::new(first);
+        Arc::new(Self { first, threads })
+    }
+
+    /// Tells what to do next; if the server has not started, only what there is by now, for the next
+    /// start will not tell it again.
+    fn tell(&self, has_started: bool) {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(first) = first.take() else { return };
+        let (config, profile) = (first.config.display(), first.profile.display());
+        let text = if has_started {
+            format!("{first}\n")
+        } else {
+            format!(
+                "A configuration and a client's profile were made, but the server did not start:\n  \
+                 {config}\n  {profile}\n"
+            )
+        };
+        if !log::print(&text, &self.threads) {
+            warn!(%config, %profile, "nobody read on standard output that these were made");
+        }
     }
 }
 
-/// Opens and sets up everything. The TUN device first, for it is what most often fails.
-fn prepare(role: Role, settings: Settings, threads: Threads) -> Result<DaemonParts, Failure> {
+/// Opens everything. The TUN device first, for it is what most often fails.
+fn prepare(
+    role: Role,
+    settings: Settings,
+    threads: Threads,
+    first: Arc<FirstReport>,
+) -> Result<DaemonParts, Failure> {
     let Settings {
         endpoint,
         monitoring,
@@ -303,11 +328,11 @@ fn prepare(role: Role, settings: Settings, threads: Threads) -> Result<DaemonPar
             let limits = &endpoint.common().limits;
             raise_descriptor_limit(limits.max_connections.saturating_add(limits.max_handshakes));
             let listeners = listen(&host.listen)?;
-            let network = Network::server(host, tun.name())?;
+            let network = Network::server(host, tun.name());
             (network, listeners, None, None)
         }
         Host::Client(host) => {
-            let network = Network::client(host, tun.name())?;
+            let network = Network::client(host, tun.name());
             let options = socket_options(&socket, Some(FWMARK));
             let dialer = Dialer::new(host.server.clone(), options, &threads)?;
             (network, Vec::new(), Some(dialer), Some(FWMARK))
@@ -341,7 +366,10 @@ fn prepare(role: Role, settings: Settings, threads: Threads) -> Result<DaemonPar
         network: Some(network),
         socket_options: socket_options(&socket, mark),
         leases,
-        announce: Some(Box::new(move || announcement.tell())),
+        announce: Some(Box::new(move || {
+            first.tell(true);
+            announcement.tell();
+        })),
     })
 }
 

@@ -258,7 +258,8 @@ impl ClientNet {
             let choose = || Dns::choose(&self.guard.paths, self.guard.tun());
             let dns = current.unwrap_or_else(choose);
             let change = Change::Dns(dns.clone());
-            self.guard.make_with(&change, |_| dns.set(servers))?;
+            self.guard
+                .make_with(&change, |guard| dns.set(servers, &guard.paths.patience))?;
         }
         self.dns = servers.to_vec();
         Ok(())

@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::error::NetError;
+use super::patience::Patience;
 
 /// Where administrators' programs live even when a user's `PATH` leaves it out.
 const SYSTEM_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// How long a program may take: a client's session, and the end of a daemon, wait for it.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// How soon it is noticed that nobody is willing to wait any more.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Finds a program: a path as it is, a bare name in the system's directories and then along `PATH`.
 /// A relative element of `PATH` is whatever directory somebody was in, and is passed over.
@@ -41,26 +42,30 @@ fn find_along(system: &[PathBuf], path: &OsStr, program: &Path) -> Option<PathBu
         .find(|candidate| candidate.is_file())
 }
 
-/// Runs a program with `input` on its standard input and returns its standard output. One that
-/// takes too long is killed.
-pub(super) fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, NetError> {
-    run_within(TIMEOUT, program, arguments, input)
-}
-
-fn run_within(
-    timeout: Duration,
+/// Runs a program with `input` on its standard input and returns its standard output. One for which
+/// the patience is over is killed, or not even started.
+pub(super) fn run(
     program: &Path,
     arguments: &[&str],
     input: &str,
+    patience: &Patience,
 ) -> Result<String, NetError> {
+    if patience.is_over() {
+        return Err(NetError::Interrupted);
+    }
     let failed = |message: String| NetError::Command {
         command: format!("{} {}", program.display(), arguments.join(" ")),
         message,
     };
+    let wait = Wait::until_over(patience);
     let output = spawn(program, arguments)
-        .and_then(|child| finish(child, input, Instant::now() + timeout))
+        .and_then(|child| finish(child, input, &wait))
         .map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut => failed(format!("killed after {timeout:?} without an end")),
+            io::ErrorKind::Interrupted => NetError::Interrupted,
+            io::ErrorKind::TimedOut => {
+                let limit = patience.limit();
+                failed(format!("killed after {limit:?} without an end"))
+            }
             _ => failed(error.to_string()),
         })?;
     if output.status.success() {
@@ -86,9 +91,36 @@ fn spawn(program: &Path, arguments: &[&str]) -> io::Result<Child> {
         .spawn()
 }
 
-/// Waits for the child's end, or kills it and what it started at the deadline.
-fn finish(mut child: Child, input: &str, deadline: Instant) -> io::Result<Output> {
-    let result = converse(&mut child, input, deadline);
+/// Waiting for one program.
+struct Wait<'a> {
+    patience: &'a Patience,
+    deadline: Instant,
+}
+
+impl<'a> Wait<'a> {
+    fn until_over(patience: &'a Patience) -> Self {
+        Self {
+            patience,
+            deadline: Instant::now() + patience.limit(),
+        }
+    }
+
+    /// How long to wait before this is asked again. An error tells why not at all.
+    fn next(&self) -> io::Result<Duration> {
+        if self.patience.is_over() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(left.min(LOOK))
+    }
+}
+
+/// Waits for the child's end, or kills it and what it started when the wait is over.
+fn finish(mut child: Child, input: &str, until: &Wait<'_>) -> io::Result<Output> {
+    let result = converse(&mut child, input, until);
     if result.is_err() {
         // They fail only if it has ended after all.
         let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
@@ -98,7 +130,7 @@ fn finish(mut child: Child, input: &str, deadline: Instant) -> io::Result<Output
     result
 }
 
-fn converse(child: &mut Child, input: &str, deadline: Instant) -> io::Result<Output> {
+fn converse(child: &mut Child, input: &str, until: &Wait<'_>) -> io::Result<Output> {
     if let Some(mut stdin) = child.stdin.take() {
         let input = input.to_owned();
         // A program that stops reading says why when it ends.
@@ -107,9 +139,9 @@ fn converse(child: &mut Child, input: &str, deadline: Instant) -> io::Result<Out
     let stdout = child.stdout.take().map(read_all).transpose()?;
     let stderr = child.stderr.take().map(read_all).transpose()?;
     Ok(Output {
-        stdout: receive(stdout, deadline)?,
-        stderr: receive(stderr, deadline)?,
-        status: wait(child, deadline)?,
+        stdout: receive(stdout, until)?,
+        stderr: receive(stderr, until)?,
+        status: wait(child, until)?,
     })
 }
 
@@ -142,31 +174,29 @@ fn on_thread<T: Send + 'static>(
 }
 
 /// Waits for what was read. A panic of the thread goes on here.
-fn receive(output: Option<Reading>, deadline: Instant) -> io::Result<Vec<u8>> {
+fn receive(output: Option<Reading>, until: &Wait<'_>) -> io::Result<Vec<u8>> {
     let Some(output) = output else {
         return Ok(Vec::new());
     };
-    let timeout = deadline.saturating_duration_since(Instant::now());
-    match output.result.recv_timeout(timeout) {
-        Ok(read) => read,
-        Err(RecvTimeoutError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
-        Err(RecvTimeoutError::Disconnected) => match output.thread.join() {
-            Ok(()) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(panic) => resume_unwind(panic),
-        },
+    loop {
+        match output.result.recv_timeout(until.next()?) {
+            Ok(read) => return read,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => match output.thread.join() {
+                Ok(()) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(panic) => resume_unwind(panic),
+            },
+        }
     }
 }
 
 /// Waits for a program that has closed its output, and so hardly ever waits.
-fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
+fn wait(child: &mut Child, until: &Wait<'_>) -> io::Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        if Instant::now() >= deadline {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        thread::sleep(Duration::from_millis(1));
+        thread::sleep(until.next()?.min(Duration::from_millis(1)));
     }
 }
 
@@ -179,9 +209,16 @@ mod tests {
 
     const SHELL: &str = "/bin/sh";
 
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
     fn shell(timeout: Duration, script: &str, input: &str) -> Result<String, String> {
-        run_within(timeout, Path::new(SHELL), &["-c", script], input)
-            .map_err(|error| error.to_string())
+        run(
+            Path::new(SHELL),
+            &["-c", script],
+            input,
+            &Patience::of(timeout),
+        )
+        .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -247,6 +284,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_program_is_killed_once_nobody_waits_and_what_is_put_back_has_a_patience_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let begun = folder.path().join("begun");
+        let patience = Patience::of(Duration::from_secs(60));
+        let start = Instant::now();
+        let result = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !begun.exists() && start.elapsed() < TIMEOUT {
+                    thread::yield_now();
+                }
+                patience.end();
+            });
+            let script = format!("sleep 60 & : > {}; wait", begun.display());
+            run(Path::new(SHELL), &["-c", &script], "", &patience)
+        });
+        assert!(matches!(result, Err(NetError::Interrupted)), "{result:?}");
+        assert!(start.elapsed() < Duration::from_secs(30));
+
+        let begun_in_vain = run(Path::new("/nonexistent"), &[], "", &patience);
+        assert!(matches!(begun_in_vain, Err(NetError::Interrupted)));
+        let restoring = patience.to_restore();
+        assert!(restoring.limit() < Patience::default().to_restore().limit());
+        assert_eq!(
+            run(Path::new(SHELL), &["-c", "echo x"], "", &restoring).unwrap(),
+            "x\n"
+        );
+    }
+
     /// A signal to the daemon's group, such as Ctrl-C sends, does not reach them.
     #[test]
     fn programs_have_a_process_group_of_their_own() {
@@ -281,15 +347,20 @@ mod tests {
                 panic!("a fault, for a test");
             }
         }
-        let deadline = Instant::now() + TIMEOUT;
-        let waiting = thread::spawn(move || receive(read_all(Faulty).ok(), deadline));
+        let waiting = thread::spawn(|| {
+            let patience = Patience::default();
+            receive(read_all(Faulty).ok(), &Wait::until_over(&patience))
+        });
         let panic = waiting.join().unwrap_err();
-        assert_eq!(*panic.downcast_ref::<&str>().unwrap(), "a fault, for a test");
+        assert_eq!(
+            *panic.downcast_ref::<&str>().unwrap(),
+            "a fault, for a test"
+        );
     }
 
     #[test]
     fn a_program_that_is_not_there_is_named() {
-        let error = run(Path::new("/nonexistent"), &["x"], "")
+        let error = run(Path::new("/nonexistent"), &["x"], "", &Patience::default())
             .unwrap_err()
             .to_string();
         assert!(error.starts_with("`/nonexistent x` failed: "), "{error}");

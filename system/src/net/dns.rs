@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::command;
 use super::error::NetError;
 use super::netlink::Netlink;
+use super::patience::Patience;
 use super::setup::Paths;
 
 /// Permission bits of the file.
@@ -53,12 +54,14 @@ impl Dns {
     }
 
     /// Makes the resolver ask `servers` and no others; may be repeated.
-    pub(super) fn set(&self, servers: &[IpAddr]) -> Result<(), NetError> {
+    pub(super) fn set(&self, servers: &[IpAddr], patience: &Patience) -> Result<(), NetError> {
         match self {
-            Self::Resolved { program, interface } => set_resolved(program, interface, servers),
+            Self::Resolved { program, interface } => {
+                set_resolved(program, interface, servers, patience)
+            }
             Self::Resolvconf { program, record } => {
                 let arguments = ["-a", record, "-m", "0", "-x"];
-                command::run(program, &arguments, &nameservers(servers)).map(drop)
+                command::run(program, &arguments, &nameservers(servers), patience).map(drop)
             }
             Self::File { path, backup } => {
                 let result = set_file(path, backup, servers);
@@ -68,14 +71,14 @@ impl Dns {
     }
 
     /// Puts back what was there before. Harmless when nothing was changed.
-    pub(super) fn restore(&self, netlink: &Netlink) -> Result<(), NetError> {
+    pub(super) fn restore(&self, netlink: &Netlink, patience: &Patience) -> Result<(), NetError> {
         match self {
             Self::Resolved { interface, .. } if netlink.index_of(interface).is_err() => Ok(()),
             Self::Resolved { program, interface } => {
-                command::run(program, &["revert", interface], "").map(drop)
+                command::run(program, &["revert", interface], "", patience).map(drop)
             }
             Self::Resolvconf { program, record } => {
-                command::run(program, &["-d", record, "-f"], "").map(drop)
+                command::run(program, &["-d", record, "-f"], "", patience).map(drop)
             }
             Self::File { path, backup } => {
                 let result = restore_file(path, backup);
@@ -105,7 +108,12 @@ fn is_resolvectl(program: &Path) -> bool {
     fs::canonicalize(program).is_ok_and(|target| target.ends_with("resolvectl"))
 }
 
-fn set_resolved(program: &Path, interface: &str, servers: &[IpAddr]) -> Result<(), NetError> {
+fn set_resolved(
+    program: &Path,
+    interface: &str,
+    servers: &[IpAddr],
+    patience: &Patience,
+) -> Result<(), NetError> {
     let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
     let mut dns = vec!["dns", interface];
     dns.extend(servers.iter().map(String::as_str));
@@ -115,9 +123,9 @@ fn set_resolved(program: &Path, interface: &str, servers: &[IpAddr]) -> Result<(
         vec!["default-route", interface, "yes"],
     ];
     for arguments in &steps {
-        if let Err(error) = command::run(program, arguments, "") {
+        if let Err(error) = command::run(program, arguments, "", patience) {
             // The first error says more than one of cleaning up.
-            let _ = command::run(program, &["revert", interface], "");
+            let _ = command::run(program, &["revert", interface], "", &patience.to_restore());
             return Err(error);
         }
     }
@@ -261,8 +269,8 @@ mod tests {
         fs::set_permissions(&paths.resolv_conf, fs::Permissions::from_mode(0o640)).unwrap();
         let dns = Dns::choose(&paths, "tun0");
 
-        dns.set(&servers(1)).unwrap();
-        dns.set(&servers(2)).unwrap();
+        dns.set(&servers(1), &Patience::default()).unwrap();
+        dns.set(&servers(2), &Patience::default()).unwrap();
         let text = fs::read_to_string(&paths.resolv_conf).unwrap();
         assert!(text.starts_with("# Written by LostLove."), "{text}");
         assert!(text.ends_with("\nnameserver 10.8.0.1\nnameserver fd00::1\n"));
@@ -287,7 +295,7 @@ mod tests {
         symlink("managed", &paths.resolv_conf).unwrap();
         let dns = Dns::choose(&paths, "tun0");
 
-        dns.set(&servers(1)).unwrap();
+        dns.set(&servers(1), &Patience::default()).unwrap();
         let untouched = fs::read_to_string(&target).unwrap();
         assert_eq!(untouched, "nameserver 192.0.2.53\n");
         restore(&dns);
@@ -313,8 +321,8 @@ mod tests {
             fs::write(&target, original).unwrap();
             let dns = Dns::choose(&paths, "tun0");
 
-            dns.set(&servers(1)).unwrap();
-            dns.set(&servers(2)).unwrap();
+            dns.set(&servers(1), &Patience::default()).unwrap();
+            dns.set(&servers(2), &Patience::default()).unwrap();
             let text = fs::read_to_string(&paths.resolv_conf).unwrap();
             let (_, text) = text.split_once('\n').unwrap();
             assert_eq!(
@@ -334,7 +342,7 @@ mod tests {
             let dns = Dns::choose(&ns.paths, "tun0");
             // A mount namespace of one's own comes with a umask of one's own.
             let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-            let result = dns.set(&servers(1));
+            let result = dns.set(&servers(1), &Patience::default());
             rustix::process::umask(umask);
             result.unwrap();
 
@@ -351,7 +359,10 @@ mod tests {
                 "mount --bind {folder} {folder}; mount -o remount,bind,ro {folder}"
             ));
             let dns = Dns::choose(&ns.paths, "tun0");
-            assert!(dns.set(&servers(1)).is_err(), "it is not read-only");
+            assert!(
+                dns.set(&servers(1), &Patience::default()).is_err(),
+                "it is not read-only"
+            );
 
             restore(&dns);
 
@@ -364,7 +375,7 @@ mod tests {
         let (_directory, paths) = scratch();
         let dns = Dns::choose(&paths, "tun0");
 
-        dns.set(&servers(1)).unwrap();
+        dns.set(&servers(1), &Patience::default()).unwrap();
         assert_eq!(names(&paths), ["resolv.conf"]);
         restore(&dns);
 
@@ -376,7 +387,7 @@ mod tests {
         let (_directory, paths) = scratch();
         fs::write(&paths.resolv_conf, "nameserver 192.0.2.53\n").unwrap();
         let dns = Dns::choose(&paths, "tun0");
-        dns.set(&servers(1)).unwrap();
+        dns.set(&servers(1), &Patience::default()).unwrap();
         fs::write(&paths.resolv_conf, "nameserver 198.51.100.53\n").unwrap();
 
         restore(&dns);
@@ -396,7 +407,7 @@ mod tests {
             ));
             let dns = Dns::choose(&ns.paths, "tun0");
 
-            dns.set(&servers(1)).unwrap();
+            dns.set(&servers(1), &Patience::default()).unwrap();
             let text = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
             assert!(text.contains("nameserver 10.8.0.1\n"), "{text}");
             restore(&dns);
@@ -418,7 +429,7 @@ mod tests {
             let log = fake(ns, &ns.paths.resolvectl);
             let dns = Dns::choose(&ns.paths, "tun0");
 
-            dns.set(&servers(2)).unwrap();
+            dns.set(&servers(2), &Patience::default()).unwrap();
             restore(&dns);
 
             let calls = fs::read_to_string(log).unwrap();
@@ -462,7 +473,7 @@ mod tests {
             let log = fake(ns, &ns.paths.resolvconf);
             let dns = Dns::choose(&ns.paths, "tun0");
 
-            dns.set(&servers(1)).unwrap();
+            dns.set(&servers(1), &Patience::default()).unwrap();
             restore(&dns);
 
             let calls = fs::read_to_string(log).unwrap();
@@ -481,7 +492,9 @@ mod tests {
             .unwrap();
             ns.shell(&format!("chmod +x {}", ns.paths.resolvconf.display()));
 
-            let error = Dns::choose(&ns.paths, "tun0").set(&servers(1)).unwrap_err();
+            let error = Dns::choose(&ns.paths, "tun0")
+                .set(&servers(1), &Patience::default())
+                .unwrap_err();
 
             assert!(error.to_string().contains("no such thing"), "{error}");
         });
@@ -510,7 +523,8 @@ mod tests {
     }
 
     fn restore(dns: &Dns) {
-        dns.restore(&Netlink::open().unwrap()).unwrap();
+        let patience = Patience::default();
+        dns.restore(&Netlink::open().unwrap(), &patience).unwrap();
     }
 
     fn servers(count: usize) -> Vec<IpAddr> {

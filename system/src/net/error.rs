@@ -68,6 +68,9 @@ pub enum NetError {
         /// Its last words, or why it could not be run.
         message: String,
     },
+    /// Nobody was willing to wait for a program any more.
+    #[error("interrupted")]
+    Interrupted,
     /// The record of changes cannot be kept.
     #[error("cannot keep the record of network changes in {}: {source}", path.display())]
     Journal {
@@ -104,6 +107,7 @@ impl NetError {
             | Self::Ipv6Disabled
             | Self::NftMissing
             | Self::Refused(_)
+            | Self::Interrupted
             | Self::Command { .. } => false,
         }
     }

@@ -41,10 +41,18 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Locks the device's record and undoes what a dead predecessor left.
+    /// Locks the device's record and undoes what a dead predecessor left, unless somebody ends
+    /// the patience for that.
     pub(super) fn open(tun: &str, paths: &Paths) -> Result<Self, NetError> {
         let mut guard = Self::lock(tun, paths)?;
-        for error in guard.undo_all() {
+        let errors = guard.undo_all();
+        if guard.paths.patience.is_over() {
+            // What was not undone stays recorded for the next run.
+            guard.armed = false;
+            guard.journal.finish()?;
+            return Err(NetError::Interrupted);
+        }
+        for error in errors {
             tracing::warn!(%error, tun, "cannot undo what an earlier run left");
         }
         guard.journal.restart()?;
@@ -97,7 +105,8 @@ impl Guard {
     }
 
     /// Records a change, unless it is in force already, and lets `perform` make it, or make it
-    /// again. `perform` must leave nothing behind when it fails.
+    /// again. `perform` must leave nothing behind when it fails; only where it was interrupted nobody
+    /// knows, and the change counts as made.
     pub(super) fn make_with(
         &mut self,
         change: &Change,
@@ -108,7 +117,8 @@ impl Guard {
             self.journal.made(change)?;
         }
         let result = perform(self);
-        if result.is_err() && is_new {
+        let is_unmade = !matches!(result, Ok(()) | Err(NetError::Interrupted));
+        if is_unmade && is_new {
             self.journal.undone(change)?;
         }
         match result {
@@ -199,6 +209,7 @@ impl Guard {
     /// recorded for the next run.
     pub(super) fn restore(&mut self) -> Vec<NetError> {
         self.armed = false;
+        self.paths.patience = self.paths.patience.to_restore();
         let mut errors = self.undo_all();
         errors.extend(self.journal.finish().err());
         errors
@@ -215,7 +226,7 @@ impl Guard {
         // /etc outlives a power cut, the record does not.
         let resolv_conf: PathBuf = self.paths.resolv_conf.clone();
         let leftover = Dns::file(resolv_conf, &self.tun);
-        errors.extend(leftover.restore(&self.netlink).err());
+        errors.extend(leftover.restore(&self.netlink, &self.paths.patience).err());
         errors
     }
 

@@ -16,6 +16,7 @@ pub use self::error::{AssignmentError, NetError};
 pub use self::guard::clean_up_after_crash;
 pub use self::link::transmit_dropped;
 pub use self::overlap::local_networks;
+pub use self::patience::Patience;
 pub use self::server::{ServerNet, missing_nat_interface};
 pub use self::setup::{
     Access, ClientRoutes, ClientSetup, FWMARK, Masquerade, NameServers, Paths, PortRange, Scope,
@@ -36,6 +37,7 @@ mod link;
 mod netlink;
 mod nft;
 mod overlap;
+mod patience;
 mod plan;
 mod policy;
 mod ports;

@@ -56,12 +56,11 @@ fn enter() -> rustix::io::Result<Namespace> {
     let file = |name: &str| directory.path().join(name);
     let paths = Paths {
         state_dir: file("state"),
-        proc_sys: "/proc/sys".into(),
         resolv_conf: file("resolv.conf"),
         systemd_resolved: file("systemd-resolved"),
         resolvectl: file("resolvectl"),
         resolvconf: file("resolvconf"),
-        nft: "nft".into(),
+        ..Paths::default()
     };
     fs::write(&paths.resolv_conf, "nameserver 192.0.2.53\n").unwrap();
     let namespace = Namespace { directory, paths };

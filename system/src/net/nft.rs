@@ -143,7 +143,7 @@ pub(super) fn find(paths: &Paths) -> Result<PathBuf, NetError> {
 
 fn run(paths: &Paths, arguments: &[&str], input: &str) -> Result<String, NetError> {
     let program = find(paths)?;
-    command::run(&program, arguments, input)
+    command::run(&program, arguments, input, &paths.patience)
 }
 
 /// An interface's name as an nft string. Names hold no control characters or spaces; one with a

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use lostlove_core::config::Push;
 
+use super::patience::Patience;
+
 /// The mark (`SO_MARK`) of the tunnel's own sockets: what carries it never enters the tunnel.
 /// The LLP protocol id, twice.
 pub const FWMARK: u32 = 0x4C4C_4C4C;
 
 /// Files, directories and programs outside the kernel that are read, changed or run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Paths {
     /// Where the record of changes lives, lost at boot like the changes: `/run/lostlove`. With
     /// systemd's `RuntimeDirectory=` it must outlive a crash (`RuntimeDirectoryPreserve=yes`).
@@ -29,6 +31,8 @@ pub struct Paths {
     pub resolvconf: PathBuf,
     /// The `nft` program.
     pub nft: PathBuf,
+    /// How long programs are waited for.
+    pub patience: Patience,
 }
 
 impl Default for Paths {
@@ -41,6 +45,7 @@ impl Default for Paths {
             resolvectl: "resolvectl".into(),
             resolvconf: "resolvconf".into(),
             nft: "nft".into(),
+            patience: Patience::default(),
         }
     }
 }
