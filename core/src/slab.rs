@@ -99,10 +99,21 @@ impl<I: Id, T> Slab<I, T> {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (I, &T)> {
-        (0..).zip(&self.slots).filter_map(|(index, slot)| {
+        self.iter_slots(0, self.slots.len())
+    }
+
+    /// Everything in `count` slots from the one with this number on.
+    pub(crate) fn iter_slots(&self, first: u32, count: usize) -> impl Iterator<Item = (I, &T)> {
+        let slots = self.slots.iter().skip(first as usize).take(count);
+        (first..).zip(slots).filter_map(|(index, slot)| {
             let value = slot.value.as_ref()?;
             Some((I::new(index, slot.generation), value))
         })
+    }
+
+    /// How many slots there are, with those that are free.
+    pub(crate) const fn slots(&self) -> usize {
+        self.slots.len()
     }
 
     /// Everything there is at this moment, for a walk during which the table changes.

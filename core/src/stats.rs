@@ -3,6 +3,7 @@
 use core::ops::AddAssign;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use std::sync::Arc;
 
 use crate::config::OffloadKind;
 use crate::error::{DropReason, HandshakeError, ProtocolError, Refusal};
@@ -195,7 +196,7 @@ fn add_each<const N: usize>(sums: &mut [u64; N], more: &[u64; N]) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStats {
     /// Configured name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Whether a session is up.
     pub connected: bool,
     /// Bytes of IP packets received from the peer, over all sessions.
@@ -249,9 +250,9 @@ impl Usage {
     }
 
     /// The figures as an operator sees them.
-    pub(crate) fn stats(&self, name: &str, connected: bool) -> PeerStats {
+    pub(crate) fn stats(&self, name: Arc<str>, connected: bool) -> PeerStats {
         PeerStats {
-            name: name.to_owned(),
+            name,
             connected,
             bytes_in: self.bytes_in.load(Ordering::Relaxed),
             bytes_out: self.bytes_out.load(Ordering::Relaxed),

@@ -29,8 +29,9 @@ use lostlove_core::config::Role;
 ///
 /// Figures are made on demand: a request makes [`Metrics::fd`] readable, whereupon the daemon
 /// calls [`Metrics::wants_update`] and, if that is true, asks the event loop and calls
-/// [`Metrics::publish`] with its answer. None of these ever waits for a request or its client. Without an address nothing is served and all of them do
-/// nothing.
+/// [`Metrics::publish`] with its answer, which serves all requests that wait by then; that is every
+/// 50 ms at most. None of these ever waits for a request or its client. Without an address nothing is
+/// served and all of them do nothing.
 ///
 /// There is neither encryption nor a password: the address should be one of this host's own. It is
 /// asked by that address or as `localhost`; other names in `Host` get 421.
@@ -45,12 +46,9 @@ impl Metrics {
     /// # Errors
     ///
     /// When the address cannot be listened on, or there is no descriptor or thread left.
-    pub fn start(
-        address: Option<SocketAddr>,
-        role: Role,
-        threads: &Threads,
-    ) -> io::Result<Self> {
-        let server = address.map(|address| Server::start(Door::Open(bind(address)?), role, threads));
+    pub fn start(address: Option<SocketAddr>, role: Role, threads: &Threads) -> io::Result<Self> {
+        let server =
+            address.map(|address| Server::start(Door::Open(bind(address)?), role, threads));
         Ok(Self {
             server: server.transpose()?,
         })
@@ -63,11 +61,7 @@ impl Metrics {
     ///
     /// When the address cannot be listened on for another reason, or there is no descriptor or
     /// thread left.
-    pub fn start_once_free(
-        address: SocketAddr,
-        role: Role,
-        threads: &Threads,
-    ) -> io::Result<Self> {
+    pub fn start_once_free(address: SocketAddr, role: Role, threads: &Threads) -> io::Result<Self> {
         let door = match bind(address) {
             Ok(listener) => Door::Open(listener),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -87,11 +81,11 @@ impl Metrics {
     /// Hands figures to the request that waits for them. Never blocks; without such a request
     /// they serve the next one that gets no better ones.
     /// `tun_dropped` is what the system has dropped in front of the TUN device, where that is known.
-    pub fn publish(&self, stats: &Stats, peers: &[PeerStats], tun_dropped: Option<u64>) {
+    pub fn publish(&self, stats: Stats, peers: Vec<PeerStats>, tun_dropped: Option<u64>) {
         if let Some(server) = &self.server {
             let snapshot = Snapshot {
-                stats: stats.clone(),
-                peers: peers.to_vec(),
+                stats,
+                peers,
                 tun_dropped,
             };
             // A full channel holds figures that nobody has asked for yet; the next request

@@ -403,11 +403,9 @@ impl Endpoint {
             Side::Client(client) => {
                 let session = self.routes.session(SERVER);
                 let session = session.and_then(|id| self.sessions.get(id)?.connection());
-                vec![client.usage().stats(SERVER_NAME, session.is_some())]
+                vec![client.usage().stats(SERVER_NAME.into(), session.is_some())]
             }
-            Side::Server(server) => server
-                .peers
-                .with(|peers| peers.iter().map(|(_, _, stats)| stats).collect()),
+            Side::Server(server) => server.peers.stats(|| {}),
         };
         stats.into_iter()
     }

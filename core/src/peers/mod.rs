@@ -238,10 +238,17 @@ impl Peers {
     /// All peers and what an operator wants to know of each, those of the configuration first and in
     /// its order.
     pub fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer, PeerStats)> {
-        self.entries.iter().map(|(id, entry)| {
-            let connected = entry.place.is_some_and(|place| !place.is_absent);
-            (id, &entry.peer, entry.usage.stats(&entry.name, connected))
-        })
+        let entries = self.entries.iter();
+        entries.map(|(id, entry)| (id, &entry.peer, entry.stats()))
+    }
+
+    /// What an operator wants to know of the peers in `count` places from this one on, and the first
+    /// place after those; none if there is none.
+    fn stats(&self, first: u32, count: u32) -> (impl Iterator<Item = PeerStats>, Option<u32>) {
+        let entries = self.entries.iter_slots(first, count as usize);
+        let next = first.checked_add(count);
+        let next = next.filter(|next| (*next as usize) < self.entries.slots());
+        (entries.map(|(_, entry)| entry.stats()), next)
     }
 
     /// How many changes there ever were.
@@ -369,6 +376,11 @@ impl Entry {
             leased: [None; 2],
         }
     }
+
+    fn stats(&self) -> PeerStats {
+        let connected = self.place.is_some_and(|place| !place.is_absent);
+        self.usage.stats(Arc::clone(&self.name), connected)
+    }
 }
 
 impl fmt::Display for WorkerId {
@@ -391,7 +403,7 @@ fn networks_of(peer: &Peer) -> impl Iterator<Item = IpNet> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::{Common, Limits, Push, Rotation, Server};
     use crate::crypto::SecretKey;
@@ -408,7 +420,11 @@ mod tests {
         }
     }
 
-    fn peers() -> Peers {
+    pub(crate) fn peers() -> Peers {
+        Peers::new(&config(), vec![peer(2)], &[], Instant::ZERO)
+    }
+
+    pub(crate) fn config() -> ServerConfig {
         let server = Server {
             secret_key: SecretKey::from_bytes([99; 32]),
             address_v4: "10.8.0.1/24".parse().unwrap(),
@@ -424,8 +440,7 @@ mod tests {
             limits: Limits::default(),
             mtu: 1400,
         };
-        let config = ServerConfig { common, server };
-        Peers::new(&config, vec![peer(2)], &[], Instant::ZERO)
+        ServerConfig { common, server }
     }
 
     #[test]

@@ -21,6 +21,8 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use lostlove_core::config::Role;
 use lostlove_core::endpoint::Endpoint;
@@ -51,6 +53,10 @@ use crate::worker::{Worker, WorkerParts};
 use driving::{PendingWorker, WorkerThread};
 use network::{NetworkOrder, NetworkThread};
 use readiness::Readiness;
+
+/// For a worker that waits for the lock on the peers to get it, while the figures of very many are
+/// copied: it is woken by then.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// What a daemon is made of.
 pub struct DaemonParts {
@@ -98,6 +104,8 @@ pub struct Daemon {
     role: Role,
     dialer: Option<Dialer>,
     metrics: Metrics,
+    /// The worker has been asked for figures.
+    is_asking: bool,
     leases: Option<Leases>,
     peers: Option<SharedPeers>,
     announce: Option<Box<dyn FnOnce() + Send>>,
@@ -187,6 +195,7 @@ impl Daemon {
             role,
             dialer: parts.dialer,
             metrics: parts.metrics,
+            is_asking: false,
             leases: parts.leases,
             peers,
             announce: parts.announce,
@@ -276,7 +285,9 @@ impl Daemon {
             Source::Panic => self.handle_panic(),
             Source::Dialer => self.handle_dialled(),
             Source::Metrics => {
-                if self.metrics.wants_update() {
+                // The figures that are under way serve whoever has asked meanwhile.
+                if self.metrics.wants_update() && self.worker.is_some() && !self.is_asking {
+                    self.is_asking = true;
                     self.order(Order::Tell);
                 }
             }
@@ -321,7 +332,7 @@ impl Daemon {
                 self.tell_readiness();
             }
             Report::Event { event, tun_packets } => self.handle_event(event, tun_packets),
-            Report::Figures(figures) => self.publish(&figures),
+            Report::Figures(figures) => self.publish(*figures),
             Report::WorkerEnded => self.handle_worker_end(),
             Report::Network(report) => self.handle_network(report),
             Report::NetworkEnded => self.handle_network_end(),
@@ -382,18 +393,14 @@ impl Daemon {
         self.tell_readiness();
     }
 
-    fn publish(&self, figures: &Figures) {
-        let dropped = self.tun_dropped();
-        match &self.peers {
-            Some(peers) => {
-                let peers: Vec<_> =
-                    peers.with(|peers| peers.iter().map(|(_, _, stats)| stats).collect());
-                self.metrics.publish(&figures.stats, &peers, dropped);
-            }
-            None => self
-                .metrics
-                .publish(&figures.stats, &figures.peers, dropped),
-        }
+    fn publish(&mut self, figures: Figures) {
+        self.is_asking = false;
+        let peers = match &self.peers {
+            Some(peers) => peers.stats(|| thread::sleep(PAUSE)),
+            None => figures.peers,
+        };
+        self.metrics
+            .publish(figures.stats, peers, self.tun_dropped());
     }
 
     /// What the system has dropped in front of the TUN device; none for what only stands in for one.

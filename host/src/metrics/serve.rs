@@ -25,6 +25,10 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// packets either.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// From one time that the event loop is asked for figures to the next, however many requests come:
+/// they wait that long, and all that wait share one answer.
+pub(super) const ASK_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Time for the client to close, once it has its answer: a close before it has read all would take
 /// the answer with it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -70,6 +74,10 @@ pub(super) struct Service<'a> {
     shared: &'a Shared,
     figures: Receiver<Snapshot>,
     last: Snapshot,
+    /// When the event loop was asked last.
+    asked_at: Option<Instant>,
+    /// When to ask it, for those who wait.
+    ask_at: Option<Instant>,
     door: Door,
     /// When to knock again at a door that failed.
     retry_at: Option<Instant>,
@@ -87,6 +95,8 @@ impl<'a> Service<'a> {
             shared,
             figures,
             last: Snapshot::default(),
+            asked_at: None,
+            ask_at: None,
             door,
             retry_at,
             connections: Vec::new(),
@@ -109,6 +119,7 @@ impl<'a> Service<'a> {
             self.connections
                 .retain(|connection| !matches!(connection.state, State::Over));
             self.knock(now);
+            self.ask(now);
         }
     }
 
@@ -137,7 +148,7 @@ impl<'a> Service<'a> {
             .connections
             .iter()
             .map(|connection| connection.deadline);
-        let due = deadlines.chain(self.retry_at).min();
+        let due = deadlines.chain(self.retry_at).chain(self.ask_at).min();
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // Failures such as EINTR leave no events.
@@ -240,18 +251,27 @@ impl<'a> Service<'a> {
         }
         let is_waiting = |connection: &Connection| matches!(connection.state, State::Waiting(_));
         if !self.connections.iter().any(is_waiting) {
-            // What was published before is older than the request.
-            self.last = self
-                .figures
-                .try_iter()
-                .last()
-                .unwrap_or(std::mem::take(&mut self.last));
+            let earliest = self.asked_at.map(|last| last + ASK_INTERVAL);
+            self.ask_at = Some(earliest.map_or(now, |earliest| earliest.max(now)));
         }
-        self.shared.wanted.wake();
         if let Some(connection) = self.connections.get_mut(index) {
             connection.state = State::Waiting(request);
             connection.deadline = now + PATIENCE;
         }
+    }
+
+    /// Asks the event loop for figures when that is due.
+    fn ask(&mut self, now: Instant) {
+        if self.ask_at.is_none_or(|due| now < due) {
+            return;
+        }
+        self.ask_at = None;
+        self.asked_at = Some(now);
+        // What was published before is older than the requests.
+        if let Some(snapshot) = self.figures.try_iter().last() {
+            self.last = snapshot;
+        }
+        self.shared.wanted.wake();
     }
 
     /// The event loop has published: answers all who wait.

@@ -32,8 +32,8 @@ fn figures_from_before_the_request_give_way_to_fresh_ones() {
         sessions,
         ..Stats::default()
     };
-    metrics.publish(&with(1), &[], None);
-    metrics.publish(&with(2), &[], None);
+    metrics.publish(with(1), Vec::new(), None);
+    metrics.publish(with(2), Vec::new(), None);
     let response = scrape(&metrics, "GET /metrics HTTP/1.1\r\n\r\n", &with(3));
     assert!(response.contains("\nlostlove_sessions 3\n"), "{response}");
 }
@@ -56,7 +56,8 @@ fn health_is_whether_the_event_loop_answers() {
     let request = "GET /healthz HTTP/1.1\r\n\r\n";
     let response = scrape(&metrics, request, &Stats::default());
     assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
-    let response = exchange(&metrics, request.as_bytes());
+    let silent = self::metrics();
+    let response = exchange(&silent, request.as_bytes());
     assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
 }
 
@@ -100,7 +101,7 @@ fn a_stuck_scraper_blocks_nobody() {
     stuck.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
     let start = Instant::now();
     for _ in 0..1000 {
-        metrics.publish(&Stats::default(), &[], None);
+        metrics.publish(Stats::default(), Vec::new(), None);
     }
     let request = "GET /metrics HTTP/1.1\r\n\r\n";
     let response = scrape(&metrics, request, &Stats::default());
@@ -151,14 +152,18 @@ fn fifty_scrapes_at_once_are_all_answered() {
         ..Stats::default()
     };
     let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
+    let start = Instant::now();
+    let asked = thread::scope(|scope| {
+        let event_loop = scope.spawn(|| {
+            let mut asked = 0;
             while !done.load(Ordering::Relaxed) {
                 if metrics.wants_update() {
-                    metrics.publish(&stats, &[], None);
+                    asked += 1;
+                    metrics.publish(stats.clone(), Vec::new(), None);
                 }
                 thread::sleep(Duration::from_millis(1));
             }
+            asked
         });
         let answered = streams
             .iter_mut()
@@ -167,7 +172,51 @@ fn fifty_scrapes_at_once_are_all_answered() {
             .count();
         done.store(true, Ordering::Relaxed);
         assert_eq!(answered, 50);
+        event_loop.join().unwrap()
     });
+    let most = 1 + start.elapsed().div_duration_f64(serve::ASK_INTERVAL) as u32;
+    assert!((1..=most).contains(&asked), "asked {asked} times of {most}");
+}
+
+#[test]
+fn who_asks_again_at_once_waits_for_fresh_figures() {
+    let metrics = metrics();
+    let request = "GET /metrics HTTP/1.1\r\n\r\n";
+    let start = Instant::now();
+    for sessions in 0..4 {
+        let stats = Stats {
+            sessions,
+            ..Stats::default()
+        };
+        let response = scrape(&metrics, request, &stats);
+        let line = format!("\nlostlove_sessions {sessions}\n");
+        assert!(response.contains(&line), "{response}");
+    }
+    assert!(
+        start.elapsed() >= 3 * serve::ASK_INTERVAL,
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[test]
+fn who_asks_while_another_waits_gets_the_same_figures() {
+    let metrics = metrics();
+    let mut streams: Vec<TcpStream> = (0..10).map(|_| connect(&metrics)).collect();
+    let ask = |stream: &mut TcpStream| stream.write_all(b"GET /healthz HTTP/1.1\r\n\r\n").unwrap();
+    let (first, others) = streams.split_at_mut(1);
+    first.iter_mut().for_each(ask);
+    await_request(&metrics);
+    assert!(metrics.wants_update());
+    others.iter_mut().for_each(ask);
+    // They come while nobody answers, and ask for nothing more.
+    thread::sleep(2 * serve::ASK_INTERVAL);
+    assert!(!metrics.wants_update());
+    metrics.publish(Stats::default(), Vec::new(), None);
+    for stream in &mut streams {
+        let response = read_to_end(stream);
+        assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    }
 }
 
 #[test]
@@ -184,7 +233,7 @@ fn a_taken_port_that_nobody_chose_is_served_once_it_is_free() {
     let address = first.address().unwrap();
     let second = Metrics::start_once_free(address, Role::Server, &threads()).unwrap();
     assert_eq!(second.address(), None);
-    second.publish(&Stats::default(), &[], None);
+    second.publish(Stats::default(), Vec::new(), None);
     drop(first);
     let deadline = Instant::now() + Duration::from_secs(30);
     while TcpStream::connect(address).is_err() {
@@ -196,7 +245,7 @@ fn a_taken_port_that_nobody_chose_is_served_once_it_is_free() {
 #[test]
 fn without_an_address_nothing_is_served() {
     let metrics = Metrics::start(None, Role::Client, &threads()).unwrap();
-    metrics.publish(&Stats::default(), &[], None);
+    metrics.publish(Stats::default(), Vec::new(), None);
     metrics.set_ready(true);
     assert!(!metrics.wants_update());
     assert!(metrics.fd().is_none() && metrics.address().is_none());
@@ -240,14 +289,19 @@ fn connect(metrics: &Metrics) -> TcpStream {
 fn scrape(metrics: &Metrics, request: &str, stats: &Stats) -> String {
     let mut stream = connect(metrics);
     stream.write_all(request.as_bytes()).unwrap();
+    await_request(metrics);
+    assert!(metrics.wants_update());
+    assert!(!metrics.wants_update());
+    metrics.publish(stats.clone(), Vec::new(), None);
+    read_to_end(&mut stream)
+}
+
+/// Waits until somebody has asked for figures.
+fn await_request(metrics: &Metrics) {
     let fd = metrics.fd().unwrap();
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     let limit = Timespec::try_from(serve::TIMEOUT).unwrap();
     assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1);
-    assert!(metrics.wants_update());
-    assert!(!metrics.wants_update());
-    metrics.publish(stats, &[], None);
-    read_to_end(&mut stream)
 }
 
 /// Sends `request` and reads the response, without an event loop. Empty if it was turned away.

@@ -540,7 +540,7 @@ mod tests {
         stats.protocol_errors[ProtocolError::from(FrameError::BadChecksum).index()] = 15;
         stats.tun_refused = [16, 17];
         let peer = |name: &str, rtt| PeerStats {
-            name: name.to_owned(),
+            name: name.into(),
             connected: true,
             bytes_in: 11,
             bytes_out: 12,

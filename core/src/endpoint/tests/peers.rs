@@ -169,7 +169,7 @@ fn a_peer_in_the_place_of_another_has_nothing_of_it() {
         .peer_stats()
         .map(|peer| (peer.name, peer.connected))
         .collect();
-    assert_eq!(names, [("client2".to_owned(), true)]);
+    assert_eq!(names, [("client2".into(), true)]);
 }
 
 #[test]
