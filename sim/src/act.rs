@@ -350,7 +350,7 @@ impl World {
     }
 
     fn stranger(&mut self) {
-        let words = attack::words(&self.recordings, &mut self.choice);
+        let sent = attack::bytes(&self.recordings, &mut self.choice);
         let port = self.take_port();
         let address = Ipv4Addr::new(203, 0, 113, self.choice.size(50, 52) as u8);
         let link = self.add_link(
@@ -358,8 +358,8 @@ impl World {
             SocketAddr::from((address, port)),
         );
         let (wire, choice) = (&self.wire.network, &mut self.choice);
-        if !words.is_empty() {
-            self.links[link].pipes[0].send(words, wire, choice, self.now);
+        if !sent.is_empty() {
+            self.links[link].pipes[0].send(sent, wire, choice, self.now);
         }
         if choice.chance(300) {
             self.links[link].pipes[0].end(Ending::Fin, wire.latency, self.now);
@@ -372,11 +372,11 @@ impl World {
         let side = usize::from(self.links[index].ends[1] == End::Attacker);
         let is_news = self.links[index].pipes[1 - side].discard();
         if is_news && self.choice.chance(500) {
-            let words = attack::words(&self.recordings, &mut self.choice);
+            let sent = attack::bytes(&self.recordings, &mut self.choice);
             let network = &self.wire.network;
             let pipe = &mut self.links[index].pipes[side];
-            if !words.is_empty() && !pipe.is_broken {
-                pipe.send(words, network, &mut self.choice, self.now);
+            if !sent.is_empty() && !pipe.is_broken {
+                pipe.send(sent, network, &mut self.choice, self.now);
             }
         }
     }

@@ -60,7 +60,7 @@ impl Tamper {
 }
 
 /// What a stranger says, given what was recorded from honest sides.
-pub(crate) fn words(recordings: &[Vec<u8>], choice: &mut Choice) -> Vec<u8> {
+pub(crate) fn bytes(recordings: &[Vec<u8>], choice: &mut Choice) -> Vec<u8> {
     let recorded = match recordings.len() {
         0 => Vec::new(),
         len => recordings[choice.index(len)].clone(),

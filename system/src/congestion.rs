@@ -63,7 +63,7 @@ pub struct Congestion {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Algorithm {
-    /// The system's, until the path turns out to be lossy.
+    /// The system's, until the path is seen to be lossy.
     Replaceable,
     /// One that stays, and about which nothing is to be done.
     Fixed,

@@ -117,6 +117,21 @@ impl Daemon {
         kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
 
+    /// Stops all its threads, until `Signal::CONT`. A thread that runs on another processor goes on
+    /// for a while after the signal.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        let is_stopped = |task: std::io::Result<fs::DirEntry>| {
+            let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            // The name before the state may hold anything but stands in parentheses.
+            stat.rsplit(") ").next().unwrap().starts_with('T')
+        };
+        await_true("all its threads are stopped", || {
+            let mut tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+            tasks.all(is_stopped)
+        });
+    }
+
     /// Kills it as a crash would, without a chance to clean up.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

@@ -82,7 +82,7 @@ fn a_client_that_stops_reading_hurts_nobody_else() {
     let Some(lab) = Lab::new(2) else { return };
     let tunnel = lab.start();
     let before = tunnel.server.resident_kib();
-    tunnel.clients[0].signal(Signal::STOP);
+    tunnel.clients[0].stop();
     udp_flood(&lab.server, client_v4(0), 100 * MEGABYTE);
 
     assert!(tcp(&lab.server, &lab.clients[1], client_v4(1), 20 * MEGABYTE).intact);

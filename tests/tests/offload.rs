@@ -106,7 +106,7 @@ fn datagrams_of_a_burst_arrive_one_by_one() {
             .unwrap();
         sender.connect(receiver.local_addr().unwrap()).unwrap();
         // So they all wait, and the client finds them at once.
-        tunnel.clients[0].signal(Signal::STOP);
+        tunnel.clients[0].stop();
         for n in 0..BURST {
             assert_eq!(sender.send(&[n; 100]).unwrap(), 100);
         }

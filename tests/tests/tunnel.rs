@@ -36,7 +36,7 @@ fn packets_that_find_the_devices_queue_full_are_counted() {
     server.await_metric("lostlove_tun_dropped_total", 0.0);
     let socket = server.netns.run(|| UdpSocket::bind((SERVER_V4, 0)));
     let socket = socket.unwrap().unwrap();
-    tunnel.server.signal(Signal::STOP);
+    tunnel.server.stop();
     for _ in 0..2 * QUEUED {
         socket.send_to(b"datagram", (client_v4(0), 9)).unwrap();
     }
@@ -205,7 +205,7 @@ fn a_burst_that_comes_while_the_daemon_is_busy_is_not_lost() {
     let sender = sender.unwrap().unwrap();
     sender.connect(receiver.local_addr().unwrap()).unwrap();
 
-    tunnel.clients[0].signal(Signal::STOP);
+    tunnel.clients[0].stop();
     for n in 0..BURST {
         sender.send(&[n; 100]).unwrap();
     }

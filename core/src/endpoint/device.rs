@@ -1,4 +1,4 @@
-//! What the TUN device takes beside finished packets: what it says, and what it turned out to do.
+//! What the TUN device takes beside finished packets: what it says, and what it does.
 
 use crate::config::{OffloadKind, Offloads};
 use crate::ip::{IpInfo, Offload, protocol};
