@@ -257,7 +257,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// Connections at once that have not authenticated yet.
     pub max_handshakes: usize,
-    /// Of these, from one IPv4 address or one IPv6 /64.
+    /// Of these, from one [source](crate::peers::Source). As many hellos of it may fail in a second,
+    /// eight times as many where clients are.
     pub max_handshakes_per_source: usize,
     /// Time from accepting or opening a connection to an authenticated session.
     pub handshake_timeout: Duration,

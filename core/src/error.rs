@@ -275,8 +275,8 @@ pub enum Refusal {
     /// Too many unauthenticated connections.
     #[error("too many unauthenticated connections")]
     TooManyHandshakes,
-    /// Too many unauthenticated connections from this source.
-    #[error("too many unauthenticated connections from one source")]
+    /// Too many unauthenticated connections from this source, or too many hellos of it failed just now.
+    #[error("too many unauthenticated connections, or failed handshakes, from one source")]
     TooManyFromSource,
     /// The endpoint is shutting down.
     #[error("shutting down")]

@@ -9,6 +9,7 @@ use crate::config::{Assignment, OffloadKind};
 use crate::crypto::{PublicKey, Suite};
 use crate::error::{HandshakeError, ProtocolError, labels};
 use crate::foreign::FirstBytes;
+use crate::peers::Source;
 use crate::slab::impl_id;
 use crate::time::Instant;
 
@@ -139,6 +140,17 @@ pub enum Event {
         kind: OffloadKind,
         /// The system's error number for the last one, if it had one.
         os_error: Option<i32>,
+    },
+    /// A server turns away connections that have not authenticated, or ends silent ones for newer ones,
+    /// because too many or too costly ones come from one source. Comes at once, and then once a
+    /// minute while it goes on.
+    SourceCrowded {
+        /// The source of most of them; found among the first 16 since it was last said.
+        source: Source,
+        /// How many of that source since then.
+        turned_away: u64,
+        /// How many of all other sources.
+        others: u64,
     },
     /// An endpoint has given up memory that it no longer needs, a mebibyte at least. An allocator may
     /// keep it all the same: now is the time to ask it not to.

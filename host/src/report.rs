@@ -52,6 +52,17 @@ pub fn report(role: Role, event: &Event) {
              older ones make way for newer ones"
         ),
         Event::OffloadRefused { kind, os_error } => offload_refused(*kind, *os_error),
+        Event::SourceCrowded {
+            source,
+            turned_away,
+            others,
+        } => warn!(
+            %source,
+            turned_away,
+            others = (*others > 0).then_some(others),
+            "too many connections from one address that have not authenticated \
+             (limits.max_handshakes_per_source): they are turned away, or evicted for newer ones"
+        ),
         Event::Closed {
             remote,
             peer,
@@ -281,6 +292,7 @@ mod tests {
     use super::*;
     use crate::log::tests::capture;
     use lostlove_core::error::ProtocolError;
+    use lostlove_core::peers::Source;
 
     #[test]
     fn a_first_dial_is_shown_and_the_next_are_details() {
@@ -434,6 +446,25 @@ mod tests {
         let end = " kind=tcp error=\"Invalid argument (os error 22)\"";
         assert!(tcp.ends_with(end), "{tcp}");
         assert!(udp.ends_with("the start kind=udp"), "{udp}");
+    }
+
+    #[test]
+    fn a_full_source_is_a_warning_that_names_it_and_the_key() {
+        let source = Source::of("[2001:db8:0:7::1]:1".parse().unwrap());
+        let text = capture(|| {
+            for others in [0, 7] {
+                let event = Event::SourceCrowded {
+                    source,
+                    turned_away: 240,
+                    others,
+                };
+                report(Role::Server, &event);
+            }
+        });
+        let line = "<4> WARN too many connections from one address that have not authenticated \
+                    (limits.max_handshakes_per_source): they are turned away, or evicted for newer \
+                    ones source=2001:db8:0:7::/64 turned_away=240";
+        assert_eq!(text, format!("{line}\n{line} others=7\n"));
     }
 
     #[test]

@@ -449,6 +449,7 @@ impl World {
             | Event::Rejected { .. }
             | Event::Crowded { .. }
             | Event::OffloadRefused { .. }
+            | Event::SourceCrowded { .. }
             | Event::MemoryFreed
             | Event::Unassigned
             | Event::Closed { .. } => {}

@@ -279,6 +279,7 @@ impl World {
             | Event::Rejected { .. }
             | Event::Crowded { .. }
             | Event::OffloadRefused { .. }
+            | Event::SourceCrowded { .. }
             | Event::MemoryFreed
             | Event::Unassigned => {}
         }

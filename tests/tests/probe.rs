@@ -85,16 +85,25 @@ fn scanners_get_the_same_silence_whatever_they_send() {
     }
 }
 
-/// Cases 64 and 65 in small: idle connections from one address do not keep a client out.
+/// Cases 64 and 65 in small: idle connections, from the client's own address and another, do not keep
+/// it out. The operator reads once from where they come.
 #[test]
 fn connections_that_say_nothing_do_not_keep_clients_out() {
     let Some(lab) = Lab::new(2) else { return };
-    let _server = lab.start_server(&lab.server_settings());
-    let address = SocketAddr::new(wire_v4(1), PORT);
-    let connect = || -> Vec<_> { (0..300).map(|_| TcpStream::connect(address)).collect() };
-    let _idle = lab.clients[1].netns.run(connect).unwrap();
+    let server = lab.start_server(&lab.server_settings());
+    let connect = |index: u8| {
+        let address = SocketAddr::new(wire_v4(index), PORT);
+        let connect = || TcpStream::connect(address).unwrap();
+        let host = &lab.clients[usize::from(index)];
+        let connect_all = || (0..300).map(|_| connect()).collect::<Vec<_>>();
+        host.netns.run(connect_all).unwrap()
+    };
+    let _idle = [connect(0), connect(1)];
     let _client = lab.start_client(0, &lab.client_settings(0));
     lab.clients[0].await_ping(SERVER_V4);
+    let line = server.await_log("limits.max_handshakes_per_source");
+    assert!(line.contains(" source=10.99.0.2 "), "{line}");
+    assert_eq!(server.log().matches("max_handshakes_per_source").count(), 1);
 }
 
 fn quick_to_close(lab: &Lab) -> Settings {

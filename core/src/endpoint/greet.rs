@@ -75,7 +75,7 @@ impl Endpoint {
         let Side::Server(server) = &mut self.side else {
             return Err(HandshakeError::Unexpected);
         };
-        if server.may_read_hello(turn.now) {
+        if server.may_read_hello(id, turn.now) {
             return self.answer_hello(id, json, turn);
         }
         let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
@@ -165,7 +165,7 @@ impl Endpoint {
                 expires_at: turn.now + PROBE_LIFETIME,
             };
         }
-        self.leave_handshake(id, remote, None);
+        self.leave_handshake(id, None);
         self.tools.stats.probes += 1;
         self.tools.events.push_back(Event::ProbeEstablished {
             id,
@@ -391,7 +391,8 @@ impl Endpoint {
         let remote = connection.remote;
         let lane = Box::new(lane);
         connection.stage = Stage::Active { session, lane };
-        self.leave_handshake(id, remote, None);
+        self.leave_handshake(id, None);
+        self.note_client_came(remote);
         // Not before the session has moved, or the old connection's end would be the session's.
         if let Some(on) = previous {
             self.disconnect(on, Ending::superseded(), now);

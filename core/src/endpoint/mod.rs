@@ -37,6 +37,7 @@ mod device;
 mod forward;
 mod greet;
 mod memory;
+mod pressure;
 mod receive;
 mod routes;
 mod server;
@@ -54,8 +55,7 @@ use crate::config::{ClientConfig, Common, Environment, Role, ServerConfig};
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::ip::{Coalescer, IcmpPacket, VirtioHeader};
-use crate::peers::PeerId;
-use crate::peers::{SharedPeers, WorkerId};
+use crate::peers::{PeerId, SharedPeers, Source, WorkerId};
 use crate::slab::Slab;
 use crate::stats::{PeerStats, Stats};
 use crate::time::Instant;
@@ -100,9 +100,9 @@ const SERVER_NAME: &str = "server";
 /// What a connection takes beside buffers, and a session, about.
 const CONNECTION_BYTES: usize = 4 * 1024;
 const SESSION_BYTES: usize = 4 * 1024;
-/// How long the last bytes of a closing connection may take.
 /// A server that ends a connection within this time does so at once.
 const AT_ONCE: Duration = Duration::from_secs(2);
+/// How long the last bytes of a closing connection may take.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Which end this is, and what belongs to it alone.
@@ -230,7 +230,9 @@ impl Endpoint {
         self.admit(remote, now)
             .inspect_err(|refusal| self.tools.stats.refused[refusal.index()] += 1)?;
         let id = self.open(remote, Greeting::AwaitHello, now);
-        self.count_source(id, remote);
+        if let Side::Server(server) = &mut self.side {
+            server.strangers.enter(id, Source::of(remote));
+        }
         Ok(id)
     }
 
@@ -544,13 +546,14 @@ impl Endpoint {
         now: Instant,
     ) {
         match stage {
-            Stage::Greeting { step, expires_at } => {
-                self.leave_handshake(id, remote, Some(expires_at));
+            Stage::Greeting { step, .. } => {
+                self.leave_handshake(id, Some(now));
                 if let Greeting::AwaitProof(proposal) = step {
                     self.abandon(proposal.agreed.peer, now);
                 }
             }
             Stage::Active { session, .. } => {
+                self.note_client_left(remote, now);
                 // Unless it is elsewhere by now, or waits for its peer.
                 let is_here = |session: &Session| session.connection() == Some(id);
                 if self.sessions.get(session).is_some_and(is_here) {
@@ -561,16 +564,12 @@ impl Endpoint {
         }
     }
 
-    /// Takes a connection out of the counts of handshakes; one that came to nothing counts on for
-    /// its source until `counts_until`.
-    fn leave_handshake(
-        &mut self,
-        id: ConnectionId,
-        remote: SocketAddr,
-        counts_until: Option<Instant>,
-    ) {
+    /// Takes a connection out of the counts of handshakes, which may have failed just now.
+    fn leave_handshake(&mut self, id: ConnectionId, failed_at: Option<Instant>) {
         self.tools.stats.handshaking -= 1;
-        self.uncount_source(id, remote, counts_until);
+        if let Side::Server(server) = &mut self.side {
+            server.part_with(id, failed_at);
+        }
     }
 
     /// Ends a session, wherever it is.

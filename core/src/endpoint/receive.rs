@@ -222,7 +222,7 @@ impl Endpoint {
         };
         let before = core::mem::replace(step, Greeting::Failed(error));
         if let Side::Server(server) = &mut self.side {
-            server.strangers.fail(id);
+            server.fail(id, now);
         }
         if let Greeting::AwaitProof(proposal) = before {
             self.abandon(proposal.agreed.peer, now);

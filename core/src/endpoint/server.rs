@@ -2,7 +2,8 @@
 
 use core::net::SocketAddr;
 
-use super::strangers::{Pressure, Strangers};
+use super::pressure::{Crowd, Pressure, SourcePressure};
+use super::strangers::Strangers;
 use super::{Endpoint, Side};
 use crate::config;
 use crate::connection::{Greeting, Stage};
@@ -10,8 +11,7 @@ use crate::crypto::PublicKey;
 use crate::error::{HandshakeError, Refusal};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::{ClientOffer, Grant};
-use crate::peers::PeerId;
-use crate::peers::{Change, Offer, SharedPeers, WorkerId, source_of};
+use crate::peers::{Change, Offer, PeerId, Peers, SharedPeers, Source, WorkerId};
 use crate::session::{Ending, Session, SessionId};
 use crate::time::Instant;
 use crate::wire::DisconnectCode;
@@ -30,6 +30,7 @@ pub(super) struct Server {
     /// Who has not authenticated yet.
     pub(super) strangers: Strangers,
     pressure: Pressure,
+    source_pressure: SourcePressure,
     /// When the next hello that waits may be read.
     hello_at: Option<Instant>,
 }
@@ -48,45 +49,70 @@ impl Server {
             seen,
             strangers: Strangers::default(),
             pressure: Pressure::default(),
+            source_pressure: SourcePressure::default(),
             hello_at: None,
         }
     }
 
     /// When something is due that is no connection's and no session's.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let due = [self.hello_at, self.pressure.due_at()];
-        due.into_iter().flatten().min()
+        let reports = [self.pressure.due_at(), self.source_pressure.due_at()];
+        let due = [self.hello_at].into_iter().chain(reports);
+        due.flatten().min()
     }
 
     /// Nobody comes any more, so nobody has to make room, and of nothing more is to be told.
     pub(super) fn stop_admitting(&mut self) {
         self.pressure = Pressure::default();
+        self.source_pressure = SourcePressure::default();
         self.hello_at = None;
     }
 
     /// Whether a hello that has come may be read at once: then it is to be. Else it waits behind those
     /// that wait already.
-    pub(super) fn may_read_hello(&mut self, now: Instant) -> bool {
+    pub(super) fn may_read_hello(&mut self, id: ConnectionId, now: Instant) -> bool {
         let waits = self.strangers.first_held().is_some();
-        !waits && self.spend_hello(now)
+        !waits && self.spend_hello(id, now)
     }
 
     /// Whose hello is to be read next, if there is time for it by now.
     pub(super) fn next_hello(&mut self, now: Instant) -> Option<ConnectionId> {
         self.hello_at.take_if(|at| *at <= now)?;
         let id = self.strangers.first_held()?;
-        if !self.spend_hello(now) {
+        if !self.spend_hello(id, now) {
             return None;
         }
-        self.strangers.release(id);
         self.hello_at = Some(now);
         Some(id)
     }
 
-    fn spend_hello(&mut self, now: Instant) -> bool {
+    fn spend_hello(&mut self, id: ConnectionId, now: Instant) -> bool {
         let spent = self.peers.with(|peers| peers.admission.may_read_hello(now));
         self.hello_at = spent.err();
+        if spent.is_ok() {
+            self.strangers.read(id);
+        }
         spent.is_ok()
+    }
+
+    /// A stranger's handshake has failed.
+    pub(super) fn fail(&mut self, id: ConnectionId, now: Instant) {
+        let charged = self.strangers.fail(id);
+        self.charge(charged, now);
+    }
+
+    /// A stranger is none any longer, or its connection is over.
+    pub(super) fn part_with(&mut self, id: ConnectionId, failed_at: Option<Instant>) {
+        let charged = self.strangers.leave(id);
+        if let Some(now) = failed_at {
+            self.charge(charged, now);
+        }
+    }
+
+    fn charge(&self, source: Option<Source>, now: Instant) {
+        if let Some(source) = source {
+            self.peers.with(|peers| peers.admission.fail(source, now));
+        }
     }
 
     /// A session here has ended; whose it was, if addresses from the pools stay the peer's.
@@ -216,20 +242,14 @@ impl Endpoint {
 
     /// Lets a new connection in, if need be in the place of another stranger.
     pub(super) fn admit(&mut self, remote: SocketAddr, now: Instant) -> Result<(), Refusal> {
+        if self.shutting_down {
+            return Err(Refusal::ShuttingDown);
+        }
+        self.make_room_in_source(Source::of(remote), now)?;
         let Side::Server(server) = &mut self.side else {
             return Err(Refusal::ShuttingDown);
         };
         let limits = &self.common.limits;
-        let from_source = server.peers.with(|peers| {
-            peers.admission.forget_expired(now);
-            peers.admission.count(source_of(remote))
-        });
-        if self.shutting_down {
-            return Err(Refusal::ShuttingDown);
-        }
-        if from_source >= limits.max_handshakes_per_source {
-            return Err(Refusal::TooManyFromSource);
-        }
         let handshaking = usize::try_from(self.tools.stats.handshaking).unwrap_or(usize::MAX);
         if handshaking >= limits.max_handshakes {
             let Some(victim) = server.strangers.first_to_go() else {
@@ -242,6 +262,30 @@ impl Endpoint {
         if self.connections.len() >= limits.max_connections + limits.max_handshakes + MAX_PROBES {
             return Err(Refusal::TooManyConnections);
         }
+        Ok(())
+    }
+
+    /// Makes sure that there is room for one more of this source, if need be in the place of another
+    /// one of the same.
+    fn make_room_in_source(&mut self, source: Source, now: Instant) -> Result<(), Refusal> {
+        let Side::Server(server) = &mut self.side else {
+            return Err(Refusal::ShuttingDown);
+        };
+        let limit = self.common.limits.max_handshakes_per_source;
+        let may_come = |peers: &mut Peers| peers.admission.may_come(source, limit, now);
+        if !server.peers.with(may_come) {
+            server.source_pressure.add(source, now);
+            return Err(Refusal::TooManyFromSource);
+        }
+        if server.strangers.count_of(source) < limit {
+            return Ok(());
+        }
+        let victim = server.strangers.first_to_go_of(source);
+        // Who has failed loses nothing.
+        if !victim.is_some_and(|victim| server.strangers.has_failed(victim)) {
+            server.source_pressure.add(source, now);
+        }
+        self.evict(victim.ok_or(Refusal::TooManyFromSource)?, now);
         Ok(())
     }
 
@@ -270,39 +314,42 @@ impl Endpoint {
         }
     }
 
-    /// Tells the operator that strangers had to make room, if that is due.
+    /// Tells the operator that strangers had to make room or were turned away, if that is due.
     pub(super) fn report_pressure(&mut self, now: Instant) {
-        if let Side::Server(server) = &mut self.side
-            && let Some(evicted) = server.pressure.report(now)
-        {
-            self.tools.events.push_back(Event::Crowded { evicted });
-        }
-    }
-
-    pub(super) fn count_source(&mut self, id: ConnectionId, remote: SocketAddr) {
-        if let Side::Server(server) = &mut self.side {
-            let source = source_of(remote);
-            server.strangers.enter(id, source);
-            server.peers.with(|peers| peers.admission.add(source));
-        }
-    }
-
-    /// A handshake has ended: a good one is free for its source, another one counts on until then.
-    pub(super) fn uncount_source(
-        &mut self,
-        id: ConnectionId,
-        remote: SocketAddr,
-        counts_until: Option<Instant>,
-    ) {
         let Side::Server(server) = &mut self.side else {
             return;
         };
-        server.strangers.leave(id);
-        let source = source_of(remote);
-        server.peers.with(|peers| match counts_until {
-            None => peers.admission.remove(source),
-            Some(until) => peers.admission.remember(source, until),
-        });
+        if let Some(evicted) = server.pressure.report(now) {
+            self.tools.events.push_back(Event::Crowded { evicted });
+        }
+        if let Some(crowd) = server.source_pressure.report(now) {
+            let Crowd {
+                source,
+                turned_away,
+                others,
+            } = crowd;
+            self.tools.events.push_back(Event::SourceCrowded {
+                source,
+                turned_away,
+                others,
+            });
+        }
+    }
+
+    /// A client has proved its key on a connection from there.
+    pub(super) fn note_client_came(&self, remote: SocketAddr) {
+        if let Side::Server(server) = &self.side {
+            let note = |peers: &mut Peers| peers.admission.client_came(remote);
+            server.peers.with(note);
+        }
+    }
+
+    /// A connection from there, on which a client had proved its key, is over.
+    pub(super) fn note_client_left(&self, remote: SocketAddr, now: Instant) {
+        if let Side::Server(server) = &self.side {
+            let note = |peers: &mut Peers| peers.admission.client_left(remote, now);
+            server.peers.with(note);
+        }
     }
 
     /// Whether one more probe session may begin.

@@ -4,18 +4,14 @@
 //! them the logarithm of how many there are.
 
 use core::cmp::Reverse;
-use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::ConnectionId;
-use crate::peers::PeerId;
-use crate::time::Instant;
+use crate::peers::{PeerId, Source};
 
 /// Hellos of one client that are answered and not proved. Beyond it the oldest makes room: a client
 /// proves itself within a round trip, and has one connection at a time.
 pub(super) const MAX_ANSWERED_PER_CLIENT: usize = 4;
-/// How often an operator hears that there is no more room.
-const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How far a stranger has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,10 +31,24 @@ type Arrival = (u64, ConnectionId);
 #[derive(Clone, Copy, Debug)]
 struct Seat {
     number: u64,
-    source: u128,
+    source: Source,
     standing: Standing,
     /// Its place among those whose hello waits.
     ticket: Option<u64>,
+    /// Its hello was read, which cost something, and its handshake has not failed yet.
+    is_read: bool,
+}
+
+impl Seat {
+    /// No hello of it has come.
+    fn is_silent(&self) -> bool {
+        self.standing == Standing::Unanswered && self.ticket.is_none() && !self.is_read
+    }
+
+    /// What a hello that was read counts against, if nothing comes of it.
+    fn charged(&self) -> Option<Source> {
+        self.is_read.then_some(self.source)
+    }
 }
 
 /// All connections of a server's endpoint that have not authenticated.
@@ -47,51 +57,67 @@ pub(super) struct Strangers {
     seats: BTreeMap<ConnectionId, Seat>,
     /// The last number given to anybody.
     last: u64,
-    unanswered: Crowds<u128>,
+    /// How many there are of each source.
+    sources: BTreeMap<Source, usize>,
+    unanswered: Crowds<Source>,
     answered: Crowds<PeerId>,
-    failed: Crowds<u128>,
+    failed: Crowds<Source>,
+    /// Who has said nothing, by source and number.
+    silent: BTreeMap<(Source, u64), ConnectionId>,
     /// Whose hello waits to be read, in the order in which they came.
     held: BTreeSet<Arrival>,
 }
 
 impl Strangers {
     /// A connection from `source` begins.
-    pub(super) fn enter(&mut self, id: ConnectionId, source: u128) {
-        let number = self.draw_number();
+    pub(super) fn enter(&mut self, id: ConnectionId, source: Source) {
         let seat = Seat {
-            number,
+            number: self.draw_number(),
             source,
             standing: Standing::Unanswered,
             ticket: None,
+            is_read: false,
         };
-        self.seats.insert(id, seat);
-        self.unanswered.insert(source, (number, id));
+        *self.sources.entry(source).or_default() += 1;
+        self.sit_down(id, seat);
     }
 
     /// Its hello in the name of `peer` is answered.
     pub(super) fn answer(&mut self, id: ConnectionId, peer: PeerId) {
-        self.change(id, Standing::Answered(peer));
+        self.change(id, |seat| {
+            seat.standing = Standing::Answered(peer);
+            seat.ticket = None;
+        });
     }
 
-    /// Its handshake has failed.
-    pub(super) fn fail(&mut self, id: ConnectionId) {
-        self.change(id, Standing::Failed);
+    /// Its handshake has failed. If its hello was read: the source that it counts against.
+    pub(super) fn fail(&mut self, id: ConnectionId) -> Option<Source> {
+        let charged = self.seats.get(&id).and_then(Seat::charged);
+        self.change(id, |seat| {
+            seat.standing = Standing::Failed;
+            seat.ticket = None;
+            seat.is_read = false;
+        });
+        charged
     }
 
-    /// It has authenticated, or its connection is over.
-    pub(super) fn leave(&mut self, id: ConnectionId) {
-        if let Some(seat) = self.seats.remove(&id) {
-            self.stand_up(id, seat);
+    /// It has authenticated, or its connection is over. If its hello was read and has not failed: the
+    /// source that it counts against, should nothing have come of it.
+    pub(super) fn leave(&mut self, id: ConnectionId) -> Option<Source> {
+        let seat = self.stand_up(id)?;
+        if let Some(count) = self.sources.get_mut(&seat.source) {
+            *count -= 1;
+            if *count == 0 {
+                self.sources.remove(&seat.source);
+            }
         }
+        seat.charged()
     }
 
     /// Its hello waits to be read.
     pub(super) fn hold(&mut self, id: ConnectionId) {
         let ticket = self.draw_number();
-        if let Some(seat) = self.seats.get_mut(&id) {
-            seat.ticket = Some(ticket);
-            self.held.insert((ticket, id));
-        }
+        self.change(id, |seat| seat.ticket = Some(ticket));
     }
 
     /// Whose hello has waited longest.
@@ -99,11 +125,12 @@ impl Strangers {
         self.held.first().map(|(_, id)| *id)
     }
 
-    /// It is being read now.
-    pub(super) fn release(&mut self, id: ConnectionId) {
-        if let Some(ticket) = self.seats.get_mut(&id).and_then(|seat| seat.ticket.take()) {
-            self.held.remove(&(ticket, id));
-        }
+    /// Its hello is being read now.
+    pub(super) fn read(&mut self, id: ConnectionId) {
+        self.change(id, |seat| {
+            seat.ticket = None;
+            seat.is_read = true;
+        });
     }
 
     /// Who makes room for a newcomer. One that has failed, of the source with the most of these; else,
@@ -121,6 +148,29 @@ impl Strangers {
         }
     }
 
+    /// How many there are of one source.
+    pub(super) fn count_of(&self, source: Source) -> usize {
+        self.sources.get(&source).copied().unwrap_or(0)
+    }
+
+    /// Who of one source makes room for another one of it: the first that has failed, else the first
+    /// that has said nothing. Whose hello waits, or whose proof is due, may be a client.
+    pub(super) fn first_to_go_of(&self, source: Source) -> Option<ConnectionId> {
+        let failed = self.failed.first_of(source);
+        failed.or_else(|| self.first_silent_of(source))
+    }
+
+    /// Whether its handshake has failed already.
+    pub(super) fn has_failed(&self, id: ConnectionId) -> bool {
+        let standing = self.seats.get(&id).map(|seat| seat.standing);
+        standing == Some(Standing::Failed)
+    }
+
+    fn first_silent_of(&self, source: Source) -> Option<ConnectionId> {
+        let of_source = (source, 0)..=(source, u64::MAX);
+        self.silent.range(of_source).next().map(|(_, id)| *id)
+    }
+
     /// Which of a client's answered hellos makes room, if there are more of them than may be.
     pub(super) fn surplus_of(&self, peer: PeerId) -> Option<ConnectionId> {
         let members = self.answered.members.get(&peer)?;
@@ -133,27 +183,32 @@ impl Strangers {
         self.last
     }
 
-    fn change(&mut self, id: ConnectionId, standing: Standing) {
-        let Some(seat) = self.seats.get(&id).copied() else {
-            return;
-        };
-        self.stand_up(id, seat);
+    fn change(&mut self, id: ConnectionId, alter: impl FnOnce(&mut Seat)) {
+        if let Some(mut seat) = self.stand_up(id) {
+            alter(&mut seat);
+            self.sit_down(id, seat);
+        }
+    }
+
+    fn sit_down(&mut self, id: ConnectionId, seat: Seat) {
         let arrival = (seat.number, id);
-        match standing {
+        match seat.standing {
             Standing::Unanswered => self.unanswered.insert(seat.source, arrival),
             Standing::Answered(peer) => self.answered.insert(peer, arrival),
             Standing::Failed => self.failed.insert(seat.source, arrival),
         }
-        let seat = Seat {
-            standing,
-            ticket: None,
-            ..seat
-        };
+        if let Some(ticket) = seat.ticket {
+            self.held.insert((ticket, id));
+        }
+        if seat.is_silent() {
+            self.silent.insert((seat.source, seat.number), id);
+        }
         self.seats.insert(id, seat);
     }
 
-    /// Takes a seat out of every other table.
-    fn stand_up(&mut self, id: ConnectionId, seat: Seat) {
+    /// Takes a seat out of every table.
+    fn stand_up(&mut self, id: ConnectionId) -> Option<Seat> {
+        let seat = self.seats.remove(&id)?;
         let arrival = (seat.number, id);
         match seat.standing {
             Standing::Unanswered => self.unanswered.remove(seat.source, arrival),
@@ -163,6 +218,10 @@ impl Strangers {
         if let Some(ticket) = seat.ticket {
             self.held.remove(&(ticket, id));
         }
+        if seat.is_silent() {
+            self.silent.remove(&(seat.source, seat.number));
+        }
+        Some(seat)
     }
 }
 
@@ -195,6 +254,11 @@ impl<K: Copy + Ord> Crowds<K> {
         Some(*id)
     }
 
+    fn first_of(&self, crowd: K) -> Option<ConnectionId> {
+        let (_, id) = self.members.get(&crowd)?.first()?;
+        Some(*id)
+    }
+
     fn insert(&mut self, crowd: K, arrival: Arrival) {
         self.alter(crowd, |members| members.insert(arrival));
     }
@@ -220,36 +284,6 @@ impl<K: Copy + Ord> Crowds<K> {
     }
 }
 
-/// What an operator hears of a room that is full: at once, and once a minute while it goes on.
-#[derive(Debug, Default)]
-pub(super) struct Pressure {
-    since_report: u64,
-    report_at: Option<Instant>,
-}
-
-impl Pressure {
-    /// Somebody made room for a newcomer.
-    pub(super) fn add(&mut self, now: Instant) {
-        self.since_report += 1;
-        self.report_at.get_or_insert(now);
-    }
-
-    /// When there is something to report.
-    pub(super) const fn due_at(&self) -> Option<Instant> {
-        self.report_at
-    }
-
-    /// How many have made room since the last report, if one is due.
-    pub(super) fn report(&mut self, now: Instant) -> Option<u64> {
-        self.report_at.take_if(|at| *at <= now)?;
-        let evicted = core::mem::take(&mut self.since_report);
-        // Quiet for a whole interval: the next one is heard of at once.
-        let goes_on = evicted > 0;
-        self.report_at = goes_on.then(|| now + REPORT_INTERVAL);
-        goes_on.then_some(evicted)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -271,12 +305,22 @@ mod tests {
         order
     }
 
-    fn entered(sources: &[u128]) -> Strangers {
+    fn entered(sources: &[u64]) -> Strangers {
         let mut strangers = Strangers::default();
         for (n, source) in (0..).zip(sources) {
-            strangers.enter(id(n), *source);
+            strangers.enter(id(n), Source::V6(*source));
         }
         strangers
+    }
+
+    /// Who makes room for others of `source`, in which order.
+    fn order_of(source: u64, mut strangers: Strangers) -> Vec<u32> {
+        let mut order = Vec::new();
+        while let Some(id) = strangers.first_to_go_of(Source::V6(source)) {
+            strangers.leave(id);
+            order.push(id.index());
+        }
+        order
     }
 
     #[test]
@@ -324,6 +368,45 @@ mod tests {
     }
 
     #[test]
+    fn a_source_makes_room_of_who_has_failed_and_then_of_who_has_said_nothing() {
+        let mut strangers = entered(&[5, 5, 5, 5, 5, 5, 4, 6]);
+        strangers.read(id(1));
+        strangers.answer(id(1), PeerId::first(1));
+        strangers.hold(id(2));
+        for n in [4, 3, 7] {
+            strangers.fail(id(n));
+        }
+        let count =
+            |strangers: &Strangers| [4, 5, 6, 7].map(|of| strangers.count_of(Source::V6(of)));
+        assert_eq!(count(&strangers), [1, 6, 1, 0]);
+        assert!(strangers.has_failed(id(3)) && !strangers.has_failed(id(0)));
+        assert_eq!(
+            order_of(5, strangers),
+            [3, 4, 0, 5],
+            "1 and 2 may be clients"
+        );
+    }
+
+    #[test]
+    fn a_hello_that_was_read_and_came_to_nothing_counts_once() {
+        let mut strangers = entered(&[1, 2, 3, 4, 5]);
+        strangers.read(id(0));
+        assert_eq!(strangers.fail(id(0)), Some(Source::V6(1)));
+        assert_eq!(strangers.leave(id(0)), None, "it counts already");
+        strangers.hold(id(1));
+        strangers.read(id(1));
+        strangers.answer(id(1), PeerId::first(1));
+        assert_eq!(strangers.leave(id(1)), Some(Source::V6(2)));
+        assert_eq!(strangers.leave(id(1)), None, "already gone");
+        assert_eq!(strangers.fail(id(2)), None, "no hello");
+        assert_eq!(strangers.leave(id(2)), None, "no hello");
+        strangers.hold(id(3));
+        assert_eq!(strangers.leave(id(3)), None, "never read");
+        assert_eq!(strangers.leave(id(4)), None, "silent");
+        assert!(strangers.sources.is_empty());
+    }
+
+    #[test]
     fn hellos_that_wait_are_read_in_the_order_in_which_they_came() {
         let mut strangers = entered(&[1, 2, 3, 4, 5]);
         for n in [3, 0, 4, 1] {
@@ -332,46 +415,23 @@ mod tests {
         strangers.leave(id(0));
         strangers.fail(id(4));
         assert_eq!(strangers.first_held(), Some(id(3)));
-        strangers.release(id(3));
+        strangers.read(id(3));
         assert_eq!(strangers.first_held(), Some(id(1)));
-        strangers.release(id(1));
+        strangers.read(id(1));
         assert_eq!(strangers.first_held(), None);
     }
 
-    #[test]
-    fn a_full_room_is_reported_at_once_and_then_once_a_minute() {
-        let mut pressure = Pressure::default();
-        let start = Instant::from_millis(5);
-        assert_eq!((pressure.due_at(), pressure.report(start)), (None, None));
-        for _ in 0..3 {
-            pressure.add(start);
-        }
-        assert_eq!(
-            (pressure.due_at(), pressure.report(start)),
-            (Some(start), Some(3))
-        );
-        pressure.add(start);
-        let later = start + REPORT_INTERVAL;
-        assert_eq!(
-            (pressure.due_at(), pressure.report(start)),
-            (Some(later), None)
-        );
-        assert_eq!(pressure.report(later), Some(1));
-        let quiet = later + REPORT_INTERVAL;
-        assert_eq!((pressure.report(quiet), pressure.due_at()), (None, None));
-        pressure.add(quiet);
-        assert_eq!(pressure.report(quiet), Some(1));
-    }
-
-    /// What somebody does: 0 enters, 1 is answered, 2 fails, 3 leaves, 4 has a hello that waits.
+    /// What somebody does: 0 enters, 1 is answered, 2 fails, 3 leaves, 4 has a hello that waits, 5 a
+    /// hello that is read.
     fn act(strangers: &mut Strangers, (what, n, group): (u8, u32, u8)) {
         match what {
             0 if strangers.seats.contains_key(&id(n)) => {}
-            0 => strangers.enter(id(n), u128::from(group)),
+            0 => strangers.enter(id(n), Source::V6(group.into())),
             1 => strangers.answer(id(n), PeerId::first(u32::from(group))),
-            2 => strangers.fail(id(n)),
-            3 => strangers.leave(id(n)),
-            _ => strangers.release(id(n)),
+            2 => _ = strangers.fail(id(n)),
+            3 => _ = strangers.leave(id(n)),
+            4 => strangers.hold(id(n)),
+            _ => strangers.read(id(n)),
         }
     }
 
@@ -379,19 +439,43 @@ mod tests {
         /// The ordered tables choose as a walk through all strangers would.
         #[test]
         fn the_choice_is_that_of_a_search_through_all(
-            acts in prop::collection::vec((0..5_u8, 0..12_u32, 0..4_u8), 0..60),
+            acts in prop::collection::vec((0..6_u8, 0..12_u32, 0..4_u8), 0..60),
         ) {
             let mut strangers = Strangers::default();
             for what in acts {
                 act(&mut strangers, what);
                 prop_assert_eq!(strangers.first_to_go(), found_by_search(&strangers));
+                for source in (0..5).map(Source::V6) {
+                    let found = found_in_source(&strangers, source);
+                    prop_assert_eq!((strangers.count_of(source), strangers.first_to_go_of(source)), found);
+                }
             }
             for id in strangers.seats.keys().copied().collect::<Vec<_>>() {
                 strangers.leave(id);
             }
             prop_assert_eq!(strangers.first_to_go(), None);
             prop_assert!(strangers.answered.members.is_empty() && strangers.failed.ranking.is_empty());
+            prop_assert!(strangers.silent.is_empty() && strangers.held.is_empty());
+            prop_assert!(strangers.sources.is_empty());
         }
+    }
+
+    /// How many there are of `source`, and who of them makes room for another.
+    fn found_in_source(strangers: &Strangers, source: Source) -> (usize, Option<ConnectionId>) {
+        let seats = strangers.seats.iter();
+        let own: Vec<_> = seats.filter(|(_, seat)| seat.source == source).collect();
+        let first = |matches: &dyn Fn(&Seat) -> bool| {
+            let matching = own.iter().filter(|(_, seat)| matches(seat));
+            matching
+                .min_by_key(|(_, seat)| seat.number)
+                .map(|(id, _)| **id)
+        };
+        let failed = first(&|seat| seat.standing == Standing::Failed);
+        let silent = first(&|seat| {
+            let has_answer = seat.standing != Standing::Unanswered;
+            !has_answer && seat.ticket.is_none() && !seat.is_read
+        });
+        (own.len(), failed.or(silent))
     }
 
     fn found_by_search(strangers: &Strangers) -> Option<ConnectionId> {
@@ -405,7 +489,7 @@ mod tests {
             let seats = seats.filter(move |(_, seat)| kind(seat.standing) == wanted);
             seats.map(|(id, seat)| {
                 let group = match seat.standing {
-                    Standing::Answered(peer) => peer.index() as u128,
+                    Standing::Answered(peer) => Source::V6(peer.index() as u64),
                     Standing::Unanswered | Standing::Failed => seat.source,
                 };
                 (group, seat.number, *id)

@@ -261,6 +261,13 @@ impl Machine {
         self.endpoint.connections.get(id).is_some()
     }
 
+    /// The open connections from there.
+    pub(super) fn ids_of(&self, remote: SocketAddr) -> Vec<ConnectionId> {
+        let connections = self.endpoint.connections.iter();
+        let of_remote = connections.filter(|(_, connection)| connection.remote == remote);
+        of_remote.map(|(id, _)| id).collect()
+    }
+
     /// Writes everything there is to a socket that takes it.
     pub(super) fn write_all(&mut self, id: ConnectionId, now: Instant) -> Vec<u8> {
         let mut written = Vec::new();

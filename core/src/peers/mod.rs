@@ -10,6 +10,7 @@ mod changes;
 mod place;
 mod pools;
 mod shared;
+mod source;
 
 use core::fmt;
 use core::net::IpAddr;
@@ -26,10 +27,11 @@ use crate::time::Instant;
 use pools::pools;
 
 pub(crate) use addresses::AddressPool;
-pub(crate) use admission::{Admission, source_of};
+pub(crate) use admission::Admission;
 pub(crate) use changes::Change;
 pub(crate) use place::{Claim, Offer, Unclaimed};
 pub use shared::SharedPeers;
+pub use source::Source;
 
 /// Names one peer. Never reused: what is left over of a peer that was removed finds no other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

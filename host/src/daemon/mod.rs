@@ -386,6 +386,7 @@ impl Daemon {
             | Event::Rejected { .. }
             | Event::Crowded { .. }
             | Event::OffloadRefused { .. }
+            | Event::SourceCrowded { .. }
             | Event::Ended { .. }
             | Event::Unassigned
             | Event::Closed { .. } => {}

@@ -106,7 +106,8 @@ impl<D: PacketDevice + AsFd> Driver<D> {
                     | Event::Lost { .. }
                     | Event::Ended { .. }
                     | Event::Rejected { .. }
-                    | Event::Crowded { .. },
+                    | Event::Crowded { .. }
+                    | Event::SourceCrowded { .. },
                 ) => {}
                 // The endpoint has found out by itself; a real driver would say so.
                 Some(Event::OffloadRefused { .. }) => {}

@@ -13,6 +13,7 @@ mod recordings;
 mod refusals;
 mod routing;
 mod sessions;
+mod sources;
 mod strangers;
 mod survival;
 mod traffic;
@@ -23,6 +24,7 @@ use core::net::Ipv4Addr;
 use super::testing::{Machine, client_config, udp};
 use crate::ip::VirtioHeader;
 use crate::time::Instant;
+use crate::wire::{Flags, Header, PacketType};
 
 const SERVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 1);
 
@@ -61,4 +63,17 @@ fn hello_of(n: u8, seed: u8) -> Vec<u8> {
     let server = ([203, 0, 113, 1], 8443).into();
     let id = client.handle_connected(server, now).unwrap();
     client.write_all(id, now)
+}
+
+/// A hello with this JSON.
+fn plain_hello(json: &[u8]) -> Vec<u8> {
+    let header = Header {
+        packet_type: PacketType::HandshakeInit,
+        stream: 0,
+        sequence: 0,
+        payload_len: u16::try_from(json.len()).unwrap(),
+        timestamp_ms: 1,
+        flags: Flags::NONE,
+    };
+    [header.encode(json).as_slice(), json].concat()
 }

@@ -123,7 +123,10 @@ impl World {
                 | Event::Lost { id, .. } => {
                     assert!(self.nodes[which].open.contains(&id));
                 }
-                Event::Leased { .. } | Event::Released { .. } | Event::Crowded { .. } => {
+                Event::Leased { .. }
+                | Event::Released { .. }
+                | Event::Crowded { .. }
+                | Event::SourceCrowded { .. } => {
                     assert_eq!(which, SERVER);
                 }
                 Event::Rejected { id, .. } => {
