@@ -23,6 +23,7 @@ pub use self::setup::{
     ServerSetup,
 };
 pub use self::surroundings::{Named, Surroundings};
+pub use self::watch::{NetworkKind, NetworkKinds, NetworkWatch};
 
 mod allowed;
 mod change;
@@ -46,6 +47,7 @@ mod setup;
 mod surroundings;
 mod sysctl;
 mod virtual_links;
+mod watch;
 
 #[cfg(test)]
 pub(crate) mod namespace;
