@@ -24,6 +24,7 @@ pub(crate) struct Connection {
     /// Received bytes that are not processed yet.
     pub(crate) inbox: Option<Buffer>,
     pub(crate) outbox: Outbox,
+    pub(crate) opened_at: Instant,
     pub(crate) last_received: Instant,
     /// The entry in the endpoint's ordered deadlines.
     pub(crate) armed_for: Option<Instant>,
@@ -79,6 +80,7 @@ impl Connection {
             },
             inbox: None,
             outbox: Outbox::new(),
+            opened_at: now,
             last_received: now,
             armed_for: None,
             is_listed: false,

@@ -42,11 +42,14 @@ impl fmt::Display for ConnectionId {
 /// A fact that the driver must act on or report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A client wants a connection to its server. The driver answers with `handle_connected` or
-    /// `handle_dial_failed`.
+    /// A client wants a connection to its server, maybe beside one whose path it doubts. The driver
+    /// answers with `handle_connected` or `handle_dial_failed`; a dial before that takes the place of
+    /// the one under way.
     Dial {
-        /// 1 for the first attempt since the last session.
+        /// 1 for the first attempt since the last session, or since its path became doubtful.
         attempt: u32,
+        /// There is a connection, whose path is doubted.
+        is_beside: bool,
     },
     /// A client got its addresses. Comes before `Established` of each session, also when they are
     /// those of the last one: what is around the client may have changed. The driver judges it, with
@@ -207,6 +210,10 @@ pub enum CloseReason {
     ShuttingDown,
     /// The client cannot use what the server assigned.
     Unusable,
+    /// A client that doubted its connection opened another one beside it, and the other of the two
+    /// proved itself first. If this is the one that its session was on, the session has moved, and
+    /// is [`Event::Established`] there as soon as the driver has accepted its addresses.
+    Redundant,
 }
 
 labels!(CloseReason {
@@ -237,6 +244,7 @@ labels!(CloseReason {
     Self::TooManySessions => "too_many_sessions",
     Self::ShuttingDown => "shutting_down",
     Self::Unusable => "unusable",
+    Self::Redundant => "redundant",
 });
 
 impl fmt::Display for CloseReason {
@@ -258,6 +266,7 @@ impl fmt::Display for CloseReason {
             Self::TooManySessions => f.write_str("max_connections reached"),
             Self::ShuttingDown => f.write_str("shutting down"),
             Self::Unusable => f.write_str("the client cannot use what it was assigned"),
+            Self::Redundant => f.write_str("another connection to the server proved itself first"),
         }
     }
 }

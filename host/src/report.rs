@@ -19,8 +19,15 @@ use lostlove_core::config::Role;
 /// in: that is `info`, at most ten lines in ten seconds.
 pub fn report(role: Role, event: &Event) {
     match event {
-        Event::Dial { attempt: 1 } => info!("connecting"),
-        Event::Dial { attempt } => debug!(attempt, "connecting again"),
+        Event::Dial {
+            attempt: 1,
+            is_beside: false,
+        } => info!("connecting"),
+        Event::Dial {
+            attempt: 1,
+            is_beside: true,
+        } => info!("the path to the server may not work any longer; connecting beside it"),
+        Event::Dial { attempt, .. } => debug!(attempt, "connecting again"),
         Event::Assigned { assignment, .. } => configured(assignment),
         Event::Established {
             peer,
@@ -182,7 +189,8 @@ fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importanc
         | (_, CloseReason::Protocol(_) | CloseReason::PoolEmpty | CloseReason::TooManySessions) => {
             Importance::Warn
         }
-        (Role::Server, CloseReason::Handshake(_) | CloseReason::Foreign(_)) => Importance::Debug,
+        (Role::Server, CloseReason::Handshake(_) | CloseReason::Foreign(_))
+        | (_, CloseReason::Redundant) => Importance::Debug,
         (_, _) if peer.is_none() => Importance::Debug,
         (
             _,
@@ -297,12 +305,15 @@ mod tests {
     #[test]
     fn a_first_dial_is_shown_and_the_next_are_details() {
         let text = capture(|| {
-            report(Role::Client, &Event::Dial { attempt: 1 });
-            report(Role::Client, &Event::Dial { attempt: 2 });
+            for (attempt, is_beside) in [(1, false), (2, false), (1, true), (2, true)] {
+                report(Role::Client, &Event::Dial { attempt, is_beside });
+            }
         });
         assert_eq!(
             text,
-            "<6> INFO connecting\n<7>DEBUG connecting again attempt=2\n"
+            "<6> INFO connecting\n<7>DEBUG connecting again attempt=2\n\
+             <6> INFO the path to the server may not work any longer; connecting beside it\n\
+             <7>DEBUG connecting again attempt=2\n"
         );
     }
 

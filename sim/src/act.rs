@@ -85,6 +85,8 @@ impl World {
             Action::Stranger => self.stranger(),
             Action::Impostor => self.impostor_next = true,
             Action::Administer => return self.administer(),
+            Action::Roam => return self.roam(),
+            Action::Alarm => return self.alarm(),
             _ => self.disturb(action),
         }
         Ok(())
@@ -131,11 +133,16 @@ impl World {
         if self.live.is_empty() {
             return;
         }
-        let link = &mut self.links[self.live[choice.index(self.live.len())]];
+        let index = self.live[choice.index(self.live.len())];
+        let link = &mut self.links[index];
         let pipe = choice.index(2);
         match action {
             Action::Reset => link.reset(choice, now),
-            Action::Death => link.die(),
+            Action::Death => {
+                link.die(now);
+                self.forgive(None);
+            }
+            Action::Mute => self.mute(index, pipe),
             Action::HalfClose => link.pipes[pipe].end(Ending::Fin, Duration::ZERO, now),
             Action::Cut => {
                 for pipe in &mut link.pipes {

@@ -20,6 +20,7 @@ mod options;
 mod packet;
 mod pipe;
 mod reassembly;
+mod roam;
 mod run;
 mod tally;
 mod tap;

@@ -35,6 +35,8 @@ pub(crate) struct Link {
     pub(crate) pipes: [Pipe; 2],
     /// The dialling side's address.
     pub(crate) remote: SocketAddr,
+    /// When it began to die without a word.
+    pub(crate) doomed_at: Option<Instant>,
 }
 
 impl Link {
@@ -43,6 +45,7 @@ impl Link {
             ends,
             pipes: [Pipe::new(window), Pipe::new(window)],
             remote,
+            doomed_at: None,
         }
     }
 
@@ -58,7 +61,7 @@ impl Link {
             if pipe.tampered_at.is_some() {
                 5
             } else {
-                u32::from(pipe.is_dead || pipe.is_broken)
+                u32::from(pipe.is_dead || pipe.dies_at.is_some() || pipe.is_broken)
             }
         };
         self.pipes.iter().map(of_one).max().unwrap_or(0)
@@ -103,7 +106,7 @@ impl Link {
         self.ends[side] = End::Gone;
         self.pipes[1 - side].has_no_reader = true;
         if is_silent {
-            self.die();
+            self.die(now);
         } else {
             self.pipes[side].reset_now(now);
             self.pipes[1 - side].reset_now(now);
@@ -123,7 +126,8 @@ impl Link {
         }
     }
 
-    pub(crate) const fn die(&mut self) {
+    pub(crate) fn die(&mut self, now: Instant) {
+        self.doomed_at.get_or_insert(now);
         self.pipes[0].is_dead = true;
         self.pipes[1].is_dead = true;
     }

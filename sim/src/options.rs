@@ -16,6 +16,7 @@ use lostlove_core::time::Instant;
 use crate::choice::Choice;
 use crate::device::Refuses;
 use crate::flow;
+use crate::roam::Paths;
 
 /// What may happen next in a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,12 @@ pub(crate) enum Action {
     Tamper,
     /// Somebody adds one of the server's peers, alters it or removes it.
     Administer,
+    /// A TCP connection dies without a word, one direction first.
+    Mute,
+    /// A client's address changes.
+    Roam,
+    /// A client's host says that its path has changed, which has not.
+    Alarm,
 }
 
 impl Action {
@@ -94,6 +101,8 @@ pub(crate) struct DeviceOptions {
 pub(crate) struct NetworkOptions {
     pub(crate) latency: Duration,
     pub(crate) jitter: Duration,
+    /// Per mille of segments that are lost, and come one or two round trips later.
+    pub(crate) loss: u32,
     /// Bytes that may be under way, or wait for the reader.
     pub(crate) window: usize,
     pub(crate) max_read: usize,
@@ -156,11 +165,42 @@ pub(crate) struct Options {
     pub(crate) loops: LoopOptions,
     /// Whether networks behind clients are routed to them at first.
     has_networks: bool,
+    pub(crate) paths: Paths,
 }
 
 impl Options {
-    /// Draws from `choice`; what came later, from `more`, so that what a seed gave it still gives.
-    pub(crate) fn draw(choice: &mut Choice, more: &mut Choice) -> Self {
+    /// Draws from `choice`; what came later, from `more`, and then from `paths`, so that what a seed
+    /// gave it still gives.
+    pub(crate) fn draw(choice: &mut Choice, more: &mut Choice, paths: &mut Choice) -> Self {
+        let mut options = Self::draw_all_but_paths(choice, more);
+        options.draw_paths(paths);
+        options
+    }
+
+    fn draw_paths(&mut self, choice: &mut Choice) {
+        self.paths = Paths::draw(choice);
+        let weights = self.paths.weights(choice);
+        let network = &mut self.network;
+        let latencies = match self.paths {
+            Paths::Mixed => return self.weights.extend(weights),
+            Paths::Watched => {
+                network.window = 4_000_000;
+                self.limits.max_handshakes = 256;
+                self.limits.max_handshakes_per_source = 16;
+                self.pace = choice.pick(&[1, 10, 30]).seconds();
+                &[1, 20, 150, 500]
+            }
+            Paths::Slow => {
+                network.loss = choice.pick(&[0, 10, 50]);
+                &[150, 300, 500, 700]
+            }
+        };
+        network.latency = Duration::from_millis(choice.pick(latencies));
+        (network.dial_refused, network.dial_hangs) = (0, 0);
+        self.weights = weights;
+    }
+
+    fn draw_all_but_paths(choice: &mut Choice, more: &mut Choice) -> Self {
         let clients = match choice.range(0, 9) {
             0..=5 => 1,
             6..=8 => choice.size(2, 3),
@@ -197,6 +237,7 @@ impl Options {
                 .collect(),
             loops: LoopOptions::draw(more),
             has_networks: more.chance(200),
+            paths: Paths::Mixed,
         };
         for device in &mut options.devices {
             device.refuses = refuses(more);
@@ -381,6 +422,7 @@ fn network(choice: &mut Choice) -> NetworkOptions {
     NetworkOptions {
         latency: choice.pick(&[50, 1000, 20_000, 150_000]).micros(),
         jitter: choice.pick(&[0, 100, 30_000]).micros(),
+        loss: 0,
         window: choice.pick(&[700, 5000, 70_000, 400_000, 4_000_000]),
         max_read: choice.pick(&[1, 30, 1460, usize::MAX, usize::MAX]),
         max_write: choice.pick(&[1, 13, 1460, usize::MAX, usize::MAX]),

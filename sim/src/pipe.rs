@@ -31,6 +31,10 @@ pub(crate) struct Pipe {
     ended: Option<Ending>,
     /// Nothing arrives any more, and nobody is told.
     pub(crate) is_dead: bool,
+    /// When that begins.
+    pub(crate) dies_at: Option<Instant>,
+    /// When something was first sent that cannot be answered, for the other direction is dead.
+    pub(crate) spoke_at: Option<Instant>,
     /// What is written goes nowhere: the direction has ended, or its reader is gone.
     pub(crate) is_broken: bool,
     /// The reader has closed its socket.
@@ -76,7 +80,7 @@ impl Pipe {
         let most = bytes.len().div_ceil(pieces);
         while !bytes.is_empty() {
             let rest = bytes.split_off(bytes.len().min(most));
-            let at = now + network.latency + jitter(network, choice);
+            let at = now + network.latency + jitter(network, choice) + repair(network, choice);
             self.last_arrival = self.last_arrival.max(at).max(self.stalled_until);
             self.held += bytes.len();
             self.flight.push_back((self.last_arrival, bytes));
@@ -137,6 +141,7 @@ impl Pipe {
     /// Lets arrive what is due, and says whether the reader is to look.
     pub(crate) fn arrive(&mut self, now: Instant) -> bool {
         let mut news = self.retry_at.take_if(|at| *at <= now).is_some();
+        self.is_dead = self.is_silent(now);
         if self.is_dead {
             return news;
         }
@@ -154,6 +159,11 @@ impl Pipe {
             news = true;
         }
         news
+    }
+
+    /// Whether nothing arrives any more.
+    fn is_silent(&self, now: Instant) -> bool {
+        self.is_dead || self.dies_at.is_some_and(|at| at <= now)
     }
 
     /// Whether the writer is to be told that there is room.
@@ -215,6 +225,15 @@ fn jitter(network: &NetworkOptions, choice: &mut Choice) -> Duration {
         Duration::ZERO
     } else {
         choice.micros(0, most)
+    }
+}
+
+/// How much later a segment comes that was lost at first.
+fn repair(network: &NetworkOptions, choice: &mut Choice) -> Duration {
+    if choice.chance(network.loss) {
+        network.latency * 2 * choice.pick(&[1, 1, 1, 2])
+    } else {
+        Duration::ZERO
     }
 }
 
@@ -297,6 +316,9 @@ impl Write for Socket<'_> {
         for piece in pieces {
             let left = room.min(limit) - bytes.len();
             bytes.extend_from_slice(&piece[..piece.len().min(left)]);
+        }
+        if self.incoming.is_silent(self.now) {
+            self.outgoing.spoke_at.get_or_insert(self.now);
         }
         if let Err(complaint) = self.outgoing.tap.observe(&bytes, self.seen) {
             *self.complaint = Some(complaint);

@@ -11,6 +11,7 @@ use crate::flow::Order;
 use crate::link::{End, Link};
 use crate::node::Node;
 use crate::packet::{Ends, TCP, UDP};
+use crate::roam::Paths;
 use crate::world::{Failure, Kind, World};
 
 const SMALL_PROBE: Order = Order {
@@ -113,9 +114,14 @@ impl World {
     fn heal(&mut self) {
         self.tell(|| "all faults stop".to_owned());
         self.impostor_next = false;
+        if self.options.paths == Paths::Slow {
+            // A path that was tried beside the slow one may be faster from now on.
+            self.options.paths = Paths::Mixed;
+        }
         let network = &mut self.wire.network;
         network.latency = Duration::from_millis(5);
         network.jitter = Duration::ZERO;
+        network.loss = 0;
         network.window = 1 << 20;
         network.max_read = usize::MAX;
         network.max_write = usize::MAX;
@@ -242,6 +248,7 @@ impl World {
         if self.choice.chance(500) {
             order.reverse();
         }
+        self.is_ending = true;
         for n in order {
             self.tell(|| format!("node {n} shuts down"));
             let now: Instant = self.now;

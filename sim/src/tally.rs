@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lostlove_core::event::{ConnectionId, Event};
+use lostlove_core::event::{CloseReason, ConnectionId, Event};
 use lostlove_core::stats::Stats;
 
 /// Which sessions stand, and which there were.
@@ -40,6 +40,17 @@ impl Tally {
             Event::Ended { peer, session, .. } => {
                 let ended = self.standing.remove(peer);
                 ended.is_some_and(|ended| ended.session == session.as_u128())
+            }
+            // It has moved, as is told once its addresses are accepted.
+            Event::Closed {
+                id,
+                reason: CloseReason::Redundant,
+                ..
+            } => {
+                for standing in self.standing.values_mut() {
+                    standing.on.take_if(|on| on == id);
+                }
+                true
             }
             Event::Closed { id, .. } => self.standing.values().all(|it| it.on != Some(*id)),
             _ => true,
@@ -91,7 +102,6 @@ mod tests {
     use core::net::SocketAddr;
 
     use lostlove_core::crypto::Suite;
-    use lostlove_core::event::CloseReason;
     use lostlove_core::time::Instant;
     use uuid::Uuid;
 
@@ -105,7 +115,8 @@ mod tests {
 
         let mut choice = crate::choice::Choice::new(0);
         let mut more = crate::choice::Choice::new(1);
-        let options = crate::options::Options::draw(&mut choice, &mut more);
+        let mut paths = crate::choice::Choice::new(2);
+        let options = crate::options::Options::draw(&mut choice, &mut more, &mut paths);
         let peers = options.shared_peers(Vec::new(), Instant::ZERO);
         let (config, machine) = (options.server_config(), Environment::default());
         let mut server = Endpoint::server(config, peers, WorkerId(0), machine, Instant::ZERO);
@@ -139,13 +150,17 @@ mod tests {
         }
     }
 
-    fn closed() -> Event {
+    fn closed_for(reason: CloseReason) -> Event {
         Event::Closed {
             id: id(),
             remote: SocketAddr::from(([192, 0, 2, 1], 1)),
             peer: None,
-            reason: CloseReason::EndOfStream,
+            reason,
         }
+    }
+
+    fn closed() -> Event {
+        closed_for(CloseReason::EndOfStream)
     }
 
     fn note(events: &[Event]) -> Result<(), String> {
@@ -164,7 +179,9 @@ mod tests {
             ended(2),
             closed(),
             established(3),
-            ended(3),
+            closed_for(CloseReason::Redundant),
+            established(4),
+            ended(4),
         ];
         assert_eq!(note(&whole), Ok(()));
     }
@@ -180,6 +197,7 @@ mod tests {
             vec![established(1), ended(1), established(1)],
             vec![established(1), lost(), lost()],
             vec![established(1), closed()],
+            vec![established(1), closed_for(CloseReason::Redundant), lost()],
         ] {
             assert!(note(&bad).is_err(), "{bad:?}");
         }

@@ -20,12 +20,16 @@ use crate::node::{Dial, Node, Outside};
 use crate::operator::Leases;
 use crate::options::Options;
 use crate::packet::Ends;
+use crate::roam::Demand;
 use crate::tap::Seen;
 use crate::worker::{Loop, Turned};
 
 /// Makes another generator of a seed, for what came to the worlds later: what a seed gave before, it
 /// still gives. Any number would do.
 const LATER: u64 = 1128;
+/// The same for paths, which came still later. With this number the kept seeds stay in worlds where
+/// all that they were kept for can happen.
+const PATHS: u64 = 440;
 /// Turns at one instant beyond which nobody believes that it will end.
 const MAX_TURNS: usize = 20_000;
 /// Lines of the story kept.
@@ -87,6 +91,12 @@ pub(crate) struct World {
     places: BTreeMap<usize, usize>,
     /// Which queue of the server's TUN device each flow is in.
     pub(crate) queues: BTreeMap<Ends, usize>,
+    /// What is demanded of each node.
+    pub(crate) demands: Vec<Demand>,
+    /// Decides what came to the worlds with paths that change.
+    pub(crate) paths: Choice,
+    /// The machines shut down.
+    pub(crate) is_ending: bool,
     pub(crate) impostor_next: bool,
     /// What honest sides have written, for the attacker.
     pub(crate) recordings: Vec<Vec<u8>>,
@@ -108,7 +118,8 @@ struct PeerPackets {
 impl World {
     pub(crate) fn new(seed: u64, is_verbose: bool) -> Self {
         let mut choice = Choice::new(seed);
-        let options = Options::draw(&mut choice, &mut Choice::new(seed ^ LATER));
+        let mut paths = Choice::new(seed ^ PATHS);
+        let options = Options::draw(&mut choice, &mut Choice::new(seed ^ LATER), &mut paths);
         let now = Instant::from_millis(choice.range(0, 5000));
         let peers: Vec<_> = (1..=options.clients())
             .map(|n| Some(options.peer(n)))
@@ -128,6 +139,9 @@ impl World {
             disturbed: BTreeSet::new(),
             places: BTreeMap::new(),
             queues: BTreeMap::new(),
+            demands: vec![Demand::default(); options.devices.len()],
+            paths,
+            is_ending: false,
             options,
             choice,
             now,
@@ -195,6 +209,7 @@ impl World {
         let end = self.now + duration;
         loop {
             self.settle()?;
+            self.judge_paths()?;
             let links = self.live.iter().filter_map(|n| self.links[*n].next_at());
             let nodes = self.nodes.iter().filter_map(Node::next_at);
             match links.chain(nodes).min() {
@@ -203,7 +218,8 @@ impl World {
             }
         }
         self.now = end;
-        self.settle()
+        self.settle()?;
+        self.judge_paths()
     }
 
     /// Does all that is due now.
@@ -253,7 +269,15 @@ impl World {
     }
 
     fn turn(&mut self, n: usize, worker: usize) -> Result<(), Failure> {
-        if self.nodes[n].dial.is_some_and(|dial| dial.at <= self.now) {
+        let now = self.now;
+        if self.nodes[n]
+            .asleep_until
+            .take_if(|at| *at <= now)
+            .is_some()
+        {
+            return self.wake(n);
+        }
+        if self.nodes[n].dial.is_some_and(|dial| dial.at <= now) {
             self.finish_dial(n);
         }
         let node = &mut self.nodes[n];
@@ -425,6 +449,9 @@ impl World {
             0 => format!("node {n}: {event:?}"),
             _ => format!("node {n}, loop {worker}: {event:?}"),
         });
+        if n != 0 {
+            self.note_of_path(n, event)?;
+        }
         match event {
             Event::Dial { .. } => self.dial(n),
             Event::Assigned { assignment, .. } => {

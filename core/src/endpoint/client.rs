@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Endpoint, Side};
 use crate::config::{self, Assignment};
-use crate::connection::Stage;
+use crate::connection::{Connection, Stage};
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::Grant;
 use crate::ip;
@@ -36,7 +36,11 @@ enum Dial {
 pub(super) struct Client {
     pub(super) config: config::Client,
     dial: Dial,
-    /// Attempts since the last session.
+    /// Whether the driver is to answer an [`Event::Dial`].
+    is_dialling: bool,
+    /// Whether the next attempt is not to be made any sooner than planned.
+    is_held_off: bool,
+    /// Attempts since the last session, or since its path became doubtful.
     attempt: u32,
     /// What the server last assigned.
     assignment: Option<Assignment>,
@@ -64,6 +68,8 @@ impl Client {
         Self {
             config,
             dial: Dial::At(now),
+            is_dialling: false,
+            is_held_off: false,
             attempt: 0,
             assignment: None,
             assigned_by: None,
@@ -108,16 +114,98 @@ impl Client {
         // Nothing would come of an attempt without randomness either.
         Duration::from_nanos(jitter.unwrap_or(nanos))
     }
+}
+
+impl Endpoint {
+    /// The connection asked for by [`Event::Dial`] could not be made, or is not wanted any longer.
+    pub fn handle_dial_failed(&mut self, now: Instant) {
+        let is_wanted = self.wants_connection();
+        if let Side::Client(client) = &mut self.side {
+            client.is_dialling = false;
+            if is_wanted && !client.is_held_off {
+                client.dial = Dial::After(now, Duration::ZERO);
+            }
+        }
+    }
+
+    /// Something in the system has changed that the connection may need, an address, a route or a
+    /// link, or the machine has slept: asks the server for a sign of life, and for a connection
+    /// beside the one that there is, at once. Whichever proves itself first is used from then on, so
+    /// that this costs nothing where the change did not matter. Does nothing on a server.
+    pub fn handle_path_changed(&mut self, turn: &mut Turn<'_>) {
+        if self.shutting_down || matches!(self.side, Side::Server(_)) {
+            return;
+        }
+        // It may be on the path of before.
+        self.withdraw(turn.now);
+        for id in self.connections.ids() {
+            let connection = self.connections.get_mut(id);
+            if let Some(lane) = connection.and_then(Connection::lane_mut) {
+                lane.doubt();
+                self.rearm(id);
+                self.wants_transmit(id);
+            }
+        }
+        self.dial_beside(turn.now);
+        self.dial_if_due(turn);
+    }
+
+    /// Asks for a connection at once, unless the server has said that it wants none for now.
+    pub(super) fn dial_beside(&mut self, now: Instant) {
+        if let Side::Client(client) = &mut self.side
+            && !client.is_held_off
+        {
+            client.attempt = 0;
+            client.dial = Dial::At(now);
+        }
+    }
+
+    /// The connection whose path was doubted is the first to prove itself.
+    pub(super) fn path_works(&mut self, now: Instant) {
+        self.withdraw(now);
+        if let Side::Client(client) = &mut self.side {
+            client.attempt = 0;
+            client.dial = Dial::Never;
+        }
+    }
+
+    /// Gives up an attempt that is in its handshake.
+    fn withdraw(&mut self, now: Instant) {
+        for id in self.connections.ids() {
+            let stage = self.connections.get(id).map(|known| &known.stage);
+            if matches!(stage, Some(Stage::Greeting { .. })) {
+                self.remove(id, CloseReason::Redundant, now);
+            }
+        }
+    }
+
+    /// Whether a client has use for one more connection: it has none, or doubts the one that it has.
+    fn wants_connection(&self) -> bool {
+        let is_no_obstacle = |id| match self.connections.get(id).map(|known| &known.stage) {
+            Some(Stage::Active { lane, .. }) => lane.is_doubted(),
+            Some(Stage::Greeting { .. } | Stage::Probe { .. }) => false,
+            Some(Stage::Closing { .. }) | None => true,
+        };
+        !self.shutting_down && self.connections.ids().into_iter().all(is_no_obstacle)
+    }
+
+    /// A connection that was asked for stands; whether it is wanted.
+    pub(super) fn begins_attempt(&mut self) -> bool {
+        let is_wanted = self.wants_connection();
+        let Side::Client(client) = &mut self.side else {
+            return false;
+        };
+        client.is_dialling = false;
+        let begins = is_wanted && !client.is_held_off;
+        if begins {
+            client.dial = Dial::Never;
+        }
+        begins
+    }
 
     /// Plans the next attempt after a connection ended.
-    pub(super) fn connection_ended(
-        &mut self,
-        reason: &CloseReason,
-        shutting_down: bool,
-        now: Instant,
-    ) {
-        if shutting_down {
-            self.dial = Dial::Never;
+    pub(super) fn plan_dial(&mut self, reason: &CloseReason, now: Instant) {
+        if matches!(self.side, Side::Server(_)) {
             return;
         }
         // Two machines with one key would otherwise throw each other out without end.
@@ -131,21 +219,19 @@ impl Client {
                 ..
             } | CloseReason::Unusable
         );
-        let no_sooner = if lasting {
-            self.config.reconnect_max
-        } else {
-            Duration::ZERO
+        if lasting {
+            self.withdraw(now);
+        }
+        let is_wanted = self.wants_connection();
+        let Side::Client(client) = &mut self.side else {
+            return;
         };
-        self.dial = Dial::After(now, no_sooner);
-    }
-}
-
-impl Endpoint {
-    /// The connection asked for by [`Event::Dial`] could not be made.
-    pub fn handle_dial_failed(&mut self, now: Instant) {
-        if let Side::Client(client) = &mut self.side
-            && !self.shutting_down
-        {
+        if !is_wanted {
+            client.dial = Dial::Never;
+        } else if lasting {
+            client.is_held_off = true;
+            client.dial = Dial::After(now, client.config.reconnect_max);
+        } else if !client.is_dialling && !client.is_held_off {
             client.dial = Dial::After(now, Duration::ZERO);
         }
     }
@@ -160,9 +246,23 @@ impl Endpoint {
         }
         if client.dial_at().is_some_and(|at| at <= turn.now) {
             client.dial = Dial::Never;
+            if self.wants_connection() {
+                self.ask_for_connection();
+            }
+        }
+    }
+
+    fn ask_for_connection(&mut self) {
+        let ids = self.connections.ids().into_iter();
+        let connections = ids.filter_map(|id| self.connections.get(id));
+        let is_beside = connections.filter_map(Connection::session).next().is_some();
+        if let Side::Client(client) = &mut self.side {
+            client.is_held_off = false;
+            client.is_dialling = true;
             client.attempt = client.attempt.saturating_add(1);
             self.tools.events.push_back(Event::Dial {
                 attempt: client.attempt,
+                is_beside,
             });
         }
     }
@@ -245,8 +345,14 @@ impl Endpoint {
         client.unannounced = None;
         let longest = client.config.reconnect_max;
         match &mut client.dial {
-            Dial::After(_, no_sooner) => *no_sooner = longest,
-            Dial::At(at) => *at = (*at).max(now + longest),
+            Dial::After(_, no_sooner) => {
+                client.is_held_off = true;
+                *no_sooner = longest;
+            }
+            Dial::At(at) => {
+                client.is_held_off = true;
+                *at = (*at).max(now + longest);
+            }
             Dial::Never => {}
         }
         client.is_told = false;

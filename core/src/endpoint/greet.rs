@@ -30,19 +30,20 @@ impl Endpoint {
     ///
     /// # Errors
     ///
-    /// On a server, while a connection exists, while shutting down, and without entropy: then the
-    /// socket is not wanted.
+    /// On a server, while shutting down, while there is a connection whose path is not doubted or
+    /// another one in its handshake, after a refusal until the next [`Event::Dial`], and without
+    /// entropy: then the socket is not wanted.
     pub fn handle_connected(
         &mut self,
         remote: SocketAddr,
         turn: &mut Turn<'_>,
     ) -> Result<ConnectionId, HandshakeError> {
+        if !self.begins_attempt() {
+            return Err(HandshakeError::Unexpected);
+        }
         let Side::Client(client) = &self.side else {
             return Err(HandshakeError::Unexpected);
         };
-        if self.shutting_down || !self.connections.is_empty() {
-            return Err(HandshakeError::Unexpected);
-        }
         let offer = ClientOffer {
             suites: self.common.suites.clone(),
             rotation: self.common.rotation,
@@ -277,16 +278,18 @@ impl Endpoint {
                     ..
                 },
             remote,
+            opened_at,
             ..
         }) = self.connections.get_mut(id)
         else {
             return Err(HandshakeError::Unexpected);
         };
-        let remote = *remote;
+        let (remote, handshake) = (*remote, now.since(*opened_at));
         let outcome = initiator.finish(json)?;
         let keys = (outcome.suite, &outcome.master);
         let (rotation, limits) = (outcome.grant.rotation, &self.common.limits);
-        let lane = Lane::new(Role::Client, keys, rotation, limits, now);
+        let mut lane = Lane::new(Role::Client, keys, rotation, limits, now);
+        lane.watch_path(handshake);
         let named = (outcome.session, SERVER);
         let agreed = Agreed::new(named, outcome.suite, &outcome.grant, now);
         self.assign(&outcome.grant, id, remote);
@@ -395,7 +398,7 @@ impl Endpoint {
         self.note_client_came(remote);
         // Not before the session has moved, or the old connection's end would be the session's.
         if let Some(on) = previous {
-            self.disconnect(on, Ending::superseded(), now);
+            self.supersede(on, now);
         }
         self.tools.stats.sessions_established += 1;
         self.announce(Event::Established {
@@ -405,6 +408,19 @@ impl Endpoint {
             session: agreed.uuid,
             suite: agreed.suite,
         });
+    }
+
+    /// Ends the connection that a session has moved away from. A client says nothing: its Disconnect
+    /// might reach the server before the proof on the new connection, and end the session.
+    fn supersede(&mut self, id: ConnectionId, now: Instant) {
+        match &self.side {
+            Side::Server(_) => self.disconnect(id, Ending::superseded(), now),
+            Side::Client(_) => {
+                self.begin_closing(id, None, CloseReason::Redundant, now);
+                self.rearm(id);
+                self.wants_transmit(id);
+            }
+        }
     }
 
     /// Moves the peer's session here; the connection it was on.

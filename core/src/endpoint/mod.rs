@@ -522,9 +522,7 @@ impl Endpoint {
             peer: peer.map(|name| name.to_string()),
             reason: reason.clone(),
         });
-        if let Side::Client(client) = &mut self.side {
-            client.connection_ended(&reason, self.shutting_down, now);
-        }
+        self.plan_dial(&reason, now);
     }
 
     /// Whose connection it is. Who has not proved to be a peer is nobody.

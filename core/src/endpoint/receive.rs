@@ -7,7 +7,7 @@ use crate::error::{FrameError, HandshakeError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId};
 use crate::foreign::FirstBytes;
 use crate::handshake::{MAX_HELLO_LEN, probe_hello_len};
-use crate::session::lane::Heard;
+use crate::session::lane::{Heard, Lane};
 use crate::time::Instant;
 use crate::turn::Turn;
 use crate::wire::{
@@ -82,9 +82,14 @@ impl Endpoint {
             return;
         };
         connection.last_received = turn.now;
+        let ends_doubt = connection.lane_mut().is_some_and(Lane::note_heard);
+        let rest = connection.inbox.take();
         self.tools.stats.socket_bytes_in += len as u64;
         buffer.fill(len);
-        if let Some(rest) = connection.inbox.take() {
+        if ends_doubt {
+            self.path_works(turn.now);
+        }
+        if let Some(rest) = rest {
             self.join(id, rest, &mut buffer, sink, turn);
         }
         self.process(id, &mut buffer, sink, turn);
@@ -460,9 +465,12 @@ impl Endpoint {
         };
         match lane.handle_control(header, payload, &mut self.tools, turn)? {
             Heard::Nothing => {}
-            Heard::RoundTrip(sample) => {
+            Heard::RoundTrip { sample, ends_doubt } => {
                 if let Some(session) = self.sessions.get(*session) {
                     session.usage.add_round_trip(sample);
+                }
+                if ends_doubt {
+                    self.path_works(turn.now);
                 }
             }
             Heard::Goodbye { code, reason } => {

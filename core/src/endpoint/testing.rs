@@ -277,6 +277,12 @@ impl Machine {
         written
     }
 
+    pub(super) fn handle_path_changed(&mut self, now: Instant) {
+        let entropy = &mut self.entropy;
+        self.endpoint
+            .handle_path_changed(&mut Turn { now, entropy });
+    }
+
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         let entropy = &mut self.entropy;
         self.endpoint.handle_timeout(&mut Turn { now, entropy });
@@ -344,6 +350,8 @@ pub(super) struct Net {
     pub(super) unreachable_for: BTreeSet<usize>,
     /// Whether the clients' hosts can use no assignment.
     pub(super) refuse_assignments: bool,
+    /// Whether nothing gets through on further connections.
+    pub(super) stalls_new_links: bool,
     /// Connections whose socket was full.
     blocked: Vec<(usize, ConnectionId)>,
 }
@@ -364,6 +372,7 @@ impl Net {
             events: Vec::new(),
             unreachable_for: BTreeSet::new(),
             refuse_assignments: false,
+            stalls_new_links: false,
             blocked: Vec::new(),
         }
     }
@@ -478,12 +487,17 @@ impl Net {
         let client_id = self.clients[client]
             .handle_connected(SocketAddr::from(([203, 0, 113, 1], 8443)), now)
             .unwrap();
+        let pipe = || Pipe {
+            stalled_at: self.stalls_new_links.then_some(usize::MAX),
+            ..Pipe::default()
+        };
+        let (up, down) = (pipe(), pipe());
         self.links.push(Link {
             client,
             client_id,
             server_id,
-            up: Pipe::default(),
-            down: Pipe::default(),
+            up,
+            down,
             open: [true, true],
         });
     }

@@ -36,6 +36,7 @@ impl Endpoint {
         };
         connection.armed_for = None;
         let is_dead = connection.is_dead(limits, now);
+        let mut is_doubtful = false;
         let ended = match &mut connection.stage {
             Stage::Active { .. } if is_dead => {
                 let code = Some(DisconnectCode::Timeout);
@@ -45,6 +46,8 @@ impl Endpoint {
             Stage::Active { lane, .. } => {
                 if let Err(error) = lane.handle_timeout(limits, turn) {
                     self.fail(id, error, now);
+                } else {
+                    is_doubtful = lane.check_path(now);
                 }
                 None
             }
@@ -66,6 +69,9 @@ impl Endpoint {
                 }
             }),
         };
+        if is_doubtful {
+            self.dial_beside(now);
+        }
         match ended {
             Some(reason) => self.remove(id, reason, now),
             None => {

@@ -35,6 +35,10 @@ impl Endpoint {
         };
         self.tools.stats.socket_bytes_out += len as u64;
         connection.outbox.put_back(batch, len, &mut self.tools.pool);
+        let lane = connection.lane_mut();
+        if lane.is_some_and(|lane| lane.note_written(len, now)) {
+            self.path_works(now);
+        }
         self.remove_if_flushed(id, now);
     }
 

@@ -30,6 +30,11 @@ impl Sealer {
         }
     }
 
+    /// The number of the next record.
+    pub(crate) const fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
     /// Seals `record` in place and returns its sequence number.
     ///
     /// `record` is [`HEADER_LEN`] bytes of room, the plaintext, and [`Sealer::tag_len`] bytes of

@@ -4,6 +4,7 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 
+use super::liveness::{Finding, Liveness};
 use crate::buffer::{Buffer, Class};
 use crate::config::{Limits, Role, Rotation};
 use crate::crypto::{Direction, FreshSecret, Master, Suite};
@@ -52,6 +53,8 @@ pub(crate) struct Lane {
     keepalive_at: Instant,
     /// When the peer last proved that the stream makes sense: with a packet that opened.
     last_opened: Instant,
+    /// What a client knows of its path; a server does not look for another.
+    liveness: Option<Liveness>,
 }
 
 /// Where the in-session key exchange stands.
@@ -88,8 +91,13 @@ enum Then {
 /// What a control packet said that concerns more than the lane.
 pub(crate) enum Heard {
     Nothing,
-    /// How long the peer took to acknowledge a packet.
-    RoundTrip(Duration),
+    /// The peer acknowledges a packet.
+    RoundTrip {
+        /// How long it took.
+        sample: Duration,
+        /// This proves a path that was doubted.
+        ends_doubt: bool,
+    },
     /// The peer ends the session.
     Goodbye {
         code: DisconnectCode,
@@ -131,7 +139,14 @@ impl Lane {
             began_at: now,
             keepalive_at: now + limits.keepalive_interval,
             last_opened: now,
+            liveness: None,
         }
+    }
+
+    /// Has the lane watch its path, whose hello was answered after `handshake`. A client's does, as
+    /// a server cannot look for another one.
+    pub(crate) const fn watch_path(&mut self, handshake: Duration) {
+        self.liveness = Some(Liveness::new(handshake));
     }
 
     /// When the peer last sent a packet that opened.
@@ -200,6 +215,9 @@ impl Lane {
             .seal(packet_type, stream, flags, timestamp, record, now)?;
         tools.stats.rotations += self.sealer.rotations() - rotations;
         tools.stats.sealed_out += 1;
+        if let Some(liveness) = &mut self.liveness {
+            liveness.note_sealed(packet_type, now);
+        }
         Ok(sequence)
     }
 
@@ -336,7 +354,10 @@ impl Lane {
         // Our own timestamp comes back, so the peer's clock does not matter; an absurd one is a
         // peer's joke and only spoils its own figure.
         let elapsed = tools.timestamp_ms(now).saturating_sub(ack.timestamp_ms);
-        Heard::RoundTrip(Duration::from_millis(elapsed))
+        let sample = Duration::from_millis(elapsed);
+        let liveness = self.liveness.as_mut();
+        let ends_doubt = liveness.is_some_and(|it| it.note_answer(ack.sequence, sample));
+        Heard::RoundTrip { sample, ends_doubt }
     }
 
     /// A client asks for a fresh exchange.
@@ -382,9 +403,48 @@ impl Lane {
         Ok(())
     }
 
-    /// When a KeepAlive or an exchange is due.
+    /// Whether the path may not work any longer.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.liveness.as_ref().is_some_and(Liveness::is_doubted)
+    }
+
+    /// Bytes came. Says whether they end a doubt.
+    pub(crate) fn note_heard(&mut self) -> bool {
+        self.liveness.as_mut().is_some_and(Liveness::note_heard)
+    }
+
+    /// The socket took `len` bytes. Says whether that ends a doubt.
+    pub(crate) fn note_written(&mut self, len: usize, now: Instant) -> bool {
+        let liveness = self.liveness.as_mut();
+        liveness.is_some_and(|liveness| liveness.note_written(len, now))
+    }
+
+    /// The path may have changed: asks for a sign of life.
+    pub(crate) fn doubt(&mut self) {
+        if let Some(liveness) = &mut self.liveness {
+            liveness.note_change(self.sealer.next_sequence());
+            self.send_keepalive();
+        }
+    }
+
+    /// Asks for a sign of life when one is due, and says whether the path has become doubtful
+    /// because none came.
+    pub(crate) fn check_path(&mut self, now: Instant) -> bool {
+        match self.liveness.as_mut().map(|liveness| liveness.check(now)) {
+            Some(Finding::Silence) => true,
+            Some(Finding::Ask) => {
+                self.send_keepalive();
+                false
+            }
+            Some(Finding::Nothing) | None => false,
+        }
+    }
+
+    /// When a KeepAlive or an exchange is due, or a sign of life.
     pub(crate) fn deadline(&self) -> Instant {
-        self.keepalive_at.min(self.exchange_at)
+        let own = self.keepalive_at.min(self.exchange_at);
+        let check_at = self.liveness.as_ref().and_then(Liveness::deadline);
+        check_at.map_or(own, |at| own.min(at))
     }
 
     /// Does what is due.

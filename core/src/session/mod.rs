@@ -1,6 +1,7 @@
 //! An authenticated peer, from its proof to the end of its session.
 
 pub(crate) mod lane;
+mod liveness;
 pub(crate) mod queue;
 mod seal;
 

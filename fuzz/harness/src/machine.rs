@@ -102,6 +102,12 @@ impl Machine {
         self.endpoint.handle_tun(buffer, packet.len(), header, now);
     }
 
+    pub(crate) fn handle_path_changed(&mut self, now: Instant) {
+        let entropy = &mut self.entropy;
+        self.endpoint
+            .handle_path_changed(&mut Turn { now, entropy });
+    }
+
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         let entropy = &mut self.entropy;
         self.endpoint.handle_timeout(&mut Turn { now, entropy });

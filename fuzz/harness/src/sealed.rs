@@ -166,7 +166,11 @@ impl Rig {
         let mut rng = ChaCha20Rng::from_seed([23; 32]);
         let mut endpoint = Machine::client(choices, CLIENT, 24, now);
         endpoint.handle_timeout(now);
-        assert_eq!(endpoint.poll_event(), Some(Event::Dial { attempt: 1 }));
+        let dial = Event::Dial {
+            attempt: 1,
+            is_beside: false,
+        };
+        assert_eq!(endpoint.poll_event(), Some(dial));
         let remote = SocketAddr::from(([192, 0, 2, 1], 8443));
         let id = endpoint.handle_connected(remote, now).expect("asked for");
         let hello = outgoing(&mut endpoint, id, now);

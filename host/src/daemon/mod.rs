@@ -344,7 +344,7 @@ impl Daemon {
         self.readiness.handle_event(&event);
         let is_ending = self.readiness.is_ending();
         match event {
-            Event::Dial { attempt } => {
+            Event::Dial { attempt, .. } => {
                 if let Some(dialer) = &mut self.dialer {
                     dialer.start(attempt);
                 }

@@ -12,7 +12,7 @@ pub(super) struct Readiness {
     has_begun: bool,
     assigned: Option<ConnectionId>,
     is_configured: bool,
-    is_established: bool,
+    established: Option<ConnectionId>,
     is_ending: bool,
 }
 
@@ -23,7 +23,7 @@ impl Readiness {
             has_begun: false,
             assigned: None,
             is_configured: false,
-            is_established: false,
+            established: None,
             is_ending: false,
         }
     }
@@ -34,15 +34,18 @@ impl Readiness {
     }
 
     /// Takes note of what the endpoint tells.
-    pub(super) const fn handle_event(&mut self, event: &Event) {
+    pub(super) fn handle_event(&mut self, event: &Event) {
         match event {
             Event::Assigned { id, .. } => {
                 self.assigned = Some(*id);
                 self.is_configured = false;
             }
-            Event::Established { .. } => self.is_established = true,
+            Event::Established { id, .. } => self.established = Some(*id),
             // A session that waits for another connection is of no use either.
-            Event::Closed { .. } => self.is_established = false,
+            // The end of another one, tried beside it or left for it, changes nothing.
+            Event::Closed { id, .. } => {
+                self.established.take_if(|on| on == id);
+            }
             _ => {}
         }
     }
@@ -66,7 +69,7 @@ impl Readiness {
     pub(super) const fn is_ready(&self) -> bool {
         let is_up = match self.role {
             Role::Server => self.has_begun,
-            Role::Client => self.is_configured && self.is_established,
+            Role::Client => self.is_configured && self.established.is_some(),
         };
         is_up && !self.is_ending
     }
@@ -105,6 +108,25 @@ mod tests {
         readiness.handle_event(&established(second));
         assert!(readiness.is_ready());
         readiness.handle_ending();
+        assert!(!readiness.is_ready());
+    }
+
+    #[test]
+    fn a_client_whose_session_moves_stays_ready() {
+        let [old, new] = connections();
+        let mut readiness = Readiness::new(Role::Client);
+        readiness.handle_event(&assigned(old));
+        readiness.handle_event(&established(old));
+        readiness.handle_configured(old);
+        // One that was tried in vain.
+        readiness.handle_event(&closed(new));
+        assert!(readiness.is_ready());
+        readiness.handle_event(&assigned(new));
+        readiness.handle_event(&established(new));
+        readiness.handle_configured(new);
+        readiness.handle_event(&closed(old));
+        assert!(readiness.is_ready());
+        readiness.handle_event(&closed(new));
         assert!(!readiness.is_ready());
     }
 

@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 use lostlove_core::config::Role;
 use lostlove_core::endpoint::Endpoint;
+use lostlove_core::error::HandshakeError;
 use lostlove_core::event::Event;
 use lostlove_core::time::Instant;
 use lostlove_core::turn::{Entropy, Turn};
@@ -301,7 +302,12 @@ impl Worker {
         match self.endpoint.handle_connected(remote, turn) {
             Ok(connection) => self.sockets.add(connection, socket),
             Err(error) => {
-                warn!(%error, "cannot start the handshake");
+                // Unexpected: it was asked for beside a connection that answers again.
+                if error == HandshakeError::Unexpected {
+                    debug!(%remote, "no other connection is needed any longer");
+                } else {
+                    warn!(%error, "cannot start the handshake");
+                }
                 self.endpoint.handle_dial_failed(now);
             }
         }

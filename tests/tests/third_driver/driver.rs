@@ -1,4 +1,4 @@
-//! A client's driver on `poll`: one connection, one thread.
+//! A client's driver on `poll`, with one thread.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -20,7 +20,8 @@ pub(crate) struct Driver<D> {
     pub(crate) clock: Clock,
     pub(crate) entropy: SystemEntropy,
     pub(crate) server: SocketAddr,
-    pub(crate) connection: Option<Connection>,
+    /// Two, while the endpoint doubts the one and tries another beside it.
+    pub(crate) connections: Vec<Connection>,
 }
 
 pub(crate) struct Connection {
@@ -47,12 +48,12 @@ impl<D: PacketDevice + AsFd> Driver<D> {
 
     /// Waits once, and does what there is to do.
     pub(crate) fn turn(&mut self) -> io::Result<()> {
-        let (device, socket) = self.wait()?;
+        let (device, sockets) = self.wait()?;
         let now = self.clock.now();
         let entropy = &mut self.entropy;
         let turn = &mut Turn { now, entropy };
         self.endpoint.handle_timeout(turn);
-        if let Some(connection) = &mut self.connection {
+        for (connection, socket) in self.connections.iter_mut().zip(sockets) {
             if socket.intersects(PollFlags::OUT | PollFlags::ERR | PollFlags::HUP) {
                 connection.is_blocked = false;
                 connection.flush(&mut self.endpoint, now);
@@ -68,14 +69,14 @@ impl<D: PacketDevice + AsFd> Driver<D> {
         self.settle(now)
     }
 
-    /// Waits for the device, for the socket, or for the next deadline, and tells what the first
+    /// Waits for the device, for the sockets, or for the next deadline, and tells what the first
     /// two are ready for. What was left over by the last turn is still ready.
-    fn wait(&self) -> io::Result<(PollFlags, PollFlags)> {
+    fn wait(&self) -> io::Result<(PollFlags, Vec<PollFlags>)> {
         let now = self.clock.now();
         let timeout = self.endpoint.poll_timeout().map(|at| at.since(now));
         let timeout = timeout.and_then(|wait| Timespec::try_from(wait).ok());
         let mut fds = vec![PollFd::new(&self.device, PollFlags::IN)];
-        if let Some(connection) = &self.connection {
+        for connection in &self.connections {
             let mut flags = PollFlags::IN;
             flags.set(PollFlags::OUT, connection.is_blocked);
             fds.push(PollFd::new(&connection.socket, flags));
@@ -84,15 +85,17 @@ impl<D: PacketDevice + AsFd> Driver<D> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let socket = fds.get(1).map_or(PollFlags::empty(), PollFd::revents);
-        Ok((fds[0].revents(), socket))
+        let mut ready = fds.iter().map(PollFd::revents);
+        let device = ready.next().unwrap_or(PollFlags::empty());
+        Ok((device, ready.collect()))
     }
 
     /// Writes what is to be written, and does what the endpoint asks for, until it asks no more.
     fn settle(&mut self, now: Instant) -> io::Result<()> {
         loop {
             while let Some(id) = self.endpoint.poll_transmit() {
-                if let Some(connection) = self.connection.as_mut().filter(|open| open.id == id) {
+                let mut open = self.connections.iter_mut();
+                if let Some(connection) = open.find(|open| open.id == id) {
                     connection.flush(&mut self.endpoint, now);
                 }
             }
@@ -118,7 +121,7 @@ impl<D: PacketDevice + AsFd> Driver<D> {
                 // A server would write down who has which address.
                 Some(Event::Leased { .. } | Event::Released { .. }) => {}
                 Some(Event::Closed { id, .. }) => {
-                    self.connection.take_if(|open| open.id == id);
+                    self.connections.retain(|open| open.id != id);
                 }
                 None => return Ok(()),
             }
@@ -139,7 +142,7 @@ impl<D: PacketDevice + AsFd> Driver<D> {
         let turn = &mut Turn { now, entropy };
         match self.endpoint.handle_connected(self.server, turn) {
             Ok(id) => {
-                self.connection = Some(Connection {
+                self.connections.push(Connection {
                     id,
                     socket,
                     is_blocked: false,

@@ -131,7 +131,7 @@ fn driver<D>(setup: &Setup, device: D, offloads: Offloads, server: SocketAddr) -
         device,
         clock,
         server,
-        connection: None,
+        connections: Vec::new(),
     }
 }
 

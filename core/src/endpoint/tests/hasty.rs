@@ -38,7 +38,11 @@ impl Hasty {
     fn new() -> Self {
         let mut client = Machine::new(client_config(1), 100, NOW);
         client.handle_timeout(NOW);
-        assert_eq!(client.poll_event(), Some(Event::Dial { attempt: 1 }));
+        let dial = Event::Dial {
+            attempt: 1,
+            is_beside: false,
+        };
+        assert_eq!(client.poll_event(), Some(dial));
         let (id, (sealer, opener), hello) = answer(&mut client, NOW);
         Self {
             client,

@@ -11,6 +11,7 @@ mod probes;
 mod randomness;
 mod recordings;
 mod refusals;
+mod roaming;
 mod routing;
 mod sessions;
 mod sources;

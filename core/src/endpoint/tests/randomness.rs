@@ -114,7 +114,11 @@ fn a_client_without_entropy_does_not_speak_and_tries_again() {
     let mut client = Machine::new(client_config(1), 100, now);
     client.entropy.is_dry = true;
     client.handle_timeout(now);
-    assert_eq!(client.poll_event(), Some(Event::Dial { attempt: 1 }));
+    let dial = Event::Dial {
+        attempt: 1,
+        is_beside: false,
+    };
+    assert_eq!(client.poll_event(), Some(dial));
     let server = ([203, 0, 113, 1], 8443).into();
 
     let refused = client.handle_connected(server, now);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lostlove_core::event::{ConnectionId, Event};
+use lostlove_core::event::{CloseReason, ConnectionId, Event};
 use lostlove_core::stats::Stats;
 use uuid::Uuid;
 
@@ -32,6 +32,16 @@ impl Tally {
             Event::Ended { peer, session, .. } => {
                 let ended = self.standing.remove(peer).map(|(session, _)| session);
                 assert_eq!(ended, Some(*session), "it ends once");
+            }
+            Event::Closed {
+                id,
+                reason: CloseReason::Redundant,
+                ..
+            } => {
+                // It has moved, as is told once its addresses are accepted.
+                for (_, on) in self.standing.values_mut() {
+                    on.take_if(|on| on == id);
+                }
             }
             Event::Closed { id, .. } => {
                 let mut standing = self.standing.values();

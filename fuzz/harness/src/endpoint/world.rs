@@ -464,6 +464,7 @@ impl World {
                 }
             }
             2 if which != SERVER => assert!(endpoint.handle_accepted(remote, now).is_err()),
+            3 if call & 4 != 0 => endpoint.handle_path_changed(now),
             _ => endpoint.handle_timeout(now),
         }
     }
