@@ -25,8 +25,10 @@ pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
 /// Every address of every server takes part (RFC 8305): the families alternate, an attempt that
 /// has not answered after 250 ms gets a rival, and the first that connects wins. After 10 s the
 /// whole dial fails. Each attempt begins with another server and address than the one before, so
-/// that one that connects and then lets the handshake fail does not win for ever. Addresses that a name had before are used when it cannot be looked up, as
-/// when its DNS server is only reachable through the tunnel that is down.
+/// that one that connects and then lets the handshake fail does not win for ever; but the first of
+/// them begins where the last connection went to, for a session goes on only there, and without a
+/// look-up. Addresses that a name had before are used when it cannot be looked up, as when its DNS
+/// server is only reachable through the tunnel that is down.
 #[derive(Debug)]
 pub struct Dialer {
     servers: Arc<[ServerAddress]>,
@@ -34,6 +36,8 @@ pub struct Dialer {
     threads: Threads,
     ready: Arc<Wake>,
     dial: Option<Arc<Dial>>,
+    /// Where the last connection went to.
+    last: Option<SocketAddr>,
     known: Arc<Known>,
     resolve: Resolve,
 }
@@ -55,6 +59,7 @@ impl Dialer {
             threads: threads.clone(),
             ready: Arc::new(Wake::new()?),
             dial: None,
+            last: None,
             known: Arc::default(),
             resolve: resolve_with_system,
         })
@@ -81,23 +86,26 @@ impl Dialer {
     /// non-blocking.
     pub fn finish(&mut self) -> Option<Dialled> {
         self.ready.clear();
-        self.dial.as_ref()?.lock().result.take()
+        let result = self.dial.as_ref()?.lock().result.take();
+        if let Some(Ok((_, remote))) = &result {
+            self.last = Some(*remote);
+        }
+        result
     }
 
     fn spawn(&mut self, attempt: u32) -> io::Result<()> {
         let cancel = Arc::new(Cancel::new()?);
         let dial = Arc::new(Dial::under_way(Arc::clone(&cancel)));
-        let race = Race::new(
-            Arc::clone(&self.servers),
-            self.options.clone(),
-            cancel,
-            Names {
-                known: Arc::clone(&self.known),
-                resolve: self.resolve,
-                threads: self.threads.clone(),
-            },
-            attempt,
-        );
+        let names = Names {
+            known: Arc::clone(&self.known),
+            resolve: self.resolve,
+            threads: self.threads.clone(),
+        };
+        let servers = Arc::clone(&self.servers);
+        let mut race = Race::new(servers, self.options.clone(), cancel, names, attempt);
+        if let Some(last) = self.last.filter(|_| attempt == 1) {
+            race.begin_with(last);
+        }
         let ready = Arc::clone(&self.ready);
         let slot = Arc::clone(&dial);
         let run = move || slot.complete(race.run(), &ready);
@@ -414,7 +422,7 @@ mod tests {
         dialer.start(1);
         wait(&mut dialer).unwrap();
         dialer.resolve = |_, _| Err(io::Error::other("no such name"));
-        dialer.start(1);
+        dialer.start(2);
         wait(&mut dialer).unwrap();
     }
 
@@ -445,6 +453,36 @@ mod tests {
         let found = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit));
         assert_eq!(found.unwrap(), 1);
         assert!(dialer.threads.take_panic().is_some());
+    }
+
+    /// Its session goes on only there.
+    #[test]
+    fn the_first_attempt_begins_where_the_last_connection_went_to() {
+        let (_first, first) = listener();
+        let (_second, second) = listener();
+        let mut dialer = dialer(vec![first.clone(), second.clone()]);
+        for (attempt, server) in [(2, &second), (1, &second), (3, &first), (1, &first)] {
+            dialer.start(attempt);
+            let (_, remote) = wait(&mut dialer).unwrap();
+            assert_eq!(remote.port(), server.port, "attempt {attempt}");
+        }
+    }
+
+    #[test]
+    fn to_begin_where_the_last_connection_went_to_takes_no_look_up() {
+        let (_listener, ServerAddress { port, .. }) = listener();
+        let mut dialer = dialer(vec![example(port)]);
+        dialer.resolve = |_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]);
+        dialer.start(1);
+        wait(&mut dialer).unwrap();
+        dialer.resolve = |_, _| {
+            thread::park_timeout(race::TIMEOUT);
+            Err(io::Error::other("too late"))
+        };
+        let start = Instant::now();
+        dialer.start(1);
+        wait(&mut dialer).unwrap();
+        assert!(start.elapsed() < race::STAGGER, "{:?}", start.elapsed());
     }
 
     #[test]

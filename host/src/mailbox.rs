@@ -64,10 +64,12 @@ impl<T> AsFd for Mailbox<T> {
 /// What a worker is to do.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// A dial has ended well: begin the handshake.
-    Connected(TcpStream, SocketAddr),
-    /// A dial has ended badly.
-    DialFailed,
+    /// The dial of this number, counted from the first, has ended well: begin the handshake.
+    Connected(u64, TcpStream, SocketAddr),
+    /// The dial of this number has ended badly.
+    DialFailed(u64),
+    /// The path to the server may not be what it was.
+    PathChanged,
     /// What came on a connection as [`Event::Assigned`] can be used. Packets from the tunnel may come
     /// from these sources; none for all.
     Accept(ConnectionId, Option<Sources>),

@@ -14,6 +14,8 @@ pub mod net;
 #[cfg(target_os = "linux")]
 pub mod netns;
 pub mod signal;
+#[cfg(target_os = "linux")]
+pub mod sleep;
 pub mod socket;
 #[cfg(target_os = "linux")]
 pub mod tun;

@@ -317,6 +317,7 @@ fn serve_with_a_fault(config: &Path) {
         entropy: Box::new(Faulty),
         listeners: listen(&settings.host.listen).unwrap(),
         dialer: None,
+        paths: None,
         signals: Signals::new(1).unwrap(),
         metrics: Metrics::start(None, Role::Server, &threads).unwrap(),
         threads,

@@ -10,6 +10,7 @@
 mod check;
 mod driving;
 mod network;
+mod path;
 mod readiness;
 mod setups;
 mod start;
@@ -36,11 +37,12 @@ use lostlove_system::net::{NetError, transmit_dropped};
 use lostlove_system::signal::{Signal, Signals};
 use lostlove_system::socket::SocketOptions;
 use lostlove_system::tun::Tun;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tracing::{debug, error, info, warn};
 
 pub use network::Network;
+pub use path::PathWatch;
 pub use start::main;
 
 use crate::dial::Dialer;
@@ -52,6 +54,7 @@ use crate::threads::{Panic, Threads};
 use crate::worker::{Worker, WorkerParts};
 use driving::{PendingWorker, WorkerThread};
 use network::{NetworkOrder, NetworkThread};
+use path::PathSource;
 use readiness::Readiness;
 
 /// For a worker that waits for the lock on the peers to get it, while the figures of very many are
@@ -72,6 +75,8 @@ pub struct DaemonParts {
     pub listeners: Vec<TcpListener>,
     /// How a client opens connections.
     pub dialer: Option<Dialer>,
+    /// Whether their paths change; none not to hear of it.
+    pub paths: Option<PathWatch>,
     /// The operator's wishes.
     pub signals: Signals,
     /// What the threads of the parts are of.
@@ -103,6 +108,9 @@ pub struct Ending {
 pub struct Daemon {
     role: Role,
     dialer: Option<Dialer>,
+    /// Dials that the worker has asked for.
+    dials: u64,
+    paths: Option<PathWatch>,
     metrics: Metrics,
     /// The worker has been asked for figures.
     is_asking: bool,
@@ -138,6 +146,8 @@ enum Source {
     Panic,
     /// A dial has ended.
     Dialer,
+    /// What the paths of connections depend on has changed.
+    Path(PathSource),
     /// Someone asks for metrics.
     Metrics,
 }
@@ -161,6 +171,7 @@ impl Daemon {
             for source in daemon.wait()? {
                 daemon.handle_source(source);
             }
+            daemon.handle_timeout();
         }
         daemon.finish()
     }
@@ -194,6 +205,8 @@ impl Daemon {
         let mut daemon = Self {
             role,
             dialer: parts.dialer,
+            dials: 0,
+            paths: parts.paths,
             metrics: parts.metrics,
             is_asking: false,
             leases: parts.leases,
@@ -247,6 +260,8 @@ impl Daemon {
         let dialer = self.dialer.as_ref();
         let dialer = dialer.map(|dialer| (Source::Dialer, dialer.fd()));
         let metrics = self.metrics.fd().map(|fd| (Source::Metrics, fd));
+        let paths = self.paths.iter().flat_map(PathWatch::sources);
+        let paths = paths.map(|(source, fd)| (Source::Path(source), fd));
         [
             (Source::Signals, self.signals.fd()),
             (Source::Reports, self.reports.as_fd()),
@@ -255,6 +270,7 @@ impl Daemon {
         .into_iter()
         .chain(dialer)
         .chain(metrics)
+        .chain(paths)
     }
 
     /// Waits until something is to be done, and says what.
@@ -263,7 +279,9 @@ impl Daemon {
             .sources()
             .map(|(source, fd)| (source, PollFd::from_borrowed_fd(fd, PollFlags::IN)))
             .unzip();
-        match poll(&mut fds, None) {
+        let timeout = self.paths.as_ref().and_then(PathWatch::timeout);
+        let timeout = timeout.and_then(|wait| Timespec::try_from(wait).ok());
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -284,6 +302,12 @@ impl Daemon {
             }
             Source::Panic => self.handle_panic(),
             Source::Dialer => self.handle_dialled(),
+            Source::Path(source) => {
+                let paths = self.paths.as_mut();
+                if paths.is_some_and(|paths| paths.handle_readable(source)) {
+                    self.order(Order::PathChanged);
+                }
+            }
             Source::Metrics => {
                 // The figures that are under way serve whoever has asked meanwhile.
                 if self.metrics.wants_update() && self.worker.is_some() && !self.is_asking {
@@ -291,6 +315,12 @@ impl Daemon {
                     self.order(Order::Tell);
                 }
             }
+        }
+    }
+
+    fn handle_timeout(&mut self) {
+        if self.paths.as_mut().is_some_and(PathWatch::handle_timeout) {
+            self.order(Order::PathChanged);
         }
     }
 
@@ -313,10 +343,15 @@ impl Daemon {
 
     fn handle_dialled(&mut self) {
         match self.dialer.as_mut().and_then(Dialer::finish) {
-            Some(Ok((socket, remote))) => self.order(Order::Connected(socket, remote)),
+            Some(Ok((socket, remote))) => {
+                if let Some(paths) = &mut self.paths {
+                    paths.handle_connected(&socket);
+                }
+                self.order(Order::Connected(self.dials, socket, remote));
+            }
             Some(Err(error)) => {
                 report::dial_failed(&error);
-                self.order(Order::DialFailed);
+                self.order(Order::DialFailed(self.dials));
             }
             None => {}
         }
@@ -345,6 +380,7 @@ impl Daemon {
         let is_ending = self.readiness.is_ending();
         match event {
             Event::Dial { attempt, .. } => {
+                self.dials += 1;
                 if let Some(dialer) = &mut self.dialer {
                     dialer.start(attempt);
                 }
@@ -379,8 +415,12 @@ impl Daemon {
                 }
             }
             Event::MemoryFreed => memory::give_back(),
+            Event::Established { .. } => {
+                if let Some(paths) = &mut self.paths {
+                    paths.handle_established();
+                }
+            }
             Event::Assigned { .. }
-            | Event::Established { .. }
             | Event::ProbeEstablished { .. }
             | Event::Lost { .. }
             | Event::Rejected { .. }

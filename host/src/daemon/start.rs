@@ -27,6 +27,7 @@ use lostlove_system::tun::{Tun, TunConfig, TunError};
 use tracing::{error, info, warn};
 
 use super::network::Network;
+use super::path::PathWatch;
 use super::setups::socket_options;
 use super::{Daemon, DaemonParts, Ending, check};
 use crate::args::{self, DaemonArgs, Exit};
@@ -338,6 +339,7 @@ fn prepare(
             (network, Vec::new(), Some(dialer), Some(FWMARK))
         }
     };
+    let paths = dialer.as_ref().and_then(|_| PathWatch::start());
     let metrics = match monitoring.metrics {
         Some(listener) if !listener.port_is_chosen => {
             Metrics::start_once_free(listener.address, role, &threads)?
@@ -360,6 +362,7 @@ fn prepare(
         tun,
         listeners,
         dialer,
+        paths,
         signals,
         threads,
         metrics,

@@ -41,6 +41,8 @@ pub(super) struct Race {
     tried: Vec<SocketAddr>,
     connecting: Vec<(Socket, SocketAddr)>,
     failures: Vec<(String, io::Error)>,
+    /// The first candidate need not wait for a look-up.
+    is_sure_of_first: bool,
     start: Instant,
     next_attempt: Instant,
 }
@@ -74,9 +76,16 @@ impl Race {
             tried: Vec::new(),
             connecting: Vec::new(),
             failures: Vec::new(),
+            is_sure_of_first: false,
             start,
             next_attempt: start,
         }
+    }
+
+    /// Begins with this address, before any look-up.
+    pub(super) fn begin_with(&mut self, address: SocketAddr) {
+        self.candidates.push_front(address);
+        self.is_sure_of_first = true;
     }
 
     /// Blocks until a connection stands, every address has failed, the time is up, or the race is
@@ -207,7 +216,8 @@ impl Race {
 
     /// Whether the others wait for the look-up of the server that comes first.
     fn is_held_back(&self, now: Instant) -> bool {
-        self.unresolved.contains(&self.first) && now < self.start + STAGGER
+        let is_sure = self.is_sure_of_first && self.tried.is_empty();
+        !is_sure && self.unresolved.contains(&self.first) && now < self.start + STAGGER
     }
 
     /// The first candidate of the family that was not tried last, if there is one.

@@ -110,6 +110,8 @@ pub struct Worker {
     socket_options: SocketOptions,
     sockets: Sockets,
     assignment: Judged,
+    /// Dials that the endpoint has asked for.
+    dials: u64,
     orders: Arc<Mailbox<Order>>,
     reports: Arc<Mailbox<Report>>,
     has_begun: bool,
@@ -131,6 +133,7 @@ impl Worker {
             sockets: Sockets::new(parts.socket_options.clone()),
             socket_options: parts.socket_options,
             assignment: Judged::default(),
+            dials: 0,
             orders: parts.orders,
             reports: parts.reports,
             has_begun: false,
@@ -277,8 +280,16 @@ impl Worker {
 
     fn handle_order(&mut self, order: Order, now: Instant) {
         match order {
-            Order::Connected(socket, remote) => self.begin(socket, remote, now),
-            Order::DialFailed => self.endpoint.handle_dial_failed(now),
+            // What comes of a dial is of no use once another is asked for: the path of before may be
+            // gone.
+            Order::Connected(dial, ..) | Order::DialFailed(dial) if dial != self.dials => {}
+            Order::Connected(_, socket, remote) => self.begin(socket, remote, now),
+            Order::DialFailed(_) => self.endpoint.handle_dial_failed(now),
+            Order::PathChanged => {
+                let entropy = &mut *self.entropy;
+                self.endpoint
+                    .handle_path_changed(&mut Turn { now, entropy });
+            }
             Order::Accept(id, sources) => {
                 if let Some(sources) = sources {
                     self.endpoint.set_sources(&sources.inside, &sources.outside);
@@ -351,6 +362,7 @@ impl Worker {
 
     fn handle_event(&mut self, event: Event) {
         match &event {
+            Event::Dial { .. } => self.dials += 1,
             Event::Closed { id, .. } => self.sockets.remove(*id),
             Event::Assigned { id, assignment } => {
                 let goes_on = self.assignment.brought(*id, assignment);

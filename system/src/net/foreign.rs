@@ -111,7 +111,7 @@ impl ForeignRoute {
     }
 }
 
-const fn ip_address(address: &RouteAddress) -> Option<IpAddr> {
+pub(super) const fn ip_address(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
         RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),

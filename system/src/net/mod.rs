@@ -24,6 +24,7 @@ pub use self::setup::{
 };
 pub use self::surroundings::{Named, Surroundings};
 pub use self::watch::{NetworkKind, NetworkKinds, NetworkWatch};
+pub use self::way::{Way, WayFinder};
 
 mod allowed;
 mod change;
@@ -48,6 +49,7 @@ mod surroundings;
 mod sysctl;
 mod virtual_links;
 mod watch;
+mod way;
 
 #[cfg(test)]
 pub(crate) mod namespace;

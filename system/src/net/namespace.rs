@@ -117,6 +117,18 @@ pub(crate) fn receive(tun: &Tun, protocol: u8) -> (Vec<u8>, Option<[u8; VNET_HEA
     }
 }
 
+/// Looks until something is so, for five seconds at most.
+pub(crate) fn comes_true(is_so: impl Fn() -> bool) -> bool {
+    let start = std::time::Instant::now();
+    while !is_so() {
+        if start.elapsed().as_secs() >= 5 {
+            return false;
+        }
+        thread::yield_now();
+    }
+    true
+}
+
 /// Waits until a descriptor is ready.
 pub(crate) fn await_event(source: &impl AsFd, events: PollFlags) {
     let timeout = Timespec {

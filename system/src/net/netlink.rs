@@ -235,7 +235,24 @@ impl Netlink {
     pub(super) fn transmit_dropped(&mut self, name: &str) -> io::Result<u64> {
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-        self.send(RouteNetlinkMessage::GetLink(message), 0)?;
+        let RouteNetlinkMessage::NewLink(link) = self.get(RouteNetlinkMessage::GetLink(message))?
+        else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let dropped = link.attributes.iter().find_map(|it| match it {
+            LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
+            _ => None,
+        });
+        dropped.ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    /// Asks for one object.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer, or whatever the system reports.
+    pub(super) fn get(&mut self, request: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+        self.send(request, 0)?;
         loop {
             let (answer, _) = self.socket.recv_from_full()?;
             let answer = deserialize(&answer)?;
@@ -243,13 +260,7 @@ impl Netlink {
                 continue;
             }
             match answer.payload {
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                    let dropped = link.attributes.iter().find_map(|it| match it {
-                        LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
-                        _ => None,
-                    });
-                    return dropped.ok_or_else(|| io::ErrorKind::Unsupported.into());
-                }
+                NetlinkPayload::InnerMessage(message) => return Ok(message),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}
             }
@@ -358,7 +369,7 @@ fn address_of(message: &AddressMessage) -> Option<(u32, IpNet)> {
     Some((message.header.index, network))
 }
 
-fn link_message(index: u32) -> LinkMessage {
+pub(super) fn link_message(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message
@@ -434,7 +445,7 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     message
 }
 
-const fn family(address: IpAddr) -> AddressFamily {
+pub(super) const fn family(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,

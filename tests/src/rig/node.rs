@@ -218,6 +218,7 @@ impl Parts {
                 tun: daemon_tun,
                 listeners: Vec::new(),
                 dialer: None,
+                paths: None,
                 signals: Signals::from_stream(receiver).unwrap(),
                 threads,
                 metrics,

@@ -1,0 +1,305 @@
+//! Whether what a client's connection needs of the system is still there.
+//!
+//! The kernel tells of each change of links, addresses, routes and rules, of which most concern
+//! others. So a moment after it has told of some, the way to the server is looked up: with the
+//! connection's own address, as its packets take it, and with whichever address a new connection
+//! would get. Only where the answer differs is the worker told.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use lostlove_system::net::{NetworkKind, NetworkWatch, Way, WayFinder};
+use lostlove_system::sleep::SleepWatch;
+use tracing::{debug, info, warn};
+
+/// How long changes gather: they come in bursts, and what is looked at in the middle of one says
+/// little.
+const GATHERING: Duration = Duration::from_millis(50);
+/// How long it is before the worker is told again, so that a path that comes and goes does not take
+/// the room that a server has for one source's handshakes.
+const PAUSE: Duration = Duration::from_millis(500);
+/// What the way of a packet depends on.
+const KINDS: [NetworkKind; 4] = [
+    NetworkKind::Link,
+    NetworkKind::Address,
+    NetworkKind::Route,
+    NetworkKind::Rule,
+];
+
+/// Watches the paths of a client's connections.
+pub struct PathWatch {
+    /// None once it has failed.
+    changes: Option<NetworkWatch>,
+    /// None once it has failed.
+    sleep: Option<SleepWatch>,
+    ways: WayFinder,
+    look_at: Option<Instant>,
+    /// When the worker was told last.
+    told_at: Option<Instant>,
+    /// Of the connection that was opened last.
+    attempt: Option<Path>,
+    /// Of the one that the session is on, or was on last.
+    current: Option<Path>,
+}
+
+/// What a [`PathWatch`] waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PathSource {
+    /// The network has changed.
+    Changes,
+    /// The machine has slept, perhaps.
+    Sleep,
+}
+
+/// The path of a connection, as far as it leads through this system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Path {
+    own: IpAddr,
+    server: IpAddr,
+    ways: Ways,
+}
+
+/// Ways to a connection's server, where there are any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Ways {
+    /// Of the connection's packets.
+    own: Option<Way>,
+    /// Of a new connection's.
+    new: Option<Way>,
+}
+
+impl Ways {
+    /// Whether the connection is to be doubted once it was `before` and is so now. Where nothing
+    /// leads to the server there is no use in that; it comes when something does again.
+    fn is_reason_to_doubt(self, before: Self) -> bool {
+        match (before.own, self.own) {
+            (Some(before), Some(now)) => before != now,
+            (None, Some(_)) => true,
+            (Some(_), None) => self.new.is_some(),
+            (None, None) => self.new.is_some() && self.new != before.new,
+        }
+    }
+}
+
+impl PathWatch {
+    /// Begins to watch. A client can do without: it notices a dead path by the silence, too.
+    pub(super) fn start() -> Option<Self> {
+        let told = |error: io::Error| {
+            warn!(%error, "cannot hear of changes of the network; a dead path is noticed late");
+        };
+        let ways = WayFinder::new().map_err(told).ok()?;
+        let changes = NetworkWatch::new().map_err(told).ok()?;
+        let sleep = SleepWatch::new();
+        let sleep = sleep.inspect_err(|error| debug!(%error, "suspensions are not told"));
+        Some(Self {
+            changes: Some(changes),
+            sleep: sleep.ok(),
+            ways,
+            look_at: None,
+            told_at: None,
+            attempt: None,
+            current: None,
+        })
+    }
+
+    /// What to wait for, until [`PathWatch::timeout`] has passed.
+    pub(super) fn sources(&self) -> impl Iterator<Item = (PathSource, BorrowedFd<'_>)> {
+        // While changes gather, there is nothing to be done about them.
+        let changes = self.changes.as_ref().filter(|_| self.look_at.is_none());
+        let changes = changes.map(|watch| (PathSource::Changes, watch.as_fd()));
+        let sleep = self.sleep.as_ref();
+        let sleep = sleep.map(|watch| (PathSource::Sleep, watch.as_fd()));
+        changes.into_iter().chain(sleep)
+    }
+
+    /// When [`PathWatch::handle_timeout`] is due, from now.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        let now = Instant::now();
+        self.look_at.map(|at| at.saturating_duration_since(now))
+    }
+
+    /// A connection to the server stands.
+    pub(super) fn handle_connected(&mut self, socket: &TcpStream) {
+        let ends = (socket.local_addr(), socket.peer_addr());
+        let (Ok(own), Ok(server)) = ends else {
+            // It has broken already.
+            return;
+        };
+        let (own, server) = (ip(own), ip(server));
+        let ways = find(&mut self.ways, own, server);
+        self.attempt = Some(Path { own, server, ways });
+    }
+
+    /// The session is on the connection that was opened last.
+    pub(super) fn handle_established(&mut self) {
+        self.current = self.attempt.take().or(self.current);
+    }
+
+    /// Whether the path may not be what it was.
+    pub(super) fn handle_readable(&mut self, source: PathSource) -> bool {
+        match source {
+            PathSource::Changes => {
+                let soon = Instant::now() + GATHERING;
+                let pause_ends = self.told_at.map_or(soon, |at| at + PAUSE);
+                self.look_at = Some(soon.max(pause_ends));
+                false
+            }
+            PathSource::Sleep => match self.sleep.as_mut().map(SleepWatch::take) {
+                Some(Ok(slept)) if slept.is_zero() => false,
+                Some(Ok(slept)) => {
+                    info!(?slept, "the machine has slept");
+                    true
+                }
+                Some(Err(error)) => {
+                    warn!(%error, "cannot hear of suspensions any more");
+                    self.sleep = None;
+                    false
+                }
+                None => false,
+            },
+        }
+    }
+
+    /// Looks at what has changed, if that is due. Whether the path may not be what it was.
+    pub(super) fn handle_timeout(&mut self) -> bool {
+        let now = Instant::now();
+        if self.look_at.take_if(|at| *at <= now).is_none() {
+            return false;
+        }
+        let changed = match self.changes.as_ref().map(NetworkWatch::take) {
+            Some(Ok(changed)) => changed,
+            Some(Err(error)) => {
+                warn!(%error, "cannot hear of changes of the network any more");
+                self.changes = None;
+                return false;
+            }
+            None => return false,
+        };
+        let concerns = KINDS.into_iter().any(|kind| changed.contains(kind));
+        let is_doubtful = concerns && self.look();
+        if is_doubtful {
+            self.told_at = Some(now);
+        }
+        is_doubtful
+    }
+
+    fn look(&mut self) -> bool {
+        let ways = &mut self.ways;
+        let mut look = |path: &mut Path| {
+            let now = find(ways, path.own, path.server);
+            let before = std::mem::replace(&mut path.ways, now);
+            if now != before {
+                debug!(own = %path.own, server = %path.server, ways = ?now, "the path has changed");
+            }
+            (before, now)
+        };
+        let attempt = self.attempt.as_mut().map(&mut look);
+        let current = self.current.as_mut().map(&mut look);
+        is_reason_to_look_for_another(attempt, current)
+    }
+}
+
+/// What the ways of a connection were, and are.
+type Looked = (Ways, Ways);
+
+/// Whether another connection is needed beside the one that the session is on and the one that was
+/// opened last: not if only the former has no way, and had none before.
+fn is_reason_to_look_for_another(attempt: Option<Looked>, current: Option<Looked>) -> bool {
+    let is_reason =
+        |looked: Option<Looked>| looked.is_some_and(|(before, now)| now.is_reason_to_doubt(before));
+    let has_way = attempt.is_some_and(|(_, now)| now.own.is_some());
+    let is_long_gone =
+        current.is_some_and(|(before, now)| before.own.is_none() && now.own.is_none());
+    is_reason(attempt) || (is_reason(current) && !(has_way && is_long_gone))
+}
+
+/// An address as the kernel's tables have it: a socket of IPv6 may be on IPv4.
+fn ip(address: SocketAddr) -> IpAddr {
+    address.ip().to_canonical()
+}
+
+fn find(ways: &mut WayFinder, own: IpAddr, server: IpAddr) -> Ways {
+    let mut find = |source| {
+        let found = ways.find(server, source);
+        found.unwrap_or_else(|error| {
+            debug!(%error, %server, "cannot look up the way");
+            None
+        })
+    };
+    Ways {
+        own: find(Some(own)),
+        new: find(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(interface: u32, source: u8) -> Option<Way> {
+        Some(Way {
+            interface,
+            gateway: Some(IpAddr::from([192, 0, 2, 1])),
+            source: Some(IpAddr::from([192, 0, 2, source])),
+        })
+    }
+
+    fn ways(own: Option<Way>, new: Option<Way>) -> Ways {
+        Ways { own, new }
+    }
+
+    fn is_doubtful(before: Ways, now: Ways) -> bool {
+        now.is_reason_to_doubt(before)
+    }
+
+    #[test]
+    fn what_does_not_concern_the_connection_is_no_reason_to_doubt_it() {
+        let before = ways(way(1, 2), way(1, 2));
+        assert!(!is_doubtful(before, before));
+        // New connections would get another address, as with temporary ones of IPv6.
+        assert!(!is_doubtful(before, ways(way(1, 2), way(1, 3))));
+        assert!(!is_doubtful(before, ways(way(1, 2), None)));
+    }
+
+    #[test]
+    fn another_way_is_a_reason_to_doubt() {
+        let before = ways(way(1, 2), way(1, 2));
+        assert!(is_doubtful(before, ways(way(2, 2), way(2, 3))));
+        assert!(is_doubtful(before, ways(None, way(1, 77))), "address gone");
+        let mut gateway = way(1, 2);
+        gateway.as_mut().unwrap().gateway = None;
+        assert!(is_doubtful(before, ways(gateway, gateway)));
+    }
+
+    /// The new connection is about to take the session over, and the kernel gives more addresses.
+    #[test]
+    fn an_attempt_that_has_its_way_is_not_disturbed() {
+        let gone = (ways(None, way(1, 2)), ways(None, way(1, 3)));
+        let up = ways(way(1, 2), way(1, 2));
+        let steady = (up, ways(way(1, 2), way(1, 3)));
+        assert!(is_reason_to_look_for_another(None, Some(gone)));
+        assert!(!is_reason_to_look_for_another(Some(steady), Some(gone)));
+        let lost = (up, ways(None, way(1, 3)));
+        assert!(is_reason_to_look_for_another(Some(lost), Some(gone)));
+        assert!(is_reason_to_look_for_another(Some(steady), Some(lost)));
+        let back = (ways(None, way(1, 2)), up);
+        assert!(is_reason_to_look_for_another(Some(steady), Some(back)));
+        assert!(!is_reason_to_look_for_another(None, None));
+    }
+
+    #[test]
+    fn an_outage_is_doubted_when_it_ends() {
+        let up = ways(way(1, 2), way(1, 2));
+        let down = Ways::default();
+        assert!(!is_doubtful(up, down));
+        assert!(!is_doubtful(down, down));
+        assert!(is_doubtful(down, up));
+        let elsewhere = ways(None, way(2, 7));
+        assert!(is_doubtful(down, elsewhere));
+        assert!(!is_doubtful(elsewhere, elsewhere));
+        assert!(!is_doubtful(elsewhere, down));
+        assert!(is_doubtful(elsewhere, ways(None, way(3, 7))));
+    }
+}
