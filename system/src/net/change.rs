@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dns::Dns;
 use super::error::NetError;
-use super::netlink::{Netlink, Route, RouteTarget, Rule};
+use super::netlink::{LOOPBACK, Netlink, Route, RouteTarget, Rule};
 use super::setup::Paths;
 use super::{nft, sysctl};
 
@@ -60,8 +60,8 @@ impl Change {
             Self::Route(route) => netlink.remove_route(route),
             Self::Rule(rule) => netlink.remove_rule(rule),
             Self::Sysctl { key, old, new } => return revert_sysctl(paths, key, old, new),
-            Self::Nft { table } => return nft::remove(paths, table),
-            Self::NftArp { table } => return nft::remove_arp(paths, table),
+            Self::Nft { table } => return nft::remove(paths, nft::Family::Inet, table),
+            Self::NftArp { table } => return nft::remove(paths, nft::Family::Arp, table),
             Self::Dns(dns) => return dns.restore(netlink, &paths.patience),
         };
         match result {
@@ -88,7 +88,8 @@ impl Change {
         }
     }
 
-    fn describe(&self) -> String {
+    /// What it is, in the middle of a sentence.
+    pub(super) fn describe(&self) -> String {
         match self {
             Self::Address { address, .. } => format!("address {address}"),
             Self::Route(route) => describe_route(route),
@@ -103,6 +104,7 @@ impl Change {
 fn describe_route(route: &Route) -> String {
     let destination = route.destination;
     match route.target {
+        RouteTarget::Interface(LOOPBACK) => format!("guard's route {destination}"),
         RouteTarget::Interface(_) => format!("route {destination} into the tunnel"),
         RouteTarget::Unreachable => format!("unreachable route {destination}"),
         RouteTarget::Throw => format!("route {destination} past the tunnel"),

@@ -10,10 +10,12 @@ use super::dns::Dns;
 use super::error::NetError;
 use super::guard::Guard;
 use super::netlink::LinkSetup;
+use super::nft::{self, Family};
 use super::plan::{Plan, is_planned};
 use super::setup::{ClientSetup, Paths};
 use super::surroundings::Surroundings;
-use super::{link, nft, sysctl};
+use super::verify::{RepairKind, Verification};
+use super::{link, sysctl};
 
 /// Everything a client has changed on the system. Undone on [`Self::restore`] and on drop.
 ///
@@ -30,7 +32,10 @@ pub struct ClientNet {
     guarded: Option<(Vec<IpNet>, bool)>,
     /// What the operator was last told.
     remarks: Vec<String>,
+    /// The name servers that are set.
     dns: Vec<IpAddr>,
+    /// Those that should be.
+    wanted_dns: Vec<IpAddr>,
     /// The system's own name servers, which cannot be seen while others are set.
     resolvers: Vec<IpAddr>,
 }
@@ -51,6 +56,7 @@ impl ClientNet {
             guarded: None,
             remarks: Vec::new(),
             dns: Vec::new(),
+            wanted_dns: Vec::new(),
             resolvers: Vec::new(),
         })
     }
@@ -115,6 +121,7 @@ impl ClientNet {
             self.guard.undo(&change)?;
         }
         tell();
+        self.wanted_dns.clone_from(&plan.dns);
         if let Err(error) = self.set_dns(&plan.dns) {
             tracing::warn!(%error, "the system's name servers stay as they are");
         }
@@ -131,9 +138,46 @@ impl ClientNet {
         self.plan(setup, index).map(drop)
     }
 
+    /// Looks whether everything is as it was made, puts back what is not, and says so in the log. Name
+    /// servers that could not be set are tried again.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::NoInterface`] when the device is gone: deleted, or in another namespace. Nothing can
+    /// be put back then.
+    pub fn verify(&mut self) -> Result<Verification, NetError> {
+        let mut verification = self.guard.verify()?;
+        self.verify_name_servers(&mut verification);
+        Ok(verification)
+    }
+
+    fn verify_name_servers(&mut self, verification: &mut Verification) {
+        let wanted = self.wanted_dns.clone();
+        let is_set = self.dns == wanted;
+        if is_set {
+            let mut changes = self.guard.changes().iter();
+            if !changes.any(|change| matches!(change, Change::Dns(dns) if !dns.is_set(&wanted))) {
+                return;
+            }
+            self.dns.clear();
+        }
+        match self.set_dns(&wanted) {
+            Ok(()) if is_set => {
+                verification.note(
+                    RepairKind::Resolver,
+                    &["the tunnel's name servers".to_owned()],
+                );
+            }
+            Ok(()) => tracing::info!("the tunnel's name servers are set now"),
+            Err(error) => verification.complain(&error),
+        }
+    }
+
     /// Undoes everything and stays in charge, and returns what could not be undone.
     pub fn clear(&mut self) -> Vec<NetError> {
+        self.link = None;
         self.guarded = None;
+        self.wanted_dns.clear();
         self.dns.clear();
         self.guard.undo_all()
     }
@@ -195,9 +239,7 @@ impl ClientNet {
         let change = Change::Nft {
             table: table.clone(),
         };
-        let installed = self
-            .guard
-            .make_with(&change, |guard| nft::install(&guard.paths, &table, &chains));
+        let installed = self.guard.install(&change, Family::Inet, &table, chains);
         match installed {
             Ok(()) => self.try_sysctl(sysctl::SRC_VALID_MARK, "1"),
             Err(error) if !inbound => return Err(error),
@@ -226,9 +268,7 @@ impl ClientNet {
                 Ok(())
             };
         };
-        let installed = self.guard.make_with(&change, |guard| {
-            nft::install_arp(&guard.paths, table, &chains)
-        });
+        let installed = self.guard.install(&change, Family::Arp, table, chains);
         if let Err(error) = installed {
             tracing::debug!(%error, "other links are told of the tunnel's address by ARP");
         }

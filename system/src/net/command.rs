@@ -82,6 +82,8 @@ pub(super) fn run(
 fn spawn(program: &Path, arguments: &[&str]) -> io::Result<Child> {
     Command::new(program)
         .args(arguments)
+        // What they say is read.
+        .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -15,6 +15,8 @@ use super::netlink::Netlink;
 use super::patience::Patience;
 use super::setup::Paths;
 
+/// What every file of ours begins with.
+const WRITTEN: &str = "# Written by LostLove.";
 /// Permission bits of the file.
 const MODE: u32 = 0o644;
 
@@ -68,6 +70,17 @@ impl Dns {
                 result.map_err(|source| resolv_conf_error(path, source))
             }
         }
+    }
+
+    /// Whether the resolver still asks `servers`, as far as a look at the file tells. What another
+    /// instance of ours has made of it is left to that one.
+    pub(super) fn is_set(&self, servers: &[IpAddr]) -> bool {
+        let Self::File { path, backup } = self else {
+            return true;
+        };
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let is_anothers = text.starts_with(WRITTEN) && !text.starts_with(&first_line(backup));
+        is_anothers || text == file_text(path, backup, servers)
     }
 
     /// Puts back what was there before. Harmless when nothing was changed.
@@ -136,14 +149,18 @@ fn set_file(path: &Path, backup: &Path, servers: &[IpAddr]) -> io::Result<()> {
     if !is_ours(path, backup) {
         back_up(path, backup)?;
     }
-    let kept = kept_lines(path, backup);
-    let text = format!("{}{kept}{}", first_line(backup), nameservers(servers));
+    let text = file_text(path, backup, servers);
     let result = replace(path, backup, &text);
     if result.is_err() {
         // The first error says more than one of cleaning up.
         let _ = restore_file(path, backup);
     }
     result
+}
+
+fn file_text(path: &Path, backup: &Path, servers: &[IpAddr]) -> String {
+    let kept = kept_lines(path, backup);
+    format!("{}{kept}{}", first_line(backup), nameservers(servers))
 }
 
 /// What the original says of how names are looked up, whoever is asked. Lost as the original is,
@@ -222,7 +239,7 @@ fn is_ours(path: &Path, backup: &Path) -> bool {
 
 fn first_line(backup: &Path) -> String {
     let backup = backup.display();
-    format!("# Written by LostLove. When the tunnel closes, {backup} returns.\n")
+    format!("{WRITTEN} When the tunnel closes, {backup} returns.\n")
 }
 
 fn nameservers(servers: &[IpAddr]) -> String {

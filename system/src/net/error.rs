@@ -21,7 +21,10 @@ pub enum NetError {
         pid: Option<u32>,
     },
     /// There is no such interface.
-    #[error("no network interface {0:?}")]
+    #[error(
+        "the tunnel's device {0:?} is gone: somebody has deleted it, or moved it to another network \
+         namespace; start the daemon again"
+    )]
     NoInterface(String),
     /// The kernel refused a change.
     #[error("{action}: {source}{}", hint(source))]

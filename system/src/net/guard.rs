@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::change::Change;
 use super::dns::Dns;
 use super::error::NetError;
+use super::firewall::Table;
 use super::journal::Journal;
-use super::netlink::Netlink;
+use super::netlink::{LinkSetup, Netlink};
 use super::setup::Paths;
 use super::sysctl;
 use crate::lock::LockFile;
@@ -33,6 +34,12 @@ pub fn clean_up_after_crash(tun: &str, paths: &Paths) -> Result<Vec<NetError>, N
 pub(super) struct Guard {
     pub(super) netlink: Netlink,
     pub(super) paths: Paths,
+    /// The device's index and how it was set up.
+    pub(super) device: Option<(u32, LinkSetup)>,
+    /// The firewall tables in force.
+    pub(super) tables: Vec<Table>,
+    /// Kernel parameters that are relied on, and their values, whoever has set them.
+    pub(super) parameters: Vec<(String, String)>,
     journal: Journal,
     tun: String,
     armed: bool,
@@ -71,6 +78,9 @@ impl Guard {
         Ok(Self {
             netlink,
             paths: paths.clone(),
+            device: None,
+            tables: Vec::new(),
+            parameters: Vec::new(),
             journal,
             tun: tun.to_owned(),
             armed: true,
@@ -137,18 +147,22 @@ impl Guard {
             source,
         })?;
         let old = if old == new {
-            match self.others_old_value(key, new) {
-                Some(old) => old,
-                None => return Ok(()),
-            }
+            self.others_old_value(key, new)
         } else {
-            old
+            Some(old)
         };
-        self.make(&Change::Sysctl {
-            key: key.to_owned(),
-            old,
-            new: new.to_owned(),
-        })
+        if let Some(old) = old {
+            self.make(&Change::Sysctl {
+                key: key.to_owned(),
+                old,
+                new: new.to_owned(),
+            })?;
+        }
+        let parameter = (key.to_owned(), new.to_owned());
+        if !self.parameters.contains(&parameter) {
+            self.parameters.push(parameter);
+        }
+        Ok(())
     }
 
     /// What a kernel parameter is, or was before a live process of ours set it to `new`.
@@ -175,9 +189,11 @@ impl Guard {
     /// that one.
     pub(super) fn undo(&mut self, change: &Change) -> Result<(), NetError> {
         let Change::Sysctl { key, new, .. } = change else {
+            self.forget_table(change);
             change.revert(&mut self.netlink, &self.paths)?;
             return self.journal.undone(change);
         };
+        self.parameters.retain(|(known, _)| known != key);
         let _lock = self.lock_or_go_on();
         if self.others_old_value(key, new).is_none() {
             change.revert(&mut self.netlink, &self.paths)?;
@@ -217,6 +233,8 @@ impl Guard {
 
     /// Takes everything back and goes on, and returns what went wrong.
     pub(super) fn undo_all(&mut self) -> Vec<NetError> {
+        self.device = None;
+        self.parameters.clear();
         let changes = self.journal.changes().to_vec();
         let mut errors: Vec<_> = changes
             .iter()

@@ -25,7 +25,9 @@ pub(super) fn set_up(guard: &mut Guard, index: u32, setup: &LinkSetup) -> Result
     result.map_err(|source| NetError::Netlink {
         action: format!("setting up {}", guard.tun()),
         source,
-    })
+    })?;
+    guard.device = Some((index, *setup));
+    Ok(())
 }
 
 /// How many packets the system has dropped in front of the device `name`, since that was made:

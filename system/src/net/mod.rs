@@ -23,6 +23,7 @@ pub use self::setup::{
     ServerSetup,
 };
 pub use self::surroundings::{Named, Surroundings};
+pub use self::verify::{RepairKind, Verification};
 pub use self::watch::{NetworkKind, NetworkKinds, NetworkWatch};
 pub use self::way::{Way, WayFinder};
 
@@ -32,11 +33,14 @@ mod client;
 mod command;
 mod dns;
 mod error;
+mod firewall;
 mod foreign;
+mod found;
 mod guard;
 mod journal;
 mod link;
 mod netlink;
+mod nfnetlink;
 mod nft;
 mod overlap;
 mod patience;
@@ -47,6 +51,7 @@ mod server;
 mod setup;
 mod surroundings;
 mod sysctl;
+mod verify;
 mod virtual_links;
 mod watch;
 mod way;

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
@@ -23,6 +23,9 @@ use serde::{Deserialize, Serialize};
 
 /// The number of the main routing table.
 pub(super) const TABLE_MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// The index of every namespace's loopback interface.
+pub(super) const LOOPBACK: u32 = 1;
 
 /// A connection to the kernel's routing configuration, for the namespace it was opened in.
 pub(super) struct Netlink {
@@ -118,6 +121,24 @@ impl Netlink {
         self.request(RouteNetlinkMessage::SetLink(message), 0)
     }
 
+    /// Gives a link a name. Older kernels rename none that is up, so it may be down afterwards.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub(super) fn rename_link(&mut self, index: u32, name: &str) -> io::Result<()> {
+        let mut renamed = link_message(index);
+        renamed.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        match self.request(RouteNetlinkMessage::SetLink(renamed.clone()), 0) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            result => return result,
+        }
+        let mut down = link_message(index);
+        down.header.change_mask = LinkFlags::Up;
+        self.request(RouteNetlinkMessage::SetLink(down), 0)?;
+        self.request(RouteNetlinkMessage::SetLink(renamed), 0)
+    }
+
     /// Bounds the super-packets that a link is given, in bytes.
     ///
     /// # Errors
@@ -160,13 +181,25 @@ impl Netlink {
         self.request(message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Removes a route.
+    /// Adds a route, in place of one of the same destination, table and metric.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub(super) fn replace_route(&mut self, route: &Route) -> io::Result<()> {
+        let message = RouteNetlinkMessage::NewRoute(route_message(route));
+        self.request(message, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes a route, whoever it says has made it.
     ///
     /// # Errors
     ///
     /// The kernel's answer.
     pub(super) fn remove_route(&mut self, route: &Route) -> io::Result<()> {
-        self.request(RouteNetlinkMessage::DelRoute(route_message(route)), 0)
+        let mut message = route_message(route);
+        message.header.protocol = RouteProtocol::Unspec;
+        self.request(RouteNetlinkMessage::DelRoute(message), 0)
     }
 
     /// Adds a policy rule; one that exists is there twice then.
@@ -175,11 +208,14 @@ impl Netlink {
     ///
     /// The kernel's answer.
     pub(super) fn add_rule(&mut self, rule: &Rule) -> io::Result<()> {
-        let message = RouteNetlinkMessage::NewRule(rule_message(rule));
-        self.request(message, NLM_F_CREATE)
+        let mut message = rule_message(rule);
+        // systemd-networkd (252) removes all rules but its own and the kernel's.
+        let protocol = RuleAttribute::Protocol(RouteProtocol::Kernel);
+        message.attributes.push(protocol);
+        self.request(RouteNetlinkMessage::NewRule(message), NLM_F_CREATE)
     }
 
-    /// Removes a policy rule, once.
+    /// Removes a policy rule, once, whoever it says has made it.
     ///
     /// # Errors
     ///
@@ -287,6 +323,9 @@ impl Netlink {
                 is_interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
                 match message.payload {
                     NetlinkPayload::InnerMessage(message) => found.extend(pick(message)),
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(io::Error::from_raw_os_error(-done.code));
+                    }
                     NetlinkPayload::Done(_) if is_interrupted => {
                         return Err(io::ErrorKind::Interrupted.into());
                     }
@@ -296,6 +335,40 @@ impl Netlink {
                 }
             }
         }
+    }
+
+    /// Asks for one object, and returns what `pick` takes of the answer.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub(super) fn get<T>(
+        &mut self,
+        request: RouteNetlinkMessage,
+        pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        self.send(request, 0)?;
+        loop {
+            let (answer, _) = self.socket.recv_from_full()?;
+            let answer = deserialize(&answer)?;
+            if answer.header.sequence_number != self.sequence {
+                continue;
+            }
+            match answer.payload {
+                NetlinkPayload::InnerMessage(message) => return Ok(pick(message)),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Has dumps of routes heed the table and the interface that they are asked for, or not.
+    ///
+    /// # Errors
+    ///
+    /// Before Linux 4.20 there is no such thing.
+    pub(super) fn set_strict(&self, is_strict: bool) -> io::Result<()> {
+        self.socket.set_netlink_get_strict_chk(is_strict)
     }
 
     fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
@@ -418,6 +491,10 @@ fn route_message(route: &Route) -> RouteMessage {
         }
         RouteTarget::Unreachable => message.header.kind = RouteType::Unreachable,
         RouteTarget::Throw => message.header.kind = RouteType::Throw,
+    }
+    if !matches!(route.target, RouteTarget::Interface(index) if index != LOOPBACK) {
+        // systemd-networkd (252) removes all routes without a device but its own and the kernel's.
+        message.header.protocol = RouteProtocol::Kernel;
     }
     message
 }

@@ -26,40 +26,60 @@ pub(super) fn table_name(tun: &str) -> String {
     name
 }
 
-/// Installs a table for both IP families, in place of one of the same name.
-pub(super) fn install(paths: &Paths, table: &str, chains: &str) -> Result<(), NetError> {
-    install_for("inet", paths, table, chains)
+/// Which packets a table is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// Both IP families.
+    Inet,
+    /// ARP, which not every kernel has.
+    Arp,
 }
 
-/// The same for ARP. Not every kernel has that.
-pub(super) fn install_arp(paths: &Paths, table: &str, chains: &str) -> Result<(), NetError> {
-    install_for("arp", paths, table, chains)
+impl Family {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Arp => "arp",
+        }
+    }
 }
 
-/// Removes a table; one that does not exist is no error.
-pub(super) fn remove(paths: &Paths, table: &str) -> Result<(), NetError> {
-    remove_for("inet", paths, table)
-}
-
-/// The same for ARP.
-pub(super) fn remove_arp(paths: &Paths, table: &str) -> Result<(), NetError> {
-    remove_for("arp", paths, table)
-}
-
-fn install_for(family: &str, paths: &Paths, table: &str, chains: &str) -> Result<(), NetError> {
-    let table = format!("table {family} {table}");
+/// Installs a table, in place of one of the same name.
+pub(super) fn install(
+    paths: &Paths,
+    family: Family,
+    table: &str,
+    chains: &str,
+) -> Result<(), NetError> {
+    let table = format!("table {} {table}", family.as_str());
     let script = format!("{table}\ndelete {table}\n{table} {{\n{chains}}}\n");
     run(paths, &["-f", "-"], &script).map(drop)
 }
 
-fn remove_for(family: &str, paths: &Paths, table: &str) -> Result<(), NetError> {
-    let script = format!("table {family} {table}\ndelete table {family} {table}\n");
+/// Removes a table; one that does not exist is no error.
+pub(super) fn remove(paths: &Paths, family: Family, table: &str) -> Result<(), NetError> {
+    let table = format!("table {} {table}", family.as_str());
+    let script = format!("{table}\ndelete {table}\n");
     run(paths, &["-f", "-"], &script).map(drop)
 }
 
+/// How `nft` lists a table, without what its counters have counted; none if there is none.
+pub(super) fn list(paths: &Paths, family: Family, table: &str) -> Result<Option<String>, NetError> {
+    let arguments = ["-s", "list", "table", family.as_str(), table];
+    match run(paths, &arguments, "") {
+        Ok(listing) => Ok(Some(listing)),
+        Err(NetError::Command { message, .. }) if message.contains(NO_TABLE) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What `nft` says of a table that is not there.
+const NO_TABLE: &str = "No such file or directory";
+
 /// A client's chains: nobody on another network reaches the tunnel's addresses, and answers to the
-/// tunnel's own sockets carry their mark, so that strict reverse path filters let them in. Unless
-/// `inbound`, only answers come out of the tunnel.
+/// tunnel's own sockets carry their mark, so that strict reverse path filters let them in: also the
+/// ICMP errors that tell of a smaller path MTU, which belong to the connection. Unless `inbound`, only
+/// answers come out of the tunnel.
 pub(super) fn client_chains(tun: &str, addresses: &[IpNet], inbound: bool) -> String {
     let tun = quoted(tun);
     let mut chains = String::from(
@@ -79,7 +99,7 @@ pub(super) fn client_chains(tun: &str, addresses: &[IpNet], inbound: bool) -> St
         "}}\n\
          chain restore_mark {{\n\
          type filter hook prerouting priority mangle; policy accept;\n\
-         meta l4proto tcp ct mark {FWMARK} meta mark set ct mark\n\
+         ct mark {FWMARK} meta mark set ct mark\n\
          }}\n\
          chain save_mark {{\n\
          type filter hook postrouting priority mangle; policy accept;\n\

@@ -1,5 +1,6 @@
 //! From what a client is allowed to the addresses, routes and rules that give it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -7,14 +8,18 @@ use ipnet::IpNet;
 use super::allowed::{Allowed, Sources};
 use super::change::Change;
 use super::error::AssignmentError;
-use super::netlink::{Route, RouteTarget};
-use super::policy;
+use super::netlink::{LOOPBACK, Route, RouteTarget};
+use super::policy::{self, Tables};
 use super::setup::{ClientSetup, FWMARK};
 use super::surroundings::Surroundings;
 
 /// The client's routing table is this plus the device's index, far from the small numbers that
 /// administrators and other programs use.
 const FIRST_TABLE: u32 = 0x4C4C_0000;
+/// The guard's routing tables are this plus the device's index times this many, plus the prefix
+/// length.
+const FIRST_GUARD_TABLE: u32 = 0x6C6C_0000;
+const GUARD_TABLES: u32 = 0x100;
 
 /// What a setup comes down to.
 pub(super) struct Plan {
@@ -38,16 +43,22 @@ impl Plan {
         index: u32,
     ) -> Result<Self, AssignmentError> {
         let allowed = Allowed::new(setup, around)?;
-        let table = FIRST_TABLE.wrapping_add(index);
-        let routes = routes(&allowed, table, index);
+        let tables = Tables {
+            tunnel: FIRST_TABLE.wrapping_add(index),
+            first_guard: FIRST_GUARD_TABLE.wrapping_add(index.wrapping_mul(GUARD_TABLES)),
+        };
+        let routes =
+            guard(&allowed, tables)
+                .into_iter()
+                .chain(routes(&allowed, tables.tunnel, index));
         let destinations = allowed.inside.iter().chain(&allowed.blocked);
-        let rules = policy::rules(destinations, table, FWMARK);
+        let rules = policy::rules(destinations, tables, FWMARK);
         // A whole prefix would put the tunnel's network into the main table, and make a second
         // address of that network depend on the first.
         let hosts = allowed.addresses.iter().map(|own| IpNet::from(own.addr()));
         let changes = hosts
             .map(|address| Change::Address { index, address })
-            .chain(routes.into_iter().map(Change::Route))
+            .chain(routes.map(Change::Route))
             .chain(rules.into_iter().map(Change::Rule))
             .collect();
         Ok(Self {
@@ -83,6 +94,39 @@ fn routes(allowed: &Allowed, table: u32, index: u32) -> Vec<Route> {
         ..route(net, RouteTarget::Unreachable)
     });
     past.chain(into).chain(nowhere).collect()
+}
+
+/// The routes of the guard's tables. What goes past the tunnel goes past them, too.
+fn guard(allowed: &Allowed, tables: Tables) -> Vec<Route> {
+    let mut routes = BTreeSet::new();
+    for network in &allowed.inside {
+        let table = tables.guard(network.prefix_len());
+        let past = allowed.outside.iter().filter(|net| network.contains(*net));
+        routes.extend(past.map(|net| Route {
+            destination: *net,
+            target: RouteTarget::Throw,
+            table,
+            metric: 0,
+        }));
+        routes.insert(Route {
+            destination: *network,
+            target: nowhere(*network),
+            table,
+            metric: 0,
+        });
+    }
+    routes.into_iter().collect()
+}
+
+/// Where packets vanish, but for those of a socket that is bound to an interface: DHCP clients, and
+/// who asks whether an uplink works, mean it. Loopback throws away what is not for this host, and is no
+/// reason for a reverse path filter to distrust a packet's source, as an unreachable route is. IPv6
+/// makes such a route of one through loopback, and leaves bound sockets alone.
+const fn nowhere(network: IpNet) -> RouteTarget {
+    match network {
+        IpNet::V4(_) => RouteTarget::Interface(LOOPBACK),
+        IpNet::V6(_) => RouteTarget::Unreachable,
+    }
 }
 
 /// Whether a [`Plan`] decides about the change.

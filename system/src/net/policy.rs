@@ -2,13 +2,20 @@
 //!
 //! The tunnel's routes stand in a table of their own, so that the tunnel's marked sockets can pass
 //! it by. For everything else the longest prefix of both tables must win, and the tunnel where
-//! they are equal. Two rules for each prefix length in our table, longest first, do that:
+//! they are equal. Three rules for each prefix length in our table, longest first, do that:
 //!
 //! 1. look into `main`, and ignore what is not longer than this length;
-//! 2. unless marked, look into our table, and ignore what is shorter than this length.
+//! 2. unless marked, look into our table, and ignore what is shorter than this length;
+//! 3. unless marked, look into the guard's table for this length.
 //!
-//! With a default route alone these are the two rules of a full tunnel: main's routes without its
+//! With a default route alone the first two are the rules of a full tunnel: main's routes without its
 //! default route, then everything into the tunnel.
+//!
+//! The guard's tables hold the same networks, each in the table of its length, and lead nowhere. As
+//! long as our table is whole, nothing comes that far. Its routes go with the device when that is down
+//! for a moment or loses its addresses, and its rule when somebody deletes it; then what belongs in the
+//! tunnel does not leave in the clear. One table for all lengths would not do: a route that leads
+//! nowhere counts at once, however short it is, before the rules of shorter lengths have asked `main`.
 
 use std::collections::BTreeSet;
 
@@ -16,17 +23,33 @@ use ipnet::IpNet;
 
 use super::netlink::{Rule, RuleFamily, TABLE_MAIN};
 
-/// Priority of the rules for the longest prefix. With two for each length they end at 19,789,
+/// Priority of the rules for the longest prefix. With three for each length they end at 19,918,
 /// behind the local table (0) and before the main table (32,766). Instances share them: equal
 /// rules of two tunnels interleave by length, which keeps the longest prefix winning.
 const FIRST_PRIORITY: u32 = 19_532;
 
 const MAX_PREFIX_LEN: u8 = 128;
 
-/// The rules for a table that holds routes to `destinations`.
+/// The numbers of a tunnel's routing tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tables {
+    /// For the tunnel's routes.
+    pub(super) tunnel: u32,
+    /// The guard's for prefix length 0; the others follow.
+    pub(super) first_guard: u32,
+}
+
+impl Tables {
+    /// The guard's table for networks of this prefix length.
+    pub(super) fn guard(self, len: u8) -> u32 {
+        self.first_guard.wrapping_add(len.into())
+    }
+}
+
+/// The rules for tables that hold routes to `destinations`.
 pub(super) fn rules<'a>(
     destinations: impl Iterator<Item = &'a IpNet>,
-    table: u32,
+    tables: Tables,
     mark: u32,
 ) -> BTreeSet<Rule> {
     destinations
@@ -35,7 +58,7 @@ pub(super) fn rules<'a>(
             IpNet::V6(net) => (RuleFamily::V6, net.prefix_len()),
         })
         .flat_map(|(family, len)| {
-            let priority = FIRST_PRIORITY + 2 * u32::from(MAX_PREFIX_LEN - len);
+            let priority = FIRST_PRIORITY + 3 * u32::from(MAX_PREFIX_LEN - len);
             let longer_in_main = Rule {
                 family,
                 priority,
@@ -46,11 +69,18 @@ pub(super) fn rules<'a>(
             let as_long_in_tunnel = Rule {
                 family,
                 priority: priority + 1,
-                table,
+                table: tables.tunnel,
                 unless_mark: Some(mark),
                 suppress_prefix_len: len.checked_sub(1),
             };
-            [longer_in_main, as_long_in_tunnel]
+            let nowhere = Rule {
+                family,
+                priority: priority + 2,
+                table: tables.guard(len),
+                unless_mark: Some(mark),
+                suppress_prefix_len: None,
+            };
+            [longer_in_main, as_long_in_tunnel, nowhere]
         })
         .collect()
 }
@@ -64,33 +94,39 @@ mod tests {
 
     use super::*;
 
-    const TABLE: u32 = 77;
+    const TABLES: Tables = Tables {
+        tunnel: 77,
+        first_guard: 1000,
+    };
     const MARK: u32 = 5;
 
     #[test]
-    fn a_default_route_takes_two_rules() {
-        let rules = rules([net("0.0.0.0/0")].iter(), TABLE, MARK);
+    fn a_default_route_takes_three_rules() {
+        let rules = rules([net("0.0.0.0/0")].iter(), TABLES, MARK);
 
         let rules: Vec<_> = rules.into_iter().collect();
-        assert_eq!(rules.len(), 2);
+        assert_eq!(rules.len(), 3);
         assert_eq!(rules[0].table, TABLE_MAIN);
         assert_eq!(rules[0].suppress_prefix_len, Some(0));
-        assert_eq!(rules[1].table, TABLE);
+        assert_eq!(rules[1].table, TABLES.tunnel);
         assert_eq!(rules[1].unless_mark, Some(MARK));
         assert_eq!(rules[1].suppress_prefix_len, None);
+        assert_eq!(rules[2].table, TABLES.guard(0));
+        assert_eq!(rules[2].unless_mark, Some(MARK));
     }
 
     #[test]
     fn families_have_rules_of_their_own() {
-        let rules = rules([net("10.0.0.0/8"), net("fd00::/8")].iter(), TABLE, MARK);
+        let rules = rules([net("10.0.0.0/8"), net("fd00::/8")].iter(), TABLES, MARK);
 
         let v4 = rules.iter().filter(|r| r.family == RuleFamily::V4).count();
-        assert_eq!((v4, rules.len()), (2, 4));
+        assert_eq!((v4, rules.len()), (3, 6));
     }
 
     proptest! {
         /// The rules, walked as the kernel walks them, choose as one table would that held both
-        /// sets of routes; marked packets see the main table alone.
+        /// sets of routes; marked packets see the main table alone. While the tunnel's routes are
+        /// gone, what would go there goes nowhere, and the rest as before.
         #[test]
         fn the_longest_prefix_of_both_tables_wins(
             tunnel in prop::collection::vec(nets(), 1..6),
@@ -98,30 +134,40 @@ mod tests {
             destination in 0_u32..256,
         ) {
             let destination = address(destination);
-            let rules = rules(tunnel.iter(), TABLE, MARK);
+            let rules = rules(tunnel.iter(), TABLES, MARK);
             let longest = |table: &[IpNet]| {
                 let fitting = table.iter().filter(|net| net.contains(&destination));
                 fitting.map(IpNet::prefix_len).max()
             };
             let (in_tunnel, in_main) = (longest(&tunnel), longest(&main));
-            let expected = match (in_tunnel, in_main) {
+            let expected = |in_place_of_tunnel: u32| match (in_tunnel, in_main) {
                 (Some(tunnel), Some(main)) if main > tunnel => Some(TABLE_MAIN),
-                (Some(_), _) => Some(TABLE),
+                (Some(_), _) => Some(in_place_of_tunnel),
                 (None, Some(_)) => Some(TABLE_MAIN),
                 (None, None) => None,
             };
 
-            let walk = |mark: u32| {
+            let walk = |mark: u32, in_tunnel: Option<u8>| {
                 let last = in_main.map(|_| TABLE_MAIN);
                 let found = rules.iter().filter(|rule| rule.unless_mark != Some(mark)).find(|rule| {
-                    let found = if rule.table == TABLE { in_tunnel } else { in_main };
+                    let found = match rule.table {
+                        TABLE_MAIN => in_main,
+                        table if table == TABLES.tunnel => in_tunnel,
+                        table => {
+                            let of_length = |net: &&IpNet| TABLES.guard(net.prefix_len()) == table;
+                            let guarded: Vec<_> = tunnel.iter().filter(of_length).copied().collect();
+                            longest(&guarded)
+                        }
+                    };
                     found.is_some_and(|len| rule.suppress_prefix_len.is_none_or(|min| len > min))
                 });
                 found.map(|rule| rule.table).or(last)
             };
 
-            prop_assert_eq!(walk(0), expected);
-            prop_assert_eq!(walk(MARK), in_main.map(|_| TABLE_MAIN));
+            prop_assert_eq!(walk(0, in_tunnel), expected(TABLES.tunnel));
+            let guard = TABLES.guard(in_tunnel.unwrap_or_default());
+            prop_assert_eq!(walk(0, None), expected(guard));
+            prop_assert_eq!(walk(MARK, in_tunnel), in_main.map(|_| TABLE_MAIN));
         }
     }
 

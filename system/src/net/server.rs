@@ -7,13 +7,17 @@ use super::error::NetError;
 use super::guard::Guard;
 use super::netlink::{LinkSetup, Netlink, Route, RouteTarget, TABLE_MAIN};
 use super::nft::server::Conditions;
+use super::nft::{self, Family};
 use super::overlap::{local_networks, warn_of_overlaps};
 use super::setup::{Masquerade, Paths, PortRange, Scope, ServerSetup};
-use super::{link, nft, ports, sysctl};
+use super::verify::{RepairKind, Verification};
+use super::{link, nfnetlink, ports, sysctl};
 
 /// Everything a server has changed on the system. Undone on [`Self::restore`] and on drop.
 pub struct ServerNet {
     guard: Guard,
+    /// Whose packets are masqueraded.
+    masqueraded: Vec<IpNet>,
 }
 
 impl ServerNet {
@@ -52,7 +56,32 @@ impl ServerNet {
         if setup.forwarding {
             forward(&mut guard, setup)?;
         }
-        Ok(Self { guard })
+        let masquerade = setup.masquerade.as_ref();
+        Ok(Self {
+            guard,
+            masqueraded: masquerade.map_or_else(Vec::new, |it| it.sources.clone()),
+        })
+    }
+
+    /// Looks whether everything is as it was made, puts back what is not, and says so in the log.
+    /// Connections of clients that began while nothing was masqueraded begin anew.
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::NoInterface`] when the device is gone: deleted, or in another namespace. Nothing can
+    /// be put back then.
+    pub fn verify(&mut self) -> Result<Verification, NetError> {
+        let verification = self.guard.verify()?;
+        if verification.has_repaired(RepairKind::Firewall) && !self.masqueraded.is_empty() {
+            match nfnetlink::forget_untranslated(&self.masqueraded) {
+                Ok(count) => tracing::debug!(count, "connections begin anew, to be masqueraded"),
+                Err(error) => tracing::warn!(
+                    %error,
+                    "clients' connections that began without masquerading go on without it"
+                ),
+            }
+        }
+        Ok(verification)
     }
 
     /// Undoes everything, and returns what could not be undone.
@@ -100,7 +129,7 @@ fn install_firewall(
     let change = Change::Nft {
         table: table.clone(),
     };
-    let installed = guard.make_with(&change, |guard| nft::install(&guard.paths, &table, &chains));
+    let installed = guard.install(&change, Family::Inet, &table, chains);
     match installed {
         Err(error) if !needs_firewall(setup) => {
             tracing::warn!(
@@ -124,9 +153,7 @@ fn install_firewall(
         let change = Change::NftArp {
             table: table.clone(),
         };
-        let installed = guard.make_with(&change, |guard| {
-            nft::install_arp(&guard.paths, &table, &chains)
-        });
+        let installed = guard.install(&change, Family::Arp, &table, chains);
         if let Err(error) = installed {
             tracing::debug!(%error, "other links are told of the tunnel's address by ARP");
         }

@@ -27,6 +27,15 @@ pub(super) fn write(paths: &Paths, key: &str, value: &str) -> Result<(), NetErro
     })
 }
 
+/// Whether a parameter that was set to `wanted` still works as such: for a switch, anything but 0 is
+/// on.
+pub(super) fn is_in_force(found: &str, wanted: &str) -> bool {
+    match wanted {
+        "1" => found != "0",
+        _ => found == wanted,
+    }
+}
+
 /// Whether the kernel has IPv6 at all, even if it is switched off for some interfaces.
 pub(super) fn knows_ipv6(paths: &Paths) -> bool {
     paths.proc_sys.join(IPV6_CONF).is_dir()
@@ -51,6 +60,11 @@ pub(super) fn has_strict_rp_filter(paths: &Paths) -> bool {
 /// The key of an interface's reverse path filter.
 pub(super) fn rp_filter_key(interface: &str) -> String {
     format!("{IPV4_CONF}/{interface}/rp_filter")
+}
+
+/// The key that takes IPv6 away from an interface.
+pub(super) fn disable_ipv6_key(interface: &str) -> String {
+    format!("{IPV6_CONF}/{interface}/disable_ipv6")
 }
 
 /// The key that keeps the kernel from giving an interface a link-local address.

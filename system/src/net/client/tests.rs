@@ -472,6 +472,7 @@ fn parse(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
+mod repair;
 mod trust;
 
 /// Said before the first session, which would end the daemon.

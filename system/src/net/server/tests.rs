@@ -240,7 +240,10 @@ fn parameters_that_fit_already_need_no_writing() {
 fn a_missing_device_is_named() {
     namespace::run(|ns| {
         let error = set_up(ns, &SETUP).err().unwrap();
-        assert_eq!(error.to_string(), "no network interface \"tun0\"");
+        assert_eq!(
+            error.to_string(),
+            "the tunnel's device \"tun0\" is gone: somebody has deleted it, or moved it to another network namespace; start the daemon again"
+        );
     });
 }
 
@@ -463,3 +466,5 @@ fn forwarding(ns: &Namespace) -> [String; 2] {
 fn records(ns: &Namespace) -> usize {
     fs::read_dir(&ns.paths.state_dir).unwrap().count()
 }
+
+mod repair;

@@ -3,6 +3,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv6Net;
 
 use super::*;
+use crate::net::nft::Family;
 use crate::net::{namespace, nft};
 
 static ALL: Access = Access {
@@ -251,12 +252,12 @@ fn nft_takes_every_combination() {
                 ..setup(&all[..2])
             };
             let text = chains(&setup, &around);
-            nft::install(&ns.paths, "lostlove_x", &text).unwrap();
+            nft::install(&ns.paths, Family::Inet, "lostlove_x", &text).unwrap();
         }
         let arp = nft::arp_chains("tun0", &all[..2]).unwrap();
-        nft::install_arp(&ns.paths, "lostlove_x", &arp).unwrap();
-        nft::remove_arp(&ns.paths, "lostlove_x").unwrap();
-        nft::remove(&ns.paths, "lostlove_x").unwrap();
+        nft::install(&ns.paths, Family::Arp, "lostlove_x", &arp).unwrap();
+        nft::remove(&ns.paths, Family::Arp, "lostlove_x").unwrap();
+        nft::remove(&ns.paths, Family::Inet, "lostlove_x").unwrap();
         assert_eq!(ns.shell("nft list ruleset"), "");
     });
 }

@@ -1,0 +1,275 @@
+//! What others take away, and its return.
+
+use super::*;
+use crate::net::RepairKind;
+
+/// The tunnel's tables, but not the guard's.
+const TABLES: &str = "ip -N rule | sed -n 's/.*lookup \\(1280[0-9]*\\).*/\\1/p' | sort -u";
+/// Deletes the rules that look there.
+const DELETE_RULES: &str = "for p in $(ip -N rule | sed -n 's/^\\([0-9]*\\):.*lookup 1280.*/\\1/p'); \
+    do ip rule del pref $p; done";
+
+#[test]
+fn what_others_take_away_is_put_back_as_it_was() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        let setup = ClientSetup {
+            dns: &tunnels_own(),
+            inbound: false,
+            ..full(&[V4, V6])
+        };
+        net.apply(&setup).unwrap();
+        assert!(net.verify().unwrap().is_clean());
+        let before = lines(ns);
+        for (script, kinds) in [
+            ("ip link set tun0 down", "route device address"),
+            (
+                "ip link set tun0 down; ip link set tun0 up",
+                "route address",
+            ),
+            ("ip addr flush dev tun0", "address route"),
+            ("ip link set tun0 mtu 1279", "device address route"),
+            (
+                "ip link set tun0 mtu 1279; ip link set tun0 mtu 1400",
+                "address route",
+            ),
+            ("ip link set tun0 down; ip link set tun0 name x", "device"),
+            (
+                &format!("for t in $({TABLES}); do ip route flush table $t; done"),
+                "route",
+            ),
+            (
+                &format!("for t in $({TABLES}); do ip -6 route flush table $t; done"),
+                "route",
+            ),
+            ("ip rule del pref 19916; ip rule del pref 19917", "rule"),
+            (
+                "ip -6 rule del pref 19916; ip -6 rule del pref 19918",
+                "rule",
+            ),
+            (
+                "ip rule flush; ip rule add pref 32766 lookup main; \
+                 ip rule add pref 32767 lookup default",
+                "rule",
+            ),
+            ("nft flush ruleset", "firewall"),
+            (
+                "nft flush chain inet lostlove_tun0 restore_mark",
+                "firewall",
+            ),
+            ("nft delete table arp lostlove_tun0", "firewall"),
+            (
+                "echo 0 > /proc/sys/net/ipv4/conf/all/src_valid_mark",
+                "sysctl",
+            ),
+        ] {
+            ns.shell(script);
+            assert_ne!(lines(ns), before, "{script}");
+            let mut verification = None;
+            let log = capture(|| verification = Some(net.verify().unwrap()));
+            let verification = verification.unwrap();
+            // IPv6 that comes back with the MTU brings a link-local address.
+            ns.shell("ip -6 addr flush dev tun0 scope link");
+            let after = lines(ns);
+            let new: Vec<_> = after.iter().filter(|it| !before.contains(it)).collect();
+            let gone: Vec<_> = before.iter().filter(|it| !after.contains(it)).collect();
+            assert_eq!(new, gone, "{script}: {log}");
+            assert_eq!(verification.problem, None, "{script}");
+            for (label, count) in RepairKind::LABELS.iter().zip(verification.repairs) {
+                let is_expected = kinds.split(' ').any(|kind| kind == *label);
+                // What else goes depends on the kernel.
+                assert!(count > 0 || !is_expected, "{label} after {script}: {log}");
+                let said = format!("what=\"{label}\" missing=");
+                assert_eq!(log.matches(&said).count() > 0, count > 0, "{label}: {log}");
+            }
+            assert!(net.verify().unwrap().is_clean(), "{script}");
+        }
+    });
+}
+
+/// Where the routes go, nothing goes anywhere until they are back; what is bound to another interface
+/// was never the tunnel's.
+#[test]
+fn what_belongs_in_the_tunnel_goes_nowhere_while_its_routes_are_gone() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        ns.shell(
+            "ip route add 198.51.100.0/25 dev up0; echo 2 > /proc/sys/net/ipv4/conf/all/rp_filter",
+        );
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        let listed = list(&["203.0.113.0/24", "198.51.100.0/24", "2001:db8:ffff::/48"]);
+        for routes in [ClientRoutes::Full, listed] {
+            let setup = ClientSetup {
+                routes: &routes,
+                ..full(&[V4, V6])
+            };
+            net.apply(&setup).unwrap();
+            for script in [
+                "ip link set tun0 down",
+                "ip addr flush dev tun0",
+                &format!("for t in $({TABLES}); do ip route flush table $t; done"),
+                DELETE_RULES,
+            ] {
+                ns.shell(script);
+                assert_eq!(ns.route(SERVER), "lo", "{script} {routes:?}");
+                assert_eq!(ns.route("198.51.100.200"), "lo", "{script} {routes:?}");
+                // The longer route of the local network, and the local network itself.
+                assert_eq!(ns.route("198.51.100.1"), "up0", "{script} {routes:?}");
+                assert_eq!(ns.route("192.0.2.77"), "up0", "{script} {routes:?}");
+                assert_eq!(ns.route("224.0.0.251"), "up0", "{script} {routes:?}");
+                assert_eq!(ns.route(&format!("{SERVER} oif up0")), "up0");
+                assert_eq!(ns.route(&format!("{SERVER} mark {FWMARK}")), "up0");
+                net.verify().unwrap();
+                assert_eq!(ns.route(SERVER), "tun0", "{script} {routes:?}");
+            }
+            ns.shell("ip link set tun0 down; ip link set tun0 up");
+            let blocked = ns.route("2001:db8:ffff::7");
+            assert!(blocked.contains(BLOCKED), "{blocked}");
+            assert_eq!(ns.route("2001:db8:1::77"), "up0");
+            net.verify().unwrap();
+            assert_eq!(ns.route("2001:db8:ffff::7"), "tun0");
+        }
+    });
+}
+
+/// A DHCP client's new lease is the original from then on.
+#[test]
+fn name_servers_that_others_replace_are_set_again() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        let setup = ClientSetup {
+            dns: &tunnels_own(),
+            ..full(&[V4])
+        };
+        net.apply(&setup).unwrap();
+        let ours = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
+        let lease = "nameserver 192.0.2.77\n";
+        for replace in [true, false] {
+            if replace {
+                fs::write(ns.file("new"), lease).unwrap();
+                fs::rename(ns.file("new"), &ns.paths.resolv_conf).unwrap();
+            } else {
+                fs::write(&ns.paths.resolv_conf, lease).unwrap();
+            }
+            let verification = net.verify().unwrap();
+            assert!(verification.has_repaired(RepairKind::Resolver));
+            assert_eq!(fs::read_to_string(&ns.paths.resolv_conf).unwrap(), ours);
+            assert!(net.verify().unwrap().is_clean());
+        }
+        // Another instance has set its own.
+        let text = "# Written by LostLove. When the tunnel closes, /x returns.\nnameserver ::1\n";
+        fs::write(&ns.paths.resolv_conf, text).unwrap();
+        assert!(net.verify().unwrap().is_clean());
+        fs::write(&ns.paths.resolv_conf, &ours).unwrap();
+
+        assert!(net.restore().is_empty());
+        assert_eq!(fs::read_to_string(&ns.paths.resolv_conf).unwrap(), lease);
+    });
+}
+
+/// What could not be set is tried again.
+#[test]
+fn name_servers_that_could_not_be_set_are_set_later() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let script = ns.file("resolvconf");
+        fs::write(&script, "#!/bin/sh\necho no space left >&2; exit 1\n").unwrap();
+        ns.shell(&format!("chmod +x {}", script.display()));
+        let mut net = new(ns);
+        let setup = ClientSetup {
+            dns: &tunnels_own(),
+            ..full(&[V4])
+        };
+        net.apply(&setup).unwrap();
+        let problem = net.verify().unwrap().problem.unwrap();
+        assert!(problem.contains("no space left"), "{problem}");
+        fs::write(&script, "#!/bin/sh\nexit 0\n").unwrap();
+        assert!(net.verify().unwrap().is_clean());
+    });
+}
+
+#[test]
+fn what_cannot_be_put_back_is_said() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let mut paths = ns.paths.clone();
+        paths.nft = ns.file("nft");
+        ns.shell(&format!("cp $(command -v nft) {}", paths.nft.display()));
+        let mut net = ClientNet::new("tun0", &paths).unwrap();
+        net.apply(&full(&[V4])).unwrap();
+        ns.shell("nft flush ruleset");
+        fs::remove_file(&paths.nft).unwrap();
+
+        let verification = net.verify().unwrap();
+        let problem = verification.problem.unwrap();
+        assert!(problem.contains("`nft` was not found"), "{problem}");
+    });
+}
+
+#[test]
+fn a_device_that_is_gone_is_named() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        net.apply(&full(&[V4])).unwrap();
+        ns.shell("ip link del tun0");
+        let error = net.verify().unwrap_err().to_string();
+        assert!(
+            error.starts_with("the tunnel's device \"tun0\" is gone:"),
+            "{error}"
+        );
+        // One of the same name is another one.
+        let _tun = open("tun0");
+        assert!(matches!(net.verify(), Err(NetError::NoInterface(_))));
+    });
+}
+
+/// NetworkManager switches IPv6 off on a device that it holds.
+#[test]
+fn ipv6_that_is_switched_off_on_the_device_is_switched_on_again() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        net.apply(&full(&[V4, V6])).unwrap();
+        let before = ns.snapshot();
+        ns.shell("echo 1 > /proc/sys/net/ipv6/conf/tun0/disable_ipv6");
+        assert_eq!(net.verify().unwrap().problem, None);
+        assert_eq!(ns.snapshot(), before);
+    });
+}
+
+/// Rules that two instances share are there for both.
+#[test]
+fn instances_do_not_take_each_others_rules_for_lost_ones() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _devices = [open("tun0"), open("tun1")];
+        let mut first = new(ns);
+        first.apply(&full(&[V4])).unwrap();
+        let mut second = ClientNet::new("tun1", &ns.paths).unwrap();
+        second.apply(&full(&[OTHER])).unwrap();
+        for _ in 0..2 {
+            assert!(first.verify().unwrap().is_clean());
+            assert!(second.verify().unwrap().is_clean());
+        }
+        assert!(second.restore().is_empty());
+        let verification = first.verify().unwrap();
+        assert!(verification.is_clean(), "{verification:?}");
+    });
+}
+
+/// All that there is, whichever table of the firewall comes first.
+fn lines(ns: &Namespace) -> Vec<String> {
+    let mut lines: Vec<_> = ns.snapshot().lines().map(str::to_owned).collect();
+    lines.sort_unstable();
+    lines
+}

@@ -1,0 +1,113 @@
+//! Our firewall tables, as they were made and as they are.
+
+use super::change::Change;
+use super::error::NetError;
+use super::guard::Guard;
+use super::nft::{self, Family};
+use super::{nfnetlink, setup::Paths};
+
+/// A table of ours.
+#[derive(Debug)]
+pub(super) struct Table {
+    change: Change,
+    family: Family,
+    name: String,
+    chains: String,
+    /// How it was listed once it was made; none if it was gone by then.
+    listing: Option<String>,
+    /// The generation of all rules in which it was like this.
+    generation: Option<u32>,
+}
+
+impl Table {
+    /// Installs it, in place of one of the same name.
+    fn install(&mut self, paths: &Paths) -> Result<(), NetError> {
+        nft::install(paths, self.family, &self.name, &self.chains)?;
+        self.generation = nfnetlink::generation().ok();
+        self.listing = nft::list(paths, self.family, &self.name)?;
+        Ok(())
+    }
+
+    /// Whether it is as it was made, which need not be looked at if no rule has changed since.
+    fn is_intact(&mut self, generation: Option<u32>, paths: &Paths) -> Result<bool, NetError> {
+        if self.listing.is_none() {
+            return Ok(false);
+        }
+        if generation.is_some() && self.generation == generation {
+            return Ok(true);
+        }
+        let is_intact = nft::list(paths, self.family, &self.name)? == self.listing;
+        if is_intact {
+            self.generation = generation;
+        }
+        Ok(is_intact)
+    }
+}
+
+impl Guard {
+    /// Records a table, and installs it in place of one of the same name.
+    pub(super) fn install(
+        &mut self,
+        change: &Change,
+        family: Family,
+        name: &str,
+        chains: String,
+    ) -> Result<(), NetError> {
+        let mut table = Table {
+            change: change.clone(),
+            family,
+            name: name.to_owned(),
+            chains,
+            listing: None,
+            generation: None,
+        };
+        self.make_with(change, |guard| guard.renew(&mut table))?;
+        self.tables.retain(|known| known.change != *change);
+        self.tables.push(table);
+        Ok(())
+    }
+
+    /// Installs a table that is recorded, as it was made.
+    pub(super) fn put_table_back(&mut self, change: &Change) -> Result<(), NetError> {
+        let index = self.tables.iter().position(|table| table.change == *change);
+        let Some(index) = index else { return Ok(()) };
+        let mut table = self.tables.swap_remove(index);
+        let result = self.renew(&mut table);
+        self.tables.push(table);
+        result
+    }
+
+    /// Installs a table. The others need no look if nobody else has changed a rule meanwhile.
+    fn renew(&mut self, table: &mut Table) -> Result<(), NetError> {
+        let before = nfnetlink::generation().ok();
+        table.install(&self.paths)?;
+        let is_ours = before.map(|before| before.wrapping_add(1)) == table.generation;
+        if before.is_some() && is_ours {
+            let others = self.tables.iter_mut();
+            for other in others.filter(|other| other.generation == before) {
+                other.generation = table.generation;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tables that are no longer as they were made.
+    pub(super) fn lost_tables(&mut self) -> Result<Vec<Change>, NetError> {
+        if self.tables.is_empty() {
+            return Ok(Vec::new());
+        }
+        let generation = nfnetlink::generation().ok();
+        let mut lost = Vec::new();
+        for table in &mut self.tables {
+            if !table.is_intact(generation, &self.paths)? {
+                lost.push(table.change.clone());
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Forgets a table that was taken back.
+    pub(super) fn forget_table(&mut self, change: &Change) {
+        self.tables.retain(|table| table.change != *change);
+    }
+}
