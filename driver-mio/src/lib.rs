@@ -34,13 +34,13 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 ///
 /// # Errors
 ///
-/// The event queue or the TUN device failed.
+/// The event queue failed.
 pub fn run(worker: Worker) -> io::Result<Worker> {
     let mut driver = Driver::new(worker)?;
     let mut events = Events::with_capacity(EVENTS);
     while !driver.worker.is_done() {
         driver.wait(&mut events)?;
-        driver.turn(&events)?;
+        driver.turn(&events);
     }
     Ok(driver.worker)
 }
@@ -142,7 +142,7 @@ impl Driver {
         latch.is_ready && self.worker.wants(latch.source)
     }
 
-    fn turn(&mut self, events: &Events) -> io::Result<()> {
+    fn turn(&mut self, events: &Events) {
         let now = self.worker.now();
         self.worker.handle_timeout(now);
         for event in events {
@@ -151,13 +151,12 @@ impl Driver {
         for n in 0..self.sources.len() {
             if self.is_due(&self.sources[n]) {
                 let source = self.sources[n].source;
-                self.sources[n].is_ready = self.worker.handle_source(source, now)?;
+                self.sources[n].is_ready = self.worker.handle_source(source, now);
             }
         }
         let worker = &mut self.worker;
         self.sockets.read_all(|id| worker.handle_readable(id, now));
         self.settle(now);
-        Ok(())
     }
 
     /// Notes what an event says. Writing goes on at once, as it makes room.

@@ -29,7 +29,7 @@ use tasks::{Socket, Tasks};
 ///
 /// # Errors
 ///
-/// The event queue or the TUN device failed.
+/// The event queue failed.
 ///
 /// # Panics
 ///
@@ -153,16 +153,9 @@ impl Driver {
     async fn serve(&self, source: Source, fd: &Async<OwnedFd>) {
         loop {
             self.wanted(source).await;
-            let served = self.turn(|worker, now| worker.handle_source(source, now));
-            let waited = match served {
-                Ok(true) => {
-                    self.end_turn().await;
-                    continue;
-                }
-                Ok(false) => fd.readable().await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = waited {
+            if self.turn(|worker, now| worker.handle_source(source, now)) {
+                self.end_turn().await;
+            } else if let Err(error) = fd.readable().await {
                 return self.fail(error);
             }
         }

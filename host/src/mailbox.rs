@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::stats::{PeerStats, Stats};
-use lostlove_system::net::{AssignmentError, NetError, Sources};
+use lostlove_system::net::{AssignmentError, NetError, Sources, Verification};
 use lostlove_system::wake::Wake;
 
 /// A queue to one thread from others, first in, first out. Its descriptor is readable while
@@ -112,7 +112,8 @@ pub(crate) struct Figures {
     pub(crate) peers: Vec<PeerStats>,
 }
 
-/// How far the system is: at the start, and then with what a server assigned on a connection.
+/// How far the system is: at the start, and then with what a server assigned on a connection, or how
+/// it is.
 #[derive(Debug)]
 pub(crate) enum NetworkReport {
     /// The system is set up as far as the start needs that.
@@ -123,8 +124,10 @@ pub(crate) enum NetworkReport {
     Configured(ConnectionId),
     /// It cannot be used here.
     Refused(ConnectionId, AssignmentError),
-    /// The system does not do what it is asked for.
+    /// The system does not do what it is asked for, or the device is gone.
     Failed(NetError),
+    /// The system has been looked at.
+    Verified(Verification),
 }
 
 /// Posts a last report when it is dropped: with its thread, also when that panics.

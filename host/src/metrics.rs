@@ -7,9 +7,9 @@ mod text;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lostlove_core::stats::{PeerStats, Stats};
@@ -25,7 +25,8 @@ use lostlove_core::config::Role;
 ///
 /// - `GET /metrics`: Prometheus' text format 0.0.4.
 /// - `GET /healthz`: 200 if the event loop answers within a second, else 503.
-/// - `GET /readyz`: 200 between `set_ready(true)` and `set_ready(false)`, else 503.
+/// - `GET /readyz`: 200 between `set_ready(true)` and `set_ready(false)`, else 503, with what is wrong
+///   with the system.
 ///
 /// Figures are made on demand: a request makes [`Metrics::fd`] readable, whereupon the daemon
 /// calls [`Metrics::wants_update`] and, if that is true, asks the event loop and calls
@@ -102,6 +103,23 @@ impl Metrics {
         }
     }
 
+    /// Says what is wrong with the system: `/readyz` has it while the daemon is not ready.
+    pub fn set_problem(&self, problem: Option<&str>) {
+        if let Some(server) = &self.server {
+            *server.shared.lock_problem() = problem.map(str::to_owned);
+        }
+    }
+
+    /// Adds to the figures of what was put back, in the order of
+    /// [`RepairKind::LABELS`](lostlove_system::net::RepairKind::LABELS).
+    pub fn count_repairs(&self, repairs: &[u64; 7]) {
+        if let Some(server) = &self.server {
+            for (total, count) in server.shared.repairs.iter().zip(repairs) {
+                total.fetch_add(*count, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Whether a request has asked for figures since the last call.
     pub fn wants_update(&self) -> bool {
         let server = self.server.as_ref();
@@ -147,6 +165,8 @@ impl Server {
                 .duration_since(UNIX_EPOCH)
                 .unwrap_or_default(),
             ready: AtomicBool::new(false),
+            problem: Mutex::default(),
+            repairs: Default::default(),
             wanted: Wake::new()?,
             published: Wake::new()?,
             stop: Wake::new()?,
@@ -186,9 +206,24 @@ struct Shared {
     /// Unix time.
     started: Duration,
     ready: AtomicBool,
+    /// What is wrong with the system.
+    problem: Mutex<Option<String>>,
+    /// What was put back, by kind.
+    repairs: [AtomicU64; 7],
     wanted: Wake,
     published: Wake,
     stop: Wake,
+}
+
+impl Shared {
+    fn lock_problem(&self) -> MutexGuard<'_, Option<String>> {
+        // Nothing in here panics halfway.
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn repairs(&self) -> [u64; 7] {
+        self.repairs.each_ref().map(|it| it.load(Ordering::Relaxed))
+    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -257,7 +257,7 @@ impl Host {
         fs::write(&script, text).unwrap();
         fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
         self.netns = self.netns.clone().bind(&script, real);
-        Gate { held, waits }
+        Gate { held, waits, copy }
     }
 
     /// Puts another key into the file with the private key.
@@ -380,7 +380,7 @@ impl Host {
             ("ip", "-6 route show table all"),
             ("ip", "rule show"),
             ("ip", "-6 rule show"),
-            ("nft", "list ruleset"),
+            ("nft", "-s list ruleset"),
         ] {
             add(arguments, &self.text(program, arguments));
         }
@@ -398,9 +398,15 @@ impl Host {
 pub struct Gate {
     held: PathBuf,
     waits: PathBuf,
+    copy: PathBuf,
 }
 
 impl Gate {
+    /// The program itself, past the gate.
+    pub fn program(&self) -> PathBuf {
+        self.copy.clone()
+    }
+
     /// Stops the program whenever it is started.
     pub fn hold(&self) {
         fs::write(&self.held, "").unwrap();

@@ -36,6 +36,7 @@
     reason = "the test runner shows it with a failure"
 )]
 
+pub mod capture;
 pub mod daemon;
 pub mod entropy;
 pub mod erasure;

@@ -254,22 +254,6 @@ fn a_client_that_cannot_set_its_network_up_says_good_bye() {
     assert!(ended.contains("shutting down"), "{ended}");
 }
 
-#[test]
-fn a_server_whose_device_is_removed_names_it() {
-    let Some(lab) = Lab::new(1) else { return };
-    let mut server = lab.start_server(&lab.server_settings());
-    server.await_log("listening");
-
-    let removal = format!("link delete {DEVICE}");
-    lab.server.netns.ip(&removal).unwrap();
-
-    assert_eq!(server.await_exit().code(), Some(1));
-    let log = server.log();
-    let expected = format!("the TUN device {DEVICE} failed: ");
-    assert!(log.contains(&expected), "{log}");
-    assert!(log.contains("was it removed?"), "{log}");
-}
-
 /// Whether a policy rule sends everything without a better route into the tunnel.
 fn catches_everything(host: &Host) -> bool {
     let rules = host.text("ip", "rule show");

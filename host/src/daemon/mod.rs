@@ -14,6 +14,7 @@ mod path;
 mod readiness;
 mod setups;
 mod start;
+mod vigil;
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,7 +24,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lostlove_core::config::Role;
 use lostlove_core::endpoint::Endpoint;
@@ -33,7 +34,7 @@ use lostlove_core::stats::Stats;
 use lostlove_core::turn::Entropy;
 use lostlove_system::clock::Clock;
 use lostlove_system::memory;
-use lostlove_system::net::{NetError, transmit_dropped};
+use lostlove_system::net::{NetError, NetworkWatch, Verification, transmit_dropped};
 use lostlove_system::signal::{Signal, Signals};
 use lostlove_system::socket::SocketOptions;
 use lostlove_system::tun::Tun;
@@ -56,6 +57,13 @@ use driving::{PendingWorker, WorkerThread};
 use network::{NetworkOrder, NetworkThread};
 use path::PathSource;
 use readiness::Readiness;
+use vigil::Vigil;
+
+/// How long a dial waits for the system to be looked at.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What is wrong when nothing stays as it is put.
+const CONTESTED: &str = "somebody else undoes again and again what is put back; it is put back every \
+    ten seconds at most";
 
 /// For a worker that waits for the lock on the peers to get it, while the figures of very many are
 /// copied: it is woken by then.
@@ -123,6 +131,11 @@ pub struct Daemon {
     /// The driver's thread, until it has ended.
     worker: Option<WorkerThread>,
     readiness: Readiness,
+    /// Hears of what others do to the network.
+    watch: Option<NetworkWatch>,
+    vigil: Vigil,
+    /// A dial that waits for a look at the system, and until when.
+    dial: Option<(u32, Instant)>,
     was_forced: bool,
     stats: Stats,
     /// Why the daemon ends on its own account.
@@ -150,6 +163,8 @@ enum Source {
     Path(PathSource),
     /// Someone asks for metrics.
     Metrics,
+    /// Something of the network has changed.
+    Watch,
 }
 
 impl Daemon {
@@ -171,7 +186,7 @@ impl Daemon {
             for source in daemon.wait()? {
                 daemon.handle_source(source);
             }
-            daemon.handle_timeout();
+            daemon.handle_timeout(Instant::now());
         }
         daemon.finish()
     }
@@ -186,6 +201,7 @@ impl Daemon {
         let peers = parts.endpoint.peers().cloned();
         let network = parts.network;
         let threads = parts.threads;
+        let watch = network.is_some().then(NetworkWatch::new).transpose()?;
         let network =
             network.map(|network| NetworkThread::start(network, &threads, Arc::clone(&reports)));
         let network = network.transpose()?;
@@ -216,6 +232,9 @@ impl Daemon {
             pending: Some(pending),
             worker: None,
             readiness: Readiness::new(role),
+            watch,
+            vigil: Vigil::new(Instant::now()),
+            dial: None,
             was_forced: false,
             stats: Stats::default(),
             failure: None,
@@ -262,6 +281,8 @@ impl Daemon {
         let metrics = self.metrics.fd().map(|fd| (Source::Metrics, fd));
         let paths = self.paths.iter().flat_map(PathWatch::sources);
         let paths = paths.map(|(source, fd)| (Source::Path(source), fd));
+        let watch = self.watch.as_ref();
+        let watch = watch.map(|watch| (Source::Watch, watch.as_fd()));
         [
             (Source::Signals, self.signals.fd()),
             (Source::Reports, self.reports.as_fd()),
@@ -271,6 +292,7 @@ impl Daemon {
         .chain(dialer)
         .chain(metrics)
         .chain(paths)
+        .chain(watch)
     }
 
     /// Waits until something is to be done, and says what.
@@ -279,8 +301,9 @@ impl Daemon {
             .sources()
             .map(|(source, fd)| (source, PollFd::from_borrowed_fd(fd, PollFlags::IN)))
             .unzip();
-        let timeout = self.paths.as_ref().and_then(PathWatch::timeout);
-        let timeout = timeout.and_then(|wait| Timespec::try_from(wait).ok());
+        let due = self.poll_timeout();
+        let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -308,6 +331,7 @@ impl Daemon {
                     self.order(Order::PathChanged);
                 }
             }
+            Source::Watch => self.handle_changes(),
             Source::Metrics => {
                 // The figures that are under way serve whoever has asked meanwhile.
                 if self.metrics.wants_update() && self.worker.is_some() && !self.is_asking {
@@ -318,9 +342,70 @@ impl Daemon {
         }
     }
 
-    fn handle_timeout(&mut self) {
-        if self.paths.as_mut().is_some_and(PathWatch::handle_timeout) {
+    /// When [`Self::handle_timeout`] is due.
+    fn poll_timeout(&self) -> Option<Instant> {
+        let look = self.looks_after_itself().then(|| self.vigil.poll_timeout());
+        let dial = self.dial.map(|(_, until)| until);
+        let path = self.paths.as_ref().and_then(PathWatch::poll_timeout);
+        [look.flatten(), dial, path].into_iter().flatten().min()
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        let paths = self.paths.as_mut();
+        if paths.is_some_and(|paths| paths.handle_timeout(now)) {
             self.order(Order::PathChanged);
+        }
+        if self.looks_after_itself()
+            && self.vigil.begin(now)
+            && let Some(network) = &self.network
+        {
+            network.order(NetworkOrder::Verify);
+        }
+        if self.dial.is_some_and(|(_, until)| until <= now) {
+            self.dial();
+        }
+    }
+
+    /// Whether what was set up is to stay so.
+    const fn looks_after_itself(&self) -> bool {
+        self.network.is_some() && !self.readiness.is_ending()
+    }
+
+    fn handle_changes(&mut self) {
+        match self.watch.as_ref().map(NetworkWatch::take) {
+            Some(Ok(kinds)) if !kinds.is_empty() => self.vigil.handle_change(Instant::now()),
+            Some(Err(error)) => {
+                warn!(%error, "changes of the network are seen only every ten seconds");
+                self.watch = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// The system has been looked at, and put right where that was possible.
+    fn handle_verified(&mut self, verification: Verification) {
+        let is_clean = verification.is_clean();
+        self.vigil.handle_look(is_clean, Instant::now());
+        self.metrics.count_repairs(&verification.repairs);
+        let contested = || self.vigil.is_contested().then(|| CONTESTED.to_owned());
+        let problem = verification.problem.or_else(contested);
+        if self.readiness.handle_problem(problem) {
+            match self.readiness.problem() {
+                Some(problem) => error!(problem, "the network is not as it should be"),
+                None => info!("the network is as it should be again"),
+            }
+            self.metrics.set_problem(self.readiness.problem());
+        }
+        self.tell_readiness();
+        self.dial();
+    }
+
+    /// Dials at last, if somebody waits for that.
+    fn dial(&mut self) {
+        if let Some((attempt, _)) = self.dial.take()
+            && let Some(dialer) = &mut self.dialer
+        {
+            dialer.start(attempt);
         }
     }
 
@@ -379,10 +464,15 @@ impl Daemon {
         self.readiness.handle_event(&event);
         let is_ending = self.readiness.is_ending();
         match event {
+            // Without the firewall's part or a rule, the server's answers would not come in.
             Event::Dial { attempt, .. } => {
                 self.dials += 1;
-                if let Some(dialer) = &mut self.dialer {
-                    dialer.start(attempt);
+                let now = Instant::now();
+                self.dial = Some((attempt, now + PATIENCE));
+                if self.looks_after_itself() {
+                    self.vigil.demand(now);
+                } else {
+                    self.dial();
                 }
             }
             Event::Assigned { id, assignment } if !is_ending => match &self.network {
@@ -477,6 +567,7 @@ impl Daemon {
             }
             // As it was asked for.
             NetworkReport::Failed(NetError::Interrupted) => {}
+            NetworkReport::Verified(verification) => self.handle_verified(verification),
             NetworkReport::Failed(error) => {
                 if self.worker.is_some() {
                     error!(%error, "cannot set the network up; ending");
@@ -512,7 +603,10 @@ impl Daemon {
     fn handle_worker_end(&mut self) {
         let ended = self.worker.take().and_then(|worker| worker.thread.join());
         match ended {
-            Some(Ok(worker)) => self.stats = worker.endpoint().stats().clone(),
+            Some(Ok(mut worker)) => {
+                self.stats = worker.endpoint().stats().clone();
+                self.error = worker.take_failure();
+            }
             Some(Err(error)) => self.error = Some(error),
             // It has panicked, or has not begun.
             None => {}

@@ -15,7 +15,7 @@ use lostlove_core::config::Assignment;
 use lostlove_core::event::ConnectionId;
 use lostlove_system::net::{
     ClientNet, ClientRoutes, ClientSetup, NameServers, NetError, Paths, Patience, ServerNet,
-    ServerSetup, Sources, check_firewall,
+    ServerSetup, Sources, Verification, check_firewall,
 };
 use tracing::{info, warn};
 
@@ -41,6 +41,8 @@ pub(super) enum NetworkOrder {
         /// Packets that the TUN device had been given by then.
         packets: u64,
     },
+    /// See whether all that was set up is still there, and put back what is not.
+    Verify,
     /// A session is over.
     SessionEnded {
         /// Packets that the TUN device had been given by then.
@@ -275,8 +277,10 @@ impl Made {
 
     /// Does what it is asked for until nobody can ask any more; then undoes everything.
     fn serve(mut self, mut pending: Pending, reports: &Mailbox<Report>) {
+        let report = |report| reports.post(Report::Network(report));
         while let Some(order) = pending.next() {
             match (&mut self, order) {
+                (made, NetworkOrder::Verify) => report(made.verify()),
                 (
                     Self::Client(client),
                     NetworkOrder::SetUp {
@@ -285,7 +289,10 @@ impl Made {
                         packets,
                     },
                 ) => {
-                    let report = |report| reports.post(Report::Network(report));
+                    // What is the same as before is not made anew.
+                    if client.current.is_some() {
+                        report(verified(client.net.verify()));
+                    }
                     let usable = |sources| report(NetworkReport::Usable(id, sources));
                     report(match client.configure(assignment, packets, usable) {
                         Ok(()) => NetworkReport::Configured(id),
@@ -303,6 +310,13 @@ impl Made {
         self.restore();
     }
 
+    fn verify(&mut self) -> NetworkReport {
+        verified(match self {
+            Self::Server(net) => net.verify(),
+            Self::Client(client) => client.net.verify(),
+        })
+    }
+
     /// Undoes everything and logs what could not be undone.
     fn restore(self) {
         let failures = match self {
@@ -312,6 +326,13 @@ impl Made {
         for error in failures {
             warn!(%error, "cannot restore the system's network");
         }
+    }
+}
+
+fn verified(result: Result<Verification, NetError>) -> NetworkReport {
+    match result {
+        Ok(verification) => NetworkReport::Verified(verification),
+        Err(error) => NetworkReport::Failed(error),
     }
 }
 
@@ -482,6 +503,7 @@ mod tests {
         match order {
             NetworkOrder::SetUp { id, packets, .. } => (Some(id), packets),
             NetworkOrder::SessionEnded { packets } => (None, packets),
+            NetworkOrder::Verify => (None, 0),
         }
     }
 }

@@ -104,7 +104,7 @@ impl PathWatch {
         })
     }
 
-    /// What to wait for, until [`PathWatch::timeout`] has passed.
+    /// What to wait for, until [`PathWatch::poll_timeout`].
     pub(super) fn sources(&self) -> impl Iterator<Item = (PathSource, BorrowedFd<'_>)> {
         // While changes gather, there is nothing to be done about them.
         let changes = self.changes.as_ref().filter(|_| self.look_at.is_none());
@@ -114,10 +114,9 @@ impl PathWatch {
         changes.into_iter().chain(sleep)
     }
 
-    /// When [`PathWatch::handle_timeout`] is due, from now.
-    pub(super) fn timeout(&self) -> Option<Duration> {
-        let now = Instant::now();
-        self.look_at.map(|at| at.saturating_duration_since(now))
+    /// When [`PathWatch::handle_timeout`] is due.
+    pub(super) const fn poll_timeout(&self) -> Option<Instant> {
+        self.look_at
     }
 
     /// A connection to the server stands.
@@ -163,8 +162,7 @@ impl PathWatch {
     }
 
     /// Looks at what has changed, if that is due. Whether the path may not be what it was.
-    pub(super) fn handle_timeout(&mut self) -> bool {
-        let now = Instant::now();
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         if self.look_at.take_if(|at| *at <= now).is_none() {
             return false;
         }

@@ -5,7 +5,7 @@ use lostlove_core::event::{ConnectionId, Event};
 
 /// What a daemon's readiness depends on. A server is ready once it listens, and its system is set up
 /// before. A client is ready once its session is established and the system is set up for it,
-/// whichever comes last.
+/// whichever comes last. Neither is while something that was set up is missing.
 #[derive(Debug)]
 pub(super) struct Readiness {
     role: Role,
@@ -14,6 +14,8 @@ pub(super) struct Readiness {
     is_configured: bool,
     established: Option<ConnectionId>,
     is_ending: bool,
+    /// What is wrong with the system.
+    problem: Option<String>,
 }
 
 impl Readiness {
@@ -25,6 +27,7 @@ impl Readiness {
             is_configured: false,
             established: None,
             is_ending: false,
+            problem: None,
         }
     }
 
@@ -55,6 +58,18 @@ impl Readiness {
         self.is_configured |= self.assigned == Some(id);
     }
 
+    /// Takes note of what is wrong with the system, and says whether that is news.
+    pub(super) fn handle_problem(&mut self, problem: Option<String>) -> bool {
+        let is_news = self.problem != problem;
+        self.problem = problem;
+        is_news
+    }
+
+    /// What is wrong with the system.
+    pub(super) fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
     /// Everything is about to end.
     pub(super) const fn handle_ending(&mut self) {
         self.is_ending = true;
@@ -71,7 +86,7 @@ impl Readiness {
             Role::Server => self.has_begun,
             Role::Client => self.is_configured && self.established.is_some(),
         };
-        is_up && !self.is_ending
+        is_up && !self.is_ending && self.problem.is_none()
     }
 }
 
@@ -141,6 +156,19 @@ mod tests {
         assert!(readiness.is_ready());
         readiness.handle_ending();
         assert!(!readiness.is_ready());
+    }
+
+    #[test]
+    fn nobody_is_ready_while_something_is_missing() {
+        let mut readiness = Readiness::new(Role::Server);
+        readiness.handle_begun();
+        let problem = || Some("no route".to_owned());
+        assert!(readiness.handle_problem(problem()));
+        assert!(!readiness.is_ready());
+        assert!(!readiness.handle_problem(problem()), "said already");
+        assert!(readiness.handle_problem(None));
+        assert!(readiness.is_ready());
+        assert!(!readiness.handle_problem(None));
     }
 
     fn assigned(id: ConnectionId) -> Event {

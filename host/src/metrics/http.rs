@@ -118,7 +118,7 @@ fn route(
         ("/healthz", Freshness::Fresh) => Response::plain("200 OK"),
         ("/healthz", Freshness::Stale) => Response::plain("503 Service Unavailable"),
         ("/readyz", _) if shared.ready.load(Ordering::Relaxed) => Response::plain("200 OK"),
-        ("/readyz", _) => Response::plain("503 Service Unavailable"),
+        ("/readyz", _) => Response::unready(shared.lock_problem().as_deref()),
         _ => Response::plain("404 Not Found"),
     }
 }
@@ -136,6 +136,14 @@ impl Response {
             content_type: "text/plain; charset=utf-8",
             body: format!("{status}\n"),
         }
+    }
+
+    fn unready(problem: Option<&str>) -> Self {
+        let mut response = Self::plain("503 Service Unavailable");
+        if let Some(problem) = problem {
+            response.body = format!("{problem}\n");
+        }
+        response
     }
 
     fn to_bytes(&self, request: &Request) -> Vec<u8> {

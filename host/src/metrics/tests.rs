@@ -73,6 +73,38 @@ fn readiness_is_what_was_set() {
 }
 
 #[test]
+fn what_is_wrong_with_the_system_is_said_to_who_asks_for_readiness() {
+    let metrics = metrics();
+    let answer = || exchange(&metrics, b"GET /readyz HTTP/1.1\r\n\r\n");
+    metrics.set_problem(Some("no route into the tunnel"));
+    let text = answer();
+    assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+    assert!(
+        text.ends_with("\r\n\r\nno route into the tunnel\n"),
+        "{text}"
+    );
+    metrics.set_problem(None);
+    metrics.set_ready(true);
+    assert!(answer().ends_with("\r\n\r\n200 OK\n"));
+}
+
+#[test]
+fn repairs_add_up() {
+    let metrics = metrics();
+    metrics.count_repairs(&[1, 2, 0, 0, 0, 0, 3]);
+    metrics.count_repairs(&[1, 0, 0, 0, 0, 0, 0]);
+    let page = scrape(&metrics, "GET /metrics HTTP/1.1\r\n\r\n", &Stats::default());
+    for line in [
+        "{what=\"address\"} 2",
+        "{what=\"route\"} 2",
+        "{what=\"resolver\"} 3",
+    ] {
+        let line = format!("\nlostlove_system_repairs_total{line}\n");
+        assert!(page.contains(&line), "{line} in {page}");
+    }
+}
+
+#[test]
 fn what_is_not_there_is_refused() {
     let metrics = metrics();
     for (request, expected) in [

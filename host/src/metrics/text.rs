@@ -6,6 +6,7 @@ use std::time::Duration;
 use lostlove_core::error::{DropReason, HandshakeError, ProtocolError, Refusal};
 use lostlove_core::event::CloseReason;
 use lostlove_core::stats::{PeerStats, Stats};
+use lostlove_system::net::RepairKind;
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -15,8 +16,13 @@ use lostlove_core::config::{OffloadKind, Role};
 /// The media type of what [`render`] writes.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Every figure of `snapshot` and of this process.
-pub(super) fn render(role: Role, started: Duration, snapshot: &Snapshot) -> String {
+/// Every figure of `snapshot` and of this process, and what was put back of the system, by kind.
+pub(super) fn render(
+    role: Role,
+    started: Duration,
+    snapshot: &Snapshot,
+    repairs: [u64; 7],
+) -> String {
     let mut page = Page(String::with_capacity(8 * 1024));
     page.family(
         "lostlove_build_info",
@@ -42,6 +48,7 @@ pub(super) fn render(role: Role, started: Duration, snapshot: &Snapshot) -> Stri
         );
     }
     page.peers(&snapshot.peers);
+    page.repairs(repairs);
     page.process(started);
     page.0
 }
@@ -340,6 +347,17 @@ impl Page {
         }
     }
 
+    /// What was put back.
+    fn repairs(&mut self, repairs: [u64; 7]) {
+        let name = "lostlove_system_repairs_total";
+        let help =
+            "Things of the system's network that somebody else took away and that were put back.";
+        self.family(name, help, Kind::Counter);
+        for (what, count) in RepairKind::LABELS.iter().zip(repairs) {
+            self.line(name, format_args!("{{what=\"{what}\"}}"), count);
+        }
+    }
+
     /// What became of the log, and the figures that every Prometheus client library has; those that
     /// `/proc` does not give are left out.
     fn process(&mut self, started: Duration) {
@@ -495,6 +513,8 @@ mod tests {
             "lostlove_tun_refused_total{kind=\"tcp\"} 16",
             "lostlove_tun_refused_total{kind=\"udp\"} 17",
             "lostlove_tun_dropped_total 18",
+            "lostlove_system_repairs_total{what=\"route\"} 21",
+            "lostlove_system_repairs_total{what=\"resolver\"} 22",
             "lostlove_peer_connected{peer=\"alice\"} 1",
             "lostlove_peer_receive_bytes_total{peer=\"alice\"} 11",
             "lostlove_peer_transmit_bytes_total{peer=\"alice\"} 12",
@@ -555,6 +575,11 @@ mod tests {
             peers,
             tun_dropped: Some(18),
         };
-        render(Role::Server, Duration::from_millis(1500), &snapshot)
+        render(
+            Role::Server,
+            Duration::from_millis(1500),
+            &snapshot,
+            [0, 21, 0, 0, 0, 0, 22],
+        )
     }
 }

@@ -36,8 +36,10 @@ use lostlove_core::turn::{Entropy, Turn};
 use lostlove_pump as pump;
 use lostlove_pump::Progress;
 use lostlove_system::clock::Clock;
+use lostlove_system::net::NetError;
 use lostlove_system::socket::{SocketOptions, configure};
 use lostlove_system::tun::Tun;
+use rustix::io::Errno;
 use tracing::{debug, warn};
 
 pub use sockets::SocketId;
@@ -116,6 +118,8 @@ pub struct Worker {
     reports: Arc<Mailbox<Report>>,
     has_begun: bool,
     must_stop_now: bool,
+    /// Why the device is of no use any more.
+    failure: Option<io::Error>,
 }
 
 impl Worker {
@@ -138,12 +142,18 @@ impl Worker {
             reports: parts.reports,
             has_begun: false,
             must_stop_now: false,
+            failure: None,
         }
     }
 
     /// The protocol's state, to look at.
     pub(crate) const fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// Why it has ended, if the device has failed.
+    pub(crate) const fn take_failure(&mut self) -> Option<io::Error> {
+        self.failure.take()
     }
 
     /// The time.
@@ -168,7 +178,7 @@ impl Worker {
     pub fn wants(&self, source: Source) -> bool {
         match source {
             Source::Listener(_) => !self.acceptance.is_held_off(),
-            Source::Device => !self.moderation.is_held_off(),
+            Source::Device => !self.moderation.is_held_off() && self.failure.is_none(),
             Source::Orders => true,
         }
     }
@@ -193,18 +203,15 @@ impl Worker {
     }
 
     /// Serves a readable source. Says whether it may have more: then it is to be called again as
-    /// soon as the source [is wanted](Worker::wants), else when it becomes readable.
-    ///
-    /// # Errors
-    ///
-    /// The TUN device failed.
-    pub fn handle_source(&mut self, source: Source, now: Instant) -> io::Result<bool> {
+    /// soon as the source [is wanted](Worker::wants), else when it becomes readable. A device that has
+    /// failed is not wanted any more, and the worker takes leave of its peers.
+    pub fn handle_source(&mut self, source: Source, now: Instant) -> bool {
         match source {
             Source::Device => return self.handle_packets(now),
             Source::Orders => self.handle_orders(now),
-            Source::Listener(n) => return Ok(self.accept(n, now)),
+            Source::Listener(n) => return self.accept(n, now),
         }
-        Ok(false)
+        false
     }
 
     /// Reads from a readable socket. Says whether it may have more: then this is to be called again,
@@ -263,11 +270,19 @@ impl Worker {
         self.must_stop_now || self.endpoint.is_shut_down()
     }
 
-    fn handle_packets(&mut self, now: Instant) -> io::Result<bool> {
-        let drained = pump::drain_device(&mut self.endpoint, &*self.device, now)
-            .map_err(|error| device_failure(self.device.name(), &error))?;
-        self.moderation.handle_drained(&drained);
-        Ok(drained.progress == Progress::Ready || self.moderation.is_held_off())
+    fn handle_packets(&mut self, now: Instant) -> bool {
+        match pump::drain_device(&mut self.endpoint, &*self.device, now) {
+            Ok(drained) => {
+                self.moderation.handle_drained(&drained);
+                drained.progress == Progress::Ready || self.moderation.is_held_off()
+            }
+            // The peers are to know; then the daemon ends.
+            Err(error) => {
+                self.failure = Some(device_failure(self.device.name(), &error));
+                self.endpoint.shut_down(now);
+                false
+            }
+        }
     }
 
     fn handle_orders(&mut self, now: Instant) {
@@ -385,6 +400,9 @@ impl Worker {
 
 /// Says which device has failed: the kernel's own words name none.
 fn device_failure(name: &str, error: &io::Error) -> io::Error {
+    if Errno::from_io_error(error) == Some(Errno::BADFD) {
+        return io::Error::other(NetError::NoInterface(name.to_owned()));
+    }
     io::Error::other(format!(
         "the TUN device {name} failed: {error}; was it removed?"
     ))

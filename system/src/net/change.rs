@@ -14,7 +14,7 @@ use super::setup::Paths;
 use super::{nft, sysctl};
 
 /// One change to the system, as it is recorded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Change {
     /// An address of the interface.

@@ -1,5 +1,6 @@
 //! What a client changes on the system.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -109,12 +110,13 @@ impl ClientNet {
         for change in &plan.changes {
             self.guard.make(change)?;
         }
+        let planned: HashSet<_> = plan.changes.iter().collect();
         let outdated: Vec<_> = self
             .guard
             .changes()
             .iter()
             .rev()
-            .filter(|change| is_planned(change) && !plan.changes.contains(change))
+            .filter(|change| is_planned(change) && !planned.contains(change))
             .cloned()
             .collect();
         for change in outdated {

@@ -21,7 +21,7 @@ const WRITTEN: &str = "# Written by LostLove.";
 const MODE: u32 = 0o644;
 
 /// Who is told about DNS servers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Dns {
     /// systemd-resolved, which forgets them with the interface.

@@ -35,11 +35,10 @@ impl Netlink {
     /// The kernel's answer, `ENODEV` if there is none in this namespace.
     pub(super) fn link(&mut self, index: u32) -> io::Result<FoundLink> {
         let request = RouteNetlinkMessage::GetLink(link_message(index));
-        let link = self.get(request, |message| match message {
-            RouteNetlinkMessage::NewLink(message) => Some(found_link(&message)),
-            _ => None,
-        })?;
-        link.ok_or_else(|| io::ErrorKind::InvalidData.into())
+        match self.get(request)? {
+            RouteNetlinkMessage::NewLink(message) => Ok(found_link(&message)),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
     }
 
     /// The routes of a table, of both families: all of them, or those through an interface.

@@ -106,7 +106,7 @@ impl Guard {
 
     /// Records a change and tells the kernel; nothing if it is in force already.
     pub(super) fn make(&mut self, change: &Change) -> Result<(), NetError> {
-        if self.journal.changes().contains(change) {
+        if self.journal.contains(change) {
             return Ok(());
         }
         self.make_with(change, |guard| {
@@ -122,7 +122,7 @@ impl Guard {
         change: &Change,
         perform: impl FnOnce(&mut Self) -> Result<(), NetError>,
     ) -> Result<(), NetError> {
-        let is_new = !self.journal.changes().contains(change);
+        let is_new = !self.journal.contains(change);
         if is_new {
             self.journal.made(change)?;
         }

@@ -4,6 +4,7 @@
 //! are only ever appended, so that a process can die at any moment. Its advisory lock goes with the
 //! process; a record without a lock is a dead predecessor's.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -25,6 +26,8 @@ pub(super) struct Journal {
     file: File,
     path: PathBuf,
     changes: Vec<Change>,
+    /// The same, to ask whether there is one: there may be tens of thousands of routes.
+    in_force: HashSet<Change>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -52,8 +55,14 @@ impl Journal {
         Ok(Self {
             file,
             path,
+            in_force: changes.iter().cloned().collect(),
             changes,
         })
+    }
+
+    /// Whether the change is in force.
+    pub(super) fn contains(&self, change: &Change) -> bool {
+        self.in_force.contains(change)
     }
 
     /// The changes in force, in the order in which they were made.
@@ -65,6 +74,7 @@ impl Journal {
     pub(super) fn made(&mut self, change: &Change) -> Result<(), NetError> {
         self.append(&Entry::Made(change.clone()))?;
         self.changes.push(change.clone());
+        self.in_force.insert(change.clone());
         Ok(())
     }
 
@@ -72,6 +82,7 @@ impl Journal {
     pub(super) fn undone(&mut self, change: &Change) -> Result<(), NetError> {
         self.append(&Entry::Undone(change.clone()))?;
         remove(&mut self.changes, change);
+        self.in_force.remove(change);
         Ok(())
     }
 

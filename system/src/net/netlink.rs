@@ -43,7 +43,7 @@ pub(super) struct LinkSetup {
 }
 
 /// A route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Route {
     /// Where the route leads; host bits are ignored.
     pub(super) destination: IpNet,
@@ -56,7 +56,7 @@ pub(super) struct Route {
 }
 
 /// What a route does with packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum RouteTarget {
     /// They leave through the interface of this index.
     Interface(u32),
@@ -67,7 +67,7 @@ pub(super) enum RouteTarget {
 }
 
 /// A policy rule that looks into a routing table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Rule {
     /// Whose packets.
     pub(super) family: RuleFamily,
@@ -82,7 +82,7 @@ pub(super) struct Rule {
 }
 
 /// The address family of a [`Rule`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum RuleFamily {
     /// IPv4.
     V4,
@@ -333,31 +333,6 @@ impl Netlink {
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => {}
                 }
-            }
-        }
-    }
-
-    /// Asks for one object, and returns what `pick` takes of the answer.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's answer.
-    pub(super) fn get<T>(
-        &mut self,
-        request: RouteNetlinkMessage,
-        pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
-    ) -> io::Result<Option<T>> {
-        self.send(request, 0)?;
-        loop {
-            let (answer, _) = self.socket.recv_from_full()?;
-            let answer = deserialize(&answer)?;
-            if answer.header.sequence_number != self.sequence {
-                continue;
-            }
-            match answer.payload {
-                NetlinkPayload::InnerMessage(message) => return Ok(pick(message)),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                _ => {}
             }
         }
     }
