@@ -434,10 +434,15 @@ impl NetworkState {
     /// Fails with the lines that came or went since `before`.
     #[track_caller]
     pub fn assert_same_as(&self, before: &Self) {
+        let changes = self.changes_since(before);
+        assert!(changes.is_empty(), "not restored:\n{}", changes.join("\n"));
+    }
+
+    /// The lines that came or went since `before`.
+    pub fn changes_since(&self, before: &Self) -> Vec<String> {
         let gone = before.0.difference(&self.0).map(|line| format!("- {line}"));
         let new = self.0.difference(&before.0).map(|line| format!("+ {line}"));
-        let changes: Vec<_> = gone.chain(new).collect();
-        assert!(changes.is_empty(), "not restored:\n{}", changes.join("\n"));
+        gone.chain(new).collect()
     }
 }
 

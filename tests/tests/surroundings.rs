@@ -417,11 +417,13 @@ fn shell(host: &Host, script: &str) {
 #[track_caller]
 fn await_state(host: &Host, before: &NetworkState, script: &str) {
     let deadline = Instant::now() + lostlove_tests::DEADLINE;
-    while host.network_state() != *before {
-        if Instant::now() > deadline {
-            eprintln!("after {script}");
-            host.network_state().assert_same_as(before);
+    loop {
+        let changes = host.network_state().changes_since(before);
+        if changes.is_empty() {
+            return;
         }
+        let is_late = Instant::now() > deadline;
+        assert!(!is_late, "{script}: not put back:\n{}", changes.join("\n"));
     }
 }
 

@@ -135,6 +135,53 @@ fn what_belongs_in_the_tunnel_goes_nowhere_while_its_routes_are_gone() {
     });
 }
 
+/// The error that tells of a smaller path MTU comes from a router, and the way back to it seems to be
+/// the tunnel.
+#[test]
+fn a_strict_reverse_path_filter_lets_path_mtu_errors_in() {
+    namespace::run(|ns| {
+        let uplink = uplink(ns);
+        ns.shell("echo 1 > /proc/sys/net/ipv4/conf/up0/rp_filter");
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        net.apply(&full(&[V4])).unwrap();
+        let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_mark(FWMARK).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let server = SocketAddr::new(SERVER.parse().unwrap(), 8443);
+        // It is under way.
+        let _ = socket.connect(&server.into());
+        let (syn, _) = receive(&uplink, 6);
+        uplink.send(&syn_ack(&syn), &[0; 10]).unwrap();
+        await_event(&socket, PollFlags::OUT);
+
+        uplink.send(&needs_fragmentation(&syn), &[0; 10]).unwrap();
+
+        let route = format!("ip route get {SERVER} mark {FWMARK}");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while !ns.shell(&route).contains("mtu 1300") {
+            let text = ns.shell(&route);
+            assert!(std::time::Instant::now() < deadline, "{text}");
+        }
+    });
+}
+
+/// A router far away says that the path takes 1,300 bytes (RFC 1191) of what follows this SYN.
+fn needs_fragmentation(syn: &[u8]) -> Vec<u8> {
+    let mut icmp = vec![3, 4, 0, 0, 0, 0];
+    icmp.extend(1300_u16.to_be_bytes());
+    icmp.extend_from_slice(&syn[..28]);
+    let sequence = u32::from_be_bytes(syn[24..28].try_into().unwrap());
+    icmp[32..36].copy_from_slice(&(sequence + 1).to_be_bytes());
+    let sum = checksum(&icmp);
+    icmp[2..4].copy_from_slice(&sum);
+    let mut ip = vec![0x45, 0, 0, 56, 0, 0, 0, 0, 64, 1, 0, 0, 198, 51, 100, 1];
+    ip.extend_from_slice(&syn[12..16]);
+    let sum = checksum(&ip);
+    ip[10..12].copy_from_slice(&sum);
+    [ip, icmp].concat()
+}
+
 /// A DHCP client's new lease is the original from then on.
 #[test]
 fn name_servers_that_others_replace_are_set_again() {
