@@ -9,6 +9,51 @@ const TABLES: &str = "ip -N rule | sed -n 's/.*lookup \\(1280[0-9]*\\).*/\\1/p' 
 const DELETE_RULES: &str = "for p in $(ip -N rule | sed -n 's/^\\([0-9]*\\):.*lookup 1280.*/\\1/p'); \
     do ip rule del pref $p; done";
 
+/// Scripts, and the kinds of what is missing after them.
+const LOSSES: [(&str, &str); 13] = [
+    ("ip link set tun0 down", "route device address"),
+    (
+        "ip link set tun0 down; ip link set tun0 up",
+        "route address",
+    ),
+    ("ip addr flush dev tun0", "address route"),
+    ("ip link set tun0 mtu 1279", "device address route"),
+    (
+        "ip link set tun0 mtu 1279; ip link set tun0 mtu 1400",
+        "address route",
+    ),
+    ("ip link set tun0 down; ip link set tun0 name x", "device"),
+    ("ip rule del pref 19916; ip rule del pref 19917", "rule"),
+    (
+        "ip -6 rule del pref 19916; ip -6 rule del pref 19918",
+        "rule",
+    ),
+    (
+        "ip rule flush; ip rule add pref 32766 lookup main; \
+         ip rule add pref 32767 lookup default",
+        "rule",
+    ),
+    ("nft flush ruleset", "firewall"),
+    (
+        "nft flush chain inet lostlove_tun0 restore_mark",
+        "firewall",
+    ),
+    ("nft delete table arp lostlove_tun0", "firewall"),
+    (
+        "echo 0 > /proc/sys/net/ipv4/conf/all/src_valid_mark",
+        "sysctl",
+    ),
+];
+
+/// What others do, and the kinds of what is missing then.
+fn losses() -> Vec<(String, &'static str)> {
+    let flush =
+        |family: &str| format!("for t in $({TABLES}); do ip {family} route flush table $t; done");
+    let mut losses = vec![(flush("-4"), "route"), (flush("-6"), "route")];
+    losses.extend(LOSSES.map(|(script, kinds)| (script.to_owned(), kinds)));
+    losses
+}
+
 #[test]
 fn what_others_take_away_is_put_back_as_it_was() {
     namespace::run(|ns| {
@@ -23,48 +68,8 @@ fn what_others_take_away_is_put_back_as_it_was() {
         net.apply(&setup).unwrap();
         assert!(net.verify().unwrap().is_clean());
         let before = lines(ns);
-        for (script, kinds) in [
-            ("ip link set tun0 down", "route device address"),
-            (
-                "ip link set tun0 down; ip link set tun0 up",
-                "route address",
-            ),
-            ("ip addr flush dev tun0", "address route"),
-            ("ip link set tun0 mtu 1279", "device address route"),
-            (
-                "ip link set tun0 mtu 1279; ip link set tun0 mtu 1400",
-                "address route",
-            ),
-            ("ip link set tun0 down; ip link set tun0 name x", "device"),
-            (
-                &format!("for t in $({TABLES}); do ip route flush table $t; done"),
-                "route",
-            ),
-            (
-                &format!("for t in $({TABLES}); do ip -6 route flush table $t; done"),
-                "route",
-            ),
-            ("ip rule del pref 19916; ip rule del pref 19917", "rule"),
-            (
-                "ip -6 rule del pref 19916; ip -6 rule del pref 19918",
-                "rule",
-            ),
-            (
-                "ip rule flush; ip rule add pref 32766 lookup main; \
-                 ip rule add pref 32767 lookup default",
-                "rule",
-            ),
-            ("nft flush ruleset", "firewall"),
-            (
-                "nft flush chain inet lostlove_tun0 restore_mark",
-                "firewall",
-            ),
-            ("nft delete table arp lostlove_tun0", "firewall"),
-            (
-                "echo 0 > /proc/sys/net/ipv4/conf/all/src_valid_mark",
-                "sysctl",
-            ),
-        ] {
+        for (script, kinds) in losses() {
+            let script = script.as_str();
             ns.shell(script);
             assert_ne!(lines(ns), before, "{script}");
             let mut verification = None;
