@@ -114,10 +114,11 @@ pub enum HandshakeError {
     /// The server closed the connection without a word, as it does with strangers.
     #[error("no answer (does the server know this client's key, and is its own key right here?)")]
     NoAnswer,
-    /// The server closed the connection at once. Who does not like a client's key keeps silent.
+    /// The server closed the connection at once. Who does not like a client's key keeps silent, if
+    /// there is room for that.
     #[error(
         "the server closed the connection at once (too many from this address, or something else \
-         that listens there? It is not because of a key)"
+         that listens there? Hardly because of a key)"
     )]
     HungUp,
     /// It made room for a newer connection.

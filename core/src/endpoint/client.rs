@@ -94,9 +94,10 @@ impl Client {
         }
     }
 
-    /// No further attempt is made.
+    /// No further attempt is planned, so none is held off either.
     pub(super) const fn stop_dialling(&mut self) {
         self.dial = Dial::Never;
+        self.is_held_off = false;
     }
 
     /// Exponential backoff with full jitter, so that the clients of a restarted server do not
@@ -165,7 +166,7 @@ impl Endpoint {
         self.withdraw(now);
         if let Side::Client(client) = &mut self.side {
             client.attempt = 0;
-            client.dial = Dial::Never;
+            client.stop_dialling();
         }
     }
 
@@ -198,7 +199,7 @@ impl Endpoint {
         client.is_dialling = false;
         let begins = is_wanted && !client.is_held_off;
         if begins {
-            client.dial = Dial::Never;
+            client.stop_dialling();
         }
         begins
     }
@@ -227,7 +228,7 @@ impl Endpoint {
             return;
         };
         if !is_wanted {
-            client.dial = Dial::Never;
+            client.stop_dialling();
         } else if lasting {
             client.is_held_off = true;
             client.dial = Dial::After(now, client.config.reconnect_max);
@@ -245,7 +246,7 @@ impl Endpoint {
             client.dial = Dial::At(ended_at + no_sooner + client.draw_jitter(turn));
         }
         if client.dial_at().is_some_and(|at| at <= turn.now) {
-            client.dial = Dial::Never;
+            client.stop_dialling();
             if self.wants_connection() {
                 self.ask_for_connection();
             }
@@ -257,7 +258,6 @@ impl Endpoint {
         let connections = ids.filter_map(|id| self.connections.get(id));
         let is_beside = connections.filter_map(Connection::session).next().is_some();
         if let Side::Client(client) = &mut self.side {
-            client.is_held_off = false;
             client.is_dialling = true;
             client.attempt = client.attempt.saturating_add(1);
             self.tools.events.push_back(Event::Dial {

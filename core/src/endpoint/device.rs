@@ -45,8 +45,8 @@ struct History {
 /// Kernels are known that refuse every super-packet of a kind, and such that refuse some, by their
 /// sizes. Finishing a refused packet costs a write in vain and nothing else. So a kind is given up once
 /// the device has refused more of it than it has taken, and three at least: at most half of all
-/// writes are in vain, and a peer that knows what this kernel refuses cannot take offload from the
-/// others.
+/// writes are in vain, and a peer that knows what this kernel refuses takes offload from the
+/// others only by sending more of it than they all have sent.
 pub(super) struct Device {
     offloads: Offloads,
     histories: [History; OffloadKind::LABELS.len()],

@@ -370,6 +370,12 @@ impl Endpoint {
             Side::Server(state) => state.peers.with(|peers| peers.name(peer)),
             Side::Client(_) => None,
         };
+        if let Side::Server(state) = &mut self.side
+            && !matches!(why, Unclaimed::Removed)
+        {
+            // It is not its hello that was wrong.
+            state.part_with(id, None);
+        }
         self.begin_closing(id, code, reason, now);
         let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
         if let Some(Stage::Closing { peer, .. }) = stage {

@@ -355,8 +355,9 @@ impl Lane {
         // peer's joke and only spoils its own figure.
         let elapsed = tools.timestamp_ms(now).saturating_sub(ack.timestamp_ms);
         let sample = Duration::from_millis(elapsed);
+        let next = self.sealer.next_sequence();
         let liveness = self.liveness.as_mut();
-        let ends_doubt = liveness.is_some_and(|it| it.note_answer(ack.sequence, sample));
+        let ends_doubt = liveness.is_some_and(|it| it.note_answer(ack.sequence, next, sample));
         Heard::RoundTrip { sample, ends_doubt }
     }
 

@@ -33,6 +33,9 @@ pub(crate) struct Liveness {
     handshake: Duration,
     /// The longest of the last round trips.
     round_trip: Option<Duration>,
+    /// Answers to packets before this number measure nothing: they waited in the same outage as one
+    /// that was measured.
+    measured_from: u64,
     /// Since when the socket takes no more bytes.
     blocked_at: Option<Instant>,
     doubt: Option<Doubt>,
@@ -66,6 +69,7 @@ impl Liveness {
             check_at: None,
             handshake,
             round_trip: None,
+            measured_from: 0,
             blocked_at: None,
             doubt: None,
         }
@@ -133,12 +137,19 @@ impl Liveness {
         self.doubt.take_if(is_silence).is_some()
     }
 
-    /// The packet of this number was answered, after `round_trip`. Says whether that ends a doubt.
-    pub(crate) fn note_answer(&mut self, sequence: u64, round_trip: Duration) -> bool {
-        // What took longer was an outage, and no measure for the next one.
-        let sample = round_trip.min(self.patience());
-        let longest = self.round_trip.unwrap_or_default();
-        self.round_trip = Some(sample.max(longest - longest / FORGET_DIVISOR));
+    /// The packet of this number was answered, after `round_trip`, and the next one will have the
+    /// number `next`. Says whether that ends a doubt.
+    pub(crate) fn note_answer(&mut self, sequence: u64, next: u64, round_trip: Duration) -> bool {
+        if sequence >= self.measured_from {
+            let patience = self.patience();
+            if round_trip > patience {
+                // An outage, perhaps, and all that waited in it would say so again.
+                self.measured_from = next;
+            }
+            let sample = round_trip.min(patience);
+            let longest = self.round_trip.unwrap_or_default();
+            self.round_trip = Some(sample.max(longest - longest / FORGET_DIVISOR));
+        }
         let is_proof = |doubt: &mut Doubt| match doubt {
             Doubt::Silent => true,
             Doubt::Changed { from } => sequence >= *from,
@@ -188,7 +199,7 @@ mod tests {
     fn measured(round_trip: Duration) -> Liveness {
         let mut liveness = Liveness::new(Duration::ZERO);
         for sequence in 0..3 {
-            let _ = liveness.note_answer(sequence, round_trip);
+            let _ = liveness.note_answer(sequence, sequence + 1, round_trip);
         }
         liveness
     }
@@ -204,7 +215,11 @@ mod tests {
             now = now + STEP;
             if let Some((asked_at, _)) = answer.take_if(|(_, at)| *at <= now) {
                 let _ = liveness.note_heard();
-                let _ = liveness.note_answer(u64::from(asked), now.since(asked_at));
+                let _ = liveness.note_answer(
+                    u64::from(asked),
+                    u64::from(asked) + 1,
+                    now.since(asked_at),
+                );
             }
             liveness.note_sealed(PacketType::Data, now);
             match liveness.check(now) {
@@ -268,16 +283,20 @@ mod tests {
         let mut liveness = Liveness::new(Duration::from_millis(1500));
         assert_eq!(patience(&mut liveness), Duration::from_secs(6));
         let mut liveness = Liveness::new(Duration::from_millis(1500));
-        let _ = liveness.note_answer(0, Duration::from_millis(900));
+        let _ = liveness.note_answer(0, 1, Duration::from_millis(900));
         assert_eq!(patience(&mut liveness), Duration::from_millis(3600));
     }
 
     #[test]
     fn an_outage_does_not_make_a_client_patient() {
         let mut liveness = measured(Duration::from_millis(20));
-        let _ = liveness.note_answer(3, Duration::from_secs(25));
-        for sequence in 4..10 {
-            let _ = liveness.note_answer(sequence, Duration::from_millis(20));
+        // Questions that waited in it, and are answered together.
+        for (sequence, waited) in [(3, 25), (4, 15), (5, 5)] {
+            let _ = liveness.note_answer(sequence, 6, Duration::from_secs(waited));
+        }
+        assert_eq!(liveness.patience(), MIN_PATIENCE * 4);
+        for sequence in 6..12 {
+            let _ = liveness.note_answer(sequence, sequence + 1, Duration::from_millis(20));
         }
         assert_eq!(patience(&mut liveness), MIN_PATIENCE);
     }

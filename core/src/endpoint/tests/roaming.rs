@@ -90,6 +90,32 @@ fn a_path_that_dies_while_something_is_sent_is_left_within_three_seconds() {
     assert_eq!(net.links.len(), 2, "it stays there");
 }
 
+/// A connection beside the doubted one was turned away for good, and then the doubted one works.
+#[test]
+fn a_hold_off_ends_with_the_doubt_in_which_it_began() {
+    let mut net = Net::connected(1);
+    let address = net.address_v4(0);
+    net.unreachable_for.insert(0);
+    silence(&mut net, 0);
+    change_path(&mut net);
+    let reason = CloseReason::Peer {
+        code: DisconnectCode::Superseded,
+        reason: String::new(),
+    };
+    let now = net.now;
+    net.clients[0].plan_dial(&reason, now);
+    revive(&mut net, 0);
+    net.unreachable_for.clear();
+    ping(&mut net, address, Duration::from_secs(1));
+    assert_eq!(net.links.len(), 1);
+
+    silence(&mut net, 0);
+    ping(&mut net, address, Duration::from_secs(4));
+
+    assert_eq!(net.links.len(), 2);
+    assert_goes_on(&mut net, address);
+}
+
 /// What is sent need not be answered, so a question goes with it.
 #[test]
 fn a_path_that_only_takes_packets_is_asked_for_a_sign_of_life() {
