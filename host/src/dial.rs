@@ -114,7 +114,8 @@ impl Dialer {
         Ok(())
     }
 
-    fn give_up(&mut self) {
+    /// Gives up what is under way, and a result that was not taken.
+    pub(crate) fn give_up(&mut self) {
         if let Some(dial) = self.dial.take() {
             dial.give_up();
         }

@@ -48,8 +48,9 @@ pub enum Signal {
 /// - SIGPIPE is already ignored by Rust's runtime.
 ///
 /// A process that is ended at once leaves the system as it is. The kernel takes the TUN device, and with
-/// it its addresses and routes; policy rules, firewall, kernel parameters and name servers stay until the
-/// next start puts them back from the [record of changes](crate::net).
+/// it its addresses and routes; policy rules, the guard's routes, firewall, kernel parameters and name
+/// servers stay until the next start puts them back from the [record of changes](crate::net). What was
+/// for a client's tunnel goes nowhere until then.
 ///
 /// Signals are caught, and lost, once this is dropped: keep it until the process ends.
 #[derive(Debug)]

@@ -216,6 +216,7 @@ impl World {
             }],
             routes: Vec::new(),
             resolvers: self.dice.addresses(),
+            is_loopback_down: false,
             has_ipv6: true,
             knows_ipv6: true,
         };

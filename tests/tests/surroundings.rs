@@ -110,6 +110,35 @@ fn nothing_for_pushed_networks_leaves_while_a_clients_network_is_put_back() {
     nothing_leaks(&quoted("server"));
 }
 
+/// Who cannot put anything back leaves what holds packets up, and the next start takes that away.
+#[test]
+fn nothing_leaves_in_the_clear_when_a_client_is_killed() {
+    let Some(lab) = Lab::new(1) else { return };
+    let client = &lab.clients[0];
+    add_default_routes(client);
+    let before = client.network_state();
+    let _server = lab.start_server(lab.server_settings().set("network.nat", true));
+    let mut settings = lab.client_settings(0);
+    let settings = settings.set("client.routes", quoted("full"));
+    let daemon = lab.start_client(0, settings);
+    client.await_ping_on_device(SERVER_V4, DEVICE);
+    await_ready(client);
+    daemon.kill();
+
+    let capture = Capture::start(client, &[INTERNET_V4, INTERNET_V6]);
+    let traffic = Traffic::start(client, &[INTERNET_V4, INTERNET_V6]);
+    thread::sleep(Duration::from_millis(200));
+    traffic.finish();
+    let leaked = capture.finish();
+    assert!(leaked.is_empty(), "{leaked:#?}");
+
+    let mut daemon = lab.start_client(0, settings);
+    client.await_ping_on_device(SERVER_V4, DEVICE);
+    daemon.signal(Signal::TERM);
+    daemon.await_exit();
+    await_state(client, &before, "the end");
+}
+
 /// The capture above would see a leak.
 #[test]
 fn what_leaves_without_a_tunnel_is_captured() {

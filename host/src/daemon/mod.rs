@@ -69,6 +69,10 @@ const CONTESTED: &str = "somebody else undoes again and again what is put back; 
 /// copied: it is woken by then.
 const PAUSE: Duration = Duration::from_micros(50);
 
+fn told_late(error: &io::Error) {
+    warn!(%error, "changes of the network are seen only every ten seconds");
+}
+
 /// What a daemon is made of.
 pub struct DaemonParts {
     /// The protocol's state.
@@ -201,7 +205,8 @@ impl Daemon {
         let peers = parts.endpoint.peers().cloned();
         let network = parts.network;
         let threads = parts.threads;
-        let watch = network.is_some().then(NetworkWatch::new).transpose()?;
+        let watch = network.is_some().then(NetworkWatch::new).transpose();
+        let watch = watch.inspect_err(told_late).unwrap_or_default();
         let network =
             network.map(|network| NetworkThread::start(network, &threads, Arc::clone(&reports)));
         let network = network.transpose()?;
@@ -375,7 +380,7 @@ impl Daemon {
         match self.watch.as_ref().map(NetworkWatch::take) {
             Some(Ok(kinds)) if !kinds.is_empty() => self.vigil.handle_change(Instant::now()),
             Some(Err(error)) => {
-                warn!(%error, "changes of the network are seen only every ten seconds");
+                told_late(&error);
                 self.watch = None;
             }
             _ => {}
@@ -384,8 +389,8 @@ impl Daemon {
 
     /// The system has been looked at, and put right where that was possible.
     fn handle_verified(&mut self, verification: Verification) {
-        let is_clean = verification.is_clean();
-        self.vigil.handle_look(is_clean, Instant::now());
+        let has_repaired = verification.has_repairs();
+        self.vigil.handle_look(has_repaired, Instant::now());
         self.metrics.count_repairs(&verification.repairs);
         let contested = || self.vigil.is_contested().then(|| CONTESTED.to_owned());
         let problem = verification.problem.or_else(contested);
@@ -467,6 +472,10 @@ impl Daemon {
             // Without the firewall's part or a rule, the server's answers would not come in.
             Event::Dial { attempt, .. } => {
                 self.dials += 1;
+                if let Some(dialer) = &mut self.dialer {
+                    // What an earlier one comes to would pass for this one's.
+                    dialer.give_up();
+                }
                 let now = Instant::now();
                 self.dial = Some((attempt, now + PATIENCE));
                 if self.looks_after_itself() {
@@ -569,7 +578,8 @@ impl Daemon {
             NetworkReport::Failed(NetError::Interrupted) => {}
             NetworkReport::Verified(verification) => self.handle_verified(verification),
             NetworkReport::Failed(error) => {
-                if self.worker.is_some() {
+                // What ends the daemon by itself is said once, at the end.
+                if self.worker.is_some() && !matches!(error, NetError::NoInterface(_)) {
                     error!(%error, "cannot set the network up; ending");
                 }
                 self.failure.get_or_insert(error);

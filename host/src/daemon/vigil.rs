@@ -10,8 +10,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A pause is at least so many times as long as the look before.
 const SHARE: u32 = 20;
 
-/// Decides when to look. What somebody else takes away again and again is put back ever more seldom:
-/// the pause doubles with each look in a row that has found something, up to [`REGULARLY`].
+/// Decides when to look. What somebody else takes away at once, again and again, is put back ever more
+/// seldom: the pause doubles with each look in a row that has put something back, up to [`REGULARLY`].
+/// Who lets more time pass than a pause is put right each time.
 #[derive(Debug)]
 pub(super) struct Vigil {
     due: Instant,
@@ -61,11 +62,12 @@ impl Vigil {
         is_due
     }
 
-    /// A look has ended. `is_clean` says that it has found everything in order.
-    pub(super) fn handle_look(&mut self, is_clean: bool, now: Instant) {
-        self.pause = match is_clean {
-            true => PAUSE,
-            false => (self.pause * 2).min(REGULARLY),
+    /// A look has ended. `has_repaired` says that something was put back. What cannot be put back makes
+    /// nothing slower: it undoes nothing.
+    pub(super) fn handle_look(&mut self, has_repaired: bool, now: Instant) {
+        self.pause = match has_repaired {
+            true => (self.pause * 2).min(REGULARLY),
+            false => PAUSE,
         };
         let began = self.began.take().unwrap_or(now);
         let by_length = now.saturating_duration_since(began) * SHARE;
@@ -90,7 +92,7 @@ mod tests {
     fn the_first_change_is_looked_at_at_once_and_the_next_ones_together() {
         let mut now = Instant::now();
         let mut vigil = Vigil::new(now);
-        look(&mut vigil, now, true);
+        look(&mut vigil, now, false);
         assert_eq!(vigil.poll_timeout(), Some(now + REGULARLY));
         now += Duration::from_secs(1);
         vigil.handle_change(now);
@@ -100,9 +102,9 @@ mod tests {
         vigil.handle_change(now);
         assert_eq!(vigil.poll_timeout(), None);
         assert!(!vigil.begin(now));
-        vigil.handle_look(true, now);
+        vigil.handle_look(false, now);
         assert_eq!(vigil.poll_timeout(), Some(now + PAUSE));
-        look(&mut vigil, now + PAUSE, true);
+        look(&mut vigil, now + PAUSE, false);
         // Nothing has changed since.
         assert_eq!(vigil.poll_timeout(), Some(now + PAUSE + REGULARLY));
     }
@@ -116,7 +118,7 @@ mod tests {
         while now < start + Duration::from_secs(60) {
             vigil.handle_change(now);
             now = vigil.poll_timeout().unwrap();
-            look(&mut vigil, now, false);
+            look(&mut vigil, now, true);
             looks += 1;
             assert_eq!(vigil.is_contested(), looks >= 5, "after {looks}");
         }
@@ -124,10 +126,23 @@ mod tests {
         vigil.handle_change(now);
         let next = vigil.poll_timeout().unwrap();
         assert_eq!(next, now + REGULARLY);
-        look(&mut vigil, next, true);
+        look(&mut vigil, next, false);
         assert!(!vigil.is_contested());
         vigil.handle_change(next + PAUSE);
         assert_eq!(vigil.poll_timeout(), Some(next + PAUSE));
+    }
+
+    #[test]
+    fn what_cannot_be_put_back_keeps_nothing_else_waiting() {
+        let mut now = Instant::now();
+        let mut vigil = Vigil::new(now);
+        for _ in 0..20 {
+            now = vigil.poll_timeout().unwrap();
+            look(&mut vigil, now, false);
+        }
+        vigil.handle_change(now + PAUSE);
+        assert_eq!(vigil.poll_timeout(), Some(now + PAUSE));
+        assert!(!vigil.is_contested());
     }
 
     #[test]
@@ -136,21 +151,21 @@ mod tests {
         let mut vigil = Vigil::new(now);
         assert!(vigil.begin(now));
         let end = now + Duration::from_millis(100);
-        vigil.handle_look(true, end);
+        vigil.handle_look(false, end);
         vigil.handle_change(end);
         assert_eq!(vigil.poll_timeout(), Some(end + Duration::from_secs(2)));
         // Before a dial all the same.
         vigil.demand(end);
         assert!(vigil.begin(end));
-        vigil.handle_look(true, end + Duration::from_secs(5));
+        vigil.handle_look(false, end + Duration::from_secs(5));
         assert_eq!(
             vigil.poll_timeout(),
             Some(end + Duration::from_secs(5) + REGULARLY)
         );
     }
 
-    fn look(vigil: &mut Vigil, now: Instant, is_clean: bool) {
+    fn look(vigil: &mut Vigil, now: Instant, has_repaired: bool) {
         assert!(vigil.begin(now));
-        vigil.handle_look(is_clean, now);
+        vigil.handle_look(has_repaired, now);
     }
 }

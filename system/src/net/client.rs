@@ -25,8 +25,8 @@ use super::{link, sysctl};
 /// (`SO_MARK`), and then reach the server whatever is routed into the tunnel and however the uplink
 /// changes.
 ///
-/// This is no kill switch: when the process is killed, its routes vanish with the device, and
-/// traffic leaves unprotected.
+/// This is no kill switch: when the client ends, traffic leaves unprotected. When the process is killed,
+/// its routes vanish with the device, but not those of the guard, which lead nowhere.
 pub struct ClientNet {
     guard: Guard,
     link: Option<(u32, LinkSetup)>,

@@ -24,7 +24,8 @@ impl Table {
     fn install(&mut self, paths: &Paths) -> Result<(), NetError> {
         nft::install(paths, self.family, &self.name, &self.chains)?;
         self.generation = nfnetlink::generation().ok();
-        self.listing = nft::list(paths, self.family, &self.name)?;
+        // It is there, though nobody can say how it looks: the next look installs it once more.
+        self.listing = nft::list(paths, self.family, &self.name).unwrap_or_default();
         Ok(())
     }
 

@@ -47,10 +47,11 @@ impl Plan {
             tunnel: FIRST_TABLE.wrapping_add(index),
             first_guard: FIRST_GUARD_TABLE.wrapping_add(index.wrapping_mul(GUARD_TABLES)),
         };
-        let routes =
-            guard(&allowed, tables)
-                .into_iter()
-                .chain(routes(&allowed, tables.tunnel, index));
+        let routes = guard(&allowed, tables, around).into_iter().chain(routes(
+            &allowed,
+            tables.tunnel,
+            index,
+        ));
         let destinations = allowed.inside.iter().chain(&allowed.blocked);
         let rules = policy::rules(destinations, tables, FWMARK);
         // A whole prefix would put the tunnel's network into the main table, and make a second
@@ -97,7 +98,7 @@ fn routes(allowed: &Allowed, table: u32, index: u32) -> Vec<Route> {
 }
 
 /// The routes of the guard's tables. What goes past the tunnel goes past them, too.
-fn guard(allowed: &Allowed, tables: Tables) -> Vec<Route> {
+fn guard(allowed: &Allowed, tables: Tables, around: &Surroundings) -> Vec<Route> {
     let mut routes = BTreeSet::new();
     for network in &allowed.inside {
         let table = tables.guard(network.prefix_len());
@@ -110,7 +111,7 @@ fn guard(allowed: &Allowed, tables: Tables) -> Vec<Route> {
         }));
         routes.insert(Route {
             destination: *network,
-            target: nowhere(*network),
+            target: nowhere(*network, around),
             table,
             metric: 0,
         });
@@ -121,11 +122,12 @@ fn guard(allowed: &Allowed, tables: Tables) -> Vec<Route> {
 /// Where packets vanish, but for those of a socket that is bound to an interface: DHCP clients, and
 /// who asks whether an uplink works, mean it. Loopback throws away what is not for this host, and is no
 /// reason for a reverse path filter to distrust a packet's source, as an unreachable route is. IPv6
-/// makes such a route of one through loopback, and leaves bound sockets alone.
-const fn nowhere(network: IpNet) -> RouteTarget {
+/// makes such a route of one through loopback, and leaves bound sockets alone. In a namespace whose
+/// loopback was never brought up there is no other way for IPv4 either.
+const fn nowhere(network: IpNet, around: &Surroundings) -> RouteTarget {
     match network {
-        IpNet::V4(_) => RouteTarget::Interface(LOOPBACK),
-        IpNet::V6(_) => RouteTarget::Unreachable,
+        IpNet::V4(_) if !around.is_loopback_down => RouteTarget::Interface(LOOPBACK),
+        IpNet::V4(_) | IpNet::V6(_) => RouteTarget::Unreachable,
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::error::AssignmentError;
-use super::netlink::Netlink;
+use super::netlink::{LOOPBACK, Netlink};
 use super::overlap::is_of_no_account;
 use super::setup::Paths;
 use super::sysctl;
@@ -26,6 +26,8 @@ pub struct Surroundings {
     pub routes: Vec<IpNet>,
     /// Name servers in use, but for those of the tunnel and of this host itself.
     pub resolvers: Vec<IpAddr>,
+    /// Whether nothing can be routed through the loopback device.
+    pub is_loopback_down: bool,
     /// Whether IPv6 addresses can be used.
     pub has_ipv6: bool,
     /// Whether there could be IPv6 traffic.
@@ -56,6 +58,7 @@ impl Surroundings {
         twice(|| {
             let mut found = Self {
                 resolvers: resolvers(paths),
+                is_loopback_down: !netlink.link(LOOPBACK).is_ok_and(|it| it.is_up),
                 has_ipv6: sysctl::has_ipv6(paths),
                 knows_ipv6: sysctl::knows_ipv6(paths),
                 ..Self::default()

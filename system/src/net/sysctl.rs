@@ -28,9 +28,11 @@ pub(super) fn write(paths: &Paths, key: &str, value: &str) -> Result<(), NetErro
 }
 
 /// Whether a parameter that was set to `wanted` still works as such: for a switch, anything but 0 is
-/// on.
-pub(super) fn is_in_force(found: &str, wanted: &str) -> bool {
+/// on. `accept_ra` was 1, which the kernel takes for 0 where it forwards; who has written 0 since
+/// listens to routers himself.
+pub(super) fn is_in_force(key: &str, found: &str, wanted: &str) -> bool {
     match wanted {
+        "2" if key.ends_with("/accept_ra") => found != "1",
         "1" => found != "0",
         _ => found == wanted,
     }

@@ -71,8 +71,14 @@ pub struct Verification {
 
 impl Verification {
     /// Whether everything was as it should be.
-    pub fn is_clean(&self) -> bool {
-        self.problem.is_none() && self.repairs.iter().all(|count| *count == 0)
+    #[cfg(test)]
+    pub(super) fn is_clean(&self) -> bool {
+        self.problem.is_none() && !self.has_repairs()
+    }
+
+    /// Whether anything was put back.
+    pub fn has_repairs(&self) -> bool {
+        self.repairs.iter().any(|count| *count > 0)
     }
 
     /// Whether something of this kind was put back.
@@ -208,15 +214,8 @@ impl Guard {
         let mut verification = Verification::default();
         let mut problems = Vec::new();
         for look in 1..=LOOKS {
-            let lost = match self.look() {
-                Ok(lost) => lost,
-                Err(error @ NetError::NoInterface(_)) => return Err(error),
-                Err(error) => {
-                    problems.push(error.to_string());
-                    break;
-                }
-            };
-            problems.clear();
+            let lost;
+            (lost, problems) = self.look()?;
             if look == LOOKS {
                 let lost = lost.iter().map(|loss| loss.describe(self.tun()));
                 problems.extend(lost.map(|loss| format!("{loss} is taken away again at once")));
@@ -232,20 +231,30 @@ impl Guard {
         Ok(verification)
     }
 
-    /// What is not as it was made. A device comes before all that depends on it.
-    fn look(&mut self) -> Result<Vec<Loss>, NetError> {
-        let device = self.look_at_device()?;
-        if !device.is_empty() {
-            return Ok(device);
+    /// What is not as it was made, and what cannot be looked at: that keeps nothing else from being put
+    /// back. A device comes before all that depends on it.
+    fn look(&mut self) -> Result<(Vec<Loss>, Vec<String>), NetError> {
+        let mut problems = Vec::new();
+        match self.look_at_device() {
+            Ok(device) if device.is_empty() => {}
+            Ok(device) => return Ok((device, problems)),
+            Err(error @ NetError::NoInterface(_)) => return Err(error),
+            Err(error) => problems.push(error.to_string()),
         }
-        let found = self.find().map_err(|source| NetError::Netlink {
-            action: "listing addresses, routes and rules".to_owned(),
-            source,
-        })?;
-        let mut lost = missing(self.changes(), &found);
-        lost.extend(self.lost_tables()?);
+        let mut lost = match self.find() {
+            Ok(found) => missing(self.changes(), &found),
+            Err(source) => {
+                let action = "listing addresses, routes and rules".to_owned();
+                problems.push(NetError::Netlink { action, source }.to_string());
+                Vec::new()
+            }
+        };
+        match self.lost_tables() {
+            Ok(tables) => lost.extend(tables),
+            Err(error) => problems.push(error.to_string()),
+        }
         let lost = lost.into_iter().map(Loss::Change);
-        Ok(lost.chain(self.lost_parameters()).collect())
+        Ok((lost.chain(self.lost_parameters()).collect(), problems))
     }
 
     fn look_at_device(&mut self) -> Result<Vec<Loss>, NetError> {
@@ -313,7 +322,7 @@ impl Guard {
         let lost = self.parameters.iter().filter_map(|(key, wanted)| {
             // A parameter of an interface goes with it.
             let found = sysctl::read(&self.paths, key).ok()?;
-            (!sysctl::is_in_force(&found, wanted)).then(|| Loss::Parameter {
+            (!sysctl::is_in_force(key, &found, wanted)).then(|| Loss::Parameter {
                 key: key.clone(),
                 wanted: wanted.clone(),
                 found,

@@ -417,6 +417,7 @@ fn home() -> Surroundings {
         gateways: vec![named("eth0", "192.0.2.1"), named("ppp0", "198.51.100.1")],
         routes: Vec::new(),
         resolvers: vec![address("192.0.2.53")],
+        is_loopback_down: false,
         has_ipv6: true,
         knows_ipv6: true,
     }

@@ -67,10 +67,17 @@ fn each_thing_that_is_gone_or_different_is_missing() {
 
 #[test]
 fn a_switch_is_on_whatever_it_is_but_off() {
-    assert!(sysctl::is_in_force("1", "1") && sysctl::is_in_force("2", "1"));
-    assert!(!sysctl::is_in_force("0", "1"));
-    assert!(sysctl::is_in_force("2", "2"));
-    assert!(!sysctl::is_in_force("1", "2"));
+    let is_on = |found| sysctl::is_in_force(sysctl::SRC_VALID_MARK, found, "1");
+    assert!(is_on("1") && is_on("2") && !is_on("0"));
+    let is_loose = |found| sysctl::is_in_force("net/ipv4/conf/all/rp_filter", found, "2");
+    assert!(is_loose("2") && !is_loose("1") && !is_loose("0"));
+}
+
+/// Who has switched it off listens to routers himself.
+#[test]
+fn router_advertisements_are_not_switched_on_against_somebodys_will() {
+    let listens = |found| sysctl::is_in_force("net/ipv6/conf/eth0/accept_ra", found, "2");
+    assert!(listens("2") && listens("0") && !listens("1"));
 }
 
 #[test]

@@ -185,6 +185,7 @@ fn surroundings() -> impl Strategy<Value = Surroundings> {
             gateways: gateways.into_iter().map(named).collect(),
             routes: routes.iter().map(IpNet::trunc).collect(),
             resolvers,
+            is_loopback_down: false,
             has_ipv6: ipv6,
             knows_ipv6: ipv6,
         },

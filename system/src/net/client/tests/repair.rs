@@ -325,3 +325,45 @@ fn lines(ns: &Namespace) -> Vec<String> {
     lines.sort_unstable();
     lines
 }
+
+/// A namespace whose loopback nobody has brought up.
+#[test]
+fn a_client_needs_no_loopback() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        ns.shell("ip link set lo down");
+        net.apply(&full(&[V4, V6])).unwrap();
+        assert!(net.verify().unwrap().is_clean());
+        assert_eq!(
+            ns.shell("ip route get 203.0.113.1 | grep -c 'dev tun0'"),
+            "1\n"
+        );
+    });
+}
+
+#[test]
+fn what_cannot_be_looked_at_keeps_nothing_else_from_being_put_back() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        net.apply(&full(&[V4, V6])).unwrap();
+        let nft = net.guard.paths.nft.clone();
+        let broken = ns.file("nft");
+        fs::write(&broken, "#!/bin/sh\necho out of order >&2; exit 1\n").unwrap();
+        ns.shell(&format!("chmod +x {}", broken.display()));
+        net.guard.paths.nft = broken;
+        ns.shell("nft add table inet somebody; ip link set tun0 down; ip link set tun0 up");
+
+        let verification = net.verify().unwrap();
+        assert!(verification.has_repaired(RepairKind::Route));
+        let problem = verification.problem.unwrap();
+        assert!(problem.contains("out of order"), "{problem}");
+
+        net.guard.paths.nft = nft;
+        assert_eq!(net.verify().unwrap().problem, None);
+        assert!(net.verify().unwrap().is_clean());
+    });
+}
