@@ -144,3 +144,25 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slab::Id as _;
+
+    /// Two writes of one socket under way at once could be swapped.
+    #[test]
+    fn one_batch_is_out_at_a_time() {
+        let mut pool = Pool::default();
+        let mut outbox = Outbox::new();
+        let id = ConnectionId::new(0, 0);
+        outbox.push_plain(b"first", b"", &mut pool);
+        let batch = outbox.take_batch(id).unwrap();
+        outbox.push_plain(b"second", b"", &mut pool);
+        assert!(outbox.is_out() && outbox.take_batch(id).is_none());
+        outbox.put_back(batch, 2, &mut pool);
+        let batch = outbox.take_batch(id).unwrap();
+        let bytes: Vec<u8> = batch.pieces().flatten().copied().collect();
+        assert_eq!(bytes, b"rstsecond");
+    }
+}

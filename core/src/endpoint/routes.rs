@@ -93,3 +93,28 @@ impl Routes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slab::Id as _;
+
+    #[test]
+    fn a_peer_in_the_place_of_another_has_none_of_its_sessions() {
+        let mut routes = Routes::default();
+        let [gone, newer] = [0, 1].map(|generation| PeerId::new(0, generation));
+        let session = SessionId::new(5, 0);
+        routes.set_session(gone, session);
+        assert_eq!(
+            (routes.session(gone), routes.session(newer)),
+            (Some(session), None)
+        );
+        routes.clear_session(newer, session);
+        assert_eq!(routes.session(gone), Some(session));
+        routes.set_worker(gone, WorkerId(3));
+        assert_eq!(
+            (routes.worker(gone), routes.worker(newer)),
+            (Some(WorkerId(3)), None)
+        );
+    }
+}

@@ -48,6 +48,26 @@ fn queues_share_the_memory_that_there_is_and_those_that_stand_still_lose() {
     assert_eq!(stats.dropped(DropReason::QueueFull), 0);
 }
 
+/// However long it is for a moment, a queue that moves loses nothing to those that stand still.
+#[test]
+fn old_packets_go_before_the_longest_queue() {
+    let mut net = two_that_do_not_read_and_one_that_does(MEBIBYTE);
+    let addresses = [0, 1, 2].map(|client| net.address_v4(client));
+    let send = |net: &mut Net, to, count: u16| {
+        for n in 0..count {
+            net.send_from(SERVER, &udp(SERVER_ADDRESS, to, n, &[0; 1000]));
+        }
+    };
+    send(&mut net, addresses[0], 150);
+    send(&mut net, addresses[1], 150);
+    net.run(Duration::from_millis(100));
+    assert_eq!(net.server.stats().dropped(DropReason::MemoryFull), 0);
+    send(&mut net, addresses[2], 300);
+    assert!(net.server.stats().dropped(DropReason::MemoryFull) > 0);
+    net.settle();
+    assert_eq!(net.received[2].len(), 300);
+}
+
 /// Packets of one instant say nothing of who stands still.
 #[test]
 fn of_queues_that_are_equally_old_the_longest_loses() {
