@@ -96,7 +96,7 @@ impl fmt::Debug for Threads {
 pub struct Thread<T>(JoinHandle<Option<T>>);
 
 impl<T> Thread<T> {
-    /// Waits for its result; none if it has panicked, which [`Threads::take_panic`] tells by then.
+    /// Waits for its result; none if it has panicked, which `Threads::take_panic` tells by then.
     pub fn join(self) -> Option<T> {
         self.0.join().ok().flatten()
     }
