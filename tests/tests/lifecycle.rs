@@ -173,6 +173,10 @@ fn what_a_killed_client_left_is_cleaned_up_by_the_next() {
     let _server = lab.start_server(settings.set("network.dns", r#"["10.8.0.1"]"#));
     let daemon = lab.start_client(0, &full_tunnel(&lab));
     client.await_ping(SERVER_V4);
+    // They come last.
+    await_true("the name servers are set", || {
+        client.resolv_conf().contains("10.8.0.1")
+    });
     daemon.kill();
     assert!(catches_everything(client));
     assert!(client.resolv_conf().contains("10.8.0.1"));
