@@ -18,7 +18,7 @@ use lostlove_tests::capture::Capture;
 use lostlove_tests::lab::{
     DEVICE, INTERNET_V4, INTERNET_V6, NetworkState, SERVER_V4, client_v4, quoted,
 };
-use lostlove_tests::{Daemon, Driver, Host, Lab, await_true, skip};
+use lostlove_tests::{Daemon, Host, Lab, await_true, skip};
 use rustix::process::Signal;
 
 const INTERNET: &str = r#"["203.0.113.0/24", "2001:db8:ff::/64"]"#;
@@ -238,36 +238,32 @@ fn a_flow_that_began_untranslated_is_translated_once_the_table_is_back() {
 /// A client whose device is taken from it says what happened, tells its server, and leaves nothing
 /// behind.
 #[test]
-fn a_daemon_whose_device_is_deleted_says_so_and_ends() {
-    for driver in [Driver::Mio, Driver::Smol] {
-        let Some(lab) = Lab::new(1) else { return };
-        let server = lab.start_server(&lab.server_settings());
-        let before = lab.clients[0].network_state();
-        let mut client = start_client(&lab, driver);
-        shell(&lab.clients[0], &format!("ip link del {DEVICE}"));
-        assert_ended(&mut client, &server);
-        lab.clients[0].network_state().assert_same_as(&before);
-    }
+fn a_client_whose_device_is_deleted_says_so_and_ends() {
+    let Some(lab) = Lab::new(1) else { return };
+    let server = lab.start_server(&lab.server_settings());
+    let before = lab.clients[0].network_state();
+    let mut client = start_client(&lab);
+    shell(&lab.clients[0], &format!("ip link del {DEVICE}"));
+    assert_ended(&mut client, &server);
+    lab.clients[0].network_state().assert_same_as(&before);
 }
 
 #[test]
 fn a_server_whose_device_is_deleted_says_so_and_ends() {
-    for driver in [Driver::Mio, Driver::Smol] {
-        let Some(lab) = Lab::new(1) else { return };
-        let before = lab.server.network_state();
-        let mut server = lab.server.start(&driver.server(), &lab.server_settings());
-        let client = start_client(&lab, Driver::of_client());
-        shell(&lab.server, &format!("ip link del {DEVICE}"));
-        assert_ended(&mut server, &client);
-        lab.server.network_state().assert_same_as(&before);
-    }
+    let Some(lab) = Lab::new(1) else { return };
+    let before = lab.server.network_state();
+    let mut server = lab.start_server(&lab.server_settings());
+    let client = start_client(&lab);
+    shell(&lab.server, &format!("ip link del {DEVICE}"));
+    assert_ended(&mut server, &client);
+    lab.server.network_state().assert_same_as(&before);
 }
 
 #[test]
 fn a_client_whose_device_is_moved_to_another_namespace_says_so_and_ends() {
     let Some(lab) = Lab::new(1) else { return };
     let server = lab.start_server(&lab.server_settings());
-    let mut client = start_client(&lab, Driver::of_client());
+    let mut client = start_client(&lab);
     let mut sleeper = resident(&lab.internet.netns);
     let script = format!("ip link set {DEVICE} netns {}", sleeper.id());
     shell(&lab.clients[0], &script);
@@ -413,8 +409,8 @@ fn add_default_routes(client: &Host) {
     client.netns.ip(route).unwrap();
 }
 
-fn start_client(lab: &Lab, driver: Driver) -> Daemon {
-    let daemon = lab.clients[0].start(&driver.client(), &lab.client_settings(0));
+fn start_client(lab: &Lab) -> Daemon {
+    let daemon = lab.start_client(0, &lab.client_settings(0));
     lab.clients[0].await_ping(SERVER_V4);
     daemon
 }
