@@ -95,6 +95,19 @@ impl Buffer {
         self.end = self.end.saturating_add(len).min(self.bytes.len());
     }
 
+    /// The smallest class that holds so many bytes of a packet that has not all come yet.
+    pub(crate) const fn class_for_part(len: usize) -> Class {
+        if len <= Class::Small.capacity() {
+            Class::Small
+        } else if len <= Class::Medium.capacity() {
+            Class::Medium
+        } else if len <= Class::Large.capacity() {
+            Class::Large
+        } else {
+            Class::Receive
+        }
+    }
+
     /// Whether it holds as much as any read may bring.
     pub(crate) fn is_for_reading(&self) -> bool {
         self.class == Class::Receive
@@ -157,7 +170,7 @@ pub(crate) struct Pool {
     free: [Vec<Box<[u8]>>; Class::ALL.len()],
     /// The fewest unused buffers of each class since the last look: so many were not needed.
     idle: [usize; Class::ALL.len()],
-    /// Bytes of buffers that somebody has.
+    /// Bytes of buffers that somebody has, and of unfinished entries.
     in_use: usize,
     /// Bytes given back to the allocator.
     freed: usize,
@@ -197,9 +210,19 @@ impl Pool {
         }
     }
 
-    /// Bytes of buffers that somebody has.
+    /// Bytes of buffers that somebody has, and of unfinished entries.
     pub(crate) const fn in_use(&self) -> usize {
         self.in_use
+    }
+
+    /// Counts memory elsewhere, of packets that are not in a buffer.
+    pub(crate) const fn hold(&mut self, bytes: usize) {
+        self.in_use += bytes;
+    }
+
+    /// The opposite of [`Self::hold`].
+    pub(crate) const fn release(&mut self, bytes: usize) {
+        self.in_use = self.in_use.saturating_sub(bytes);
     }
 
     /// Notes memory that went back to the allocator elsewhere.

@@ -96,6 +96,14 @@ impl Connection {
     }
 
     /// The lane of an active session.
+    pub(crate) fn lane(&self) -> Option<&Lane> {
+        match &self.stage {
+            Stage::Active { lane, .. } => Some(lane),
+            _ => None,
+        }
+    }
+
+    /// The lane of an active session.
     pub(crate) fn lane_mut(&mut self) -> Option<&mut Lane> {
         match &mut self.stage {
             Stage::Active { lane, .. } => Some(lane),
@@ -134,6 +142,9 @@ impl Connection {
         self.outbox.release(&mut tools.pool);
         if let Some(inbox) = self.inbox.take() {
             tools.pool.put(inbox);
+        }
+        if let Some(lane) = self.lane_mut() {
+            lane.release(tools);
         }
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct Tools {
     pub(crate) pool: Pool,
     pub(crate) stats: Stats,
     pub(crate) events: VecDeque<Event>,
+    /// Bytes that unfinished entries hold; they count as in use.
+    pub(crate) unfinished_bytes: usize,
     /// Empty buffers for entries that continue in another packet.
     spare_partials: Vec<Partial>,
     /// Unix time at [`Instant::ZERO`].
@@ -31,6 +33,7 @@ impl Tools {
             pool: Pool::default(),
             stats: Stats::default(),
             events: VecDeque::new(),
+            unfinished_bytes: 0,
             spare_partials: Vec::new(),
             unix_time_at_zero,
         }
@@ -45,6 +48,18 @@ impl Tools {
     /// An empty buffer for an entry that may continue in another packet.
     pub(crate) fn take_partial(&mut self) -> Partial {
         self.spare_partials.pop().unwrap_or_default()
+    }
+
+    /// An unfinished entry begins to hold so many bytes.
+    pub(crate) const fn hold_unfinished(&mut self, bytes: usize) {
+        self.unfinished_bytes += bytes;
+        self.pool.hold(bytes);
+    }
+
+    /// It no longer does.
+    pub(crate) const fn release_unfinished(&mut self, bytes: usize) {
+        self.unfinished_bytes -= bytes;
+        self.pool.release(bytes);
     }
 
     /// Gives back the memory that was not needed since the last look.

@@ -4,8 +4,11 @@ use core::time::Duration;
 
 use super::Endpoint;
 use crate::config::{Environment, Limits};
+use crate::connection::Connection;
 use crate::event::Event;
+use crate::session::lane::Lane;
 use crate::time::Instant;
+use crate::tools::Tools;
 
 /// Without a limit of its own, an endpoint takes this share of the machine's memory.
 const SHARE_OF_MACHINE: u64 = 4;
@@ -13,6 +16,11 @@ const SHARE_OF_MACHINE: u64 = 4;
 const MIN_DEFAULT: usize = 16 * 1024 * 1024;
 /// Whatever else takes memory, queues may hold this share of the bound.
 const SHARE_OF_QUEUES: usize = 4;
+/// Entries that are not finished may hold this share of the bound.
+const SHARE_OF_UNFINISHED: usize = 4;
+/// From this share of the bound on, the part of a packet that has come is moved to a buffer of its
+/// size.
+const SCARCE: usize = 2;
 /// When the bound is reached, this share of what queues may hold is made free at once, as looking
 /// for what has to go means looking at all sessions.
 const SLACK: usize = 8;
@@ -39,6 +47,11 @@ impl Memory {
             bound: limits.memory.or(share).unwrap_or(usize::MAX),
             shrink_at: now + SHRINK_INTERVAL,
         }
+    }
+
+    /// Whether memory is worth a copy.
+    pub(super) const fn is_scarce(&self, tools: &Tools) -> bool {
+        tools.pool.in_use() > self.bound / SCARCE
     }
 }
 
@@ -71,6 +84,32 @@ impl Endpoint {
         let allowed = bound.saturating_sub(others).max(bound / SHARE_OF_QUEUES);
         if queued > allowed {
             self.shed(allowed - allowed / SLACK, now);
+        }
+    }
+
+    /// Gives up unfinished entries if all of them together hold more than they may: those that are
+    /// there longest, as whoever goes on sending finishes soon.
+    pub(super) fn keep_entries_within_memory(&mut self) {
+        let allowed = self.memory.bound / SHARE_OF_UNFINISHED;
+        if self.tools.unfinished_bytes <= allowed {
+            return;
+        }
+        let goal = allowed - allowed / SLACK;
+        let mut held = Vec::new();
+        for (id, connection) in self.connections.iter() {
+            let entries = connection.lane().into_iter().flat_map(Lane::unfinished);
+            let holding = entries.filter(|(_, _, bytes)| *bytes > 0);
+            held.extend(holding.map(|(since, stream, _)| (since, id, stream)));
+        }
+        held.sort_unstable();
+        for (_, id, stream) in held {
+            if self.tools.unfinished_bytes <= goal {
+                return;
+            }
+            let connection = self.connections.get_mut(id);
+            if let Some(lane) = connection.and_then(Connection::lane_mut) {
+                lane.give_up_entry(stream, &mut self.tools);
+            }
         }
     }
 

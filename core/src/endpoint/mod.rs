@@ -485,7 +485,10 @@ impl Endpoint {
                 peer,
                 expires_at: now + LINGER,
             };
-            let before = core::mem::replace(&mut connection.stage, closing);
+            let mut before = core::mem::replace(&mut connection.stage, closing);
+            if let Stage::Active { lane, .. } = &mut before {
+                lane.release(&mut self.tools);
+            }
             let remote = connection.remote;
             self.undo(before, (id, remote), reason, now);
         }

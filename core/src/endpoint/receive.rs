@@ -156,8 +156,10 @@ impl Endpoint {
             self.tools.pool.put(inbox);
             return;
         };
-        if inbox.is_for_reading() && inbox.len() <= MAX_HELLO_LEN + HEADER_LEN {
-            let mut small = self.tools.pool.take(Class::Medium);
+        let is_short = inbox.len() <= MAX_HELLO_LEN + HEADER_LEN;
+        if inbox.is_for_reading() && (is_short || self.memory.is_scarce(&self.tools)) {
+            let class = Buffer::class_for_part(inbox.len().max(MAX_HELLO_LEN + HEADER_LEN));
+            let mut small = self.tools.pool.take(class);
             small.append(inbox.used());
             connection.inbox = Some(small);
             self.tools.pool.put(inbox);
@@ -431,7 +433,7 @@ impl Endpoint {
         if stream == 0 || stream > self.common.limits.max_streams {
             return Err(ProtocolError::Stream(stream));
         }
-        let mut partial = lane.take_partial(stream, &mut self.tools);
+        let (mut partial, mut since) = lane.take_partial(stream, &mut self.tools, now);
         if header.flags.contains(Flags::RST) {
             partial.clear();
         }
@@ -439,17 +441,16 @@ impl Endpoint {
         let ends = header.flags.contains(Flags::FIN) || header.flags.contains(Flags::RST);
         if !(plaintext.is_empty() && ends) {
             read_entries(plaintext, more, &mut partial, &mut |packet, offload| {
+                since = now;
                 self.handle_peer_packet(session, packet, offload, sink, now);
             })?;
         }
-        match self
-            .connections
-            .get_mut(id)
-            .and_then(|known| known.lane_mut())
-        {
-            Some(lane) => lane.keep_partial(stream, partial, &mut self.tools),
-            None => Ok(()),
+        let connection = self.connections.get_mut(id);
+        if let Some(lane) = connection.and_then(Connection::lane_mut) {
+            lane.keep_partial(stream, (partial, since), &mut self.tools)?;
+            self.keep_entries_within_memory();
         }
+        Ok(())
     }
 
     fn process_control(

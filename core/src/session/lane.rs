@@ -8,7 +8,7 @@ use super::liveness::{Finding, Liveness};
 use crate::buffer::{Buffer, Class};
 use crate::config::{Limits, Role, Rotation};
 use crate::crypto::{Direction, FreshSecret, Master, Suite};
-use crate::error::ProtocolError;
+use crate::error::{DropReason, ProtocolError};
 use crate::outbox::Outbox;
 use crate::record::{ExchangeInit, Opener, Sealer, respond};
 use crate::time::Instant;
@@ -39,7 +39,7 @@ pub(crate) struct Lane {
     /// Control packets that wait to be sealed; they go before any data.
     control: VecDeque<Control>,
     /// Entries that continue in the next packet of their stream.
-    partials: Vec<(u16, Partial)>,
+    unfinished: Vec<Unfinished>,
     exchange: Exchange,
     /// When a client starts the next exchange; never on a server.
     exchange_at: Instant,
@@ -55,6 +55,14 @@ pub(crate) struct Lane {
     last_opened: Instant,
     /// What a client knows of its path; a server does not look for another.
     liveness: Option<Liveness>,
+}
+
+/// An entry that continues in the next packet of its stream.
+struct Unfinished {
+    stream: u16,
+    partial: Partial,
+    /// When its first bytes came.
+    since: Instant,
 }
 
 /// Where the in-session key exchange stands.
@@ -131,7 +139,7 @@ impl Lane {
             sealer: Sealer::new(master.traffic(sending), suite, rotation, now),
             opener: Opener::new(master.traffic(receiving), suite, rotation, now),
             control: VecDeque::new(),
-            partials: Vec::new(),
+            unfinished: Vec::new(),
             exchange: Exchange::Idle,
             exchange_at,
             exchange_interval,
@@ -171,30 +179,67 @@ impl Lane {
         Ok(plaintext)
     }
 
-    /// The entry that continues in `stream`, or an empty one.
-    pub(crate) fn take_partial(&mut self, stream: u16, tools: &mut Tools) -> Partial {
-        let position = self.partials.iter().position(|(id, _)| *id == stream);
-        match position {
-            Some(at) => self.partials.swap_remove(at).1,
-            None => tools.take_partial(),
-        }
+    /// The entry that continues in `stream`, and since when; or an empty one, from now.
+    pub(crate) fn take_partial(
+        &mut self,
+        stream: u16,
+        tools: &mut Tools,
+        now: Instant,
+    ) -> (Partial, Instant) {
+        let position = self.unfinished.iter().position(|it| it.stream == stream);
+        let Some(at) = position else {
+            return (tools.take_partial(), now);
+        };
+        let found = self.unfinished.swap_remove(at);
+        tools.release_unfinished(found.partial.capacity());
+        (found.partial, found.since)
     }
 
     /// Keeps the entry for the next packet of `stream`.
     pub(crate) fn keep_partial(
         &mut self,
         stream: u16,
-        partial: Partial,
+        (partial, since): (Partial, Instant),
         tools: &mut Tools,
     ) -> Result<(), ProtocolError> {
         if partial.is_empty() {
             tools.keep_partial(partial);
-        } else if self.partials.len() >= MAX_PARTIALS {
+        } else if self.unfinished.len() >= MAX_PARTIALS {
             return Err(ProtocolError::UnfinishedEntries);
         } else {
-            self.partials.push((stream, partial));
+            tools.hold_unfinished(partial.capacity());
+            self.unfinished.push(Unfinished {
+                stream,
+                partial,
+                since,
+            });
         }
         Ok(())
+    }
+
+    /// Of each unfinished entry: since when it is there, its stream, and the bytes that it holds.
+    pub(crate) fn unfinished(&self) -> impl Iterator<Item = (Instant, u16, usize)> {
+        let all = self.unfinished.iter();
+        all.map(|it| (it.since, it.stream, it.partial.capacity()))
+    }
+
+    /// Gives up the unfinished entry of a stream.
+    pub(crate) fn give_up_entry(&mut self, stream: u16, tools: &mut Tools) {
+        let mut all = self.unfinished.iter_mut();
+        if let Some(it) = all.find(|it| it.stream == stream) {
+            tools.release_unfinished(it.partial.capacity());
+            tools.pool.note_freed(it.partial.capacity());
+            tools.stats.drop_packet(DropReason::MemoryFull);
+            it.partial.give_up();
+        }
+    }
+
+    /// Gives the memory of unfinished entries back, at the end.
+    pub(crate) fn release(&mut self, tools: &mut Tools) {
+        for it in self.unfinished.drain(..) {
+            tools.release_unfinished(it.partial.capacity());
+            tools.pool.note_freed(it.partial.capacity());
+        }
     }
 
     /// Seals `buffer`, whose used part is room for the header and then the plaintext; the tag goes

@@ -31,27 +31,38 @@ pub(crate) const fn encode_entry_header(len: u16, offload: Offload) -> [u8; ENTR
 /// is kept for the next packet. Dropping the value gives it back.
 #[derive(Default)]
 pub struct Partial {
-    /// The packet's bytes so far; empty between packets.
+    /// The packet's bytes so far; empty between packets, and once it is given up.
     bytes: Vec<u8>,
+    /// How many bytes have arrived; 0 between packets.
+    arrived: usize,
     /// Bytes of the whole packet.
     len: usize,
     offload: Offload,
+    /// Its bytes are no longer kept, and it goes nowhere.
+    is_given_up: bool,
 }
 
 impl Partial {
     /// Forgets the packet and keeps the buffer.
     pub fn clear(&mut self) {
         self.bytes.clear();
+        self.arrived = 0;
+        self.is_given_up = false;
+    }
+
+    /// Gives the memory back. The rest of the packet is read over when it comes.
+    pub fn give_up(&mut self) {
+        self.bytes = Vec::new();
+        self.is_given_up = true;
     }
 
     /// Whether no packet is unfinished.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.arrived == 0
     }
 
     /// Bytes of memory that the buffer holds.
-    #[cfg(any(test, feature = "internals"))]
-    pub fn capacity(&self) -> usize {
+    pub const fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
 
@@ -64,6 +75,10 @@ impl Partial {
     /// Grows by doubling, so that many small pieces cost no more than linear time, but never
     /// beyond the packet's length.
     fn extend(&mut self, bytes: &[u8]) {
+        self.arrived += bytes.len();
+        if self.is_given_up {
+            return;
+        }
         let needed = self.bytes.len() + bytes.len();
         if needed > self.bytes.capacity() {
             let capacity = needed.max(2 * self.bytes.capacity()).min(self.len);
@@ -72,8 +87,8 @@ impl Partial {
         self.bytes.extend_from_slice(bytes);
     }
 
-    fn missing(&self) -> usize {
-        self.len - self.bytes.len()
+    const fn missing(&self) -> usize {
+        self.len - self.arrived
     }
 }
 
@@ -81,7 +96,7 @@ impl Partial {
 impl fmt::Debug for Partial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Partial")
-            .field("arrived", &self.bytes.len())
+            .field("arrived", &self.arrived)
             .field("len", &self.len)
             .finish_non_exhaustive()
     }
@@ -135,7 +150,9 @@ fn read(
         if partial.missing() > 0 {
             return Some(());
         }
-        sink(&mut partial.bytes, partial.offload);
+        if !partial.is_given_up {
+            sink(&mut partial.bytes, partial.offload);
+        }
         partial.clear();
         rest = after;
     }
@@ -315,6 +332,21 @@ mod tests {
         )
         .unwrap();
         assert_eq!(payload[4], b'z');
+    }
+
+    #[test]
+    fn what_is_given_up_is_read_over() {
+        let mut partial = Partial::default();
+        let first = [0, 5, 0x85, 0x50, b'a'];
+        read_one(&first, true, &mut partial).unwrap();
+        partial.give_up();
+        assert_eq!((partial.capacity(), partial.is_empty()), (0, false));
+        assert_eq!(read_one(b"bc", true, &mut partial), Ok(vec![]));
+        let packets = read_one(b"de\x00\x01\x00\x00y", false, &mut partial).unwrap();
+        assert_eq!(packets, [(b"y".to_vec(), Offload::NONE)]);
+        read_one(&first, true, &mut partial).unwrap();
+        let packets = read_one(b"bcde", false, &mut partial).unwrap();
+        assert_eq!(packets, [(b"abcde".to_vec(), SEGMENTED)]);
     }
 
     #[test]
