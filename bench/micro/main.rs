@@ -6,6 +6,7 @@ use std::fmt;
 use lostlove_core::crypto::Suite;
 
 mod endpoint;
+mod handshake;
 mod ip;
 mod route;
 mod session;

@@ -2,8 +2,7 @@
 
 use core::fmt;
 
-use ml_kem::kem::{Decapsulate as _, Encapsulate as _, KeyExport as _};
-use ml_kem::ml_kem_768;
+use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PrivateKey, MlKem768PublicKey};
 use rand_core::CryptoRng;
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
@@ -13,6 +12,8 @@ use super::secret::{KEY_AGREEMENT, Secret, wiping};
 pub(crate) const ENCAPSULATION_KEY_LEN: usize = 1184;
 /// Bytes of a ciphertext (FIPS 203, table 3).
 pub(crate) const CIPHERTEXT_LEN: usize = 1088;
+/// Bytes of an expanded decapsulation key (FIPS 203, table 3).
+const DECAPSULATION_KEY_LEN: usize = 2400;
 
 /// Input that FIPS 203, section 7, refuses before anything is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,16 +43,16 @@ impl fmt::Debug for SharedSecret {
     }
 }
 
-impl From<ml_kem::kem::SharedKey<ml_kem::MlKem768>> for SharedSecret {
-    fn from(shared: ml_kem::kem::SharedKey<ml_kem::MlKem768>) -> Self {
-        let shared = Zeroizing::new(shared.0);
+impl From<[u8; 32]> for SharedSecret {
+    fn from(shared: [u8; 32]) -> Self {
+        let shared = Zeroizing::new(shared);
         Self(Secret::new(|bytes| *bytes = *shared))
     }
 }
 
 /// The secret half of an ephemeral key pair. It stays where it was made until it is erased, on
 /// drop.
-pub(crate) struct DecapsulationKey(Box<ml_kem_768::DecapsulationKey>);
+pub(crate) struct DecapsulationKey(Secret<DECAPSULATION_KEY_LEN>);
 
 impl DecapsulationKey {
     /// Draws a key pair from 64 random bytes, and returns the encapsulation key encoded.
@@ -59,9 +60,9 @@ impl DecapsulationKey {
         wiping::<KEY_AGREEMENT, _>(|| {
             let mut seed = Zeroizing::new([0; 64]);
             rng.fill_bytes(seed.as_mut_slice());
-            let key = Box::new(ml_kem_768::DecapsulationKey::from_seed((*seed).into()));
-            let encapsulation_key = key.encapsulation_key().to_bytes().0;
-            (Self(key), encapsulation_key)
+            let pair = mlkem768::generate_key_pair(*seed);
+            let key = Secret::new(|bytes| bytes.copy_from_slice(pair.sk()));
+            (Self(key), *pair.pk())
         })
     }
 
@@ -75,8 +76,12 @@ impl DecapsulationKey {
     ///
     /// [`KemError::Length`] when `ciphertext` is not [`CIPHERTEXT_LEN`] bytes long.
     pub(crate) fn decapsulate(&self, ciphertext: &[u8]) -> Result<SharedSecret, KemError> {
-        wiping::<KEY_AGREEMENT, _>(|| self.0.decapsulate_slice(ciphertext).map(SharedSecret::from))
-            .map_err(|_| KemError::Length(ciphertext.len()))
+        let len = KemError::Length(ciphertext.len());
+        let ciphertext = MlKem768Ciphertext::try_from(ciphertext).map_err(|_| len)?;
+        Ok(wiping::<KEY_AGREEMENT, _>(|| {
+            let key = MlKem768PrivateKey::from(self.0.as_bytes());
+            mlkem768::decapsulate(&key, &ciphertext).into()
+        }))
     }
 }
 
@@ -95,13 +100,16 @@ pub(crate) fn encapsulate(
     encapsulation_key: &[u8],
     rng: &mut impl CryptoRng,
 ) -> Result<([u8; CIPHERTEXT_LEN], SharedSecret), KemError> {
-    let key = encapsulation_key
-        .try_into()
+    let key = MlKem768PublicKey::try_from(encapsulation_key)
         .map_err(|_| KemError::Length(encapsulation_key.len()))?;
-    let key = ml_kem_768::EncapsulationKey::new(&key).map_err(|_| KemError::NotReduced)?;
+    if !mlkem768::validate_public_key(&key) {
+        return Err(KemError::NotReduced);
+    }
     Ok(wiping::<KEY_AGREEMENT, _>(|| {
-        let (ciphertext, shared) = key.encapsulate_with_rng(rng);
-        (ciphertext.0, shared.into())
+        let mut randomness = Zeroizing::new([0; 32]);
+        rng.fill_bytes(randomness.as_mut_slice());
+        let (ciphertext, shared) = mlkem768::encapsulate(&key, *randomness);
+        (*ciphertext.as_slice(), shared.into())
     }))
 }
 
@@ -109,6 +117,8 @@ pub(crate) fn encapsulate(
 mod tests {
     use core::convert::Infallible;
 
+    use ml_kem::kem::{Decapsulate as _, Encapsulate as _, KeyExport as _};
+    use ml_kem::ml_kem_768;
     use rand_chacha::ChaCha20Rng;
     use rand_core::{Rng as _, SeedableRng as _, TryCryptoRng, TryRng};
     use sha2::{Digest as _, Sha256};
@@ -119,7 +129,7 @@ mod tests {
 
     const _: () = {
         erased_on_drop::<SharedSecret>();
-        erased_on_drop::<ml_kem_768::DecapsulationKey>();
+        erased_on_drop::<Secret<DECAPSULATION_KEY_LEN>>();
     };
     assert_not_clone!(DecapsulationKey);
 
@@ -158,8 +168,8 @@ mod tests {
     #[test]
     fn key_generation_known_answer() {
         let seed: [u8; 64] = core::array::from_fn(|i| u8::try_from(i).unwrap());
-        let key = ml_kem_768::DecapsulationKey::from_seed(seed.into());
-        let public = key.encapsulation_key().to_bytes();
+        let public = mlkem768::generate_key_pair(seed);
+        let public = public.pk();
         assert_eq!(
             Sha256::digest(public).as_slice(),
             hex("0b7934c83125c788995e2ba6bd761e33046b3e40571be53e023309a29f398cc9")
@@ -191,6 +201,32 @@ mod tests {
             digest.as_slice(),
             hex("1114b1b6699ed191734fa339376afa7e285c9e6acf6ff0177d346696ce564415")
         );
+    }
+
+    /// From the same randomness, another implementation gives the same bytes.
+    #[test]
+    fn another_implementation_gives_the_same_bytes() {
+        for seed in 0..20 {
+            let rng = || ChaCha20Rng::from_seed([seed; 32]);
+            let (key, public) = DecapsulationKey::generate(&mut rng());
+            let mut bytes = [0; 64];
+            rng().fill_bytes(&mut bytes);
+            let reference = ml_kem_768::DecapsulationKey::from_seed(bytes.into());
+            let encapsulation_key = reference.encapsulation_key();
+            assert_eq!(public, encapsulation_key.to_bytes().0);
+
+            let (ciphertext, sent) = encapsulate(&public, &mut rng()).unwrap();
+            let (expected, shared) = encapsulation_key.encapsulate_with_rng(&mut rng());
+            assert_eq!((ciphertext, *sent.as_bytes()), (expected.0, shared.0));
+            let received = key.decapsulate(&ciphertext).unwrap();
+            assert_eq!(*received.as_bytes(), shared.0);
+
+            let mut altered = ciphertext;
+            altered[usize::from(seed)] ^= 1;
+            let rejected = reference.decapsulate_slice(&altered).unwrap();
+            let received = key.decapsulate(&altered).unwrap();
+            assert_eq!(*received.as_bytes(), rejected.0);
+        }
     }
 
     #[test]

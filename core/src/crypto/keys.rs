@@ -5,10 +5,10 @@ use core::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use x25519_dalek::StaticSecret;
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use super::secret::Secret;
+use super::x25519;
 
 /// A text that is not a key. It never repeats the text, which may be a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +65,7 @@ impl PublicKey {
 
 /// The u-coordinates of the points whose order divides eight, on the curve and on its twist: 0, 1,
 /// the two of order eight, -1, and 0 and 1 once more, spelled with the prime added.
-const LOW_ORDER: [[u8; 32]; 7] = [
+pub(super) const LOW_ORDER: [[u8; 32]; 7] = [
     ends(0x00, 0x00, 0x00),
     ends(0x01, 0x00, 0x00),
     [
@@ -134,7 +134,7 @@ impl SecretKey {
 
     /// The public key that belongs to this secret key.
     pub fn public_key(&self) -> PublicKey {
-        PublicKey(x25519_dalek::PublicKey::from(&StaticSecret::from(*self.as_bytes())).to_bytes())
+        PublicKey(x25519::public_key(self.as_bytes()))
     }
 
     /// The text form, for writing a key file.
@@ -212,9 +212,7 @@ mod tests {
 
     /// What scalar multiplication says, which costs as much as a handshake's.
     fn multiplies_to_zero(point: [u8; 32]) -> bool {
-        let probe = StaticSecret::from([0x55; 32]);
-        let shared = probe.diffie_hellman(&x25519_dalek::PublicKey::from(point));
-        !shared.was_contributory()
+        x25519::shared_secret(&[0x55; 32], &point).is_none()
     }
 
     /// Case 21: points of low order, non-canonical encodings and the ignored bit included.

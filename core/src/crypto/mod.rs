@@ -8,6 +8,7 @@ mod secret;
 mod suite;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod x25519;
 
 pub(crate) use aead::PacketKey;
 pub use keys::{KeyError, PresharedKey, PublicKey, SecretKey};

@@ -54,7 +54,7 @@
 //! - Visible to all: that this is LLP, its version, the suites, the session id, the length of
 //!   what the server pushes.
 //!
-//! The implementation of ML-KEM-768 (crate `ml-kem`) has not been audited. It only adds to
+//! The implementation of ML-KEM-768 (crate `libcrux-ml-kem`) has not been audited by others. It only adds to
 //! X25519: a fault in it cannot make the handshake weaker than X25519 alone.
 
 mod binding;

@@ -9,10 +9,9 @@ use sha2::{Digest as _, Sha512};
 use snow::params::{CipherChoice, DHChoice, HashChoice};
 use snow::resolvers::CryptoResolver;
 use snow::types::{Cipher, Dh, Hash, Random};
-use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
-use crate::crypto::Secret;
+use crate::crypto::{Secret, x25519};
 
 /// The primitives of `Noise_IKpsk2_25519_ChaChaPoly_SHA512`.
 pub(super) struct Primitives(pub(super) EphemeralSlot);
@@ -75,18 +74,10 @@ impl Random for EphemeralSlot {
 }
 
 /// X25519 (RFC 7748) that refuses a shared secret of all zeros (section 6.1).
+#[derive(Default)]
 struct X25519 {
-    secret: StaticSecret,
+    secret: Zeroizing<[u8; KEY_LEN]>,
     public: [u8; KEY_LEN],
-}
-
-impl Default for X25519 {
-    fn default() -> Self {
-        Self {
-            secret: StaticSecret::from([0; KEY_LEN]),
-            public: [0; KEY_LEN],
-        }
-    }
 }
 
 impl Dh for X25519 {
@@ -105,8 +96,8 @@ impl Dh for X25519 {
     fn set(&mut self, privkey: &[u8]) {
         // The trait has no error; `Noise` is the only caller and passes 32 bytes.
         if let Ok(bytes) = <[u8; KEY_LEN]>::try_from(privkey) {
-            self.secret = StaticSecret::from(*Zeroizing::new(bytes));
-            self.public = x25519_dalek::PublicKey::from(&self.secret).to_bytes();
+            *self.secret = *Zeroizing::new(bytes);
+            self.public = x25519::public_key(&self.secret);
         }
     }
 
@@ -122,19 +113,15 @@ impl Dh for X25519 {
     }
 
     fn privkey(&self) -> &[u8] {
-        self.secret.as_bytes()
+        self.secret.as_slice()
     }
 
     fn dh(&self, pubkey: &[u8], out: &mut [u8]) -> Result<(), snow::Error> {
         // `snow` passes buffers with room for the longest keys it knows.
         let theirs = pubkey.first_chunk::<KEY_LEN>().ok_or(snow::Error::Dh)?;
         let out = out.first_chunk_mut::<KEY_LEN>().ok_or(snow::Error::Dh)?;
-        let theirs = x25519_dalek::PublicKey::from(*theirs);
-        let shared = self.secret.diffie_hellman(&theirs);
-        if !shared.was_contributory() {
-            return Err(snow::Error::Dh);
-        }
-        *out = *shared.as_bytes();
+        let shared = x25519::shared_secret(&self.secret, theirs).ok_or(snow::Error::Dh)?;
+        *out = *shared;
         Ok(())
     }
 }
@@ -231,7 +218,7 @@ fn noise_nonce(counter: u64) -> Nonce {
 }
 
 /// Bytes of an X25519 key, and of a cipher key.
-pub(super) const KEY_LEN: usize = 32;
+pub(super) const KEY_LEN: usize = x25519::KEY_LEN;
 /// Bytes of a Poly1305 tag.
 pub(super) const TAG_LEN: usize = 16;
 

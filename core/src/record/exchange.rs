@@ -40,14 +40,13 @@
 use core::fmt;
 
 use rand_core::CryptoRng;
-use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
 use crate::crypto::kem::{self, CIPHERTEXT_LEN, DecapsulationKey, ENCAPSULATION_KEY_LEN};
-use crate::crypto::{FreshSecret, KEY_AGREEMENT, Secret, wiping};
+use crate::crypto::{FreshSecret, KEY_AGREEMENT, Secret, wiping, x25519};
 use crate::error::ProtocolError;
 
-const DH_LEN: usize = 32;
+const DH_LEN: usize = x25519::KEY_LEN;
 /// Bytes of the payload of a sealed HandshakeInit.
 pub const INIT_LEN: usize = DH_LEN + ENCAPSULATION_KEY_LEN;
 /// Bytes of the payload of a sealed HandshakeResponse.
@@ -67,7 +66,7 @@ impl ExchangeInit {
             let dh = ephemeral(rng);
             let (kem, encapsulation_key) = DecapsulationKey::generate(rng);
             let init = [
-                public_key(&dh).as_bytes().as_slice(),
+                x25519::public_key(dh.as_bytes()).as_slice(),
                 encapsulation_key.as_slice(),
             ]
             .concat();
@@ -116,7 +115,11 @@ pub fn respond(
         let dh = ephemeral(rng);
         let (ciphertext, kem) =
             kem::encapsulate(encapsulation_key, rng).map_err(|_| ProtocolError::Exchange)?;
-        let response = [public_key(&dh).as_bytes().as_slice(), ciphertext.as_slice()].concat();
+        let response = [
+            x25519::public_key(dh.as_bytes()).as_slice(),
+            ciphertext.as_slice(),
+        ]
+        .concat();
         let fresh = combine(&dh, client, &kem, init, &response)?;
         Ok((response, fresh))
     })
@@ -124,10 +127,6 @@ pub fn respond(
 
 fn ephemeral(rng: &mut impl CryptoRng) -> Secret<DH_LEN> {
     Secret::new(|bytes| rng.fill_bytes(bytes))
-}
-
-fn public_key(dh: &Secret<DH_LEN>) -> PublicKey {
-    PublicKey::from(&StaticSecret::from(*dh.as_bytes()))
 }
 
 fn split(payload: &[u8], len: usize) -> Result<(&[u8; DH_LEN], &[u8]), ProtocolError> {
@@ -144,14 +143,10 @@ fn combine(
     init: &[u8],
     response: &[u8],
 ) -> Result<FreshSecret, ProtocolError> {
-    let dh = StaticSecret::from(*dh.as_bytes());
-    let shared = dh.diffie_hellman(&PublicKey::from(*theirs));
-    if !shared.was_contributory() {
-        return Err(ProtocolError::Exchange);
-    }
+    let shared = x25519::shared_secret(dh.as_bytes(), theirs).ok_or(ProtocolError::Exchange)?;
     let mut ikm = Zeroizing::new([0; 64]);
     let (front, back) = ikm.split_at_mut(DH_LEN);
-    front.copy_from_slice(shared.as_bytes());
+    front.copy_from_slice(shared.as_slice());
     back.copy_from_slice(kem.as_bytes());
     Ok(FreshSecret::derive(
         &[init, response].concat(),
@@ -167,10 +162,9 @@ mod tests {
     use super::super::testing::{ETERNAL, open, pair, seal};
     use super::*;
     use crate::crypto::Suite;
-    use crate::crypto::testing::{assert_not_clone, erased_on_drop, hex};
+    use crate::crypto::testing::{assert_not_clone, hex};
     use crate::time::Instant;
 
-    const _: () = erased_on_drop::<StaticSecret>();
     assert_not_clone!(ExchangeInit);
 
     fn rng(seed: u8) -> ChaCha20Rng {
@@ -184,18 +178,6 @@ mod tests {
         sealer.mix(client, now);
         opener.mix(server, now);
         open(&mut opener, &seal(&mut sealer, b"", now), now).is_ok()
-    }
-
-    /// Case 19: RFC 7748, section 6.1.
-    #[test]
-    fn x25519_known_answer() {
-        let key = |text| <[u8; 32]>::try_from(hex(text)).unwrap();
-        let alice = key("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a");
-        let alice = StaticSecret::from(alice);
-        let bob = key("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f");
-        let shared = alice.diffie_hellman(&PublicKey::from(bob));
-        let expected = key("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742");
-        assert_eq!(shared.as_bytes(), &expected);
     }
 
     /// Case 19: a whole exchange, against other implementations of all that is in it.
@@ -265,11 +247,11 @@ mod tests {
     #[test]
     fn the_secret_takes_both_key_agreements_and_both_messages() {
         let (own, other) = (ephemeral(&mut rng(1)), ephemeral(&mut rng(2)));
-        let theirs = public_key(&ephemeral(&mut rng(3)));
+        let theirs = x25519::public_key(ephemeral(&mut rng(3)).as_bytes());
         let (_, public) = DecapsulationKey::generate(&mut rng(4));
         let kem = |seed| kem::encapsulate(&public, &mut rng(seed)).unwrap().1;
         let secret = |dh, seed, init, response| {
-            let fresh = combine(dh, theirs.as_bytes(), &kem(seed), init, response).unwrap();
+            let fresh = combine(dh, &theirs, &kem(seed), init, response).unwrap();
             *fresh.as_bytes()
         };
         let base = secret(&own, 5, b"init", b"response");
