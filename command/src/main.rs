@@ -10,7 +10,7 @@ use lostlove_command::{demo, keys};
 use lostlove_config::{ConfigError, Routes, ServerAddress};
 use lostlove_core::config::Role;
 use lostlove_host::args::{self, Exit, print_usage};
-use lostlove_host::setup::{self, AddPeer, SetupError};
+use lostlove_host::setup::{self, AddPeer, AddedPeer, Remembered, SetupError};
 
 /// Keys, profiles and a demonstration for the LostLove VPN
 #[derive(Parser)]
@@ -45,7 +45,8 @@ struct AddPeerArgs {
     /// The server's configuration
     #[arg(long, short, value_name = "FILE", default_value = default_config())]
     config: PathBuf,
-    /// Where clients reach the server; by default the address of this host's default route
+    /// Where clients reach the server; remembered as server.public_address. By default what that says, or
+    /// else the address of this host's default route
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<ServerAddress>,
     /// New file for the profile; by default it goes to standard output
@@ -124,11 +125,34 @@ fn add_peer(args: AddPeerArgs) -> Result<(), SetupError> {
         request.config.display(),
         added.server,
     ));
-    if request.server.is_none() {
-        say("If this host is behind NAT, set `server` in the profile to its public address.");
+    if let Some(remark) = remark(&added) {
+        say(&remark);
     }
     say("A server that runs must be restarted before it lets the new client in.");
     Ok(())
+}
+
+/// What is to be said of where the server is.
+fn remark(added: &AddedPeer) -> Option<String> {
+    let server = &added.server;
+    match &added.remembered {
+        Remembered::Already => None,
+        Remembered::Now => Some(format!(
+            "The next ones will, too: server.public_address is {server} from now on."
+        )),
+        Remembered::Otherwise(other) => Some(format!(
+            "The next one will connect to {other}, unless you change server.public_address."
+        )),
+        Remembered::Guessed => Some(
+            "If this host is behind NAT, set `server` in the profile to its public address; the next \
+             time, give it with --server."
+                .to_owned(),
+        ),
+        Remembered::NoPlace => Some(format!(
+            "To have the next one connect there, too, add to the configuration:\n\
+             [server]\npublic_address = \"{server}\""
+        )),
+    }
 }
 
 fn advice(error: &SetupError) -> &'static str {

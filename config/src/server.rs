@@ -19,6 +19,7 @@ use crate::reader::value::{
 };
 use crate::reader::{At, Entry, Found, Reader, Section};
 use crate::sections::{self, MAX_RATE, MonitoringDefaults, values};
+use crate::server_address::ServerAddress;
 use crate::settings::{DEFAULT_PORT, ServerHost, ServerSettings, TunOptions};
 use crate::source::{Source, read_config};
 use crate::tunnel::{self, Tunnel};
@@ -197,6 +198,7 @@ fn with_key<'t>(
     let monitoring = sections::monitoring(reader, root, &MONITORING, &listen);
     let host = ServerHost {
         listen,
+        public_address: public_address(reader, &server),
         forwarding: reader.read(&network, "forwarding", boolean).or(true),
         nat: forwarding::nat(reader, &network),
         inbound: forwarding::inbound(reader, &network, &tunnel, &peers.routes),
@@ -384,6 +386,13 @@ fn listen<'t>(reader: &mut Reader<'t>, server: &Section<'t>, tunnel: &Tunnel) ->
         listen.push((Ipv6Addr::UNSPECIFIED, port).into());
     }
     listen
+}
+
+/// Where clients reach the server. Nothing of the server itself depends on it.
+fn public_address<'t>(reader: &mut Reader<'t>, server: &Section<'t>) -> Option<ServerAddress> {
+    let address = parsed::<ServerAddress>("a server such as \"vpn.example.org:8443\"");
+    let entry = reader.read(server, "public_address", address);
+    entry.given().map(|found| found.value)
 }
 
 /// One address or a list of them; empty for the default.

@@ -42,6 +42,8 @@ pub struct ServerHost {
     /// Addresses to accept TCP connections on. Without a configured `bind_address` these are
     /// `0.0.0.0` and `[::]`. An IPv6 address stands for IPv6 alone.
     pub listen: Vec<SocketAddr>,
+    /// Where clients reach the server, for their profiles; none if the file does not say.
+    pub public_address: Option<ServerAddress>,
     /// The tunnel device.
     pub tun: TunOptions,
     /// Networks behind peers, to route into the tunnel device.

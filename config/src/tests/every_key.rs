@@ -14,6 +14,7 @@ use crate::{ClientSettings, ServerSettings};
 const SERVER: &[(&str, &str)] = &[
     ("server.bind_address", "'127.0.0.1'"),
     ("server.port", "443"),
+    ("server.public_address", "'vpn.example:443'"),
     ("server.max_connections", "10"),
     ("server.worker_threads", "2"),
     ("network.tun_name", "'tun7'"),

@@ -10,7 +10,8 @@ const CLIENT: &str = include_str!("../../../examples/client.toml");
 const PLACEHOLDER: &str = "44 characters of base64";
 
 /// Keys whose comment says that they have no default.
-const NO_DEFAULT: [&str; 7] = [
+const NO_DEFAULT: [&str; 8] = [
+    "server.public_address",
     "limits.memory",
     "network.inbound",
     "network.congestion_control",

@@ -13,8 +13,11 @@ use crate::server_address::ServerAddress;
 use crate::settings::{DEFAULT_PORT, Routes};
 use crate::tunnel::ADDRESS_V4;
 
+mod file;
+mod outline;
 mod peer;
 
+pub use file::ServerFile;
 pub use peer::{Assigned, NewPeer, add_peer};
 
 /// Room for a client's file: growing would leave copies of its secrets behind.

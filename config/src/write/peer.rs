@@ -1,7 +1,6 @@
 //! One more peer in a server's file.
 
-use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -9,6 +8,8 @@ use lostlove_core::config::Peer;
 use lostlove_core::crypto::{PresharedKey, PublicKey};
 use zeroize::Zeroizing;
 
+use super::file::ServerFile;
+use super::outline::Taken;
 use super::{List, line};
 use crate::pool::{lowest_free_v4, lowest_free_v6};
 use crate::problem::{ConfigError, Problem};
@@ -56,7 +57,17 @@ pub fn add_peer(
     path: &Path,
     peer: &NewPeer,
 ) -> Result<(Zeroizing<String>, Assigned), ConfigError> {
-    let mode = mode_of(path);
+    let text = Zeroizing::new(server_toml.to_owned());
+    ServerFile::new(path, text, mode_of(path))?.add_peer(peer)
+}
+
+/// The same, and reads all of the file, before and after.
+pub(super) fn add_to_whole(
+    server_toml: &str,
+    path: &Path,
+    mode: Option<u32>,
+    peer: &NewPeer,
+) -> Result<(Zeroizing<String>, Assigned), ConfigError> {
     let settings = server::read(&Source::new(path, server_toml, mode))?;
     let refuse = |key: &str, message: String| {
         ConfigError::Invalid(vec![Problem {
@@ -66,7 +77,7 @@ pub fn add_peer(
             message,
         }])
     };
-    let (key, message) = match assign(&settings, peer) {
+    let (key, message) = match assign(&settings, &Taken::of(&settings), peer) {
         Ok(assigned) => {
             let text = append(server_toml, peer, &assigned);
             return match server::read(&Source::new(path, &text, mode)) {
@@ -80,34 +91,35 @@ pub fn add_peer(
 }
 
 /// Addresses for `peer`, or the key and the message of what is in its way.
-fn assign(settings: &ServerSettings, peer: &NewPeer) -> Result<Assigned, (&'static str, String)> {
+pub(super) fn assign(
+    settings: &ServerSettings,
+    taken: &Taken,
+    peer: &NewPeer,
+) -> Result<Assigned, (&'static str, String)> {
     if !is_peer_name(&peer.name) {
         let message = format!("expected {PEER_NAME}, found {}", quoted(&peer.name));
         return Err(("peers.name", message));
     }
-    if settings.peers.iter().any(|known| known.name == peer.name) {
+    if taken.names.contains(&peer.name) {
         let message = format!("{} is already taken", quoted(&peer.name));
         return Err(("peers.name", message));
     }
-    let same_key = |known: &&Peer| known.public_key == peer.public_key;
-    if let Some(known) = settings.peers.iter().find(same_key) {
-        let message = format!("this key is already taken by {}", quoted(&known.name));
+    if taken.keys.contains(&peer.public_key) {
+        let same_key = |known: &&Peer| known.public_key == peer.public_key;
+        let whose = settings.peers.iter().find(same_key);
+        let whose = whose.map_or_else(String::new, |known| quoted(&known.name));
+        let message = format!("this key is already taken by {whose}");
         return Err(("peers.public_key", message));
     }
-    free_addresses(settings)
+    free_addresses(settings, taken)
 }
 
-fn free_addresses(settings: &ServerSettings) -> Result<Assigned, (&'static str, String)> {
+fn free_addresses(
+    settings: &ServerSettings,
+    taken: &Taken,
+) -> Result<Assigned, (&'static str, String)> {
     let server = &settings.endpoint.server;
-    let own_v6 = server.address_v6.map(|network| network.addr());
-    let mut taken: HashSet<IpAddr> = HashSet::new();
-    taken.insert(IpAddr::V4(server.address_v4.addr()));
-    taken.extend(own_v6.map(IpAddr::V6));
-    for known in &settings.peers {
-        taken.extend(known.address_v4.map(IpAddr::V4));
-        taken.extend(known.address_v6.map(IpAddr::V6));
-    }
-    let taken = |address| taken.contains(&address);
+    let taken = |address| taken.addresses.contains(&address);
     let none_left = |key, network: IpNet| (key, format!("no free address in {}", network.trunc()));
     let v4 = server.address_v4;
     let address_v4 =
@@ -125,7 +137,7 @@ fn free_addresses(settings: &ServerSettings) -> Result<Assigned, (&'static str, 
     })
 }
 
-fn append(server_toml: &str, peer: &NewPeer, assigned: &Assigned) -> Zeroizing<String> {
+pub(super) fn append(server_toml: &str, peer: &NewPeer, assigned: &Assigned) -> Zeroizing<String> {
     let capacity = server_toml.len() + PEER_CAPACITY + peer.routes.len() * ROUTE_BYTES;
     let mut added = Zeroizing::new(String::with_capacity(capacity));
     if !server_toml.is_empty() && !server_toml.ends_with('\n') {

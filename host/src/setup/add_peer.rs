@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use lostlove_config::write::{self, Assigned, NewClient, NewPeer};
-use lostlove_config::{ConfigError, Routes, ServerAddress, ServerSettings, load_server};
+use lostlove_config::write::{self, Assigned, NewClient, NewPeer, ServerFile};
+use lostlove_config::{ConfigError, Routes, ServerAddress};
 use lostlove_core::crypto::{PresharedKey, PublicKey, SecretKey};
 use lostlove_system::lock::LockFile;
 use zeroize::Zeroizing;
@@ -19,7 +20,7 @@ pub struct AddPeer {
     pub name: String,
     /// The server's configuration.
     pub config: PathBuf,
-    /// Where clients reach the server; none for a guess.
+    /// Where clients reach the server; none for what the configuration says, or else for a guess.
     pub server: Option<ServerAddress>,
     /// A file for the profile that does not exist yet; none for the writer.
     pub output: Option<PathBuf>,
@@ -34,10 +35,27 @@ pub struct AddedPeer {
     pub assigned: Assigned,
     /// Where the profile says that the server is.
     pub server: ServerAddress,
+    /// Where the configuration says that it is.
+    pub remembered: Remembered,
+}
+
+/// Whether the next peer's profile says the same of the server without being told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remembered {
+    /// It does, and did before.
+    Already,
+    /// It does from now on.
+    Now,
+    /// It says this instead.
+    Otherwise(ServerAddress),
+    /// It is a guess: nobody has said where the server is.
+    Guessed,
+    /// It is guessed again: there is no `[server]` to write the address into.
+    NoPlace,
 }
 
 /// Makes keys for a client, adds it to the server's configuration and writes its profile: to
-/// `request.output`, or else to `output`.
+/// `request.output`, or else to `output`. Where the server is, once said, is written down as well.
 ///
 /// The profile comes first, so that the configuration knows no client that nobody is; a profile's
 /// file is removed again when the configuration cannot be replaced.
@@ -47,22 +65,12 @@ pub struct AddedPeer {
 /// When there is no randomness, the configuration is wrong, the name is taken, no address is left,
 /// the server's address cannot be guessed, or a file cannot be written.
 pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer, SetupError> {
-    let unreadable = |source| ConfigError::Unreadable {
-        path: request.config.clone(),
-        source,
-    };
     let _lock = lock(&request.config)?;
-    let settings = load_server(&request.config)?;
-    let server = match &request.server {
-        Some(server) => server.clone(),
-        None => guess_server(&settings)?,
-    };
-    let text = Zeroizing::new(fs::read_to_string(&request.config).map_err(unreadable)?);
+    let mut file = ServerFile::read(&request.config)?;
+    let (server, remembered) = server_of(request.server.as_ref(), &mut file)?;
     let client = Client::new(&request.name)?;
-    let peer = client.peer();
-    let (text, assigned) = write::add_peer(&text, &request.config, &peer)?;
-    let server_key = settings.endpoint.server.secret_key.public_key();
-    let profile = client.profile(&server, server_key, &request.routes);
+    let (text, assigned) = file.add_peer(&client.peer())?;
+    let profile = client.profile(&server, file.public_key(), &request.routes);
     match &request.output {
         Some(path) => files::create(path, &profile)?,
         None => output
@@ -77,7 +85,34 @@ pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer,
         }
         return Err(error);
     }
-    Ok(AddedPeer { assigned, server })
+    Ok(AddedPeer {
+        assigned,
+        server,
+        remembered,
+    })
+}
+
+/// Where clients reach the server, and what its file says of that from now on.
+fn server_of(
+    given: Option<&ServerAddress>,
+    file: &mut ServerFile,
+) -> Result<(ServerAddress, Remembered), SetupError> {
+    let known = file.public_address().cloned();
+    Ok(match (given.cloned(), known) {
+        (None, Some(known)) => (known, Remembered::Already),
+        (None, None) => (guess_server(file.listen())?, Remembered::Guessed),
+        (Some(given), Some(known)) if given == known => (given, Remembered::Already),
+        (Some(given), Some(known)) => (given, Remembered::Otherwise(known)),
+        (Some(given), None) => {
+            let has_place = file.set_public_address(&given);
+            let remembered = if has_place {
+                Remembered::Now
+            } else {
+                Remembered::NoPlace
+            };
+            (given, remembered)
+        }
+    })
 }
 
 /// Locks the folder of a configuration; if there is none, that is what is said.
@@ -133,8 +168,8 @@ impl<'a> Client<'a> {
     }
 }
 
-fn guess_server(settings: &ServerSettings) -> Result<ServerAddress, SetupError> {
-    let listen = settings.host.listen.first();
+fn guess_server(listen: &[SocketAddr]) -> Result<ServerAddress, SetupError> {
+    let listen = listen.first();
     let bound = listen
         .map(|address| address.ip())
         .filter(|ip| !ip.is_unspecified());
@@ -151,7 +186,7 @@ fn guess_server(settings: &ServerSettings) -> Result<ServerAddress, SetupError> 
 mod tests {
     use std::io;
 
-    use lostlove_config::load_client;
+    use lostlove_config::{load_client, load_server};
     use tempfile::TempDir;
 
     use super::*;
@@ -182,6 +217,44 @@ mod tests {
         let both = [client.preshared_key, peer.preshared_key];
         let [ours, theirs] = both.map(|key| *key.unwrap().as_bytes());
         assert_eq!(ours, theirs);
+    }
+
+    #[test]
+    fn where_the_server_is_need_be_said_once() {
+        let (_folder, config) = server();
+        let untouched = fs::read_to_string(&config).unwrap();
+        let add = |name: &str, server: Option<&str>| {
+            let request = AddPeer {
+                server: server.map(|text| text.parse().unwrap()),
+                ..request(name, &config, None)
+            };
+            let mut profile = Vec::new();
+            let added = add_peer(&request, &mut profile).unwrap();
+            let line = format!("server = \"{}\"\n", added.server);
+            assert!(
+                String::from_utf8(profile).unwrap().contains(&line),
+                "{line}"
+            );
+            (added.server.to_string(), added.remembered)
+        };
+        assert_eq!(
+            add("a", Some("vpn.example")),
+            ("vpn.example:8443".to_owned(), Remembered::Now)
+        );
+        let said = "vpn.example:8443".to_owned();
+        assert_eq!(add("b", None), (said.clone(), Remembered::Already));
+        assert_eq!(
+            add("c", Some("vpn.example:8443")),
+            (said.clone(), Remembered::Already)
+        );
+        let otherwise = Remembered::Otherwise(said.parse().unwrap());
+        assert_eq!(add("d", Some("other:1")), ("other:1".to_owned(), otherwise));
+        assert_eq!(add("e", None), (said, Remembered::Already));
+        // Nothing else has changed but what was appended.
+        let text = fs::read_to_string(&config).unwrap();
+        let line = "public_address = \"vpn.example:8443\"\n";
+        assert_eq!(text.matches(line).count(), 1);
+        assert!(text.replace(line, "").starts_with(&untouched), "{text}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use lostlove_core::crypto::KeyError;
 use lostlove_system::lock::LockError;
 use zeroize::Zeroizing;
 
-pub use self::add_peer::{AddPeer, AddedPeer, add_peer};
+pub use self::add_peer::{AddPeer, AddedPeer, Remembered, add_peer};
 pub use self::first_start::{
     FirstStart, FirstStartPlan, Reach, first_start, make_default_key, plan_default_key,
     plan_first_start,
