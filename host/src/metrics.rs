@@ -112,7 +112,7 @@ impl Metrics {
 
     /// Adds to the figures of what was put back, in the order of
     /// [`RepairKind::LABELS`](lostlove_system::net::RepairKind::LABELS).
-    pub fn count_repairs(&self, repairs: &[u64; 7]) {
+    pub fn count_repairs(&self, repairs: &[u64; 8]) {
         if let Some(server) = &self.server {
             for (total, count) in server.shared.repairs.iter().zip(repairs) {
                 total.fetch_add(*count, Ordering::Relaxed);
@@ -209,7 +209,7 @@ struct Shared {
     /// What is wrong with the system.
     problem: Mutex<Option<String>>,
     /// What was put back, by kind.
-    repairs: [AtomicU64; 7],
+    repairs: [AtomicU64; 8],
     wanted: Wake,
     published: Wake,
     stop: Wake,
@@ -221,7 +221,7 @@ impl Shared {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn repairs(&self) -> [u64; 7] {
+    fn repairs(&self) -> [u64; 8] {
         self.repairs.each_ref().map(|it| it.load(Ordering::Relaxed))
     }
 }

@@ -72,8 +72,21 @@ impl LockFile {
     /// When somebody else holds it all that time, or the file cannot be made or opened: a symbolic
     /// link is not followed.
     pub fn acquire(path: &Path, patience: Duration) -> Result<Self, LockError> {
+        Self::acquire_unless(path, patience, || false)
+    }
+
+    /// The same, but waits no more once `is_over`.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::acquire`].
+    pub(crate) fn acquire_unless(
+        path: &Path,
+        patience: Duration,
+        is_over: impl Fn() -> bool,
+    ) -> Result<Self, LockError> {
         Ok(Self {
-            _file: lock(path, patience)?,
+            _file: lock(path, patience, is_over)?,
             path: path.to_owned(),
         })
     }
@@ -88,20 +101,25 @@ impl Drop for LockFile {
 }
 
 /// Makes `path` with mode 0600 unless it exists, opens it to read and to append, and waits for its
-/// lock, no longer than `patience`. Until the file is closed it is the one that `path` names,
-/// unless its holder removes it.
+/// lock, no longer than `patience`, and no more once `is_over`. Until the file is closed it is the one
+/// that `path` names, unless its holder removes it.
 ///
 /// # Errors
 ///
 /// As of [`LockFile::acquire`].
-pub(crate) fn lock(path: &Path, patience: Duration) -> Result<File, LockError> {
-    lock_if(path, patience, REPLACED, is_still)
+pub(crate) fn lock(
+    path: &Path,
+    patience: Duration,
+    is_over: impl Fn() -> bool,
+) -> Result<File, LockError> {
+    lock_if(path, patience, REPLACED, is_over, is_still)
 }
 
 fn lock_if(
     path: &Path,
     patience: Duration,
     replaced: Duration,
+    is_over: impl Fn() -> bool,
     is_still: impl Fn(&Path, &File) -> bool,
 ) -> Result<File, LockError> {
     let start = Instant::now();
@@ -118,7 +136,7 @@ fn lock_if(
             Err(Errno::WOULDBLOCK) => (holder_of(&file), patience),
             Err(errno) => return Err(failed(errno.into())),
         };
-        if start.elapsed() >= patience {
+        if start.elapsed() >= patience || is_over() {
             return Err(LockError::Held {
                 path: path.to_owned(),
                 holder,
@@ -139,7 +157,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Whether `path` still names this file.
-fn is_still(path: &Path, file: &File) -> bool {
+pub(crate) fn is_still(path: &Path, file: &File) -> bool {
     let (Ok(named), Ok(opened)) = (fs::symlink_metadata(path), file.metadata()) else {
         return false;
     };
@@ -252,6 +270,18 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_a_lock_can_be_told_to_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let _lock = LockFile::acquire(&path, SOON).unwrap();
+        let looks = std::cell::Cell::new(0);
+        let is_over = || looks.replace(looks.get() + 1) == 2;
+        let start = Instant::now();
+        assert!(LockFile::acquire_unless(&path, LATE, is_over).is_err());
+        assert!(start.elapsed() < LATE && looks.get() == 3);
+    }
+
+    #[test]
     fn a_file_that_is_replaced_again_and_again_is_not_tried_for_ever() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
@@ -261,7 +291,7 @@ mod tests {
             assert!(tries.get() < 1000, "without a pause");
             false
         };
-        let error = lock_if(&path, SOON, SOON, replaced).unwrap_err();
+        let error = lock_if(&path, SOON, SOON, || false, replaced).unwrap_err();
         let expected = format!("{} is held by another process", path.display());
         assert_eq!(error.to_string(), expected);
     }
@@ -273,7 +303,7 @@ mod tests {
         let path = folder.path().join("lock");
         let is_second = std::cell::Cell::new(false);
         let replaced = |_: &Path, _: &File| is_second.replace(true);
-        assert!(lock_if(&path, Duration::ZERO, LATE, replaced).is_ok());
+        assert!(lock_if(&path, Duration::ZERO, LATE, || false, replaced).is_ok());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod check;
 mod driving;
 mod network;
 mod path;
+mod predecessor;
 mod readiness;
 mod setups;
 mod start;

@@ -28,6 +28,7 @@ use tracing::{error, info, warn};
 
 use super::network::Network;
 use super::path::PathWatch;
+use super::predecessor::Predecessor;
 use super::setups::socket_options;
 use super::{Daemon, DaemonParts, Ending, check};
 use crate::args::{self, DaemonArgs, Exit};
@@ -188,9 +189,16 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     }
     let first = FirstReport::new(made, threads.clone());
     let ending = prepare(role, settings, threads, Arc::clone(&first))
-        .and_then(|parts| Ok(Daemon::run(parts, run)?));
+        .and_then(|parts| Daemon::run(parts, run).map_err(some));
     first.tell(false);
-    finish(ending?)
+    match ending {
+        Ok(ending) => finish(ending),
+        Err(Some(failure)) => Err(failure),
+        Err(None) => {
+            info!("stopped");
+            Ok(())
+        }
+    }
 }
 
 /// A client's profile; where there is none, the error says where one comes from.
@@ -304,13 +312,14 @@ impl FirstReport {
     }
 }
 
-/// Opens everything. The TUN device first, for it is what most often fails.
+/// Opens everything. The TUN device first, for it is what most often fails. No failure where a signal
+/// came before a predecessor had ended.
 fn prepare(
     role: Role,
     settings: Settings,
     threads: Threads,
     first: Arc<FirstReport>,
-) -> Result<DaemonParts, Failure> {
+) -> Result<DaemonParts, Option<Failure>> {
     let Settings {
         endpoint,
         monitoring,
@@ -319,33 +328,29 @@ fn prepare(
         host,
         ..
     } = settings;
-    let signals = Signals::new(Exit::Failure.code())?;
-    let tun = Tun::open(&TunConfig {
-        name: &tun.name,
-        offload: tun.offload,
-    })?;
+    let signals = Signals::new(Exit::Failure.code()).map_err(some)?;
+    let mut predecessor = Predecessor::new(&signals);
+    let tun = open_tun(&tun, &mut predecessor)?;
     let (network, listeners, dialer, mark) = match &host {
         Host::Server(host) => {
             let limits = &endpoint.common().limits;
             raise_descriptor_limit(limits.max_connections.saturating_add(limits.max_handshakes));
-            let listeners = listen(&host.listen)?;
+            let listeners = predecessor.outlive_if_any(is_in_use, || listen(&host.listen));
+            let listeners = listeners.map_err(|error| error.map(Failure::from))?;
             let network = Network::server(host, tun.name());
             (network, listeners, None, None)
         }
         Host::Client(host) => {
             let network = Network::client(host, tun.name());
             let options = socket_options(&socket, Some(FWMARK));
-            let dialer = Dialer::new(host.server.clone(), options, &threads)?;
+            let dialer = Dialer::new(host.server.clone(), options, &threads).map_err(some)?;
             (network, Vec::new(), Some(dialer), Some(FWMARK))
         }
     };
     let paths = dialer.as_ref().and_then(|_| PathWatch::start());
-    let metrics = match monitoring.metrics {
-        Some(listener) if !listener.port_is_chosen => {
-            Metrics::start_once_free(listener.address, role, &threads)?
-        }
-        listener => Metrics::start(listener.map(|listener| listener.address), role, &threads)?,
-    };
+    let metrics = predecessor.outlive_if_any(is_in_use, || metrics(&monitoring, role, &threads));
+    let metrics = metrics.map_err(|error| error.map(Failure::from))?;
+    let entropy = SystemEntropy::new().map_err(|error| some(io::Error::from(error)))?;
     let clock = Clock::new();
     let found = surroundings(&tun, &clock);
     let (endpoint, leases) = endpoint.start(found, clock.now(), &threads);
@@ -358,7 +363,7 @@ fn prepare(
     Ok(DaemonParts {
         endpoint,
         clock,
-        entropy: Box::new(SystemEntropy::new().map_err(io::Error::from)?),
+        entropy: Box::new(entropy),
         tun,
         listeners,
         dialer,
@@ -374,6 +379,45 @@ fn prepare(
             announcement.tell();
         })),
     })
+}
+
+/// Opens the device, which nobody but a predecessor should have.
+fn open_tun(
+    options: &lostlove_config::TunOptions,
+    predecessor: &mut Predecessor<'_>,
+) -> Result<Tun, Option<Failure>> {
+    let config = TunConfig {
+        name: &options.name,
+        offload: options.offload,
+    };
+    let what = format!("the device {:?}", options.name);
+    let is_busy = |error: &TunError| matches!(error, TunError::Busy(_));
+    let opened = predecessor.outlive(&what, is_busy, || Tun::open(&config));
+    opened.map_err(|error| error.map(Failure::from))
+}
+
+fn metrics(
+    monitoring: &lostlove_config::Monitoring,
+    role: Role,
+    threads: &Threads,
+) -> io::Result<Metrics> {
+    match &monitoring.metrics {
+        Some(listener) if !listener.port_is_chosen => {
+            Metrics::start_once_free(listener.address, role, threads)
+        }
+        listener => {
+            let address = listener.as_ref().map(|listener| listener.address);
+            Metrics::start(address, role, threads)
+        }
+    }
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
+}
+
+fn some(error: io::Error) -> Option<Failure> {
+    Some(error.into())
 }
 
 /// What the protocol has to know of the machine.

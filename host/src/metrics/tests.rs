@@ -91,13 +91,14 @@ fn what_is_wrong_with_the_system_is_said_to_who_asks_for_readiness() {
 #[test]
 fn repairs_add_up() {
     let metrics = metrics();
-    metrics.count_repairs(&[1, 2, 0, 0, 0, 0, 3]);
-    metrics.count_repairs(&[1, 0, 0, 0, 0, 0, 0]);
+    metrics.count_repairs(&[1, 2, 0, 0, 0, 0, 3, 4]);
+    metrics.count_repairs(&[1, 0, 0, 0, 0, 0, 0, 0]);
     let page = scrape(&metrics, "GET /metrics HTTP/1.1\r\n\r\n", &Stats::default());
     for line in [
         "{what=\"address\"} 2",
         "{what=\"route\"} 2",
         "{what=\"resolver\"} 3",
+        "{what=\"record\"} 4",
     ] {
         let line = format!("\nlostlove_system_repairs_total{line}\n");
         assert!(page.contains(&line), "{line} in {page}");

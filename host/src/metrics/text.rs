@@ -21,7 +21,7 @@ pub(super) fn render(
     role: Role,
     started: Duration,
     snapshot: &Snapshot,
-    repairs: [u64; 7],
+    repairs: [u64; 8],
 ) -> String {
     let mut page = Page(String::with_capacity(8 * 1024));
     page.family(
@@ -348,7 +348,7 @@ impl Page {
     }
 
     /// What was put back.
-    fn repairs(&mut self, repairs: [u64; 7]) {
+    fn repairs(&mut self, repairs: [u64; 8]) {
         let name = "lostlove_system_repairs_total";
         let help =
             "Things of the system's network that somebody else took away and that were put back.";
@@ -515,6 +515,7 @@ mod tests {
             "lostlove_tun_dropped_total 18",
             "lostlove_system_repairs_total{what=\"route\"} 21",
             "lostlove_system_repairs_total{what=\"resolver\"} 22",
+            "lostlove_system_repairs_total{what=\"record\"} 23",
             "lostlove_peer_connected{peer=\"alice\"} 1",
             "lostlove_peer_receive_bytes_total{peer=\"alice\"} 11",
             "lostlove_peer_transmit_bytes_total{peer=\"alice\"} 12",
@@ -579,7 +580,7 @@ mod tests {
             Role::Server,
             Duration::from_millis(1500),
             &snapshot,
-            [0, 21, 0, 0, 0, 0, 22],
+            [0, 21, 0, 0, 0, 0, 22, 23],
         )
     }
 }

@@ -114,7 +114,6 @@ impl ClientNet {
         let outdated: Vec<_> = self
             .guard
             .changes()
-            .iter()
             .rev()
             .filter(|change| is_planned(change) && !planned.contains(change))
             .cloned()
@@ -157,7 +156,7 @@ impl ClientNet {
         let wanted = self.wanted_dns.clone();
         let is_set = self.dns == wanted;
         if is_set {
-            let mut changes = self.guard.changes().iter();
+            let mut changes = self.guard.changes();
             if !changes.any(|change| matches!(change, Change::Dns(dns) if !dns.is_set(&wanted))) {
                 return;
             }
@@ -263,7 +262,7 @@ impl ClientNet {
             table: table.to_owned(),
         };
         let Some(chains) = nft::arp_chains(self.guard.tun(), addresses) else {
-            let is_in_force = self.guard.changes().contains(&change);
+            let is_in_force = self.guard.contains(&change);
             return if is_in_force {
                 self.guard.undo(&change)
             } else {
@@ -288,7 +287,7 @@ impl ClientNet {
         if self.dns == servers {
             return Ok(());
         }
-        let current = self.guard.changes().iter().find_map(|change| match change {
+        let current = self.guard.changes().find_map(|change| match change {
             Change::Dns(dns) => Some(dns.clone()),
             _ => None,
         });

@@ -17,6 +17,11 @@ use super::setup::Paths;
 
 /// What every file of ours begins with.
 const WRITTEN: &str = "# Written by LostLove.";
+/// How the first line goes on, before and behind the copy of the original.
+const CLOSES: &str = " When the tunnel closes, ";
+const RETURNS: &str = " returns.\n";
+/// What the copy's name adds to the file's, before the device's name.
+const BACKUP: &str = ".lostlove-";
 /// Permission bits of the file.
 const MODE: u32 = 0o644;
 
@@ -51,8 +56,23 @@ impl Dns {
 
     /// The file itself, whoever is in charge.
     pub(super) fn file(path: PathBuf, tun: &str) -> Self {
-        let backup = with_suffix(&path, &format!(".lostlove-{tun}"));
+        let backup = with_suffix(&path, &format!("{BACKUP}{tun}"));
         Self::File { path, backup }
+    }
+
+    /// What an instance of ours has made of the file, whichever it was; none if that is somebody
+    /// else's.
+    pub(super) fn found_in(path: &Path) -> Option<Self> {
+        let text = fs::read_to_string(path).ok()?;
+        let backup = text.strip_prefix(WRITTEN)?.strip_prefix(CLOSES)?;
+        let (backup, _) = backup.split_once(RETURNS)?;
+        let own = with_suffix(path, BACKUP);
+        // Nothing but a copy beside the file is ever put back.
+        let device = backup.strip_prefix(own.to_str()?)?;
+        (!device.contains('/')).then(|| Self::File {
+            path: path.to_owned(),
+            backup: backup.into(),
+        })
     }
 
     /// Makes the resolver ask `servers` and no others; may be repeated.
@@ -239,7 +259,7 @@ fn is_ours(path: &Path, backup: &Path) -> bool {
 
 fn first_line(backup: &Path) -> String {
     let backup = backup.display();
-    format!("{WRITTEN} When the tunnel closes, {backup} returns.\n")
+    format!("{WRITTEN}{CLOSES}{backup}{RETURNS}")
 }
 
 fn nameservers(servers: &[IpAddr]) -> String {
@@ -320,6 +340,24 @@ mod tests {
         let link = fs::read_link(&paths.resolv_conf).unwrap();
         assert_eq!(link, Path::new("managed"));
         assert_eq!(names(&paths), ["managed", "resolv.conf"]);
+    }
+
+    #[test]
+    fn what_another_instance_has_made_of_the_file_is_told_by_its_first_line() {
+        let (_directory, paths) = scratch();
+        let path = &paths.resolv_conf;
+        fs::write(path, "nameserver 192.0.2.53\n").unwrap();
+        assert_eq!(Dns::found_in(path), None);
+        let dns = Dns::file(path.clone(), "tun7");
+        dns.set(&servers(1), &Patience::default()).unwrap();
+        assert_eq!(Dns::found_in(path), Some(dns));
+        for elsewhere in ["/etc/shadow", "../x", ""] {
+            let backup = format!("{}{BACKUP}{elsewhere}/x", path.display());
+            fs::write(path, first_line(Path::new(&backup))).unwrap();
+            assert_eq!(Dns::found_in(path), None);
+            fs::write(path, first_line(Path::new(elsewhere))).unwrap();
+            assert_eq!(Dns::found_in(path), None);
+        }
     }
 
     /// Short names are found, and resolvers asked, as before.

@@ -9,25 +9,25 @@ use super::error::NetError;
 use super::firewall::Table;
 use super::journal::Journal;
 use super::netlink::{LinkSetup, Netlink};
+use super::patience::Patience;
 use super::setup::Paths;
 use super::sysctl;
 use crate::lock::LockFile;
 
-/// How long to wait for others of this kind, who hold the lock while they read and write a kernel
-/// parameter or two.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Undoes what a dead process left for the device `tun` in the caller's network namespace, and
-/// returns what could not be undone. [`ServerNet`](super::ServerNet) and
+/// Undoes what dead processes left in the caller's network namespace, for the device `tun` and for
+/// others, and returns what could not be undone. [`ServerNet`](super::ServerNet) and
 /// [`ClientNet`](super::ClientNet) do the same when they start.
 ///
 /// # Errors
 ///
-/// [`NetError::AlreadyRunning`] when the process lives; nothing was touched then. Also when the
-/// record cannot be opened.
+/// [`NetError::AlreadyRunning`] when the process that has `tun` lives; nothing was touched then. Also
+/// when the record cannot be opened.
 pub fn clean_up_after_crash(tun: &str, paths: &Paths) -> Result<Vec<NetError>, NetError> {
     let mut guard = Guard::lock(tun, paths)?;
-    Ok(guard.restore())
+    guard.armed = false;
+    let mut errors = guard.undo_what_was_left();
+    errors.extend(guard.journal.finish().err());
+    Ok(errors)
 }
 
 /// The changes made for one device. Dropping it undoes them.
@@ -40,19 +40,18 @@ pub(super) struct Guard {
     pub(super) tables: Vec<Table>,
     /// Kernel parameters that are relied on, and their values, whoever has set them.
     pub(super) parameters: Vec<(String, String)>,
-    journal: Journal,
-    tun: String,
+    pub(super) journal: Journal,
     armed: bool,
     /// Whether it was in vain to wait for the lock on what is shared.
     gave_up: bool,
 }
 
 impl Guard {
-    /// Locks the device's record and undoes what a dead predecessor left, unless somebody ends
-    /// the patience for that.
+    /// Locks the device's record and undoes what a dead predecessor left, and what others of this
+    /// network namespace left, unless somebody ends the patience for that.
     pub(super) fn open(tun: &str, paths: &Paths) -> Result<Self, NetError> {
         let mut guard = Self::lock(tun, paths)?;
-        let errors = guard.undo_all();
+        let errors = guard.undo_what_was_left();
         if guard.paths.patience.is_over() {
             // What was not undone stays recorded for the next run.
             guard.armed = false;
@@ -67,13 +66,16 @@ impl Guard {
     }
 
     fn lock(tun: &str, paths: &Paths) -> Result<Self, NetError> {
-        let journal = Journal::open(tun, paths)?;
+        Self::of(Journal::open(tun, paths)?, paths)
+    }
+
+    fn of(journal: Journal, paths: &Paths) -> Result<Self, NetError> {
         let netlink = Netlink::open().map_err(|source| NetError::Netlink {
             action: "opening a netlink socket".to_owned(),
             source,
         })?;
-        if !journal.changes().is_empty() {
-            tracing::info!(tun, "undoing what an earlier run left");
+        if journal.changes().next().is_some() {
+            tracing::info!(tun = journal.tun(), "undoing what an earlier run left");
         }
         Ok(Self {
             netlink,
@@ -82,26 +84,66 @@ impl Guard {
             tables: Vec::new(),
             parameters: Vec::new(),
             journal,
-            tun: tun.to_owned(),
             armed: true,
             gave_up: false,
         })
     }
 
+    fn undo_what_was_left(&mut self) -> Vec<NetError> {
+        let mut errors = self.undo_leftovers();
+        errors.extend(self.undo_abandoned());
+        errors.extend(self.remove_orphans());
+        errors.extend(self.restore_resolver());
+        errors
+    }
+
+    /// Undoes what the record of a dead process says, and what it may have said.
+    fn undo_leftovers(&mut self) -> Vec<NetError> {
+        let mut errors = self.undo_all();
+        if self.journal.was_damaged() {
+            errors.extend(self.remove_tables());
+        }
+        errors
+    }
+
+    /// Undoes what dead processes with other devices left: their files may name this one now.
+    fn undo_abandoned(&self) -> Vec<NetError> {
+        let mut errors = Vec::new();
+        for journal in self.journal.abandoned() {
+            if self.paths.patience.is_over() {
+                break;
+            }
+            match journal.and_then(|journal| Self::of(journal, &self.paths)) {
+                Ok(mut guard) => {
+                    guard.armed = false;
+                    errors.extend(guard.undo_leftovers());
+                    errors.extend(guard.journal.finish().err());
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        errors
+    }
+
     /// The interface's index.
     pub(super) fn index(&self) -> Result<u32, NetError> {
-        let index = self.netlink.index_of(&self.tun);
-        index.map_err(|_| NetError::NoInterface(self.tun.clone()))
+        let index = self.netlink.index_of(self.tun());
+        index.map_err(|_| NetError::NoInterface(self.tun().to_owned()))
     }
 
     /// The device's name.
     pub(super) fn tun(&self) -> &str {
-        &self.tun
+        self.journal.tun()
     }
 
-    /// The changes in force.
-    pub(super) fn changes(&self) -> &[Change] {
+    /// The changes in force, the oldest first.
+    pub(super) fn changes(&self) -> impl DoubleEndedIterator<Item = &Change> {
         self.journal.changes()
+    }
+
+    /// Whether a change is in force.
+    pub(super) fn contains(&self, change: &Change) -> bool {
+        self.journal.contains(change)
     }
 
     /// Records a change and tells the kernel; nothing if it is in force already.
@@ -140,7 +182,7 @@ impl Guard {
     /// Sets a kernel parameter, remembering its value, or the one it had before another live
     /// process set it: who ends last puts that back.
     pub(super) fn set_sysctl(&mut self, key: &str, new: &str) -> Result<(), NetError> {
-        let _lock = self.journal.lock_shared(PATIENCE)?;
+        let _lock = self.journal.lock_shared(&self.paths.patience)?;
         let old = sysctl::read(&self.paths, key).map_err(|source| NetError::Sysctl {
             key: key.to_owned(),
             value: new.to_owned(),
@@ -167,7 +209,7 @@ impl Guard {
 
     /// What a kernel parameter is, or was before a live process of ours set it to `new`.
     pub(super) fn former_value(&self, key: &str, new: &str) -> Option<String> {
-        let _lock = self.journal.lock_shared(PATIENCE).ok()?;
+        let _lock = self.journal.lock_shared(&self.paths.patience).ok()?;
         let value = sysctl::read(&self.paths, key).ok()?;
         if value != new {
             return Some(value);
@@ -193,8 +235,8 @@ impl Guard {
             change.revert(&mut self.netlink, &self.paths)?;
             return self.journal.undone(change);
         };
+        let _lock = self.lock_or_go_on()?;
         self.parameters.retain(|(known, _)| known != key);
-        let _lock = self.lock_or_go_on();
         if self.others_old_value(key, new).is_none() {
             change.revert(&mut self.netlink, &self.paths)?;
         }
@@ -203,20 +245,21 @@ impl Guard {
 
     /// The lock on what is shared, if it can be had in time. To put the system back is worth more
     /// than to be alone meanwhile, and somebody who holds one lock holds the next as well.
-    fn lock_or_go_on(&mut self) -> Option<LockFile> {
+    fn lock_or_go_on(&mut self) -> Result<Option<LockFile>, NetError> {
         let patience = if self.gave_up {
-            Duration::ZERO
+            &Patience::of(Duration::ZERO)
         } else {
-            PATIENCE
+            &self.paths.patience
         };
         match self.journal.lock_shared(patience) {
-            Ok(lock) => Some(lock),
+            Ok(lock) => Ok(Some(lock)),
+            Err(NetError::Interrupted) => Err(NetError::Interrupted),
             Err(error) => {
                 if !self.gave_up {
-                    tracing::warn!(%error, tun = %self.tun, "undoing changes without the lock");
+                    tracing::warn!(%error, tun = self.tun(), "undoing changes without the lock");
                 }
                 self.gave_up = true;
-                None
+                Ok(None)
             }
         }
     }
@@ -235,15 +278,14 @@ impl Guard {
     pub(super) fn undo_all(&mut self) -> Vec<NetError> {
         self.device = None;
         self.parameters.clear();
-        let changes = self.journal.changes().to_vec();
+        let changes: Vec<_> = self.changes().rev().cloned().collect();
         let mut errors: Vec<_> = changes
             .iter()
-            .rev()
             .filter_map(|change| self.undo(change).err())
             .collect();
         // /etc outlives a power cut, the record does not.
         let resolv_conf: PathBuf = self.paths.resolv_conf.clone();
-        let leftover = Dns::file(resolv_conf, &self.tun);
+        let leftover = Dns::file(resolv_conf, self.tun());
         errors.extend(leftover.restore(&self.netlink, &self.paths.patience).err());
         errors
     }
@@ -261,7 +303,7 @@ impl Drop for Guard {
             return;
         }
         for error in self.restore() {
-            tracing::warn!(%error, tun = %self.tun, "cannot restore the network");
+            tracing::warn!(%error, tun = self.tun(), "cannot restore the network");
         }
     }
 }

@@ -1,10 +1,10 @@
 //! The record of changes, written before each is made, and locked by the process that makes them.
 //!
-//! One file for each device of each network namespace, `NAME.NAMESPACE.json`: lines of JSON that
-//! are only ever appended, so that a process can die at any moment. Its advisory lock goes with the
-//! process; a record without a lock is a dead predecessor's.
+//! One file for each device of each network namespace, `DEVICE.NAMESPACE.json`: lines that are only
+//! ever appended, so that a process can die at any moment. Its advisory lock goes with the process; a
+//! record without a lock is a dead predecessor's. What it says counts for the boot and the namespace
+//! that its first line names, whatever its file is called.
 
-use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -13,118 +13,204 @@ use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
 use super::change::Change;
 use super::error::NetError;
+use super::patience::Patience;
+use super::place::Place;
+use super::record::{Changes, Entry, Owner, Record};
 use super::setup::Paths;
 use crate::lock::{self, LockError, LockFile};
+
+/// What a record's file ends with.
+const SUFFIX: &str = ".json";
+/// What a file ends with that could not be read.
+const UNREADABLE: &str = ".unreadable";
 
 /// The record of one device, locked.
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
+    /// Bytes of the file.
+    len: u64,
     path: PathBuf,
-    changes: Vec<Change>,
-    /// The same, to ask whether there is one: there may be tens of thousands of routes.
-    in_force: HashSet<Change>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Entry {
-    Owner { pid: u32 },
-    Made(Change),
-    Undone(Change),
+    tun: String,
+    place: Place,
+    changes: Changes,
+    was_damaged: bool,
 }
 
 impl Journal {
-    /// Locks the record of `tun` in the caller's network namespace. It holds what a dead
-    /// predecessor left.
+    /// Locks the record of `tun` in the caller's network namespace, for which a dying predecessor is
+    /// waited for. It holds what a dead one left.
     pub(super) fn open(tun: &str, paths: &Paths) -> Result<Self, NetError> {
-        let directory = &paths.state_dir;
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        builder
-            .create(directory)
-            .and_then(|()| is_ours(directory))
-            .map_err(|source| journal_error(directory, source))?;
-        let path = directory.join(format!("{tun}.{}.json", namespace()));
-        let mut file = take(tun, &path)?;
-        let (_, changes) = read(&mut file, &path)?;
-        Ok(Self {
+        make_directory(&paths.state_dir)?;
+        let place = Place::current(paths);
+        let path = paths.state_dir.join(file_name(tun, &place));
+        let file = take(tun, &path, &paths.patience)?;
+        Self::read(tun, file, path, place)
+    }
+
+    fn read(tun: &str, mut file: File, path: PathBuf, place: Place) -> Result<Self, NetError> {
+        let mut bytes = Vec::new();
+        let result = file.read_to_end(&mut bytes);
+        result.map_err(|source| journal_error(&path, source))?;
+        let record = Record::parse(&bytes);
+        let mut journal = Self {
             file,
+            len: record.whole as u64,
+            changes: in_force(record.owner.as_ref(), record.changes, &place),
             path,
-            in_force: changes.iter().cloned().collect(),
-            changes,
-        })
+            tun: tun.to_owned(),
+            place,
+            was_damaged: record.damage.is_some(),
+        };
+        match record.damage {
+            Some(damage) => journal.set_aside(&damage)?,
+            // Another line would become a part of one that was cut short.
+            None => journal.cut()?,
+        }
+        Ok(journal)
+    }
+
+    /// The device.
+    pub(super) fn tun(&self) -> &str {
+        &self.tun
+    }
+
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file could not be read whole, so that more is in force than the changes.
+    pub(super) const fn was_damaged(&self) -> bool {
+        self.was_damaged
     }
 
     /// Whether the change is in force.
     pub(super) fn contains(&self, change: &Change) -> bool {
-        self.in_force.contains(change)
+        self.changes.contains(change)
     }
 
     /// The changes in force, in the order in which they were made.
-    pub(super) fn changes(&self) -> &[Change] {
-        &self.changes
+    pub(super) fn changes(&self) -> impl DoubleEndedIterator<Item = &Change> {
+        self.changes.iter()
     }
 
     /// Notes that `change` is about to be made.
     pub(super) fn made(&mut self, change: &Change) -> Result<(), NetError> {
         self.append(&Entry::Made(change.clone()))?;
-        self.changes.push(change.clone());
-        self.in_force.insert(change.clone());
+        self.changes.insert(change.clone());
         Ok(())
     }
 
     /// Notes that `change` was taken back.
     pub(super) fn undone(&mut self, change: &Change) -> Result<(), NetError> {
-        self.append(&Entry::Undone(change.clone()))?;
-        remove(&mut self.changes, change);
-        self.in_force.remove(change);
-        Ok(())
+        self.changes.remove(change);
+        self.append(&Entry::Undone(change.clone()))
     }
 
     /// Keeps other processes from judging or changing what they share, until the result is
-    /// dropped. Waits for them for `patience`.
-    pub(super) fn lock_shared(&self, patience: Duration) -> Result<LockFile, NetError> {
-        Ok(LockFile::acquire(
-            &self.path.with_file_name("lock"),
-            patience,
-        )?)
+    /// dropped. Waits for them as long as for a program.
+    pub(super) fn lock_shared(&self, patience: &Patience) -> Result<LockFile, NetError> {
+        let lock = self.path.with_file_name("lock");
+        if let Some(directory) = lock.parent() {
+            make_directory(directory)?;
+        }
+        match LockFile::acquire_unless(&lock, patience.limit(), || patience.is_over()) {
+            Err(LockError::Held { .. }) if patience.is_over() => Err(NetError::Interrupted),
+            result => Ok(result?),
+        }
     }
 
     /// The changes of other live processes in the same network namespace.
     pub(super) fn others(&self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for path in self.siblings() {
+            let record = read_if(&path, Life::Lives).unwrap_or_default();
+            if record.owner.is_some_and(|owner| owner.place == self.place) {
+                changes.extend(record.changes.iter().cloned());
+            }
+        }
+        changes
+    }
+
+    /// Whether another live process has made the change, in whichever network namespace: files are not
+    /// of one.
+    pub(super) fn others_anywhere_have(&self, change: &Change) -> bool {
+        let mut records = self
+            .siblings()
+            .filter_map(|path| read_if(&path, Life::Lives));
+        records.any(|record| record.changes.contains(change))
+    }
+
+    /// The records that dead processes with other devices left in the same network namespace, and
+    /// before the machine was started, each locked as it comes.
+    pub(super) fn abandoned(&self) -> impl Iterator<Item = Result<Self, NetError>> {
+        let suffix = file_name("", &self.place);
+        let is_before = |owner: Owner| owner.place.boot != self.place.boot;
+        self.siblings().filter_map(move |path| {
+            let name = path.file_name()?.to_str()?;
+            let (tun, _) = name.strip_suffix(SUFFIX)?.rsplit_once('.')?;
+            let of_other_boot =
+                || read_if(&path, Life::IsOver).and_then(|record| record.owner.map(is_before));
+            if !name.ends_with(&suffix) && of_other_boot() != Some(true) {
+                return None;
+            }
+            match lock::lock(&path, Duration::ZERO, || true) {
+                Ok(file) => Some(Self::read(tun, file, path.clone(), self.place.clone())),
+                Err(LockError::Held { .. }) => None,
+                Err(LockError::Io { source, .. }) => Some(Err(journal_error(&path, source))),
+            }
+        })
+    }
+
+    /// Every other record there is.
+    fn siblings(&self) -> impl Iterator<Item = PathBuf> {
         let directory = self.path.parent().and_then(|path| fs::read_dir(path).ok());
-        let suffix = format!(".{}.json", namespace());
         directory
             .into_iter()
             .flatten()
             .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| *path != self.path && path.to_string_lossy().ends_with(&suffix))
-            .filter_map(|path| read_if_live(&path))
-            .flatten()
-            .collect()
+            .filter(|path| *path != self.path && path.to_string_lossy().ends_with(SUFFIX))
     }
 
     /// Starts the record anew for this process, with the changes still in force.
     pub(super) fn restart(&mut self) -> Result<(), NetError> {
-        let empty = self.file.set_len(0);
-        empty.map_err(|source| journal_error(&self.path, source))?;
-        self.append(&Entry::Owner {
+        self.len = 0;
+        self.cut()?;
+        let owner = Entry::Owner(Owner {
             pid: std::process::id(),
-        })?;
-        let changes = self.changes.clone();
-        changes
+            place: self.place.clone(),
+        });
+        let made = self.changes.iter().cloned().map(Entry::Made);
+        let lines: Result<String, _> = [owner]
             .into_iter()
-            .try_for_each(|change| self.append(&Entry::Made(change)))
+            .chain(made)
+            .map(|it| it.line())
+            .collect();
+        let lines = lines.map_err(|error| journal_error(&self.path, io::Error::other(error)))?;
+        self.write(&lines)
+    }
+
+    /// Whether the file is where others look for it.
+    pub(super) fn is_in_place(&self) -> bool {
+        lock::is_still(&self.path, &self.file)
+    }
+
+    /// Makes the file anew, where somebody has taken it away.
+    pub(super) fn put_back(&mut self) -> Result<(), NetError> {
+        if let Some(directory) = self.path.parent() {
+            make_directory(directory)?;
+        }
+        self.file = take(&self.tun, &self.path, &Patience::of(Duration::ZERO))?;
+        self.restart()
     }
 
     /// Removes the file if nothing is in force.
     pub(super) fn finish(&mut self) -> Result<(), NetError> {
-        if !self.changes.is_empty() {
+        if !self.changes.is_empty() || !self.is_in_place() {
             return Ok(());
         }
         match fs::remove_file(&self.path) {
@@ -135,14 +221,73 @@ impl Journal {
         }
     }
 
+    /// Keeps a file that is no record for a person to look at, and goes on with what it says
+    /// nevertheless.
+    fn set_aside(&mut self, damage: &str) -> Result<(), NetError> {
+        let mut aside = self.path.clone().into_os_string();
+        aside.push(UNREADABLE);
+        let renamed = fs::rename(&self.path, &aside);
+        renamed.map_err(|source| journal_error(&self.path, source))?;
+        let aside = PathBuf::from(aside);
+        tracing::warn!(
+            tun = self.tun,
+            kept = %aside.display(),
+            damage,
+            "the record of what an earlier run changed cannot be read: undoing what it says and what \
+             can be told without it; kernel parameters may stay as they are"
+        );
+        self.put_back()
+    }
+
     fn append(&mut self, entry: &Entry) -> Result<(), NetError> {
-        let line = serde_json::to_string(entry).map_err(io::Error::other);
-        line.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()))
-            .map_err(|source| journal_error(&self.path, source))
+        let line = entry.line();
+        let line = line.map_err(|error| journal_error(&self.path, io::Error::other(error)))?;
+        self.write(&line)
+    }
+
+    fn write(&mut self, lines: &str) -> Result<(), NetError> {
+        if let Err(source) = self.file.write_all(lines.as_bytes()) {
+            // Half a line would spoil the next one; the first error says more than a second.
+            let _ = self.file.set_len(self.len);
+            return Err(journal_error(&self.path, source));
+        }
+        self.len += lines.len() as u64;
+        Ok(())
+    }
+
+    fn cut(&self) -> Result<(), NetError> {
+        let cut = self.file.set_len(self.len);
+        cut.map_err(|source| journal_error(&self.path, source))
     }
 }
 
-/// Refuses a folder in which others could put or replace a file.
+fn file_name(tun: &str, place: &Place) -> String {
+    format!("{tun}.{}{SUFFIX}", place.namespace)
+}
+
+/// What of a record's changes is in force at this place. A boot ends all of them but what is said to
+/// resolvers, some of which outlives it.
+fn in_force(owner: Option<&Owner>, mut changes: Changes, place: &Place) -> Changes {
+    let Some(owner) = owner else {
+        return Changes::default();
+    };
+    if owner.place != *place {
+        let is_before = owner.place.boot != place.boot;
+        changes.retain(|change| is_before && matches!(change, Change::Dns(_)));
+    }
+    changes
+}
+
+/// Makes the folder of all records, and refuses one in which others could put or replace a file.
+fn make_directory(directory: &Path) -> Result<(), NetError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder
+        .create(directory)
+        .and_then(|()| is_ours(directory))
+        .map_err(|source| journal_error(directory, source))
+}
+
 fn is_ours(directory: &Path) -> io::Result<()> {
     let metadata = fs::metadata(directory)?;
     let own = rustix::process::geteuid().as_raw();
@@ -160,58 +305,40 @@ fn is_ours(directory: &Path) -> io::Result<()> {
 }
 
 /// Opens and locks the record, or says whose it is.
-fn take(tun: &str, path: &Path) -> Result<File, NetError> {
-    match lock::lock(path, Duration::ZERO) {
+fn take(tun: &str, path: &Path, patience: &Patience) -> Result<File, NetError> {
+    match lock::lock(path, patience.limit(), || patience.is_over()) {
         Ok(file) => Ok(file),
+        Err(LockError::Held { .. }) if patience.is_over() => Err(NetError::Interrupted),
         Err(LockError::Held { .. }) => {
-            let record = File::open(path).ok();
-            let pid = record.and_then(|mut file| read(&mut file, path).ok()?.0);
-            let tun = tun.to_owned();
+            let owner = read_if(path, Life::Lives).and_then(|record| record.owner);
+            let (tun, pid) = (tun.to_owned(), owner.map(|owner| owner.pid));
             Err(NetError::AlreadyRunning { tun, pid })
         }
         Err(LockError::Io { source, .. }) => Err(journal_error(path, source)),
     }
 }
 
-/// The changes of a record that a live process holds.
-fn read_if_live(path: &Path) -> Option<Vec<Change>> {
+/// Whether a record's process has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Lives,
+    IsOver,
+}
+
+/// Reads a record if its process lives, or is dead.
+fn read_if(path: &Path, life: Life) -> Option<Record> {
     let mut file = File::open(path).ok()?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-        Err(Errno::WOULDBLOCK) => read(&mut file, path).ok().map(|(_, changes)| changes),
-        Ok(()) | Err(_) => None,
+    let found = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => Life::Lives,
+        Ok(()) => Life::IsOver,
+        Err(_) => return None,
+    };
+    if found != life {
+        return None;
     }
-}
-
-/// Replays a record. A line that cannot be read, such as a last one cut short, is left out.
-fn read(file: &mut File, path: &Path) -> Result<(Option<u32>, Vec<Change>), NetError> {
     let mut bytes = Vec::new();
-    let result = file.read_to_end(&mut bytes);
-    result.map_err(|source| journal_error(path, source))?;
-    let mut owner = None;
-    let mut changes = Vec::new();
-    for line in bytes.split(|&byte| byte == b'\n') {
-        match serde_json::from_slice(line) {
-            Ok(Entry::Owner { pid }) => owner = Some(pid),
-            Ok(Entry::Made(change)) => changes.push(change),
-            Ok(Entry::Undone(change)) => remove(&mut changes, &change),
-            Err(_) if line.is_empty() => {}
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "unreadable line in the record");
-            }
-        }
-    }
-    Ok((owner, changes))
-}
-
-fn remove(changes: &mut Vec<Change>, change: &Change) {
-    if let Some(position) = changes.iter().rposition(|known| known == change) {
-        changes.remove(position);
-    }
-}
-
-/// A number that names the calling thread's network namespace; 0 without `/proc`.
-fn namespace() -> u64 {
-    fs::metadata("/proc/thread-self/ns/net").map_or(0, |metadata| metadata.ino())
+    file.read_to_end(&mut bytes).ok()?;
+    Some(Record::parse(&bytes))
 }
 
 fn journal_error(path: &Path, source: io::Error) -> NetError {
@@ -222,86 +349,4 @@ fn journal_error(path: &Path, source: io::Error) -> NetError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::net::namespace::turn;
-
-    #[test]
-    fn what_was_made_and_not_undone_survives_the_process() {
-        let _turn = turn();
-        let (_directory, paths) = scratch();
-        let mut journal = Journal::open("tun0", &paths).unwrap();
-        journal.restart().unwrap();
-        journal.made(&nft("a")).unwrap();
-        journal.made(&nft("b")).unwrap();
-        journal.undone(&nft("a")).unwrap();
-        drop(journal);
-
-        let journal = Journal::open("tun0", &paths).unwrap();
-
-        assert_eq!(journal.changes(), [nft("b")]);
-    }
-
-    #[test]
-    fn a_line_cut_short_is_left_out() {
-        let _turn = turn();
-        let (_directory, paths) = scratch();
-        let mut journal = Journal::open("tun0", &paths).unwrap();
-        journal.made(&nft("a")).unwrap();
-        journal
-            .file
-            .write_all(b"{\"made\":{\"nft\":{\"tab")
-            .unwrap();
-        drop(journal);
-
-        let journal = Journal::open("tun0", &paths).unwrap();
-
-        assert_eq!(journal.changes(), [nft("a")]);
-    }
-
-    #[test]
-    fn a_live_record_is_refused_by_name_of_its_process() {
-        let _turn = turn();
-        let (_directory, paths) = scratch();
-        let mut journal = Journal::open("tun0", &paths).unwrap();
-        journal.restart().unwrap();
-
-        let refused = Journal::open("tun0", &paths);
-
-        let expected = format!("\"tun0\" is already running (pid {})", std::process::id());
-        assert_eq!(refused.unwrap_err().to_string(), expected);
-        assert!(Journal::open("tun1", &paths).is_ok());
-    }
-
-    #[test]
-    fn the_file_is_private_and_goes_with_the_last_change() {
-        let _turn = turn();
-        let (_directory, paths) = scratch();
-        let mut journal = Journal::open("tun0", &paths).unwrap();
-        journal.made(&nft("a")).unwrap();
-        let path = journal.path.clone();
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-
-        journal.finish().unwrap();
-        assert!(path.exists());
-        journal.undone(&nft("a")).unwrap();
-        journal.finish().unwrap();
-
-        assert!(!path.exists());
-    }
-
-    fn scratch() -> (tempfile::TempDir, Paths) {
-        let directory = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            state_dir: directory.path().join("state"),
-            ..Paths::default()
-        };
-        (directory, paths)
-    }
-
-    fn nft(table: &str) -> Change {
-        Change::Nft {
-            table: table.to_owned(),
-        }
-    }
-}
+mod tests;

@@ -13,14 +13,6 @@ use super::policy::{self, Tables};
 use super::setup::{ClientSetup, FWMARK};
 use super::surroundings::Surroundings;
 
-/// The client's routing table is this plus the device's index, far from the small numbers that
-/// administrators and other programs use.
-const FIRST_TABLE: u32 = 0x4C4C_0000;
-/// The guard's routing tables are this plus the device's index times this many, plus the prefix
-/// length.
-const FIRST_GUARD_TABLE: u32 = 0x6C6C_0000;
-const GUARD_TABLES: u32 = 0x100;
-
 /// What a setup comes down to.
 pub(super) struct Plan {
     /// The client's addresses, with the prefix lengths of the tunnel's networks.
@@ -43,10 +35,7 @@ impl Plan {
         index: u32,
     ) -> Result<Self, AssignmentError> {
         let allowed = Allowed::new(setup, around)?;
-        let tables = Tables {
-            tunnel: FIRST_TABLE.wrapping_add(index),
-            first_guard: FIRST_GUARD_TABLE.wrapping_add(index.wrapping_mul(GUARD_TABLES)),
-        };
+        let tables = Tables::of(index);
         let routes = guard(&allowed, tables, around).into_iter().chain(routes(
             &allowed,
             tables.tunnel,

@@ -30,6 +30,14 @@ const FIRST_PRIORITY: u32 = 19_532;
 
 const MAX_PREFIX_LEN: u8 = 128;
 
+/// The client's routing table is this plus the device's index, far from the small numbers that
+/// administrators and other programs use.
+const FIRST_TABLE: u32 = 0x4C4C_0000;
+/// The guard's routing tables are this plus the device's index times this many, plus the prefix
+/// length.
+const FIRST_GUARD_TABLE: u32 = 0x6C6C_0000;
+const GUARD_TABLES: u32 = 0x100;
+
 /// The numbers of a tunnel's routing tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tables {
@@ -40,6 +48,14 @@ pub(super) struct Tables {
 }
 
 impl Tables {
+    /// Those of the device of this index.
+    pub(super) const fn of(index: u32) -> Self {
+        Self {
+            tunnel: FIRST_TABLE.wrapping_add(index),
+            first_guard: FIRST_GUARD_TABLE.wrapping_add(index.wrapping_mul(GUARD_TABLES)),
+        }
+    }
+
     /// The guard's table for networks of this prefix length.
     pub(super) fn guard(self, len: u8) -> u32 {
         self.first_guard.wrapping_add(len.into())
@@ -85,6 +101,41 @@ pub(super) fn rules<'a>(
         .collect()
 }
 
+/// What a rule is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// It looks into the main table before that of any tunnel, at this prefix length.
+    Shared(u8),
+    /// It looks into a table of the device of this index, at this prefix length.
+    Device(u32, u8),
+}
+
+/// What a rule is for that only a client makes, by its preference, its mark and its table; none for
+/// others' rules.
+pub(super) fn purpose(rule: &Rule, mark: u32) -> Option<Purpose> {
+    let place = rule.priority.checked_sub(FIRST_PRIORITY)?;
+    let len = u32::from(MAX_PREFIX_LEN).checked_sub(place / 3)?;
+    let len = u8::try_from(len).ok()?;
+    let is_marked = rule.unless_mark == Some(mark);
+    let device = match place % 3 {
+        0 => {
+            let is_shared = rule.table == TABLE_MAIN
+                && rule.unless_mark.is_none()
+                && rule.suppress_prefix_len == Some(len);
+            return is_shared.then_some(Purpose::Shared(len));
+        }
+        1 if rule.suppress_prefix_len == len.checked_sub(1) => {
+            rule.table.checked_sub(FIRST_TABLE)?
+        }
+        2 if rule.suppress_prefix_len.is_none() => {
+            let number = rule.table.checked_sub(FIRST_GUARD_TABLE)?;
+            (number % GUARD_TABLES == u32::from(len)).then_some(number / GUARD_TABLES)?
+        }
+        _ => return None,
+    };
+    is_marked.then_some(Purpose::Device(device, len))
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
@@ -113,6 +164,40 @@ mod tests {
         assert_eq!(rules[1].suppress_prefix_len, None);
         assert_eq!(rules[2].table, TABLES.guard(0));
         assert_eq!(rules[2].unless_mark, Some(MARK));
+    }
+
+    #[test]
+    fn each_rule_tells_what_it_is_for_and_those_of_others_do_not() {
+        for net in ["0.0.0.0/0", "10.0.0.1/32", "::/0", "fd00::1/128"].map(net) {
+            let len = net.prefix_len();
+            let rules = rules([net].iter(), Tables::of(300), MARK);
+            let purposes: Vec<_> = rules.iter().map(|rule| purpose(rule, MARK)).collect();
+            let of_device = Some(Purpose::Device(300, len));
+            assert_eq!(purposes, [Some(Purpose::Shared(len)), of_device, of_device]);
+            for rule in rules {
+                for other in [
+                    Rule {
+                        priority: rule.priority + 400,
+                        ..rule
+                    },
+                    Rule {
+                        priority: 0,
+                        ..rule
+                    },
+                    Rule { table: 77, ..rule },
+                    Rule {
+                        unless_mark: Some(7),
+                        ..rule
+                    },
+                    Rule {
+                        suppress_prefix_len: Some(99),
+                        ..rule
+                    },
+                ] {
+                    assert_eq!(purpose(&other, MARK), None, "{other:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -40,11 +40,13 @@ pub enum RepairKind {
     Device,
     /// The name servers.
     Resolver,
+    /// The record of what was made.
+    Record,
 }
 
 impl RepairKind {
     /// All of them, in the order of [`Self::LABELS`].
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Address,
         Self::Route,
         Self::Rule,
@@ -52,11 +54,12 @@ impl RepairKind {
         Self::Sysctl,
         Self::Device,
         Self::Resolver,
+        Self::Record,
     ];
 
     /// Their names, for figures and log lines.
-    pub const LABELS: [&'static str; 7] = [
-        "address", "route", "rule", "firewall", "sysctl", "device", "resolver",
+    pub const LABELS: [&'static str; 8] = [
+        "address", "route", "rule", "firewall", "sysctl", "device", "resolver", "record",
     ];
 }
 
@@ -64,7 +67,7 @@ impl RepairKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verification {
     /// How many things were missing and have been put back, in the order of [`RepairKind::LABELS`].
-    pub repairs: [u64; 7],
+    pub repairs: [u64; 8],
     /// What is missing and cannot be put back, or cannot be looked at; none if all is as it should be.
     pub problem: Option<String>,
 }
@@ -165,7 +168,7 @@ struct Found {
 }
 
 /// The addresses, routes and rules of `made` that are not `found`, in their order.
-fn missing(made: &[Change], found: &Found) -> Vec<Change> {
+fn missing<'a>(made: impl Iterator<Item = &'a Change>, found: &Found) -> Vec<Change> {
     let is_missing = |change: &&Change| match change {
         Change::Address { index, address } => {
             let has_address = found.addresses.contains(&(*index, *address));
@@ -185,7 +188,7 @@ fn missing(made: &[Change], found: &Found) -> Vec<Change> {
             false
         }
     };
-    made.iter().filter(is_missing).cloned().collect()
+    made.filter(is_missing).cloned().collect()
 }
 
 /// The metric of an IPv6 route that comes with an address (`IP6_RT_PRIO_ADDRCONF`).
@@ -228,6 +231,7 @@ impl Guard {
         for problem in &problems {
             verification.complain(problem);
         }
+        self.verify_record(&mut verification);
         Ok(verification)
     }
 
@@ -255,6 +259,20 @@ impl Guard {
         }
         let lost = lost.into_iter().map(Loss::Change);
         Ok((lost.chain(self.lost_parameters()).collect(), problems))
+    }
+
+    /// Makes the record again where it has been taken away: who starts next would not know of us.
+    fn verify_record(&mut self, verification: &mut Verification) {
+        if self.journal.is_in_place() {
+            return;
+        }
+        match self.journal.put_back() {
+            Ok(()) => {
+                let path = self.journal.path().display().to_string();
+                verification.note(RepairKind::Record, &[path]);
+            }
+            Err(error) => verification.complain(&error),
+        }
     }
 
     fn look_at_device(&mut self) -> Result<Vec<Loss>, NetError> {
@@ -338,7 +356,7 @@ impl Guard {
         verification: &mut Verification,
         problems: &mut Vec<String>,
     ) -> bool {
-        let mut repaired = [const { Vec::new() }; 7];
+        let mut repaired = [const { Vec::new() }; 8];
         for loss in lost {
             match self.put_one_back(loss) {
                 Ok(()) => repaired[loss.kind() as usize].push(loss.describe(self.tun())),
@@ -379,7 +397,7 @@ impl Guard {
     fn put_parameter_back(&mut self, key: &str, wanted: &str) -> Result<(), NetError> {
         let is_ours =
             |change: &Change| matches!(change, Change::Sysctl { key: set, .. } if set == key);
-        if self.changes().iter().any(is_ours) {
+        if self.changes().any(is_ours) {
             return sysctl::write(&self.paths, key, wanted);
         }
         // It was so when we came.
@@ -419,7 +437,8 @@ impl Guard {
     }
 }
 
-fn patiently<T>(mut list: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Asks for a list again that changed while it was made.
+pub(super) fn patiently<T>(mut list: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..ATTEMPTS {
         match list() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -472,6 +472,7 @@ fn parse(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
+mod record;
 mod repair;
 mod trust;
 

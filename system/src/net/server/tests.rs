@@ -1,6 +1,8 @@
 use std::fs;
 use std::net::UdpSocket;
+use std::time::Duration;
 
+use super::super::patience::Patience;
 use super::super::setup::Access;
 use super::*;
 use crate::net::clean_up_after_crash;
@@ -163,8 +165,10 @@ fn a_live_instance_is_never_disturbed() {
         let _net = set_up(ns, &SETUP).unwrap();
         let before = ns.snapshot();
 
-        let second = set_up(ns, &SETUP).err().unwrap();
-        let cleaner = clean_up_after_crash("tun0", &ns.paths).unwrap_err();
+        let mut paths = ns.paths.clone();
+        paths.patience = Patience::of(Duration::ZERO);
+        let second = set_up_with(&paths, &SETUP).err().unwrap();
+        let cleaner = clean_up_after_crash("tun0", &paths).unwrap_err();
 
         assert!(matches!(second, NetError::AlreadyRunning { .. }));
         assert!(matches!(cleaner, NetError::AlreadyRunning { .. }));
@@ -419,6 +423,10 @@ const SETUP: ServerSetup<'static> = ServerSetup {
 
 /// Fills in what constants cannot hold.
 fn set_up(ns: &Namespace, setup: &ServerSetup<'_>) -> Result<ServerNet, NetError> {
+    set_up_with(&ns.paths, setup)
+}
+
+fn set_up_with(paths: &Paths, setup: &ServerSetup<'_>) -> Result<ServerNet, NetError> {
     let addresses = ["10.8.0.1/24", "fd00::1/64"].map(|net| net.parse().unwrap());
     let routes = ["10.9.0.7/16", "10.8.0.0/24"].map(|net| net.parse().unwrap());
     let setup = ServerSetup {
@@ -427,7 +435,7 @@ fn set_up(ns: &Namespace, setup: &ServerSetup<'_>) -> Result<ServerNet, NetError
         masquerade: Some(masquerade()),
         ..setup.clone()
     };
-    ServerNet::set_up(&setup, &ns.paths)
+    ServerNet::set_up(&setup, paths)
 }
 
 fn masquerade() -> Masquerade {

@@ -7,8 +7,8 @@ const TABLE: u32 = 77;
 #[test]
 fn what_is_found_as_it_was_made_is_not_missing() {
     let made = made();
-    assert_eq!(missing(&made, &found()), []);
-    assert_eq!(missing(&made, &Found::default()), made[..7]);
+    assert_eq!(missing(made.iter(), &found()), []);
+    assert_eq!(missing(made.iter(), &Found::default()), made[..7]);
 }
 
 #[test]
@@ -18,7 +18,7 @@ fn each_thing_that_is_gone_or_different_is_missing() {
         let mut found = found();
         spoil(&mut found);
         let expected: Vec<_> = lost.iter().map(|&index| made[index].clone()).collect();
-        assert_eq!(missing(&made, &found), expected);
+        assert_eq!(missing(made.iter(), &found), expected);
     };
     check(
         &|found| found.addresses.retain(|(_, it)| it.addr().is_ipv4()),
@@ -88,7 +88,7 @@ fn a_line_names_some_and_counts_all() {
         verification.note(RepairKind::Route, &names);
         verification.note(RepairKind::Rule, &[]);
     });
-    assert_eq!(verification.repairs, [0, 7, 0, 0, 0, 0, 0]);
+    assert_eq!(verification.repairs, [0, 7, 0, 0, 0, 0, 0, 0]);
     assert!(text.contains("route 4, and 2 more"), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(!verification.is_clean());

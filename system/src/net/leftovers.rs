@@ -1,0 +1,165 @@
+//! What a client has left that nobody has a record of any more: rules and routes that are told by their
+//! numbers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use super::change::Change;
+use super::dns::Dns;
+use super::error::NetError;
+use super::guard::Guard;
+use super::netlink::{Rule, RuleFamily};
+use super::nft::{self, Family};
+use super::policy::{self, Purpose};
+use super::setup::FWMARK;
+use super::verify::patiently;
+
+/// The rules of clients whose devices are not there, and those of the main table that nobody needs:
+/// as many as there are for each length beyond the tunnels that are there.
+fn orphans(found: &[Rule], lives: impl Fn(u32) -> bool) -> Vec<Rule> {
+    let purposes = || {
+        found
+            .iter()
+            .map(|rule| (rule, policy::purpose(rule, FWMARK)))
+    };
+    let is_over = |(rule, purpose): (&Rule, _)| match purpose {
+        Some(Purpose::Device(device, _)) if !lives(device) => Some(*rule),
+        _ => None,
+    };
+    let mut orphans: Vec<Rule> = purposes().filter_map(is_over).collect();
+    let mut needed: BTreeMap<(RuleFamily, u8), BTreeSet<u32>> = BTreeMap::new();
+    for (rule, purpose) in purposes() {
+        if let Some(Purpose::Device(device, len)) = purpose
+            && lives(device)
+        {
+            let devices = needed.entry((rule.family, len)).or_default();
+            devices.insert(device);
+        }
+    }
+    let mut kept: BTreeMap<(RuleFamily, u8), usize> = BTreeMap::new();
+    for (rule, purpose) in purposes() {
+        if let Some(Purpose::Shared(len)) = purpose {
+            let place = (rule.family, len);
+            let kept = kept.entry(place).or_default();
+            if *kept < needed.get(&place).map_or(0, BTreeSet::len) {
+                *kept += 1;
+            } else {
+                orphans.push(*rule);
+            }
+        }
+    }
+    orphans
+}
+
+impl Guard {
+    /// Removes the rules of clients that are gone, with the routes that they lead to, whoever has made
+    /// them. What a client needs whose device is there stays, but for this guard's own device.
+    pub(super) fn remove_orphans(&mut self) -> Vec<NetError> {
+        let own = self.index().ok();
+        let found = match patiently(|| self.netlink.rules()) {
+            Ok(found) => found,
+            Err(source) => return vec![netlink_error("listing policy rules", source)],
+        };
+        let devices: BTreeSet<u32> = found
+            .iter()
+            .filter_map(|rule| match policy::purpose(rule, FWMARK) {
+                Some(Purpose::Device(device, _)) if Some(device) != own => Some(device),
+                _ => None,
+            })
+            .filter(|device| self.netlink.link(*device).is_ok())
+            .collect();
+        let orphans = orphans(&found, |device| devices.contains(&device));
+        if orphans.is_empty() {
+            return Vec::new();
+        }
+        let count = orphans.len();
+        tracing::warn!(count, "removing policy rules of a client that is gone");
+        let mut changes: Vec<_> = orphans.iter().copied().map(Change::Rule).collect();
+        let tables: BTreeSet<u32> = orphans
+            .iter()
+            .filter(|rule| matches!(policy::purpose(rule, FWMARK), Some(Purpose::Device(..))))
+            .map(|rule| rule.table)
+            .collect();
+        let mut errors = Vec::new();
+        for table in tables {
+            match patiently(|| self.netlink.routes(table, None)) {
+                Ok(routes) => changes.extend(routes.into_iter().map(Change::Route)),
+                Err(source) => errors.push(netlink_error("listing routes", source)),
+            }
+        }
+        let reverted = changes
+            .iter()
+            .map(|change| change.revert(&mut self.netlink, &self.paths));
+        errors.extend(reverted.filter_map(Result::err));
+        errors
+    }
+
+    /// Puts back the original of `/etc/resolv.conf` where an instance has left its own there that lives
+    /// nowhere: `/etc` outlives a power cut, and the device's name may have changed.
+    pub(super) fn restore_resolver(&self) -> Option<NetError> {
+        let dns = Dns::found_in(&self.paths.resolv_conf)?;
+        if self.journal.others_anywhere_have(&Change::Dns(dns.clone())) {
+            return None;
+        }
+        dns.restore(&self.netlink, &self.paths.patience).err()
+    }
+
+    /// Removes the device's tables of nftables, where there may be some and the record does not say.
+    pub(super) fn remove_tables(&self) -> Vec<NetError> {
+        let table = nft::table_name(self.tun());
+        let removed = [Family::Inet, Family::Arp].map(|it| nft::remove(&self.paths, it, &table));
+        let errors = removed.into_iter().filter_map(Result::err);
+        // Without it there are none.
+        let errors = errors.filter(|error| !matches!(error, NetError::NftMissing));
+        errors.collect()
+    }
+}
+
+fn netlink_error(action: &str, source: io::Error) -> NetError {
+    NetError::Netlink {
+        action: action.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ipnet::IpNet;
+
+    use super::*;
+    use crate::net::policy::{Tables, rules};
+
+    fn rules_of(device: u32, networks: &[&str]) -> Vec<Rule> {
+        let networks: Vec<IpNet> = networks.iter().map(|net| net.parse().unwrap()).collect();
+        let rules = rules(networks.iter(), Tables::of(device), FWMARK);
+        rules.into_iter().collect()
+    }
+
+    #[test]
+    fn the_rules_of_a_device_that_is_gone_are_orphans() {
+        let gone = rules_of(5, &["0.0.0.0/0", "::/0", "10.0.0.0/8"]);
+        let mut expected = gone.clone();
+        let mut found = orphans(&gone, |_| false);
+        expected.sort();
+        found.sort();
+        assert_eq!(found, expected);
+        assert_eq!(orphans(&gone, |device| device == 5), []);
+    }
+
+    /// Rules of the main table are equal for all, and each client has made its own.
+    #[test]
+    fn what_another_client_needs_is_none() {
+        let gone = rules_of(5, &["0.0.0.0/0", "10.0.0.0/8"]);
+        let lives = rules_of(6, &["0.0.0.0/0", "::/0"]);
+        let foreign = Rule {
+            priority: 100,
+            ..gone[0]
+        };
+        let found = [&gone[..], &lives[..], &[foreign]].concat();
+        let mut orphans = orphans(&found, |device| device == 6);
+        let mut expected = gone;
+        orphans.sort();
+        expected.sort();
+        assert_eq!(orphans, expected);
+    }
+}
