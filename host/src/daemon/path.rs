@@ -1,7 +1,7 @@
 //! Whether what a client's connection needs of the system is still there.
 //!
-//! The kernel tells of each change of links, addresses, routes and rules, of which most concern
-//! others. So a moment after it has told of some, the way to the server is looked up: with the
+//! The kernel tells the daemon of each change of links, addresses, routes and rules, of which most
+//! concern others. So a moment after it has told of some, the way to the server is looked up: with the
 //! connection's own address, as its packets take it, and with whichever address a new connection
 //! would get. Only where the answer differs is the worker told.
 
@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use lostlove_system::net::{NetworkKind, NetworkWatch, Way, WayFinder};
+use lostlove_system::net::{NetworkKind, NetworkKinds, Way, WayFinder};
 use lostlove_system::sleep::SleepWatch;
 use tracing::{debug, info, warn};
 
@@ -31,8 +31,6 @@ const KINDS: [NetworkKind; 4] = [
 /// Watches the paths of a client's connections.
 pub struct PathWatch {
     /// None once it has failed.
-    changes: Option<NetworkWatch>,
-    /// None once it has failed.
     sleep: Option<SleepWatch>,
     ways: WayFinder,
     look_at: Option<Instant>,
@@ -42,15 +40,6 @@ pub struct PathWatch {
     attempt: Option<Path>,
     /// Of the one that the session is on, or was on last.
     current: Option<Path>,
-}
-
-/// What a [`PathWatch`] waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PathSource {
-    /// The network has changed.
-    Changes,
-    /// The machine has slept, perhaps.
-    Sleep,
 }
 
 /// The path of a connection, as far as it leads through this system.
@@ -90,11 +79,9 @@ impl PathWatch {
             warn!(%error, "cannot hear of changes of the network; a dead path is noticed late");
         };
         let ways = WayFinder::new().map_err(told).ok()?;
-        let changes = NetworkWatch::new().map_err(told).ok()?;
         let sleep = SleepWatch::new();
         let sleep = sleep.inspect_err(|error| debug!(%error, "suspensions are not told"));
         Some(Self {
-            changes: Some(changes),
             sleep: sleep.ok(),
             ways,
             look_at: None,
@@ -104,14 +91,9 @@ impl PathWatch {
         })
     }
 
-    /// What to wait for, until [`PathWatch::poll_timeout`].
-    pub(super) fn sources(&self) -> impl Iterator<Item = (PathSource, BorrowedFd<'_>)> {
-        // While changes gather, there is nothing to be done about them.
-        let changes = self.changes.as_ref().filter(|_| self.look_at.is_none());
-        let changes = changes.map(|watch| (PathSource::Changes, watch.as_fd()));
-        let sleep = self.sleep.as_ref();
-        let sleep = sleep.map(|watch| (PathSource::Sleep, watch.as_fd()));
-        changes.into_iter().chain(sleep)
+    /// Readable when the machine has slept, perhaps.
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.sleep.as_ref().map(SleepWatch::as_fd)
     }
 
     /// When [`PathWatch::handle_timeout`] is due.
@@ -136,28 +118,30 @@ impl PathWatch {
         self.current = self.attempt.take().or(self.current);
     }
 
-    /// Whether the path may not be what it was.
-    pub(super) fn handle_readable(&mut self, source: PathSource) -> bool {
-        match source {
-            PathSource::Changes => {
-                let soon = Instant::now() + GATHERING;
-                let pause_ends = self.told_at.map_or(soon, |at| at + PAUSE);
-                self.look_at = Some(soon.max(pause_ends));
+    /// Something of the network has changed; what has is looked at together with what follows.
+    pub(super) fn handle_changes(&mut self, changed: NetworkKinds, now: Instant) {
+        let concerns = KINDS.into_iter().any(|kind| changed.contains(kind));
+        if concerns && self.look_at.is_none() {
+            let soon = now + GATHERING;
+            let pause_ends = self.told_at.map_or(soon, |at| at + PAUSE);
+            self.look_at = Some(soon.max(pause_ends));
+        }
+    }
+
+    /// Whether the machine has slept, and the path may not be what it was.
+    pub(super) fn handle_readable(&mut self) -> bool {
+        match self.sleep.as_mut().map(SleepWatch::take) {
+            Some(Ok(slept)) if slept.is_zero() => false,
+            Some(Ok(slept)) => {
+                info!(?slept, "the machine has slept");
+                true
+            }
+            Some(Err(error)) => {
+                warn!(%error, "cannot hear of suspensions any more");
+                self.sleep = None;
                 false
             }
-            PathSource::Sleep => match self.sleep.as_mut().map(SleepWatch::take) {
-                Some(Ok(slept)) if slept.is_zero() => false,
-                Some(Ok(slept)) => {
-                    info!(?slept, "the machine has slept");
-                    true
-                }
-                Some(Err(error)) => {
-                    warn!(%error, "cannot hear of suspensions any more");
-                    self.sleep = None;
-                    false
-                }
-                None => false,
-            },
+            None => false,
         }
     }
 
@@ -166,17 +150,7 @@ impl PathWatch {
         if self.look_at.take_if(|at| *at <= now).is_none() {
             return false;
         }
-        let changed = match self.changes.as_ref().map(NetworkWatch::take) {
-            Some(Ok(changed)) => changed,
-            Some(Err(error)) => {
-                warn!(%error, "cannot hear of changes of the network any more");
-                self.changes = None;
-                return false;
-            }
-            None => return false,
-        };
-        let concerns = KINDS.into_iter().any(|kind| changed.contains(kind));
-        let is_doubtful = concerns && self.look();
+        let is_doubtful = self.look();
         if is_doubtful {
             self.told_at = Some(now);
         }
