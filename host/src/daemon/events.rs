@@ -89,6 +89,9 @@ impl Daemon {
             self.metrics.set_problem(self.readiness.problem());
         }
         self.tell_readiness();
+        if let Some(dialer) = &mut self.dialer {
+            dialer.set_name_servers(&verification.name_servers);
+        }
         self.dial();
     }
 
@@ -256,6 +259,8 @@ impl Daemon {
             NetworkReport::Configured(id) => {
                 self.readiness.handle_configured(id);
                 self.tell_readiness();
+                // What could not be set is known then, and where names were asked before.
+                self.vigil.demand(Instant::now());
             }
             NetworkReport::Refused(id, refusal) => {
                 warn!(%refusal, "the server's assignment cannot be used; trying again later");

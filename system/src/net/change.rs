@@ -62,7 +62,7 @@ impl Change {
             Self::Sysctl { key, old, new } => return revert_sysctl(paths, key, old, new),
             Self::Nft { table } => return nft::remove(paths, nft::Family::Inet, table),
             Self::NftArp { table } => return nft::remove(paths, nft::Family::Arp, table),
-            Self::Dns(dns) => return dns.restore(netlink, &paths.patience),
+            Self::Dns(dns) => return dns.restore(netlink, paths),
         };
         match result {
             Err(source) if !is_gone(&source) => Err(NetError::Netlink {

@@ -1,7 +1,7 @@
 //! What a client changes on the system.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -13,7 +13,7 @@ use super::guard::Guard;
 use super::netlink::LinkSetup;
 use super::nft::{self, Family};
 use super::plan::{Plan, is_planned};
-use super::setup::{ClientSetup, Paths};
+use super::setup::{ClientRoutes, ClientSetup, Paths};
 use super::surroundings::Surroundings;
 use super::verify::{RepairKind, Verification};
 use super::{link, sysctl};
@@ -39,6 +39,12 @@ pub struct ClientNet {
     wanted_dns: Vec<IpAddr>,
     /// The system's own name servers, which cannot be seen while others are set.
     resolvers: Vec<IpAddr>,
+    /// The same, as the last look has found them.
+    former: Vec<SocketAddr>,
+    /// Whether all names are the tunnel's.
+    takes_all: bool,
+    /// Which of them the operator was told that others are asked for.
+    elsewhere: Vec<(String, Vec<String>)>,
 }
 
 impl ClientNet {
@@ -59,6 +65,9 @@ impl ClientNet {
             dns: Vec::new(),
             wanted_dns: Vec::new(),
             resolvers: Vec::new(),
+            former: Vec::new(),
+            takes_all: false,
+            elsewhere: Vec::new(),
         })
     }
 
@@ -122,6 +131,7 @@ impl ClientNet {
             self.guard.undo(&change)?;
         }
         tell();
+        self.takes_all = matches!(setup.routes, ClientRoutes::Full);
         self.wanted_dns.clone_from(&plan.dns);
         if let Err(error) = self.set_dns(&plan.dns) {
             tracing::warn!(%error, "the system's name servers stay as they are");
@@ -154,24 +164,69 @@ impl ClientNet {
 
     fn verify_name_servers(&mut self, verification: &mut Verification) {
         let wanted = self.wanted_dns.clone();
-        let is_set = self.dns == wanted;
-        if is_set {
-            let mut changes = self.guard.changes();
-            if !changes.any(|change| matches!(change, Change::Dns(dns) if !dns.is_set(&wanted))) {
-                return;
+        let was_set = self.dns == wanted;
+        if was_set {
+            match self.look_at_name_servers() {
+                Ok(true) => {}
+                Ok(false) => self.dns.clear(),
+                Err(error) => verification.complain(&error),
             }
-            self.dns.clear();
         }
-        match self.set_dns(&wanted) {
-            Ok(()) if is_set => {
-                verification.note(
-                    RepairKind::Resolver,
-                    &["the tunnel's name servers".to_owned()],
+        if self.dns != wanted {
+            match self.set_dns(&wanted) {
+                Ok(()) if was_set => {
+                    let what = ["the tunnel's name servers".to_owned()];
+                    verification.note(RepairKind::Resolver, &what);
+                }
+                Ok(()) => tracing::info!("the tunnel's name servers are set now"),
+                Err(error) => verification.complain(&error),
+            }
+        }
+        if !self.dns.is_empty() {
+            verification.name_servers.clone_from(&self.former);
+        }
+    }
+
+    /// Whether the name servers that are set still are, as far as the resolver tells.
+    fn look_at_name_servers(&mut self) -> Result<bool, NetError> {
+        let Some(dns) = self.resolver() else {
+            return Ok(true);
+        };
+        let Guard {
+            claim,
+            netlink,
+            paths,
+            ..
+        } = &self.guard;
+        let look = dns.look(&self.dns, claim.as_ref(), netlink, paths)?;
+        self.former = look.former;
+        self.tell_elsewhere(look.elsewhere);
+        Ok(look.is_set)
+    }
+
+    /// Says which names others are asked for, though all are to go through the tunnel; once.
+    fn tell_elsewhere(&mut self, elsewhere: Vec<(String, Vec<String>)>) {
+        if self.takes_all {
+            let new = elsewhere.iter().filter(|it| !self.elsewhere.contains(it));
+            for (link, domains) in new {
+                let domains = domains.join(", ");
+                tracing::warn!(
+                    link,
+                    domains,
+                    "systemd-resolved asks this link's name servers, past the tunnel, for names in these \
+                     domains; to have the tunnel's asked: resolvectl domain {link} \"\""
                 );
             }
-            Ok(()) => tracing::info!("the tunnel's name servers are set now"),
-            Err(error) => verification.complain(&error),
         }
+        self.elsewhere = elsewhere;
+    }
+
+    /// Who was told of name servers.
+    fn resolver(&self) -> Option<Dns> {
+        self.guard.changes().find_map(|change| match change {
+            Change::Dns(dns) => Some(dns.clone()),
+            _ => None,
+        })
     }
 
     /// Undoes everything and stays in charge, and returns what could not be undone.
@@ -287,10 +342,7 @@ impl ClientNet {
         if self.dns == servers {
             return Ok(());
         }
-        let current = self.guard.changes().find_map(|change| match change {
-            Change::Dns(dns) => Some(dns.clone()),
-            _ => None,
-        });
+        let current = self.resolver();
         if servers.is_empty() {
             if let Some(dns) = current {
                 self.guard.undo(&Change::Dns(dns))?;
@@ -299,8 +351,9 @@ impl ClientNet {
             let choose = || Dns::choose(&self.guard.paths, self.guard.tun());
             let dns = current.unwrap_or_else(choose);
             let change = Change::Dns(dns.clone());
-            self.guard
-                .make_with(&change, |guard| dns.set(servers, &guard.paths.patience))?;
+            self.guard.make_with(&change, |guard| {
+                dns.set(servers, &mut guard.claim, &guard.paths)
+            })?;
         }
         self.dns = servers.to_vec();
         Ok(())

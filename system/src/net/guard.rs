@@ -1,6 +1,5 @@
 //! Making changes so that all of them are undone, whatever happens.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::change::Change;
@@ -10,6 +9,7 @@ use super::firewall::Table;
 use super::journal::Journal;
 use super::netlink::{LinkSetup, Netlink};
 use super::patience::Patience;
+use super::resolv_conf::Claim;
 use super::setup::Paths;
 use super::sysctl;
 use crate::lock::LockFile;
@@ -40,6 +40,8 @@ pub(super) struct Guard {
     pub(super) tables: Vec<Table>,
     /// Kernel parameters that are relied on, and their values, whoever has set them.
     pub(super) parameters: Vec<(String, String)>,
+    /// What is wanted of the resolver's file, which others share.
+    pub(super) claim: Option<Claim>,
     pub(super) journal: Journal,
     armed: bool,
     /// Whether it was in vain to wait for the lock on what is shared.
@@ -83,6 +85,7 @@ impl Guard {
             device: None,
             tables: Vec::new(),
             parameters: Vec::new(),
+            claim: None,
             journal,
             armed: true,
             gave_up: false,
@@ -93,7 +96,6 @@ impl Guard {
         let mut errors = self.undo_leftovers();
         errors.extend(self.undo_abandoned());
         errors.extend(self.remove_orphans());
-        errors.extend(self.restore_resolver());
         errors
     }
 
@@ -232,6 +234,9 @@ impl Guard {
     pub(super) fn undo(&mut self, change: &Change) -> Result<(), NetError> {
         let Change::Sysctl { key, new, .. } = change else {
             self.forget_table(change);
+            if matches!(change, Change::Dns(_)) {
+                self.claim = None;
+            }
             change.revert(&mut self.netlink, &self.paths)?;
             return self.journal.undone(change);
         };
@@ -284,9 +289,8 @@ impl Guard {
             .filter_map(|change| self.undo(change).err())
             .collect();
         // /etc outlives a power cut, the record does not.
-        let resolv_conf: PathBuf = self.paths.resolv_conf.clone();
-        let leftover = Dns::file(resolv_conf, self.tun());
-        errors.extend(leftover.restore(&self.netlink, &self.paths.patience).err());
+        let leftover = Dns::file(&self.paths.resolv_conf);
+        errors.extend(leftover.restore(&self.netlink, &self.paths).err());
         errors
     }
 

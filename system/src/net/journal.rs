@@ -136,15 +136,6 @@ impl Journal {
         changes
     }
 
-    /// Whether another live process has made the change, in whichever network namespace: files are not
-    /// of one.
-    pub(super) fn others_anywhere_have(&self, change: &Change) -> bool {
-        let mut records = self
-            .siblings()
-            .filter_map(|path| read_if(&path, Life::Lives));
-        records.any(|record| record.changes.contains(change))
-    }
-
     /// The records that dead processes with other devices left in the same network namespace, and
     /// before the machine was started, each locked as it comes.
     pub(super) fn abandoned(&self) -> impl Iterator<Item = Result<Self, NetError>> {

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::change::Change;
-use super::dns::Dns;
 use super::error::NetError;
 use super::guard::Guard;
 use super::netlink::{Rule, RuleFamily};
@@ -92,16 +91,6 @@ impl Guard {
             .map(|change| change.revert(&mut self.netlink, &self.paths));
         errors.extend(reverted.filter_map(Result::err));
         errors
-    }
-
-    /// Puts back the original of `/etc/resolv.conf` where an instance has left its own there that lives
-    /// nowhere: `/etc` outlives a power cut, and the device's name may have changed.
-    pub(super) fn restore_resolver(&self) -> Option<NetError> {
-        let dns = Dns::found_in(&self.paths.resolv_conf)?;
-        if self.journal.others_anywhere_have(&Change::Dns(dns.clone())) {
-            return None;
-        }
-        dns.restore(&self.netlink, &self.paths.patience).err()
     }
 
     /// Removes the device's tables of nftables, where there may be some and the record does not say.

@@ -50,6 +50,7 @@ mod plan;
 mod policy;
 mod ports;
 mod record;
+mod resolv_conf;
 mod server;
 mod setup;
 mod surroundings;

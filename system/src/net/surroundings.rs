@@ -1,15 +1,16 @@
 //! Where this host is: what it has addresses of, is connected to, and asks for names.
 
-use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
 
+use super::dns::listed_name_servers;
 use super::error::AssignmentError;
 use super::netlink::{LOOPBACK, Netlink};
 use super::overlap::is_of_no_account;
+use super::resolv_conf;
 use super::setup::Paths;
 use super::sysctl;
 
@@ -140,19 +141,17 @@ fn resolvers(paths: &Paths) -> Vec<IpAddr> {
     found
 }
 
+/// Those that a file names, or named before one of us wrote it.
 fn name_servers(resolv_conf: &Path) -> Vec<IpAddr> {
-    // There need not be one.
-    let text = fs::read_to_string(resolv_conf).unwrap_or_default();
-    let servers = text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let is_server = words.next() == Some("nameserver");
-        words.next().filter(|_| is_server)?.parse().ok()
-    });
-    servers.collect()
+    let text = resolv_conf::original_text(resolv_conf);
+    let servers = listed_name_servers(&text).into_iter();
+    servers.filter_map(|word| word.parse().ok()).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::net::namespace;
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -70,6 +71,9 @@ pub struct Verification {
     pub repairs: [u64; 8],
     /// What is missing and cannot be put back, or cannot be looked at; none if all is as it should be.
     pub problem: Option<String>,
+    /// The name servers that were asked before the tunnel's were set, and are past it; none where none of the
+    /// tunnel's are set.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 impl Verification {

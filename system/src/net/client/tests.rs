@@ -232,7 +232,11 @@ fn name_servers_that_cannot_be_set_are_a_warning() {
         let _uplink = uplink(ns);
         let _tun = open("tun0");
         let script = ns.file("resolvconf");
-        fs::write(&script, "#!/bin/sh\necho no space left >&2; exit 1\n").unwrap();
+        fs::write(
+            &script,
+            format!("{OPENRESOLV}echo no space left >&2; exit 1\n"),
+        )
+        .unwrap();
         ns.shell(&format!("chmod +x {}", script.display()));
         let mut net = new(ns);
         let setup = ClientSetup {
@@ -369,6 +373,10 @@ fn wait_to_be_killed(directory: &std::path::Path) {
     println!("{READY}");
     let _ = std::io::stdin().read(&mut [0]);
 }
+
+/// The first lines of a script that poses as openresolv.
+const OPENRESOLV: &str =
+    "#!/bin/sh\n[ \"$1\" != --version ] || { echo openresolv 3.12.0; exit; }\n";
 
 /// Set, it makes [`CRASHING_TEST`] the process that is killed.
 const DIRECTORY: &str = "LOSTLOVE_TEST_DIRECTORY";

@@ -1,7 +1,10 @@
 //! What others take away, and its return.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use super::*;
-use crate::net::RepairKind;
+use crate::net::{Patience, RepairKind};
 
 /// The tunnel's tables, but not the guard's.
 const TABLES: &str = "ip -N rule | sed -n 's/.*lookup \\(1280[0-9]*\\).*/\\1/p' | sort -u";
@@ -163,7 +166,7 @@ fn a_strict_reverse_path_filter_lets_path_mtu_errors_in() {
         uplink.send(&needs_fragmentation(&syn), &[0; 10]).unwrap();
 
         let route = format!("ip route get {SERVER} mark {FWMARK}");
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
         while !ns.shell(&route).contains("mtu 1300") {
             let text = ns.shell(&route);
             assert!(std::time::Instant::now() < deadline, "{text}");
@@ -213,12 +216,6 @@ fn name_servers_that_others_replace_are_set_again() {
             assert_eq!(fs::read_to_string(&ns.paths.resolv_conf).unwrap(), ours);
             assert!(net.verify().unwrap().is_clean());
         }
-        // Another instance has set its own.
-        let text = "# Written by LostLove. When the tunnel closes, /x returns.\nnameserver ::1\n";
-        fs::write(&ns.paths.resolv_conf, text).unwrap();
-        assert!(net.verify().unwrap().is_clean());
-        fs::write(&ns.paths.resolv_conf, &ours).unwrap();
-
         assert!(net.restore().is_empty());
         assert_eq!(fs::read_to_string(&ns.paths.resolv_conf).unwrap(), lease);
     });
@@ -231,7 +228,11 @@ fn name_servers_that_could_not_be_set_are_set_later() {
         let _uplink = uplink(ns);
         let _tun = open("tun0");
         let script = ns.file("resolvconf");
-        fs::write(&script, "#!/bin/sh\necho no space left >&2; exit 1\n").unwrap();
+        fs::write(
+            &script,
+            format!("{OPENRESOLV}echo no space left >&2; exit 1\n"),
+        )
+        .unwrap();
         ns.shell(&format!("chmod +x {}", script.display()));
         let mut net = new(ns);
         let setup = ClientSetup {
@@ -241,8 +242,140 @@ fn name_servers_that_could_not_be_set_are_set_later() {
         net.apply(&setup).unwrap();
         let problem = net.verify().unwrap().problem.unwrap();
         assert!(problem.contains("no space left"), "{problem}");
-        fs::write(&script, "#!/bin/sh\nexit 0\n").unwrap();
+        fs::write(&script, format!("{OPENRESOLV}exit 0\n")).unwrap();
         assert!(net.verify().unwrap().is_clean());
+    });
+}
+
+/// A stand-in for `resolvectl` that keeps what it is told in a folder, and hangs while there is a file
+/// `hangs`.
+const RESOLVECTL: &str = r#"
+cd "$(dirname "$0")/resolved"
+while [ -e hangs ]; do sleep 0.01; done
+what=$1
+case "$what $#" in
+"dns 1" | "domain 1")
+    echo "Link 2 (up0): $(cat "$what-up0")"
+    echo "Link 7 (tun0): $(cat "$what" 2>&-)"
+    ;;
+revert*) rm -f dns domain ;;
+*) shift 2; echo "$@" > "$what" ;;
+esac
+"#;
+
+fn systemd_resolved(ns: &Namespace) -> PathBuf {
+    let folder = ns.file("resolved");
+    fs::create_dir(&folder).unwrap();
+    fs::create_dir(&ns.paths.systemd_resolved).unwrap();
+    fs::write(&ns.paths.resolv_conf, "nameserver 127.0.0.53\n").unwrap();
+    fs::write(folder.join("dns-up0"), "192.0.2.53").unwrap();
+    fs::write(folder.join("domain-up0"), "").unwrap();
+    let text = format!("#!/bin/sh\n{RESOLVECTL}");
+    fs::write(&ns.paths.resolvectl, text).unwrap();
+    ns.shell(&format!("chmod +x {}", ns.paths.resolvectl.display()));
+    folder
+}
+
+/// As a restart, or `resolvectl revert`, makes it.
+#[test]
+fn what_systemd_resolved_has_forgotten_is_told_again() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let folder = systemd_resolved(ns);
+        let mut net = new(ns);
+        let setup = ClientSetup {
+            dns: &tunnels_own(),
+            ..full(&[V4])
+        };
+        assert!(net.verify().unwrap().name_servers.is_empty());
+        net.apply(&setup).unwrap();
+        let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+        let told = (read("dns"), read("domain"));
+        assert_eq!(told, ("10.8.0.1\n".to_owned(), "~.\n".to_owned()));
+        let verification = net.verify().unwrap();
+        assert!(verification.is_clean());
+        // Past the tunnel.
+        assert_eq!(
+            verification.name_servers,
+            ["192.0.2.53:53".parse().unwrap()]
+        );
+
+        for lost in ["dns", "domain"] {
+            fs::remove_file(folder.join(lost)).unwrap();
+            assert!(net.verify().unwrap().has_repaired(RepairKind::Resolver));
+            assert_eq!((read("dns"), read("domain")), told);
+            assert!(net.verify().unwrap().is_clean());
+        }
+
+        assert!(net.restore().is_empty());
+        assert!(!folder.join("dns").exists() && !folder.join("domain").exists());
+    });
+}
+
+#[test]
+fn a_resolver_that_hangs_is_a_problem_until_it_answers() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let folder = systemd_resolved(ns);
+        fs::write(folder.join("hangs"), "").unwrap();
+        let mut paths = ns.paths.clone();
+        paths.patience = Patience::of(Duration::from_millis(100));
+        let mut net = ClientNet::new("tun0", &paths).unwrap();
+        let setup = ClientSetup {
+            dns: &tunnels_own(),
+            ..full(&[V4])
+        };
+        net.apply(&setup).unwrap();
+        let assert_hangs = |net: &mut ClientNet| {
+            let problem = net.verify().unwrap().problem.unwrap();
+            assert!(problem.contains("killed after 100ms"), "{problem}");
+        };
+        assert_hangs(&mut net);
+        assert_hangs(&mut net);
+        fs::remove_file(folder.join("hangs")).unwrap();
+        assert!(net.verify().unwrap().is_clean());
+        let told = fs::read_to_string(folder.join("dns")).unwrap();
+        assert_eq!(told, "10.8.0.1\n");
+        // It is set, and nobody knows for how long.
+        fs::write(folder.join("hangs"), "").unwrap();
+        assert_hangs(&mut net);
+        fs::remove_file(folder.join("hangs")).unwrap();
+        assert!(net.verify().unwrap().is_clean());
+    });
+}
+
+/// With a DHCP server's domain `com`, all of it is asked past a full tunnel.
+#[test]
+fn names_that_other_links_are_asked_for_are_said_once() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let folder = systemd_resolved(ns);
+        let mut net = new(ns);
+        const PAST: &str = "past the tunnel";
+        let text = |net: &mut ClientNet| capture(|| drop(net.verify().unwrap()));
+        for (routes, is_said) in [(ClientRoutes::Full, true), (list(&["0.0.0.0/0"]), false)] {
+            let setup = ClientSetup {
+                dns: &tunnels_own(),
+                routes: &routes,
+                ..full(&[V4])
+            };
+            net.apply(&setup).unwrap();
+            assert!(!text(&mut net).contains(PAST));
+            fs::write(folder.join("domain-up0"), "lan.example ~com").unwrap();
+            let said = text(&mut net);
+            assert_eq!(said.contains("lan.example, com"), is_said, "{said}");
+            assert_eq!(
+                said.contains("resolvectl domain up0 \"\""),
+                is_said,
+                "{said}"
+            );
+            assert!(!text(&mut net).contains(PAST));
+            fs::write(folder.join("domain-up0"), "").unwrap();
+            assert!(!text(&mut net).contains(PAST));
+        }
     });
 }
 
