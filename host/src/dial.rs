@@ -1,5 +1,6 @@
 //! Opening a connection to the first server that answers, beside the event loop.
 
+mod ask;
 mod race;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use lostlove_system::socket::SocketOptions;
 use lostlove_system::wake::Wake;
 use tracing::debug;
 
+use self::ask::NameServers;
 use self::race::Race;
 use crate::threads::Threads;
 
@@ -27,8 +29,9 @@ pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
 /// whole dial fails. Each attempt begins with another server and address than the one before, so
 /// that one that connects and then lets the handshake fail does not win for ever; but the first of
 /// them begins where the last connection went to, for a session goes on only there, and without a
-/// look-up. Addresses that a name had before are used when it cannot be looked up, as when its DNS
-/// server is only reachable through the tunnel that is down.
+/// look-up. Names are looked up by the system, and, while that asks name servers behind the tunnel, also
+/// directly, of those that it asked before. Addresses that a name had before are used when it cannot
+/// be looked up, and come last when it can.
 #[derive(Debug)]
 pub struct Dialer {
     servers: Arc<[ServerAddress]>,
@@ -40,6 +43,8 @@ pub struct Dialer {
     last: Option<SocketAddr>,
     known: Arc<Known>,
     resolve: Resolve,
+    /// Whom to ask besides.
+    name_servers: Arc<[SocketAddr]>,
 }
 
 impl Dialer {
@@ -62,7 +67,16 @@ impl Dialer {
             last: None,
             known: Arc::default(),
             resolve: resolve_with_system,
+            name_servers: Arc::default(),
         })
+    }
+
+    /// Name servers to ask besides the system: those from before the tunnel's were set; none while none
+    /// of the tunnel's are.
+    pub fn set_name_servers(&mut self, addresses: &[SocketAddr]) {
+        if *self.name_servers != *addresses {
+            self.name_servers = addresses.into();
+        }
     }
 
     /// Begins to dial; an unfinished earlier dial, and a result not yet taken, are given up.
@@ -99,6 +113,10 @@ impl Dialer {
         let names = Names {
             known: Arc::clone(&self.known),
             resolve: self.resolve,
+            name_servers: NameServers {
+                addresses: self.name_servers.to_vec(),
+                mark: self.options.mark,
+            },
             threads: self.threads.clone(),
         };
         let servers = Arc::clone(&self.servers);
@@ -223,18 +241,26 @@ impl Cancel {
 struct Names {
     known: Arc<Known>,
     resolve: Resolve,
+    name_servers: NameServers,
     /// Each look-up has a thread.
     threads: Threads,
 }
 
-/// Addresses that names had when they were looked up last.
+/// So many addresses of a name are remembered.
+const MOST_KNOWN: usize = 8;
+
+/// Addresses that names had when they were looked up, the newest first.
 #[derive(Debug, Default)]
 struct Known(Mutex<HashMap<ServerAddress, Vec<SocketAddr>>>);
 
 impl Known {
     fn remember(&self, endpoint: &ServerAddress, addresses: &[SocketAddr]) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(endpoint.clone(), addresses.to_vec());
+        let known = known.entry(endpoint.clone()).or_default();
+        let mut newest = addresses.to_vec();
+        newest.extend(known.iter().filter(|address| !addresses.contains(*address)));
+        newest.truncate(MOST_KNOWN.max(addresses.len()));
+        *known = newest;
     }
 
     fn of(&self, endpoint: &ServerAddress) -> Vec<SocketAddr> {
@@ -246,11 +272,13 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
-    use std::net::TcpListener;
+    use std::net::{Ipv4Addr, TcpListener, UdpSocket};
     use std::thread;
     use std::time::{Duration, Instant};
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use simple_dns::rdata::RData;
+    use simple_dns::{CLASS, Packet, QTYPE, ResourceRecord, TYPE};
     use socket2::{Domain, Socket, Type};
 
     use super::*;
@@ -441,6 +469,82 @@ mod tests {
         dialer.start(1);
         wait(&mut dialer).unwrap();
         assert!(start.elapsed() < race::TIMEOUT / 2, "{:?}", start.elapsed());
+    }
+
+    /// The system's look-up goes through a tunnel that is down, and its answer, if it had one, would be old.
+    #[test]
+    fn name_servers_from_before_the_tunnel_know_where_a_server_has_moved_to() {
+        let (_listener, ServerAddress { port, .. }) = listener();
+        let name_server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = name_server.local_addr().unwrap();
+        let serve = move || {
+            let mut query = [0; 512];
+            while let Ok((len, client)) = name_server.recv_from(&mut query) {
+                let mut packet = Packet::parse(&query[..len]).unwrap().into_reply();
+                let question = packet.questions[0].clone();
+                if question.qtype == QTYPE::TYPE(TYPE::A) {
+                    let data = RData::A(Ipv4Addr::LOCALHOST.into());
+                    let record = ResourceRecord::new(question.qname, CLASS::IN, 1, data);
+                    packet.answers.push(record);
+                }
+                let bytes = packet.build_bytes_vec().unwrap();
+                name_server.send_to(&bytes, client).unwrap();
+            }
+        };
+        let threads = Threads::new().unwrap();
+        threads.spawn("name server", serve).unwrap();
+        // The system hangs, fails, or knows an old address, where nobody is any more.
+        let ways: [Resolve; 3] = [
+            |_, _| {
+                thread::park_timeout(race::TIMEOUT);
+                Err(io::Error::other("too late"))
+            },
+            |_, _| Err(io::Error::other("no such name")),
+            |_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 2], port))]),
+        ];
+        for resolve in ways {
+            let mut dialer = dialer(vec![example(port)]);
+            dialer.resolve = resolve;
+            dialer.set_name_servers(&[address]);
+            let start = Instant::now();
+            dialer.start(1);
+            let (_, remote) = wait(&mut dialer).unwrap();
+            assert_eq!(remote, SocketAddr::from(([127, 0, 0, 1], port)));
+            assert!(start.elapsed() < race::TIMEOUT / 2);
+        }
+    }
+
+    /// As `/etc/hosts` has them.
+    #[test]
+    fn the_system_is_asked_also_where_name_servers_are_silent() {
+        let (_listener, ServerAddress { port, .. }) = listener();
+        let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        silent.set_read_timeout(Some(race::TIMEOUT)).unwrap();
+        let mut dialer = dialer(vec![example(port)]);
+        dialer.resolve = |_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]);
+        dialer.set_name_servers(&[silent.local_addr().unwrap()]);
+        let start = Instant::now();
+        dialer.start(1);
+        wait(&mut dialer).unwrap();
+        assert!(start.elapsed() < race::STAGGER, "{:?}", start.elapsed());
+        assert!(silent.recv(&mut [0; 512]).is_ok(), "it is asked as well");
+    }
+
+    #[test]
+    fn addresses_that_a_name_had_before_are_tried_last() {
+        let (_first, ServerAddress { port, .. }) = listener();
+        let mut dialer = dialer(vec![example(port)]);
+        dialer.resolve = |_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]);
+        dialer.start(2);
+        wait(&mut dialer).unwrap();
+        dialer.resolve = |_, port| Ok(vec![SocketAddr::from(([127, 0, 0, 2], port))]);
+        dialer.start(2);
+        let (_, remote) = wait(&mut dialer).unwrap();
+        assert_eq!(remote.ip(), Ipv4Addr::LOCALHOST);
+        let second = TcpListener::bind(("127.0.0.2", port)).unwrap();
+        dialer.start(2);
+        let (_, remote) = wait(&mut dialer).unwrap();
+        assert_eq!(remote, second.local_addr().unwrap());
     }
 
     /// The dial that waits for it goes on, but not the daemon.

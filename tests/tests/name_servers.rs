@@ -2,11 +2,16 @@
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 use std::fs::{self, Permissions};
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread;
 
 use lostlove_tests::lab::{PORT, SERVER_V4, quoted, wire_v4};
 use lostlove_tests::{Daemon, Driver, Host, Lab, Settings, await_true};
+use simple_dns::rdata::RData;
+use simple_dns::{CLASS, Packet, QTYPE, ResourceRecord, TYPE};
 
 /// The system's own, and those of two tunnels.
 const ORIGINAL: &str = "192.0.2.53";
@@ -188,6 +193,134 @@ fn originals(etc: &Path) -> Vec<String> {
     let ours = |path: &PathBuf| path.to_string_lossy().contains(".lostlove");
     let ours = paths.filter(ours);
     ours.map(|path| path.display().to_string()).collect()
+}
+
+/// A name server on a client's own network, and what it knows.
+struct NameServer {
+    records: Arc<Mutex<Vec<IpAddr>>>,
+}
+
+impl NameServer {
+    /// It answers on this address of the host, for as long as the test runs.
+    fn start(host: &Host, address: &str) -> Self {
+        let address: IpAddr = address.parse().unwrap();
+        let bind = || UdpSocket::bind((address, 53));
+        let socket = host.netns.run(bind).unwrap().unwrap();
+        let records = Arc::new(Mutex::new(Vec::new()));
+        let known = Arc::clone(&records);
+        thread::spawn(move || {
+            let mut query = [0; 512];
+            while let Ok((len, client)) = socket.recv_from(&mut query) {
+                let answer = answer(&query[..len], &known.lock().unwrap());
+                socket.send_to(&answer, client).unwrap();
+            }
+        });
+        Self { records }
+    }
+
+    fn set(&self, addresses: &[&str]) {
+        let addresses = addresses.iter().map(|text| text.parse().unwrap());
+        *self.records.lock().unwrap() = addresses.collect();
+    }
+}
+
+fn answer(query: &[u8], known: &[IpAddr]) -> Vec<u8> {
+    let mut packet = Packet::parse(query).unwrap().into_reply();
+    let question = packet.questions[0].clone();
+    for address in known {
+        let (kind, data) = match *address {
+            IpAddr::V4(address) => (TYPE::A, RData::A(address.into())),
+            IpAddr::V6(address) => (TYPE::AAAA, RData::AAAA(address.into())),
+        };
+        if question.qtype == QTYPE::TYPE(kind) {
+            let record = ResourceRecord::new(question.qname.clone(), CLASS::IN, 1, data);
+            packet.answers.push(record);
+        }
+    }
+    packet.build_bytes_vec().unwrap()
+}
+
+/// A full tunnel whose name servers are the tunnel's, to a server that is given by name.
+fn full_tunnel_to(lab: &Lab, name: &str) -> Settings {
+    let mut settings = lab.client_settings(0);
+    settings
+        .set("client.server", quoted(format!("{name}:{PORT}")))
+        .set("client.routes", quoted("full"));
+    settings
+}
+
+/// The tunnel's name servers are of no use while there is no session: those from before it are asked, past
+/// the tunnel.
+#[track_caller]
+fn a_server_that_moves_is_found(driver: Driver, resolver: &str, [old, new]: [&str; 2]) {
+    let Some(lab) = Lab::new(1) else { return };
+    let (server, client) = (&lab.server, &lab.clients[0]);
+    let length = if old.contains(':') { 64 } else { 24 };
+    server.add_address(
+        &format!("{resolver}/{}", if length == 64 { 128 } else { 32 }),
+        "wire0",
+    );
+    let name_server = NameServer::start(server, resolver);
+    name_server.set(&[old]);
+    let resolv_conf = client.etc().join("resolv.conf");
+    fs::write(&resolv_conf, format!("nameserver {resolver}\n")).unwrap();
+    let mut settings = lab.server_settings();
+    settings.set("network.dns", format!("[{}]", quoted(FIRST)));
+    let daemon = lab.start_server(&settings);
+    let settings = full_tunnel_to(&lab, "vpn.example.org");
+    let _client = client.start(&driver.client(), &settings);
+    await_server(&resolv_conf, FIRST);
+    client.await_ping(SERVER_V4);
+
+    daemon.kill();
+    server
+        .netns
+        .ip(&format!("address del {old}/{length} dev wire0"))
+        .unwrap();
+    server.add_address(&format!("{new}/{length}"), "wire0");
+    name_server.set(&[new]);
+    let server = lab.start_server(
+        lab.server_settings()
+            .set("network.dns", format!("[{}]", quoted(FIRST))),
+    );
+
+    server.await_log(" established ");
+    client.await_ping(SERVER_V4);
+    await_server(&resolv_conf, FIRST);
+}
+
+#[test]
+fn a_server_that_moves_is_found_while_all_names_are_the_tunnels() {
+    for driver in [Driver::Mio, Driver::Smol] {
+        a_server_that_moves_is_found(driver, "10.99.0.53", ["10.99.0.1", "10.99.0.9"]);
+        let addresses = ["2001:db8:0::1", "2001:db8:0::9"];
+        a_server_that_moves_is_found(driver, "2001:db8:0::53", addresses);
+    }
+}
+
+/// No name server knows it.
+#[test]
+fn a_server_of_the_hosts_file_is_found_while_all_names_are_the_tunnels() {
+    let Some(lab) = Lab::new(1) else { return };
+    let client = &lab.clients[0];
+    let hosts = client.etc().join("hosts");
+    let mut text = fs::read_to_string(&hosts).unwrap_or_default();
+    text.push_str(&format!("\n{} vpn.example.org\n", wire_v4(0)));
+    fs::write(&hosts, text).unwrap();
+    let name_server = NameServer::start(&lab.server, "10.99.0.1");
+    let resolv_conf = client.etc().join("resolv.conf");
+    fs::write(&resolv_conf, "nameserver 10.99.0.1\n").unwrap();
+    let mut settings = lab.server_settings();
+    let settings = settings.set("network.dns", format!("[{}]", quoted(FIRST)));
+    let daemon = lab.start_server(settings);
+    let _client = start(client, &full_tunnel_to(&lab, "vpn.example.org"));
+    await_server(&resolv_conf, FIRST);
+    client.await_ping(SERVER_V4);
+    name_server.set(&[]);
+    daemon.kill();
+    let server = lab.start_server(settings);
+    server.await_log(" established ");
+    client.await_ping(SERVER_V4);
 }
 
 /// A stand-in for systemd-resolved's `resolvectl`, with its state in a folder.

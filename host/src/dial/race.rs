@@ -35,20 +35,32 @@ pub(super) struct Race {
     /// How far the addresses of one server are rotated.
     turn: usize,
     answers: Arc<Mutex<Vec<Answer>>>,
-    /// Positions in `servers` of the names that are being looked up.
-    unresolved: Vec<usize>,
+    /// Look-ups that are waited for: positions in `servers`, and whom is asked.
+    unresolved: Vec<(usize, Asked)>,
     candidates: VecDeque<SocketAddr>,
     tried: Vec<SocketAddr>,
     connecting: Vec<(Socket, SocketAddr)>,
     failures: Vec<(String, io::Error)>,
     /// The first candidate need not wait for a look-up.
     is_sure_of_first: bool,
+    /// Addresses of the server that comes first are known.
+    knows_first: bool,
     start: Instant,
     next_attempt: Instant,
 }
 
+/// Who is asked for a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// The system, which may go through a tunnel that is down.
+    System,
+    /// Name servers, past the tunnel.
+    NameServers,
+}
+
 struct Answer {
     server: usize,
+    asked: Asked,
     addresses: io::Result<Vec<SocketAddr>>,
 }
 
@@ -77,6 +89,7 @@ impl Race {
             connecting: Vec::new(),
             failures: Vec::new(),
             is_sure_of_first: false,
+            knows_first: false,
             start,
             next_attempt: start,
         }
@@ -115,9 +128,7 @@ impl Race {
         for (server, endpoint) in all.clone().skip(self.first).chain(all.take(self.first)) {
             let outcome = match literal(endpoint) {
                 Some(address) => address.map(|address| self.candidates.push_back(address)),
-                None => self
-                    .spawn_look_up(server)
-                    .map(|()| self.unresolved.push(server)),
+                None => self.look_name_up(server, &endpoint.host),
             };
             if let Err(error) = outcome {
                 self.failures.push((endpoint.to_string(), error));
@@ -125,12 +136,33 @@ impl Race {
         }
     }
 
-    fn spawn_look_up(&self, server: usize) -> io::Result<()> {
+    /// Looks a name up in all ways there are.
+    fn look_name_up(&mut self, server: usize, host: &str) -> io::Result<()> {
+        let resolve = self.names.resolve;
+        self.spawn_look_up(server, Asked::System, resolve)?;
+        // Short ones are completed by the system alone.
+        if !self.names.name_servers.addresses.is_empty() && host.contains('.') {
+            let name_servers = self.names.name_servers.clone();
+            let cancel = Arc::clone(&self.cancel);
+            self.spawn_look_up(server, Asked::NameServers, move |host, port| {
+                let found = name_servers.look_up(host, || cancel.is_cancelled())?;
+                let found = found.into_iter();
+                Ok(found.map(|ip| SocketAddr::new(ip, port)).collect())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn spawn_look_up(
+        &mut self,
+        server: usize,
+        asked: Asked,
+        resolve: impl FnOnce(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + 'static,
+    ) -> io::Result<()> {
         let servers = Arc::clone(&self.servers);
         let answers = Arc::clone(&self.answers);
         let cancel = Arc::clone(&self.cancel);
         let known = Arc::clone(&self.names.known);
-        let resolve = self.names.resolve;
         let look_up = move || {
             let Some(endpoint) = servers.get(server) else {
                 return;
@@ -139,25 +171,45 @@ impl Race {
             if let Ok(addresses) = &addresses {
                 known.remember(endpoint, addresses);
             }
-            let answer = Answer { server, addresses };
+            let answer = Answer {
+                server,
+                asked,
+                addresses,
+            };
             let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
             answers.push(answer);
             cancel.wake.wake();
         };
         self.names.threads.spawn("resolve", look_up)?;
+        self.unresolved.push((server, asked));
         Ok(())
     }
 
     fn take_answers(&mut self) {
         let answers =
             std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner));
-        for Answer { server, addresses } in answers {
-            self.unresolved.retain(|&waiting| waiting != server);
+        for Answer {
+            server,
+            asked,
+            addresses,
+        } in answers
+        {
+            self.unresolved
+                .retain(|&waiting| waiting != (server, asked));
             let Some(endpoint) = self.servers.get(server) else {
                 continue;
             };
             match addresses {
-                Ok(addresses) if !addresses.is_empty() => self.add(server, addresses),
+                Ok(addresses) if !addresses.is_empty() => {
+                    self.knows_first |= server == self.first;
+                    if asked == Asked::NameServers {
+                        // The system would not know better.
+                        self.unresolved.retain(|(waiting, _)| *waiting != server);
+                    }
+                    let known = self.names.known.of(endpoint);
+                    self.add(server, addresses);
+                    self.add_last(&known);
+                }
                 Ok(_) => {
                     let none = io::Error::new(io::ErrorKind::NotFound, "it has no address");
                     self.failures.push((endpoint.to_string(), none));
@@ -175,6 +227,7 @@ impl Race {
     fn add(&mut self, server: usize, mut addresses: Vec<SocketAddr>) {
         let turn = self.turn.checked_rem(addresses.len()).unwrap_or(0);
         addresses.rotate_left(turn);
+        self.candidates.retain(|known| !addresses.contains(known));
         if server != self.first {
             self.candidates.extend(addresses);
             return;
@@ -184,8 +237,16 @@ impl Race {
         }
     }
 
+    /// Adds addresses that a name had before, behind all that are there.
+    fn add_last(&mut self, addresses: &[SocketAddr]) {
+        let new = addresses.iter();
+        let new = new.filter(|address| !self.candidates.contains(address));
+        let new: Vec<_> = new.copied().collect();
+        self.candidates.extend(new);
+    }
+
     fn fall_back(&mut self) {
-        for server in self.unresolved.clone() {
+        for (server, _) in self.unresolved.clone() {
             if let Some(endpoint) = self.servers.get(server) {
                 self.add(server, self.names.known.of(endpoint));
             }
@@ -217,7 +278,9 @@ impl Race {
     /// Whether the others wait for the look-up of the server that comes first.
     fn is_held_back(&self, now: Instant) -> bool {
         let is_sure = self.is_sure_of_first && self.tried.is_empty();
-        !is_sure && self.unresolved.contains(&self.first) && now < self.start + STAGGER
+        let mut awaited = self.unresolved.iter();
+        let is_awaited = !self.knows_first && awaited.any(|(server, _)| *server == self.first);
+        !is_sure && is_awaited && now < self.start + STAGGER
     }
 
     /// The first candidate of the family that was not tried last, if there is one.
@@ -290,7 +353,7 @@ impl Race {
             let silent = io::Error::new(io::ErrorKind::TimedOut, "no answer");
             self.failures.push((address.to_string(), silent));
         }
-        for server in self.unresolved.drain(..) {
+        for (server, _) in self.unresolved.drain(..) {
             if let Some(endpoint) = self.servers.get(server) {
                 let silent = io::Error::new(io::ErrorKind::TimedOut, "no answer to the look-up");
                 self.failures.push((endpoint.to_string(), silent));
@@ -358,6 +421,7 @@ fn outcome(socket: &Socket) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dial::NameServers;
     use crate::threads::Threads;
 
     #[test]
@@ -412,7 +476,7 @@ mod tests {
     fn the_error_of_a_dial_whose_time_is_up_names_what_was_silent() {
         let mut race = race();
         race.servers = ["vpn.example:1".parse().unwrap()].into();
-        race.unresolved.push(0);
+        race.unresolved.push((0, Asked::System));
         let error = race.failure();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(error.to_string(), "vpn.example:1: no answer to the look-up");
@@ -429,6 +493,10 @@ mod tests {
         let names = Names {
             known: Arc::default(),
             resolve,
+            name_servers: NameServers {
+                addresses: Vec::new(),
+                mark: None,
+            },
             threads: Threads::new().unwrap(),
         };
         Race::new(Arc::default(), options, cancel, names, 1)

@@ -77,8 +77,8 @@ pub(super) fn list(paths: &Paths, family: Family, table: &str) -> Result<Option<
 const NO_TABLE: &str = "No such file or directory";
 
 /// A client's chains: nobody on another network reaches the tunnel's addresses, and answers to the
-/// tunnel's own sockets carry their mark, so that strict reverse path filters let them in: also the
-/// ICMP errors that tell of a smaller path MTU, which belong to the connection. Unless `inbound`, only
+/// tunnel's own sockets, and to questions for the names of servers, carry their mark, so that strict reverse
+/// path filters let them in: also the ICMP errors that tell of a smaller path MTU, which belong to the connection. Unless `inbound`, only
 /// answers come out of the tunnel.
 pub(super) fn client_chains(tun: &str, addresses: &[IpNet], inbound: bool) -> String {
     let tun = quoted(tun);
@@ -103,7 +103,7 @@ pub(super) fn client_chains(tun: &str, addresses: &[IpNet], inbound: bool) -> St
          }}\n\
          chain save_mark {{\n\
          type filter hook postrouting priority mangle; policy accept;\n\
-         meta l4proto tcp meta mark {FWMARK} ct mark set meta mark\n\
+         meta l4proto {{ tcp, udp }} meta mark {FWMARK} ct mark set meta mark\n\
          }}\n"
     );
     if !inbound {

@@ -111,6 +111,34 @@ fn a_strict_reverse_path_filter_lets_answers_in() {
     });
 }
 
+/// As those of a name server do that is asked past the tunnel.
+#[test]
+fn a_strict_reverse_path_filter_lets_answers_to_datagrams_in() {
+    namespace::run(|ns| {
+        let uplink = uplink(ns);
+        ns.shell("echo 1 > /proc/sys/net/ipv4/conf/up0/rp_filter");
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        net.apply(&full(&[V4])).unwrap();
+        let socket = socket2::Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        socket.set_mark(FWMARK).unwrap();
+        let server = SocketAddr::new(SERVER.parse().unwrap(), 53);
+        socket.connect(&server.into()).unwrap();
+        socket.send(b"question").unwrap();
+
+        let (mut packet, _) = receive(&uplink, 17);
+        for (range, len) in [(12, 4), (20, 2)] {
+            let (own, rest) = packet[range..].split_at_mut(len);
+            own.swap_with_slice(&mut rest[..len]);
+        }
+        // Its checksum is not known here, and may be left out.
+        packet[26..28].fill(0);
+        uplink.send(&packet, &[0; 10]).unwrap();
+
+        await_event(&socket, PollFlags::IN);
+    });
+}
+
 /// Case 120: a tunnel without IPv6 does not leak it.
 #[test]
 fn a_family_that_a_full_tunnel_lacks_is_blocked() {
