@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lostlove_core::stats::{PeerStats, Stats};
+use lostlove_system::net::PassageFigures;
 use lostlove_system::socket;
 use lostlove_system::wake::Wake;
 use tracing::warn;
@@ -120,6 +121,13 @@ impl Metrics {
         }
     }
 
+    /// Says what other firewalls have kept from passing.
+    pub fn set_passage(&self, passage: PassageFigures) {
+        if let Some(server) = &self.server {
+            *server.shared.lock_passage() = Some(passage);
+        }
+    }
+
     /// Whether a request has asked for figures since the last call.
     pub fn wants_update(&self) -> bool {
         let server = self.server.as_ref();
@@ -167,6 +175,7 @@ impl Server {
             ready: AtomicBool::new(false),
             problem: Mutex::default(),
             repairs: Default::default(),
+            passage: Mutex::default(),
             wanted: Wake::new()?,
             published: Wake::new()?,
             stop: Wake::new()?,
@@ -210,6 +219,8 @@ struct Shared {
     problem: Mutex<Option<String>>,
     /// What was put back, by kind.
     repairs: [AtomicU64; 8],
+    /// What other firewalls have kept from passing.
+    passage: Mutex<Option<PassageFigures>>,
     wanted: Wake,
     published: Wake,
     stop: Wake,
@@ -221,9 +232,26 @@ impl Shared {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn repairs(&self) -> [u64; 8] {
-        self.repairs.each_ref().map(|it| it.load(Ordering::Relaxed))
+    fn lock_passage(&self) -> MutexGuard<'_, Option<PassageFigures>> {
+        // The same.
+        self.passage.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn system(&self) -> SystemFigures {
+        SystemFigures {
+            repairs: self.repairs.each_ref().map(|it| it.load(Ordering::Relaxed)),
+            passage: *self.lock_passage(),
+        }
+    }
+}
+
+/// Figures of the system's network.
+#[derive(Clone, Copy, Debug, Default)]
+struct SystemFigures {
+    /// What was put back, by kind.
+    repairs: [u64; 8],
+    /// What other firewalls have kept from passing; none where nobody can tell.
+    passage: Option<PassageFigures>,
 }
 
 #[derive(Clone, Debug, Default)]

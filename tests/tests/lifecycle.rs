@@ -216,8 +216,9 @@ fn a_server_without_descriptors_recovers_by_itself() {
     let server = lab.start_server(&lab.server_settings());
     let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
     let limit = |limit| prlimit(pid, Resource::Nofile, limit).unwrap();
+    // It has more, and `poll` takes no more at once than the limit.
     let before = limit(Rlimit {
-        current: Some(3),
+        current: Some(8),
         maximum: getrlimit(Resource::Nofile).maximum,
     });
     assert_eq!(

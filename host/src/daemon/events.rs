@@ -79,6 +79,9 @@ impl Daemon {
         let has_repaired = verification.has_repairs();
         self.vigil.handle_look(has_repaired, Instant::now());
         self.metrics.count_repairs(&verification.repairs);
+        if let Some(passage) = verification.passage {
+            self.metrics.set_passage(passage);
+        }
         let contested = || self.vigil.is_contested().then(|| CONTESTED.to_owned());
         let problem = verification.problem.or_else(contested);
         if self.readiness.handle_problem(problem) {

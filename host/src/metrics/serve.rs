@@ -312,7 +312,7 @@ impl<'a> Service<'a> {
             let State::Waiting(request) = &connection.state else {
                 continue;
             };
-            let render = || text::render(shared.role, shared.started, last, shared.repairs());
+            let render = || text::render(shared.role, shared.started, last, &shared.system());
             let text = || page.get_or_insert_with(render).clone();
             let answer = request.answer(shared, freshness, text);
             connection.begin_writing(answer, now);

@@ -6,22 +6,22 @@ use std::time::Duration;
 use lostlove_core::error::{DropReason, HandshakeError, ProtocolError, Refusal};
 use lostlove_core::event::CloseReason;
 use lostlove_core::stats::{PeerStats, Stats};
-use lostlove_system::net::RepairKind;
+use lostlove_system::net::{PassageFigures, RepairKind};
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::Snapshot;
+use super::{Snapshot, SystemFigures};
 use lostlove_core::config::{OffloadKind, Role};
 
 /// The media type of what [`render`] writes.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Every figure of `snapshot` and of this process, and what was put back of the system, by kind.
+/// Every figure of `snapshot`, of this process and of the system.
 pub(super) fn render(
     role: Role,
     started: Duration,
     snapshot: &Snapshot,
-    repairs: [u64; 8],
+    system: &SystemFigures,
 ) -> String {
     let mut page = Page(String::with_capacity(8 * 1024));
     page.family(
@@ -48,7 +48,10 @@ pub(super) fn render(
         );
     }
     page.peers(&snapshot.peers);
-    page.repairs(repairs);
+    page.repairs(system.repairs);
+    if let Some(passage) = &system.passage {
+        page.passage(passage);
+    }
     page.process(started);
     page.0
 }
@@ -358,6 +361,29 @@ impl Page {
         }
     }
 
+    /// What other firewalls have kept from passing.
+    fn passage(&mut self, passage: &PassageFigures) {
+        let mut family = |name: &str, help: &str, kind: Kind, values: [u64; 4]| {
+            self.family(name, help, kind);
+            for ((family, from), value) in PassageFigures::LABELS.iter().zip(values) {
+                let labels = format_args!("{{family=\"{family}\",from=\"{from}\"}}");
+                self.line(name, labels, value);
+            }
+        };
+        family(
+            "lostlove_foreign_firewall_dropped_total",
+            "TCP and UDP packets with which clients open connections, and answers from outside to clients, that other firewalls of this host dropped or rejected.",
+            Kind::Counter,
+            passage.dropped,
+        );
+        family(
+            "lostlove_foreign_firewall_blocks",
+            "Whether other firewalls of this host let none of these through.",
+            Kind::Gauge,
+            passage.is_blocked.map(u64::from),
+        );
+    }
+
     /// What became of the log, and the figures that every Prometheus client library has; those that
     /// `/proc` does not give are left out.
     fn process(&mut self, started: Duration) {
@@ -515,7 +541,11 @@ mod tests {
             "lostlove_tun_dropped_total 18",
             "lostlove_system_repairs_total{what=\"route\"} 21",
             "lostlove_system_repairs_total{what=\"resolver\"} 22",
-            "lostlove_system_repairs_total{what=\"record\"} 23",
+            "lostlove_system_repairs_total{what=\"record\"} 25",
+            "lostlove_foreign_firewall_dropped_total{family=\"ipv4\",from=\"clients\"} 23",
+            "lostlove_foreign_firewall_dropped_total{family=\"ipv6\",from=\"outside\"} 24",
+            "lostlove_foreign_firewall_blocks{family=\"ipv4\",from=\"clients\"} 1",
+            "lostlove_foreign_firewall_blocks{family=\"ipv4\",from=\"outside\"} 0",
             "lostlove_peer_connected{peer=\"alice\"} 1",
             "lostlove_peer_receive_bytes_total{peer=\"alice\"} 11",
             "lostlove_peer_transmit_bytes_total{peer=\"alice\"} 12",
@@ -576,11 +606,18 @@ mod tests {
             peers,
             tun_dropped: Some(18),
         };
+        let system = SystemFigures {
+            repairs: [0, 21, 0, 0, 0, 0, 22, 25],
+            passage: Some(PassageFigures {
+                dropped: [23, 0, 0, 24],
+                is_blocked: [true, false, false, false],
+            }),
+        };
         render(
             Role::Server,
             Duration::from_millis(1500),
             &snapshot,
-            [0, 21, 0, 0, 0, 0, 22, 23],
+            &system,
         )
     }
 }

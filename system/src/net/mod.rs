@@ -16,6 +16,7 @@ pub use self::error::{AssignmentError, NetError};
 pub use self::guard::clean_up_after_crash;
 pub use self::link::transmit_dropped;
 pub use self::overlap::local_networks;
+pub use self::passage::PassageFigures;
 pub use self::patience::Patience;
 pub use self::server::{ServerNet, missing_nat_interface};
 pub use self::setup::{
@@ -43,7 +44,9 @@ mod link;
 mod netlink;
 mod nfnetlink;
 mod nft;
+mod obstacle;
 mod overlap;
+mod passage;
 mod patience;
 mod place;
 mod plan;

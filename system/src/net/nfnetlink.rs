@@ -1,5 +1,6 @@
 //! What netfilter says of itself: the generation of its rules, and the connections that it tracks.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
@@ -19,11 +20,20 @@ const FAMILY_HEADER: usize = 4;
 
 /// Subsystem and message (`linux/netfilter/nfnetlink.h`, `nf_tables.h`, `nfnetlink_conntrack.h`).
 const GET_GENERATION: u16 = 10 << 8 | 16;
+const GET_OBJECTS: u16 = 10 << 8 | 19;
 const GET_CONNECTIONS: u16 = 1 << 8 | 1;
 const DELETE_CONNECTION: u16 = 1 << 8 | 2;
 
 /// `NFTA_GEN_ID`.
 const GENERATION_ID: u16 = 1;
+/// `NFPROTO_INET`, `NFTA_OBJ_TABLE` and so on, `NFT_OBJECT_COUNTER`, and `NFTA_COUNTER_PACKETS`.
+const FAMILY_INET: u8 = 1;
+const OBJECT_TABLE: u16 = 1;
+const OBJECT_NAME: u16 = 2;
+const OBJECT_TYPE: u16 = 3;
+const OBJECT_DATA: u16 = 4;
+const TYPE_COUNTER: u32 = 1;
+const COUNTER_PACKETS: u16 = 2;
 /// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_ID`, `CTA_ZONE`.
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
@@ -50,6 +60,37 @@ pub(super) fn generation() -> io::Result<u32> {
         Next::Enough
     })?;
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// What the named counters of a table of family `inet` have counted, in packets. Empty if there is no
+/// such table.
+///
+/// # Errors
+///
+/// The kernel's answer.
+pub(super) fn counters(table: &str) -> io::Result<HashMap<String, u64>> {
+    let text = |value: &[u8]| String::from_utf8(value.strip_suffix(&[0])?.to_vec()).ok();
+    let mut conversation = Conversation::open()?;
+    let wanted = [
+        encode(OBJECT_TABLE, &[table.as_bytes(), &[0]].concat()),
+        encode(OBJECT_TYPE, &TYPE_COUNTER.to_be_bytes()),
+    ];
+    conversation.send(GET_OBJECTS, NLM_F_DUMP, FAMILY_INET, &wanted.concat())?;
+    let mut counters = HashMap::new();
+    let counter = |message: &[u8]| {
+        let is_of_table = text(attribute(message, OBJECT_TABLE)?)? == table;
+        let packets = attribute(attribute(message, OBJECT_DATA)?, COUNTER_PACKETS)?;
+        let packets = u64::from_be_bytes(packets.try_into().ok()?);
+        is_of_table.then_some((text(attribute(message, OBJECT_NAME)?)?, packets))
+    };
+    let told = conversation.receive(|message| {
+        counters.extend(counter(message));
+        Next::More
+    });
+    match told {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => Ok(HashMap::new()),
+        result => result.map(|()| counters),
+    }
 }
 
 /// Forgets connections from `sources` to elsewhere whose addresses are not translated, and says how

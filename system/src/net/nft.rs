@@ -1,6 +1,6 @@
 //! Firewall tables of our own, one for each device, through `nft`.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -10,11 +10,16 @@ use super::command;
 use super::error::NetError;
 use super::setup::{FWMARK, Paths};
 
+pub(super) mod passage;
+pub(super) mod rules;
 pub(super) mod server;
+
+/// What the names of all our tables begin with.
+const OWN_TABLES: &str = "lostlove_";
 
 /// The name of the device's table. Distinct devices have distinct tables.
 pub(super) fn table_name(tun: &str) -> String {
-    let mut name = "lostlove_".to_owned();
+    let mut name = OWN_TABLES.to_owned();
     for byte in tun.bytes() {
         if byte.is_ascii_alphanumeric() {
             name.push(byte.into());
@@ -24,6 +29,12 @@ pub(super) fn table_name(tun: &str) -> String {
         }
     }
     name
+}
+
+/// The name of the device's table of counters: `_` and `p` cannot follow a device's name in a table's,
+/// where `_` is escaped.
+pub(super) fn passage_table_name(tun: &str) -> String {
+    table_name(tun) + "_passage"
 }
 
 /// Which packets a table is for.
@@ -138,24 +149,6 @@ pub(super) fn arp_chains(tun: &str, addresses: &[IpNet]) -> Option<String> {
     (!rules.is_empty()).then(chain)
 }
 
-/// Chains of others that drop forwarded packets unless a rule of theirs accepts them. No rule of
-/// ours can overrule them.
-pub(super) fn forward_drops(paths: &Paths) -> Result<Vec<String>, NetError> {
-    let listing = run(paths, &["-j", "list", "chains"], "")?;
-    let listing: serde_json::Value = serde_json::from_str(&listing).unwrap_or_default();
-    let objects = listing["nftables"].as_array();
-    Ok(objects
-        .into_iter()
-        .flatten()
-        .map(|object| &object["chain"])
-        .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop")
-        .map(|chain| {
-            let word = |key: &str| chain[key].as_str().unwrap_or("?").to_owned();
-            format!("{} {} {}", word("family"), word("table"), word("name"))
-        })
-        .collect())
-}
-
 /// Looks for the program.
 pub(super) fn find(paths: &Paths) -> Result<PathBuf, NetError> {
     command::find(&paths.nft).ok_or(NetError::NftMissing)
@@ -164,6 +157,14 @@ pub(super) fn find(paths: &Paths) -> Result<PathBuf, NetError> {
 fn run(paths: &Paths, arguments: &[&str], input: &str) -> Result<String, NetError> {
     let program = find(paths)?;
     command::run(&program, arguments, input, &paths.patience)
+}
+
+fn chain(name: &str, hook: &str, rules: &[impl Display]) -> String {
+    let mut chain = format!("chain {name} {{\ntype {hook}; policy accept;\n");
+    for rule in rules {
+        chain += &format!("{rule}\n");
+    }
+    chain + "}\n"
 }
 
 /// An interface's name as an nft string. Names hold no control characters or spaces; one with a
@@ -192,6 +193,7 @@ mod tests {
         assert_eq!(table_name("lostlove0"), "lostlove_lostlove0");
         assert_eq!(table_name("a-b"), "lostlove_a_2db");
         assert_ne!(table_name("a_2db"), table_name("a-b"));
+        assert_ne!(table_name("a_passage"), passage_table_name("a"));
     }
 
     #[test]

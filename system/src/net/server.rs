@@ -1,5 +1,7 @@
 //! What a server changes on the system.
 
+use std::time::Instant;
+
 use ipnet::IpNet;
 
 use super::change::Change;
@@ -8,7 +10,9 @@ use super::guard::Guard;
 use super::netlink::{LinkSetup, Netlink, Route, RouteTarget, TABLE_MAIN};
 use super::nft::server::Conditions;
 use super::nft::{self, Family};
+use super::obstacle::Tunnel;
 use super::overlap::{local_networks, warn_of_overlaps};
+use super::passage::Passage;
 use super::setup::{Masquerade, Paths, PortRange, Scope, ServerSetup};
 use super::verify::{RepairKind, Verification};
 use super::{link, nfnetlink, ports, sysctl};
@@ -18,6 +22,8 @@ pub struct ServerNet {
     guard: Guard,
     /// Whose packets are masqueraded.
     masqueraded: Vec<IpNet>,
+    /// Whether others let pass what is forwarded; none where nobody can tell.
+    passage: Option<Passage>,
 }
 
 impl ServerNet {
@@ -56,22 +62,25 @@ impl ServerNet {
         if setup.forwarding {
             forward(&mut guard, setup)?;
         }
+        let passage = watch_passage(&mut guard, setup, &networks);
         let masquerade = setup.masquerade.as_ref();
         Ok(Self {
             guard,
             masqueraded: masquerade.map_or_else(Vec::new, |it| it.sources.clone()),
+            passage,
         })
     }
 
     /// Looks whether everything is as it was made, puts back what is not, and says so in the log.
-    /// Connections of clients that began while nothing was masqueraded begin anew.
+    /// Connections of clients that began while nothing was masqueraded begin anew. Warns of other
+    /// firewalls that let nothing through.
     ///
     /// # Errors
     ///
     /// [`NetError::NoInterface`] when the device is gone: deleted, or in another namespace. Nothing can
     /// be put back then.
     pub fn verify(&mut self) -> Result<Verification, NetError> {
-        let verification = self.guard.verify()?;
+        let mut verification = self.guard.verify()?;
         if verification.has_repaired(RepairKind::Firewall) && !self.masqueraded.is_empty() {
             match nfnetlink::forget_untranslated(&self.masqueraded) {
                 Ok(count) => tracing::debug!(count, "connections begin anew, to be masqueraded"),
@@ -81,6 +90,9 @@ impl ServerNet {
                 ),
             }
         }
+        let passage = self.passage.as_mut();
+        verification.passage =
+            passage.and_then(|passage| passage.look(Instant::now(), &self.guard.paths));
         Ok(verification)
     }
 
@@ -158,16 +170,39 @@ fn install_firewall(
             tracing::debug!(%error, "other links are told of the tunnel's address by ARP");
         }
     }
-    // An nft without JSON cannot tell.
-    for chain in nft::forward_drops(&guard.paths).unwrap_or_default() {
-        tracing::warn!(
-            chain,
-            tun = setup.tun,
-            "another firewall drops forwarded packets by default: let it accept those to and from \
-             the tunnel's device"
-        );
-    }
     Ok(())
+}
+
+/// Counts what others let pass, where the kernel can.
+fn watch_passage(
+    guard: &mut Guard,
+    setup: &ServerSetup<'_>,
+    networks: &[IpNet],
+) -> Option<Passage> {
+    let table = nft::passage_table_name(setup.tun);
+    let change = Change::Nft {
+        table: table.clone(),
+    };
+    let chains = nft::passage::chains(setup.tun);
+    if let Err(error) = guard.install(&change, Family::Inet, &table, chains) {
+        tracing::debug!(%error, "what other firewalls drop is not noticed");
+        return None;
+    }
+    let named = setup.masquerade.as_ref().and_then(|it| it.interface.clone());
+    let tunnel = Tunnel {
+        tun: setup.tun.to_owned(),
+        networks: networks.to_vec(),
+        uplink: named.or_else(|| default_interface(&mut guard.netlink)),
+    };
+    Some(Passage::new(table, tunnel))
+}
+
+/// The interface of a default route.
+fn default_interface(netlink: &mut Netlink) -> Option<String> {
+    let routes = netlink.main_routes().ok()?;
+    let mut defaults = routes.iter().filter(|it| it.destination.prefix_len() == 0);
+    let index = defaults.find_map(|route| route.interfaces.first())?;
+    Some(netlink.name_of(*index))
 }
 
 /// Whether the administrator has asked for something that only a firewall does.

@@ -31,6 +31,10 @@ pub struct Paths {
     pub resolvconf: PathBuf,
     /// The `nft` program.
     pub nft: PathBuf,
+    /// The `iptables-legacy` program, which is asked only where it has been used.
+    pub iptables_legacy: PathBuf,
+    /// The `ip6tables-legacy` program, likewise.
+    pub ip6tables_legacy: PathBuf,
     /// How long programs are waited for.
     pub patience: Patience,
 }
@@ -45,6 +49,8 @@ impl Default for Paths {
             resolvectl: "resolvectl".into(),
             resolvconf: "resolvconf".into(),
             nft: "nft".into(),
+            iptables_legacy: "iptables-legacy".into(),
+            ip6tables_legacy: "ip6tables-legacy".into(),
             patience: Patience::default(),
         }
     }

@@ -14,6 +14,7 @@ use super::change::Change;
 use super::error::NetError;
 use super::guard::Guard;
 use super::netlink::{Route, RouteTarget, Rule, TABLE_MAIN};
+use super::passage::PassageFigures;
 use super::{link, sysctl};
 
 /// Looks at most, each after what the one before has found is put back: more may be missing once the
@@ -74,6 +75,8 @@ pub struct Verification {
     /// The name servers that were asked before the tunnel's were set, and are past it; none where none of the
     /// tunnel's are set.
     pub name_servers: Vec<SocketAddr>,
+    /// What other firewalls have kept from passing; none where nobody can tell.
+    pub passage: Option<PassageFigures>,
 }
 
 impl Verification {

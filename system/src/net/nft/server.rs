@@ -3,14 +3,13 @@
 //! Addresses are judged where they are what the wire said: before connection tracking for what
 //! comes in from outside, and after every translation for what goes on from the tunnel.
 
-use std::fmt::Display;
 use std::net::Ipv6Addr;
 
 use ipnet::{IpNet, Ipv4Net};
 use lostlove_core::ip::NOT_PUBLIC_V4;
 
 use super::super::setup::{Access, Masquerade, PortRange, Scope, ServerSetup};
-use super::{family, quoted};
+use super::{chain, family, quoted};
 
 /// Global unicast (RFC 4291, section 2.4), and what a NAT64 translates (RFC 6052).
 const PUBLIC_V6: &str = "{ 2000::/3, 64:ff9b::/96 }";
@@ -21,6 +20,9 @@ const DNS_PORTS: &str = "{ 53, 853 }";
 /// The protocols with ports that can be translated.
 const WITH_PORTS: &str = "{ tcp, udp, udplite, sctp, dccp }";
 const REFUSE: &str = "counter reject with icmpx type admin-prohibited";
+
+/// Before all chains of others, and before the [counters](super::passage) of what comes to them.
+const FIRST: i32 = -1001;
 
 /// What the chains depend on besides the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +142,8 @@ fn access(setup: &ServerSetup<'_>) -> String {
         forwarded.push(format!("ip6 daddr {{ {translated} }} {REFUSE}"));
     }
     let local = chain("access_here", "filter hook input priority filter", &local);
-    local + &chain("access", "filter hook forward priority filter", &forwarded)
+    let hook = format!("filter hook forward priority {FIRST}");
+    local + &chain("access", &hook, &forwarded)
 }
 
 /// An IPv4 network as a NAT64 with the well-known prefix presents it.
@@ -191,13 +194,14 @@ fn others(around: &Conditions) -> String {
     chain("others", "filter hook forward priority filter", &rules)
 }
 
-/// Of a connection that connection tracking does not know, or no longer, nothing is translated.
+/// Of a connection that connection tracking does not know, or no longer, or that somebody has it pass by,
+/// nothing is translated.
 fn untranslatable(setup: &ServerSetup<'_>, masquerade: &Masquerade) -> String {
     let (tun, leaves) = (quoted(setup.tun), leaves(setup, masquerade));
     let rule = |source: &IpNet| {
         let family = family(source.addr());
         let source = source.trunc();
-        format!("iifname {tun} {leaves} {family} saddr {source} ct state invalid counter drop")
+        format!("iifname {tun} {leaves} {family} saddr {source} ct state {{ invalid, untracked }} counter drop")
     };
     let rules: Vec<_> = masquerade.sources.iter().map(rule).collect();
     chain(
@@ -259,14 +263,6 @@ fn sets(networks: &[IpNet]) -> Vec<(&'static str, String)> {
         .filter(|(_, networks)| !networks.is_empty())
         .map(|(family, networks)| (family, set(&networks)))
         .collect()
-}
-
-fn chain(name: &str, hook: &str, rules: &[impl Display]) -> String {
-    let mut chain = format!("chain {name} {{\ntype {hook}; policy accept;\n");
-    for rule in rules {
-        chain += &format!("{rule}\n");
-    }
-    chain + "}\n"
 }
 
 #[cfg(test)]

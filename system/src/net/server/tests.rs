@@ -394,14 +394,27 @@ fn a_server_without_a_firewall_says_what_it_lacks() {
 }
 
 #[test]
-fn other_firewalls_that_drop_are_found() {
+fn another_firewall_that_drops_is_named_once_with_what_helps() {
     namespace::run(|ns| {
         ns.shell(
             "nft 'table ip filter { chain FORWARD { type filter hook forward priority 0; \
              policy drop; }; chain INPUT { type filter hook input priority 0; }; }'",
         );
-        let drops = nft::forward_drops(&ns.paths).unwrap();
-        assert_eq!(drops, ["ip filter FORWARD"]);
+        let _tun = open();
+        let mut net = set_up(ns, &SETUP).unwrap();
+        let first = capture(|| assert!(net.verify().unwrap().is_clean()));
+        for expected in ["WARN", "ip filter FORWARD", "iptables -I FORWARD -i tun0 -j ACCEPT"] {
+            assert!(first.contains(expected), "{expected} in {first}");
+        }
+        let second = capture(|| assert!(net.verify().unwrap().is_clean()));
+        assert!(!second.contains("FORWARD"), "{second}");
+        restore(net);
+
+        ns.shell("nft add rule ip filter FORWARD iifname tun0 accept");
+        let mut net = set_up(ns, &SETUP).unwrap();
+        let told = capture(|| assert!(net.verify().unwrap().is_clean()));
+        assert!(!told.contains("FORWARD"), "{told}");
+        restore(net);
     });
 }
 

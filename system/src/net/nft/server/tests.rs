@@ -154,7 +154,7 @@ fn a_host_that_did_not_forward_does_not_begin_to_for_others() {
 fn what_cannot_be_translated_does_not_leave() {
     let text = with(|setup, _| setup.masquerade = Some(masquerade(Some("eth0"))));
     let rule =
-        "iifname \"tun0\" oifname \"eth0\" ip6 saddr fd00::/64 ct state invalid counter drop";
+        "iifname \"tun0\" oifname \"eth0\" ip6 saddr fd00::/64 ct state { invalid, untracked } counter drop";
     assert!(chain_of(&text, "untranslatable").contains(rule), "{text}");
     assert!(!with(|_, _| ()).contains("invalid"));
 }
