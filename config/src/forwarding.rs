@@ -11,7 +11,7 @@ use toml::de::DeValue;
 use crate::reader::value::{expected, interface_name, network, one_of};
 use crate::reader::{At, Entry, Found, Reader, Section};
 use crate::sections::values;
-use crate::settings::{AccessScope, ClientAccess, Nat, PortRange};
+use crate::settings::{AccessScope, ClientAccess, Nat, NatScope, PortRange};
 use crate::tunnel::Tunnel;
 
 /// Where clouds answer whoever asks with the machine's own credentials: the link-local address of
@@ -30,33 +30,45 @@ const PRIVATE_V6: [&str; 3] = ["fc00::/7", "fec0::/10", "64:ff9b:1::/48"];
 /// Below are the ports of well-known services, which clients must never hold.
 const NAT_PORTS: RangeInclusive<u16> = 1024..=u16::MAX;
 
-/// Words that mean something else than an interface of this name.
-const NO_INTERFACES: [&str; 11] = [
-    "true", "false", "yes", "no", "on", "off", "all", "any", "auto", "ipv4", "ipv6",
+/// Words that mean something else than an interface of this name, whatever their case.
+const NO_INTERFACES: [&str; 18] = [
+    "true", "false", "yes", "no", "on", "off", "all", "any", "auto", "none", "both", "ip", "ip4",
+    "ip6", "ipv4", "ipv6", "v4", "v6",
 ];
 
-/// `nat` and `nat_ports`.
-pub(crate) fn nat<'t>(reader: &mut Reader<'t>, network: &Section<'t>) -> Option<Nat> {
-    let nat = reader.read(network, "nat", nat_interface);
+/// `nat`, `nat_v6` and `nat_ports`.
+pub(crate) fn nat<'t>(
+    reader: &mut Reader<'t>,
+    network: &Section<'t>,
+    tunnel: &Tunnel,
+) -> Option<Nat> {
+    let v4 = reader.read(network, "nat", nat_scope);
+    let v6 = reader.read(network, "nat_v6", nat_scope);
     let ports = reader.read(network, "nat_ports", port_range);
-    if let (Entry::Given(Found { value: None, .. }), Entry::Given(ports)) = (&nat, &ports) {
+    if let Entry::Given(Found { at, .. }) = &v6
+        && !tunnel.ipv6
+    {
+        reader.warning(at, "unused while IPv6 is off");
+    }
+    let v4 = v4.or(Some(NatScope::Everywhere));
+    let v6 = v6.or(v4.clone()).filter(|_| tunnel.ipv6);
+    if let (None, None, Entry::Given(ports)) = (&v4, &v6, &ports) {
         reader.warning(&ports.at, "unused while nat is off");
     }
-    let interface = nat.or(Some(None))?;
     let ports = ports.or(PortRange::NAT);
-    Some(Nat { interface, ports })
+    (v4.is_some() || v6.is_some()).then_some(Nat { v4, v6, ports })
 }
 
 /// `true`, `false`, or the name of the outgoing interface.
-fn nat_interface(value: &DeValue<'_>) -> Result<Option<Option<String>>, String> {
+fn nat_scope(value: &DeValue<'_>) -> Result<Option<NatScope>, String> {
     const EXPECTED: &str = "true, false or an interface name";
     match value {
-        DeValue::Boolean(true) => Ok(Some(None)),
+        DeValue::Boolean(true) => Ok(Some(NatScope::Everywhere)),
         DeValue::Boolean(false) => Ok(None),
-        DeValue::String(text) if NO_INTERFACES.contains(&text.as_ref()) => {
+        DeValue::String(text) if NO_INTERFACES.contains(&text.to_lowercase().as_str()) => {
             Err(expected(EXPECTED, value))
         }
-        DeValue::String(_) => interface_name(value).map(|name| Some(Some(name))),
+        DeValue::String(_) => interface_name(value).map(|name| Some(NatScope::Interface(name))),
         _ => Err(expected(EXPECTED, value)),
     }
 }
@@ -194,7 +206,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::METADATA_ADDRESSES;
-    use crate::settings::{AccessScope, PortRange};
+    use crate::settings::{AccessScope, NatScope, PortRange};
     use crate::testing::{Folder, key};
 
     #[test]
@@ -232,15 +244,59 @@ mod tests {
     #[test]
     fn words_that_mean_something_else_are_no_interfaces() {
         let folder = Folder::new();
-        for word in ["ipv4", "false", "all"] {
-            assert_eq!(
-                folder.server_errors(&format!("[network]\nnat = '{word}'\n")),
-                format!(
-                    "server.toml:2:7: network.nat: expected true, false or an interface name, \
-                     found \"{word}\""
-                )
-            );
+        for word in ["ipv4", "false", "all", "IPv6", "v4"] {
+            for (key, column) in [("nat", 7), ("nat_v6", 10)] {
+                assert_eq!(
+                    folder.server_errors(&format!("[network]\n{key} = '{word}'\n")),
+                    format!(
+                        "server.toml:2:{column}: network.{key}: expected true, false or an interface \
+                         name, found \"{word}\""
+                    )
+                );
+            }
         }
+    }
+
+    #[test]
+    fn each_version_of_ip_is_translated_by_itself() {
+        let folder = Folder::new();
+        let nat = |keys: &str| {
+            let text = format!("[network]\n{keys}\n");
+            let nat = folder.server(&text).unwrap().host.nat;
+            nat.map(|nat| (nat.v4, nat.v6))
+        };
+        let everywhere = || Some(NatScope::Everywhere);
+        let on = |name: &str| Some(NatScope::Interface(name.to_owned()));
+        for (keys, expected) in [
+            ("", Some((everywhere(), everywhere()))),
+            ("nat = 'eth0'", Some((on("eth0"), on("eth0")))),
+            ("nat_v6 = false", Some((everywhere(), None))),
+            (
+                "nat = 'eth0'\nnat_v6 = true",
+                Some((on("eth0"), everywhere())),
+            ),
+            ("nat = false\nnat_v6 = 'eth1'", Some((None, on("eth1")))),
+            ("nat = false", None),
+            ("enable_ipv6 = false", Some((everywhere(), None))),
+            ("nat = false\nnat_v6 = true\nenable_ipv6 = false", None),
+        ] {
+            assert_eq!(nat(keys), expected, "{keys}");
+        }
+    }
+
+    #[test]
+    fn translation_of_ipv6_without_ipv6_is_of_no_use() {
+        let folder = Folder::new();
+        let text = "[network]\nenable_ipv6 = false\nnat_v6 = true\n";
+        let warnings = folder
+            .server(&(text.to_owned() + &peer()))
+            .unwrap()
+            .warnings;
+        let warnings: Vec<_> = warnings.iter().map(|it| folder.strip(it)).collect();
+        assert_eq!(
+            warnings,
+            ["server.toml:3:10: network.nat_v6: unused while IPv6 is off"]
+        );
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub use server::{ServerCheck, check_server, default_key_path, load_server};
 pub use server_address::{InvalidServerAddress, ServerAddress};
 pub use settings::{
     AccessScope, ClientAccess, ClientHost, ClientSettings, DEFAULT_PORT, Dns, LogFormat, LogLevel,
-    MetricsListener, Monitoring, Nat, PortRange, Routes, ServerHost, ServerSettings, SocketOptions,
-    TunOptions, UnknownLogLevel, overlaps,
+    MetricsListener, Monitoring, Nat, NatScope, PortRange, Routes, ServerHost, ServerSettings,
+    SocketOptions, TunOptions, UnknownLogLevel, overlaps,
 };
 pub use source::{read_key_file, without_bom};

@@ -57,9 +57,9 @@ pub struct ServerCheck {
     /// The key that the file takes and that does not exist, at [`default_key_path`]: so it is with
     /// a file of LLP 1.0, which knew no keys.
     pub missing_key: Option<PathBuf>,
-    /// The outgoing interface that the file names for `nat`. Whether there is one, only the host
-    /// can tell.
-    pub nat_interface: Option<String>,
+    /// The outgoing interfaces that the file names for `nat` and `nat_v6`. Whether they are there, only
+    /// the host can tell.
+    pub nat_interfaces: Vec<String>,
     /// What is allowed and probably not meant, one line each.
     pub warnings: Vec<String>,
 }
@@ -87,7 +87,9 @@ pub fn check_server(path: &Path) -> Result<ServerCheck, ConfigError> {
     let nat = parts.settings.and_then(|settings| settings.host.nat);
     Ok(ServerCheck {
         missing_key: parts.missing_key.map(|found| found.value),
-        nat_interface: nat.and_then(|nat| nat.interface),
+        nat_interfaces: nat.map_or_else(Vec::new, |nat| {
+            nat.interfaces().into_iter().map(str::to_owned).collect()
+        }),
         warnings,
     })
 }
@@ -200,7 +202,7 @@ fn with_key<'t>(
         listen,
         public_address: public_address(reader, &server),
         forwarding: reader.read(&network, "forwarding", boolean).or(true),
-        nat: forwarding::nat(reader, &network),
+        nat: forwarding::nat(reader, &network, &tunnel),
         inbound: forwarding::inbound(reader, &network, &tunnel, &peers.routes),
         client_access: forwarding::client_access(reader, &network, &push),
         peer_routes: peers.routes,

@@ -97,14 +97,45 @@ pub struct TunOptions {
     pub offload: Offloads,
 }
 
-/// Network address translation for packets that leave the tunnel.
+/// Network address translation for packets that leave the tunnel. Of at least one version of IP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nat {
-    /// Only on this outgoing interface; none for every interface but the tunnel.
-    pub interface: Option<String>,
+    /// Of IPv4; none for no translation.
+    pub v4: Option<NatScope>,
+    /// Of IPv6; none for no translation.
+    pub v6: Option<NatScope>,
     /// The ports that clients' TCP and UDP packets leave from, as far as nothing on this host
     /// listens there.
     pub ports: PortRange,
+}
+
+impl Nat {
+    /// The outgoing interfaces that are named.
+    pub fn interfaces(&self) -> Vec<&str> {
+        let scopes = [&self.v4, &self.v6].into_iter().flatten();
+        let mut names: Vec<_> = scopes.filter_map(NatScope::interface).collect();
+        names.dedup();
+        names
+    }
+}
+
+/// Which packets are translated when they leave the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NatScope {
+    /// Those that leave through any interface but the tunnel.
+    Everywhere,
+    /// Those that leave through the interface of this name.
+    Interface(String),
+}
+
+impl NatScope {
+    /// The interface that is named.
+    pub fn interface(&self) -> Option<&str> {
+        match self {
+            Self::Everywhere => None,
+            Self::Interface(name) => Some(name),
+        }
+    }
 }
 
 /// TCP or UDP ports.

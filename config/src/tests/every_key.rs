@@ -25,6 +25,7 @@ const SERVER: &[(&str, &str)] = &[
     ("network.offload", "false"),
     ("network.forwarding", "false"),
     ("network.nat", "false"),
+    ("network.nat_v6", "false"),
     ("network.nat_ports", "'40000-50000'"),
     ("network.inbound", "['10.8.0.2']"),
     ("network.client_access", "'internet'"),

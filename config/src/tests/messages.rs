@@ -2,7 +2,7 @@
 
 use lostlove_core::config::Offloads;
 
-use crate::settings::{MetricsListener, Nat, PortRange};
+use crate::settings::{MetricsListener, Nat, NatScope, PortRange};
 use crate::testing::{Folder, key, minimal_client};
 
 /// Wrong server files and all that is said about them.
@@ -367,15 +367,15 @@ fn nat_takes_the_name_of_an_interface() {
         let settings = folder.server(&format!("[network]\nnat = {value}\n"));
         settings.unwrap().host.nat
     };
-    let of = |interface: Option<&str>| {
-        let interface = interface.map(str::to_owned);
+    let of = |scope: NatScope| {
         Some(Nat {
-            interface,
+            v4: Some(scope.clone()),
+            v6: Some(scope),
             ports: PortRange::NAT,
         })
     };
-    assert_eq!(nat("'eth0'"), of(Some("eth0")));
-    assert_eq!(nat("true"), of(None));
+    assert_eq!(nat("'eth0'"), of(NatScope::Interface("eth0".to_owned())));
+    assert_eq!(nat("true"), of(NatScope::Everywhere));
     assert_eq!(nat("false"), None);
 }
 

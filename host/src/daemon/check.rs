@@ -42,9 +42,10 @@ fn answer(role: Role, args: &DaemonArgs) -> Result<String, Failure> {
     let warnings = match role {
         Role::Server => {
             let mut check = lostlove_config::check_server(config)?;
-            let interface = check.nat_interface.as_deref();
-            let missing = |name| missing_nat_interface(name, &Paths::default());
-            check.warnings.extend(interface.and_then(missing));
+            for interface in &check.nat_interfaces {
+                let missing = missing_nat_interface(interface, &Paths::default());
+                check.warnings.extend(missing);
+            }
             if let Some(key) = check.missing_key {
                 setup::plan_default_key(config).map_err(before_the_log)?;
                 let key = key.display();

@@ -2,7 +2,9 @@
 
 use ipnet::IpNet;
 use lostlove_config::{AccessScope, ClientAccess, Dns, Nat, PortRange as ConfiguredPorts, Routes};
-use lostlove_system::net::{Access, ClientRoutes, Masquerade, NameServers, PortRange, Scope};
+use lostlove_system::net::{
+    Access, ClientRoutes, Masquerade, NameServers, PortRange, Scope, Source,
+};
 use lostlove_system::socket::SocketOptions;
 
 /// The configured options of connections, and a mark.
@@ -20,9 +22,18 @@ pub(super) fn socket_options(
 /// Network address translation for the networks of the tunnel's `addresses`.
 pub(super) fn masquerade(nat: &Nat, addresses: &[IpNet]) -> Masquerade {
     let ConfiguredPorts { first, last } = nat.ports;
+    let sources = addresses.iter().filter_map(|address| {
+        let scope = match address {
+            IpNet::V4(_) => nat.v4.as_ref(),
+            IpNet::V6(_) => nat.v6.as_ref(),
+        };
+        scope.map(|scope| Source {
+            network: address.trunc(),
+            interface: scope.interface().map(str::to_owned),
+        })
+    });
     Masquerade {
-        interface: nat.interface.clone(),
-        sources: addresses.iter().map(IpNet::trunc).collect(),
+        sources: sources.collect(),
         ports: PortRange { first, last },
         min_ports: ConfiguredPorts::MIN_COUNT,
     }
@@ -64,7 +75,24 @@ pub(super) fn name_servers(configured: &Dns) -> NameServers {
 
 #[cfg(test)]
 mod tests {
+    use lostlove_config::NatScope;
+
     use super::*;
+
+    #[test]
+    fn only_the_networks_that_are_to_be_translated_are() {
+        let addresses = ["10.8.0.1/24", "fd00::1/64"].map(|it| it.parse().unwrap());
+        let nat = Nat {
+            v4: Some(NatScope::Interface("eth0".to_owned())),
+            v6: None,
+            ports: ConfiguredPorts::NAT,
+        };
+        let source = Source {
+            network: "10.8.0.0/24".parse().unwrap(),
+            interface: Some("eth0".to_owned()),
+        };
+        assert_eq!(masquerade(&nat, &addresses).sources, [source]);
+    }
 
     #[test]
     fn a_profile_without_routes_or_name_servers_lists_none() {

@@ -21,7 +21,7 @@ pub use self::patience::Patience;
 pub use self::server::{ServerNet, missing_nat_interface};
 pub use self::setup::{
     Access, ClientRoutes, ClientSetup, FWMARK, Masquerade, NameServers, Paths, PortRange, Scope,
-    ServerSetup,
+    ServerSetup, Source,
 };
 pub use self::surroundings::{Named, Surroundings};
 pub use self::verify::{RepairKind, Verification};

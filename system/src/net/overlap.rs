@@ -6,6 +6,9 @@ use ipnet::IpNet;
 
 use super::netlink::Netlink;
 
+/// The prefix length of an IPv6 link's network.
+const LINK_V6: u8 = 64;
+
 /// The networks that this host's interfaces have addresses in, but for loopback, link-local ones
 /// and those of the interface `except`. Empty where the kernel does not tell.
 pub fn local_networks(except: Option<u32>) -> Vec<(String, IpNet)> {
@@ -42,10 +45,13 @@ pub(super) fn warn_of_overlaps(tunnel: &[IpNet], index: u32, advice: &str) {
 }
 
 /// Whether some packets could go to the one or the other. A default route takes nothing from a
-/// network.
+/// network, and a part of a link's IPv6 network is taken out of it on purpose: hosts there give themselves
+/// addresses of the whole /64 (RFC 4291, section 2.5.1), which are in hardly any part.
 fn overlap(ours: &IpNet, theirs: &IpNet) -> bool {
     let is_default = ours.prefix_len() == 0 || theirs.prefix_len() == 0;
-    !is_default && (ours.contains(theirs) || theirs.contains(ours))
+    let is_part = matches!(ours, IpNet::V6(ours) if ours.prefix_len() > LINK_V6)
+        && theirs.prefix_len() <= LINK_V6;
+    !is_default && !is_part && (ours.contains(theirs) || theirs.contains(ours))
 }
 
 pub(super) const fn is_of_no_account(address: IpAddr) -> bool {
@@ -82,6 +88,20 @@ mod tests {
                 "{text}"
             );
         });
+    }
+
+    #[test]
+    fn a_part_of_a_links_ipv6_network_is_the_tunnels_on_purpose() {
+        let meets = |ours: &str, theirs: &str| {
+            let [ours, theirs] = [ours, theirs].map(|net| net.parse().unwrap());
+            overlap(&ours, &theirs)
+        };
+        assert!(!meets("2001:db8::1:0/112", "2001:db8::/64"));
+        assert!(meets("2001:db8::/64", "2001:db8::/64"));
+        assert!(meets("2001:db8::/64", "2001:db8::/56"));
+        assert!(meets("2001:db8::1:0/112", "2001:db8::1:0/120"));
+        assert!(meets("2001:db8::1:0/112", "2001:db8::/96"));
+        assert!(meets("10.8.0.0/24", "10.8.0.0/16"));
     }
 
     #[test]

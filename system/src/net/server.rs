@@ -1,5 +1,6 @@
 //! What a server changes on the system.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -13,15 +14,15 @@ use super::nft::{self, Family};
 use super::obstacle::Tunnel;
 use super::overlap::{local_networks, warn_of_overlaps};
 use super::passage::Passage;
-use super::setup::{Masquerade, Paths, PortRange, Scope, ServerSetup};
+use super::setup::{Masquerade, Paths, PortRange, Scope, ServerSetup, Source};
 use super::verify::{RepairKind, Verification};
 use super::{link, nfnetlink, ports, sysctl};
 
 /// Everything a server has changed on the system. Undone on [`Self::restore`] and on drop.
 pub struct ServerNet {
     guard: Guard,
-    /// Whose packets are masqueraded.
-    masqueraded: Vec<IpNet>,
+    /// Whose packets are masqueraded, and where.
+    masqueraded: Vec<Source>,
     /// Whether others let pass what is forwarded; none where nobody can tell.
     passage: Option<Passage>,
 }
@@ -72,8 +73,8 @@ impl ServerNet {
     }
 
     /// Looks whether everything is as it was made, puts back what is not, and says so in the log.
-    /// Connections of clients that began while nothing was masqueraded begin anew. Warns of other
-    /// firewalls that let nothing through.
+    /// Connections of clients that began while nothing was masqueraded begin anew. Complains of interfaces
+    /// for NAT that are not there, and warns of other firewalls that let nothing through.
     ///
     /// # Errors
     ///
@@ -82,7 +83,8 @@ impl ServerNet {
     pub fn verify(&mut self) -> Result<Verification, NetError> {
         let mut verification = self.guard.verify()?;
         if verification.has_repaired(RepairKind::Firewall) && !self.masqueraded.is_empty() {
-            match nfnetlink::forget_untranslated(&self.masqueraded) {
+            let sources: Vec<_> = self.masqueraded.iter().map(|it| it.network).collect();
+            match nfnetlink::forget_untranslated(&sources) {
                 Ok(count) => tracing::debug!(count, "connections begin anew, to be masqueraded"),
                 Err(error) => tracing::warn!(
                     %error,
@@ -90,10 +92,21 @@ impl ServerNet {
                 ),
             }
         }
+        for interface in self.missing_nat_interfaces() {
+            verification.complain(&interface);
+        }
         let passage = self.passage.as_mut();
         verification.passage =
             passage.and_then(|passage| passage.look(Instant::now(), &self.guard.paths));
         Ok(verification)
+    }
+
+    /// What to say of each interface for NAT that is not there.
+    fn missing_nat_interfaces(&self) -> BTreeSet<String> {
+        let named = self.masqueraded.iter().filter_map(|it| it.interface.as_ref());
+        named
+            .filter_map(|name| missing_nat_interface(name, &self.guard.paths))
+            .collect()
     }
 
     /// Undoes everything, and returns what could not be undone.
@@ -128,13 +141,6 @@ fn install_firewall(
     setup: &ServerSetup<'_>,
     index: u32,
 ) -> Result<(), NetError> {
-    let interface = setup
-        .masquerade
-        .as_ref()
-        .and_then(|it| it.interface.as_ref());
-    if let Some(warning) = interface.and_then(|it| missing_nat_interface(it, &guard.paths)) {
-        tracing::warn!("{warning}");
-    }
     let table = nft::table_name(setup.tun);
     let around = conditions(guard, setup, index);
     let chains = nft::server::chains(setup, &around);
@@ -188,7 +194,8 @@ fn watch_passage(
         tracing::debug!(%error, "what other firewalls drop is not noticed");
         return None;
     }
-    let named = setup.masquerade.as_ref().and_then(|it| it.interface.clone());
+    let mut sources = setup.masquerade.iter().flat_map(|it| &it.sources);
+    let named = sources.find_map(|it| it.interface.clone());
     let tunnel = Tunnel {
         tun: setup.tun.to_owned(),
         networks: networks.to_vec(),

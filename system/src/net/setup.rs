@@ -74,7 +74,7 @@ pub struct ServerSetup<'a> {
     /// Which clients appear outside with the server's address; none for no NAT.
     pub masquerade: Option<Masquerade>,
     /// What hosts outside may open connections to of `addresses`' networks and `routes`; none for
-    /// nothing where clients are masqueraded, and all elsewhere.
+    /// nothing where clients of that version of IP are masqueraded, and all elsewhere.
     pub inbound: Option<&'a [IpNet]>,
     /// What clients may open connections to.
     pub access: &'a Access,
@@ -83,15 +83,22 @@ pub struct ServerSetup<'a> {
 /// Network address translation for clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Masquerade {
-    /// The interface that packets must leave through; none for every one but the tunnel.
-    pub interface: Option<String>,
-    /// The clients' networks.
-    pub sources: Vec<IpNet>,
+    /// The clients' networks that are translated, at most one of each version of IP.
+    pub sources: Vec<Source>,
     /// The ports that clients appear with, as far as nothing on this host listens there at the start.
     pub ports: PortRange,
     /// So many in a row make a part of `ports` that will do. Where listeners leave none of that
     /// size, clients get them all, with a warning.
     pub min_ports: u32,
+}
+
+/// Whose packets are translated, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The clients' network.
+    pub network: IpNet,
+    /// The interface that packets must leave through; none for every one but the tunnel.
+    pub interface: Option<String>,
 }
 
 /// TCP or UDP ports.

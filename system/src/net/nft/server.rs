@@ -8,7 +8,7 @@ use std::net::Ipv6Addr;
 use ipnet::{IpNet, Ipv4Net};
 use lostlove_core::ip::NOT_PUBLIC_V4;
 
-use super::super::setup::{Access, Masquerade, PortRange, Scope, ServerSetup};
+use super::super::setup::{Access, PortRange, Scope, ServerSetup, Source};
 use super::{chain, family, quoted};
 
 /// Global unicast (RFC 4291, section 2.4), and what a NAT64 translates (RFC 6052).
@@ -45,8 +45,8 @@ pub(in crate::net) fn chains(setup: &ServerSetup<'_>, around: &Conditions) -> St
         chains += &others(around);
     }
     if let Some(masquerade) = &setup.masquerade {
-        chains += &untranslatable(setup, masquerade);
-        chains += &sources(setup, masquerade, around.ports.unwrap_or(masquerade.ports));
+        chains += &untranslatable(setup);
+        chains += &self::masquerade(setup, around.ports.unwrap_or(masquerade.ports));
     }
     chains
 }
@@ -90,15 +90,13 @@ fn guard(setup: &ServerSetup<'_>, around: &Conditions) -> String {
         let family = family(address);
         rules.push(format!("{family} daddr {address} counter drop"));
     }
-    if let Some(masquerade) = &setup.masquerade {
-        let (enters, route) = (enters(setup, masquerade), by_route("daddr"));
-        for source in &masquerade.sources {
-            let family = family(source.addr());
-            let source = source.trunc();
-            rules.push(format!(
-                "{enters} {family} daddr {source} {route}counter drop"
-            ));
-        }
+    let route = by_route("daddr");
+    for source in sources_of(setup) {
+        let (enters, network) = (source_enters(setup, source), source.network);
+        let family = family(network.addr());
+        rules.push(format!(
+            "{enters} {family} daddr {network} {route}counter drop"
+        ));
     }
     chain("guard", "filter hook prerouting priority raw", &rules)
 }
@@ -108,11 +106,19 @@ fn guard(setup: &ServerSetup<'_>, around: &Conditions) -> String {
 fn inbound(setup: &ServerSetup<'_>) -> String {
     const UNASKED: &str = "ct state { new, invalid, untracked } counter drop";
     let tun = quoted(setup.tun);
-    let enters = match (&setup.masquerade, setup.inbound) {
-        (_, Some(_)) => format!("iifname != {tun}"),
-        (Some(masquerade), None) => enters(setup, masquerade),
-        (None, None) => return String::new(),
+    let unasked: Vec<_> = match setup.inbound {
+        Some(_) => vec![format!("iifname != {tun} {UNASKED}")],
+        None => sources_of(setup)
+            .map(|source| {
+                let version = version(source.network);
+                let enters = source_enters(setup, source);
+                format!("meta nfproto {version} {enters} {UNASKED}")
+            })
+            .collect(),
     };
+    if unasked.is_empty() {
+        return String::new();
+    }
     let mut rules = vec![
         format!("oifname != {tun} return"),
         "ct status dnat return".to_owned(),
@@ -120,7 +126,7 @@ fn inbound(setup: &ServerSetup<'_>) -> String {
     for (family, networks) in sets(setup.inbound.unwrap_or_default()) {
         rules.push(format!("{family} daddr {networks} return"));
     }
-    rules.push(format!("{enters} {UNASKED}"));
+    rules.extend(unasked);
     chain("inbound", "filter hook forward priority filter", &rules)
 }
 
@@ -196,30 +202,25 @@ fn others(around: &Conditions) -> String {
 
 /// Of a connection that connection tracking does not know, or no longer, or that somebody has it pass by,
 /// nothing is translated.
-fn untranslatable(setup: &ServerSetup<'_>, masquerade: &Masquerade) -> String {
-    let (tun, leaves) = (quoted(setup.tun), leaves(setup, masquerade));
-    let rule = |source: &IpNet| {
-        let family = family(source.addr());
-        let source = source.trunc();
-        format!("iifname {tun} {leaves} {family} saddr {source} ct state {{ invalid, untracked }} counter drop")
-    };
-    let rules: Vec<_> = masquerade.sources.iter().map(rule).collect();
+fn untranslatable(setup: &ServerSetup<'_>) -> String {
+    let tun = quoted(setup.tun);
+    let rules = sources_of(setup).map(|source| {
+        let rule = source_leaves(setup, source);
+        format!("iifname {tun} {rule} ct state {{ invalid, untracked }} counter drop")
+    });
     chain(
         "untranslatable",
         "filter hook forward priority filter",
-        &rules,
+        &rules.collect::<Vec<_>>(),
     )
 }
 
 /// Clients appear with the server's address, and with ports where nothing listened at the start. The first
 /// translation wins, and of hooks with equal priority the newest runs first: others' at `srcnat`
 /// must not come before.
-fn sources(setup: &ServerSetup<'_>, masquerade: &Masquerade, ports: PortRange) -> String {
-    let leaves = leaves(setup, masquerade);
-    let rules = masquerade.sources.iter().flat_map(|source| {
-        let family = family(source.addr());
-        let source = source.trunc();
-        let rule = format!("{leaves} {family} saddr {source}");
+fn masquerade(setup: &ServerSetup<'_>, ports: PortRange) -> String {
+    let rules = sources_of(setup).flat_map(|source| {
+        let rule = source_leaves(setup, source);
         let with_ports = format!("{rule} meta l4proto {WITH_PORTS} masquerade to :{ports}");
         [with_ports, rule + " masquerade"]
     });
@@ -231,19 +232,34 @@ fn sources(setup: &ServerSetup<'_>, masquerade: &Masquerade, ports: PortRange) -
     )
 }
 
-fn leaves(setup: &ServerSetup<'_>, masquerade: &Masquerade) -> String {
-    by_interface("oifname", setup, masquerade)
+fn sources_of<'a>(setup: &'a ServerSetup<'_>) -> impl Iterator<Item = &'a Source> {
+    setup.masquerade.iter().flat_map(|it| &it.sources)
 }
 
-fn enters(setup: &ServerSetup<'_>, masquerade: &Masquerade) -> String {
-    by_interface("iifname", setup, masquerade)
+/// Packets of the source that leave where they are hidden.
+fn source_leaves(setup: &ServerSetup<'_>, source: &Source) -> String {
+    let network = source.network;
+    let leaves = by_interface("oifname", setup, source);
+    format!("{leaves} {} saddr {network}", family(network.addr()))
 }
 
-/// The interfaces outside which clients are hidden.
-fn by_interface(direction: &str, setup: &ServerSetup<'_>, masquerade: &Masquerade) -> String {
-    match &masquerade.interface {
+/// Packets that enter where the source is hidden.
+fn source_enters(setup: &ServerSetup<'_>, source: &Source) -> String {
+    by_interface("iifname", setup, source)
+}
+
+fn by_interface(direction: &str, setup: &ServerSetup<'_>, source: &Source) -> String {
+    match &source.interface {
         Some(interface) => format!("{direction} {}", quoted(interface)),
         None => format!("{direction} != {}", quoted(setup.tun)),
+    }
+}
+
+/// The version of IP, as nft calls it.
+const fn version(network: IpNet) -> &'static str {
+    match network {
+        IpNet::V4(_) => "ipv4",
+        IpNet::V6(_) => "ipv6",
     }
 }
 

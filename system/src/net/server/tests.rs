@@ -278,24 +278,23 @@ fn ports_that_something_listens_on_are_not_given_to_clients() {
 }
 
 #[test]
-fn translation_on_an_interface_that_is_not_there_is_a_warning() {
+fn translation_on_an_interface_that_is_not_there_is_a_problem_until_it_comes() {
     namespace::run(|ns| {
         let _tun = open();
-        let set_up = |interface: &str| {
-            let masquerade = Masquerade {
-                interface: Some(interface.to_owned()),
-                ..masquerade()
-            };
-            let setup = ServerSetup {
-                masquerade: Some(masquerade),
-                ..SETUP
-            };
-            let text = capture(|| drop(ServerNet::set_up(&setup, &ns.paths).unwrap()));
-            text.contains("which is not there (tun0)")
+        let mut masquerade = masquerade();
+        masquerade.sources[1].interface = Some("eth0".to_owned());
+        let setup = ServerSetup {
+            masquerade: Some(masquerade),
+            ..SETUP
         };
-        assert!(set_up("eth0"));
+        let mut net = ServerNet::set_up(&setup, &ns.paths).unwrap();
+        let problem = net.verify().unwrap().problem.unwrap();
+        assert!(
+            problem.contains("\"eth0\"") && problem.contains("not there (tun0)"),
+            "{problem}"
+        );
         let _uplink = open_as("eth0");
-        assert!(!set_up("eth0"));
+        assert_eq!(net.verify().unwrap().problem, None);
     });
 }
 
@@ -452,9 +451,11 @@ fn set_up_with(paths: &Paths, setup: &ServerSetup<'_>) -> Result<ServerNet, NetE
 }
 
 fn masquerade() -> Masquerade {
-    let sources = ["10.8.0.0/24", "fd00::/64"].map(|net| net.parse().unwrap());
-    Masquerade {
+    let sources = ["10.8.0.0/24", "fd00::/64"].map(|net| Source {
+        network: net.parse().unwrap(),
         interface: None,
+    });
+    Masquerade {
         sources: sources.to_vec(),
         ports: PortRange {
             first: 32768,

@@ -4,6 +4,7 @@ use ipnet::Ipv6Net;
 
 use super::*;
 use crate::net::nft::Family;
+use crate::net::setup::Masquerade;
 use crate::net::{namespace, nft};
 
 static ALL: Access = Access {
@@ -102,8 +103,12 @@ fn the_hidden_are_not_reached_through_the_networks_of_others() {
             setup.routes = &routes;
         });
         let enters = interface.map_or("iifname != \"tun0\"", |_| "iifname \"eth0\"");
-        let rule = format!("{enters} ct state {{ new, invalid, untracked }} counter drop");
-        assert!(chain_of(&text, "inbound").contains(&rule), "{text}");
+        for version in ["ipv4", "ipv6"] {
+            let rule = format!(
+                "meta nfproto {version} {enters} ct state {{ new, invalid, untracked }} counter drop"
+            );
+            assert!(chain_of(&text, "inbound").contains(&rule), "{text}");
+        }
         let guard = chain_of(&text, "guard");
         assert!(
             guard.contains("fib saddr oifname \"tun0\" counter drop"),
@@ -153,10 +158,28 @@ fn a_host_that_did_not_forward_does_not_begin_to_for_others() {
 #[test]
 fn what_cannot_be_translated_does_not_leave() {
     let text = with(|setup, _| setup.masquerade = Some(masquerade(Some("eth0"))));
-    let rule =
-        "iifname \"tun0\" oifname \"eth0\" ip6 saddr fd00::/64 ct state { invalid, untracked } counter drop";
+    let rule = "iifname \"tun0\" oifname \"eth0\" ip6 saddr fd00::/64 ct state { invalid, untracked } counter drop";
     assert!(chain_of(&text, "untranslatable").contains(rule), "{text}");
     assert!(!with(|_, _| ()).contains("invalid"));
+}
+
+/// IPv4 behind the server's address and IPv6 routed, each as if the other were not there.
+#[test]
+fn what_is_not_translated_is_neither_hidden_nor_closed() {
+    let text = with(|setup, _| {
+        let mut masquerade = masquerade(None);
+        masquerade.sources.truncate(1);
+        setup.masquerade = Some(masquerade);
+    });
+    let inbound = chain_of(&text, "inbound");
+    assert!(inbound.contains("meta nfproto ipv4 iifname"), "{inbound}");
+    for chain in ["inbound", "untranslatable", "masquerade_sources"] {
+        let chain = chain_of(&text, chain);
+        assert!(!chain.contains("ipv6") && !chain.contains("ip6"), "{chain}");
+    }
+    let guard = chain_of(&text, "guard");
+    assert!(guard.contains("ip daddr 10.8.0.0/24"), "{guard}");
+    assert!(!guard.contains("ip6 daddr fd00::/64"), "{guard}");
 }
 
 #[test]
@@ -290,9 +313,13 @@ fn setup(addresses: &[IpNet]) -> ServerSetup<'_> {
 }
 
 fn masquerade(interface: Option<&str>) -> Masquerade {
-    Masquerade {
+    let source = |network| Source {
+        network,
         interface: interface.map(str::to_owned),
-        sources: networks(&["10.8.0.0/24", "fd00::/64"]),
+    };
+    let networks = networks(&["10.8.0.0/24", "fd00::/64"]);
+    Masquerade {
+        sources: networks.into_iter().map(source).collect(),
         ports: PORTS,
         min_ports: 256,
     }
