@@ -7,8 +7,9 @@ use super::dns::Dns;
 use super::error::NetError;
 use super::firewall::Table;
 use super::journal::Journal;
-use super::netlink::{LinkSetup, Netlink};
+use super::netlink::{LOOPBACK, LinkSetup, Netlink, RouteTarget};
 use super::patience::Patience;
+use super::reliance::{Own, Reliance};
 use super::resolv_conf::Claim;
 use super::setup::Paths;
 use super::sysctl;
@@ -44,6 +45,8 @@ pub(super) struct Guard {
     pub(super) claim: Option<Claim>,
     pub(super) journal: Journal,
     armed: bool,
+    /// Who else relies on what is put back, while it is.
+    reliance: Option<Reliance>,
     /// Whether it was in vain to wait for the lock on what is shared.
     gave_up: bool,
 }
@@ -88,6 +91,7 @@ impl Guard {
             claim: None,
             journal,
             armed: true,
+            reliance: None,
             gave_up: false,
         })
     }
@@ -209,6 +213,11 @@ impl Guard {
         Ok(())
     }
 
+    /// Whether this parameter is seen to already.
+    pub(super) fn relies_on(&self, key: &str) -> bool {
+        self.parameters.iter().any(|(known, _)| known == key)
+    }
+
     /// What a kernel parameter is, or was before a live process of ours set it to `new`.
     pub(super) fn former_value(&self, key: &str, new: &str) -> Option<String> {
         let _lock = self.journal.lock_shared(&self.paths.patience).ok()?;
@@ -216,21 +225,46 @@ impl Guard {
         if value != new {
             return Some(value);
         }
-        self.others_old_value(key, new).or(Some(value))
+        let own = self.own_old_value(key, new);
+        own.or_else(|| self.others_old_value(key, new))
+            .or(Some(value))
+    }
+
+    /// Remembers what the kernel will write over when the parameter `switch` is switched off, for that
+    /// to be put back afterwards. To be called before it is switched on.
+    pub(super) fn remember_what_goes_with(&mut self, switch: &str) -> Result<(), NetError> {
+        let _lock = self.journal.lock_shared(&self.paths.patience)?;
+        let is_on = sysctl::read(&self.paths, switch).is_ok_and(|value| value != "0");
+        for (key, off) in sysctl::switched_off_with(&self.paths, switch, self.tun()) {
+            let old = match is_on {
+                // Those values are not the host's own any more.
+                true => self.others_old_value(&key, off),
+                false => sysctl::read(&self.paths, &key).ok(),
+            };
+            let Some(old) = old.filter(|old| old != off) else {
+                continue;
+            };
+            if self.own_old_value(&key, off).is_none() {
+                let new = off.to_owned();
+                self.make_with(&Change::Sysctl { key, old, new }, |_| Ok(()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a kernel parameter was before we set it to `value`.
+    fn own_old_value(&self, key: &str, value: &str) -> Option<String> {
+        old_value(self.changes(), key, value)
     }
 
     /// What a kernel parameter was before another live process set it to `value`.
-    fn others_old_value(&self, key: &str, value: &str) -> Option<String> {
-        let others = self.journal.others().into_iter();
-        let mut values = others.filter_map(|change| match change {
-            Change::Sysctl { key: set, old, new } if set == key && new == value => Some(old),
-            _ => None,
-        });
-        values.next()
+    pub(super) fn others_old_value(&self, key: &str, value: &str) -> Option<String> {
+        old_value(self.journal.others().iter(), key, value)
     }
 
     /// Takes one change back. A kernel parameter that another live process relies on is left to
-    /// that one.
+    /// that one; one that somebody else may rely on stays as it is, and recorded: the next start or end
+    /// looks again.
     pub(super) fn undo(&mut self, change: &Change) -> Result<(), NetError> {
         let Change::Sysctl { key, new, .. } = change else {
             self.forget_table(change);
@@ -243,7 +277,11 @@ impl Guard {
         let _lock = self.lock_or_go_on()?;
         self.parameters.retain(|(known, _)| known != key);
         if self.others_old_value(key, new).is_none() {
-            change.revert(&mut self.netlink, &self.paths)?;
+            match self.fate(key, new) {
+                Fate::PutBack => change.revert(&mut self.netlink, &self.paths)?,
+                Fate::Left => return Ok(()),
+                Fate::SomebodyElses => {}
+            }
         }
         self.journal.undone(change)
     }
@@ -269,6 +307,50 @@ impl Guard {
         }
     }
 
+    /// What is to become of a parameter that we have set and that nobody of ours relies on.
+    fn fate(&self, key: &str, new: &str) -> Fate {
+        if let Some(switch) = sysctl::follows(key) {
+            let is_left =
+                |change: &Change| matches!(change, Change::Sysctl { key, .. } if key == switch);
+            let is_on = || sysctl::read(&self.paths, switch).is_ok_and(|value| value != "0");
+            return match key.ends_with("/accept_ra") {
+                _ if self.changes().any(is_left) => Fate::Left,
+                true if is_on() => Fate::SomebodyElses,
+                _ => Fate::PutBack,
+            };
+        }
+        let is_set = sysctl::read(&self.paths, key).is_ok_and(|value| value == new);
+        let reliance = self.reliance.as_ref().filter(|_| is_set);
+        let Some(who) = reliance.and_then(|reliance| reliance.on(key)) else {
+            return Fate::PutBack;
+        };
+        let parameter = format!("{}={new}", key.replace('/', "."));
+        tracing::info!(
+            parameter,
+            because = who,
+            "left as it is: others may rely on it"
+        );
+        Fate::Left
+    }
+
+    /// Looks who else relies on what is about to be put back.
+    fn look_for_others(&mut self) {
+        let networks = self.changes().filter_map(|change| match change {
+            Change::Address { address, .. } => Some(address.trunc()),
+            Change::Route(route) => {
+                matches!(route.target, RouteTarget::Interface(index) if index != LOOPBACK)
+                    .then(|| route.destination.trunc())
+            }
+            _ => None,
+        });
+        let own = Own {
+            devices: self.journal.other_devices(),
+            tun: self.tun().to_owned(),
+            networks: networks.filter(|net| net.prefix_len() > 0).collect(),
+        };
+        self.reliance = Some(Reliance::look(&mut self.netlink, &own, &self.paths));
+    }
+
     /// Takes everything back, and returns what went wrong. What could not be taken back stays
     /// recorded for the next run.
     pub(super) fn restore(&mut self) -> Vec<NetError> {
@@ -284,8 +366,13 @@ impl Guard {
         self.device = None;
         self.parameters.clear();
         let changes: Vec<_> = self.changes().rev().cloned().collect();
-        let mut errors: Vec<_> = changes
-            .iter()
+        if changes.iter().any(|it| matches!(it, Change::Sysctl { .. })) {
+            self.look_for_others();
+        }
+        let follows = |change: &&Change| matches!(change, Change::Sysctl { key, .. } if sysctl::follows(key).is_some());
+        let (followers, first): (Vec<_>, Vec<_>) = changes.iter().partition(follows);
+        let in_order = first.into_iter().chain(followers);
+        let mut errors: Vec<_> = in_order
             .filter_map(|change| self.undo(change).err())
             .collect();
         // /etc outlives a power cut, the record does not.
@@ -310,6 +397,28 @@ impl Drop for Guard {
             tracing::warn!(%error, tun = self.tun(), "cannot restore the network");
         }
     }
+}
+
+/// What becomes of a kernel parameter at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It gets the value that it had.
+    PutBack,
+    /// It stays, for others may rely on it, and so does its record.
+    Left,
+    /// It stays: what it goes with is not ours any more.
+    SomebodyElses,
+}
+
+fn old_value<'a>(
+    mut changes: impl Iterator<Item = &'a Change>,
+    key: &str,
+    value: &str,
+) -> Option<String> {
+    changes.find_map(|change| match change {
+        Change::Sysctl { key: set, old, new } if set == key && new == value => Some(old.clone()),
+        _ => None,
+    })
 }
 
 fn already_exists(error: &NetError) -> bool {

@@ -5,6 +5,7 @@
 //! record without a lock is a dead predecessor's. What it says counts for the boot and the namespace
 //! that its first line names, whatever its file is called.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -126,14 +127,26 @@ impl Journal {
 
     /// The changes of other live processes in the same network namespace.
     pub(super) fn others(&self) -> Vec<Change> {
-        let mut changes = Vec::new();
-        for path in self.siblings() {
-            let record = read_if(&path, Life::Lives).unwrap_or_default();
-            if record.owner.is_some_and(|owner| owner.place == self.place) {
-                changes.extend(record.changes.iter().cloned());
-            }
-        }
-        changes
+        let records = self.other_records();
+        records
+            .flat_map(|(_, record)| record.changes.iter().cloned().collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// The devices of other live processes in the same network namespace.
+    pub(super) fn other_devices(&self) -> BTreeSet<String> {
+        self.other_records().map(|(device, _)| device).collect()
+    }
+
+    /// Device and record of other live processes in the same network namespace.
+    fn other_records(&self) -> impl Iterator<Item = (String, Record)> {
+        self.siblings().filter_map(|path| {
+            let name = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
+            let (device, _) = name.rsplit_once('.')?;
+            let record = read_if(&path, Life::Lives)?;
+            let owner = record.owner.as_ref()?;
+            (owner.place == self.place).then(|| (device.to_owned(), record))
+        })
     }
 
     /// The records that dead processes with other devices left in the same network namespace, and

@@ -53,6 +53,7 @@ mod plan;
 mod policy;
 mod ports;
 mod record;
+mod reliance;
 mod resolv_conf;
 mod server;
 mod setup;

@@ -25,6 +25,10 @@ pub struct ServerNet {
     masqueraded: Vec<Source>,
     /// Whether others let pass what is forwarded; none where nobody can tell.
     passage: Option<Passage>,
+    /// Whether it is on us that this host forwards IPv6.
+    forwards_v6: bool,
+    /// Parameters of interfaces that could not be made to listen to routers.
+    deaf: BTreeSet<String>,
 }
 
 impl ServerNet {
@@ -69,6 +73,8 @@ impl ServerNet {
             guard,
             masqueraded: masquerade.map_or_else(Vec::new, |it| it.sources.clone()),
             passage,
+            forwards_v6: setup.forwarding && has_v6,
+            deaf: BTreeSet::new(),
         })
     }
 
@@ -95,15 +101,41 @@ impl ServerNet {
         for interface in self.missing_nat_interfaces() {
             verification.complain(&interface);
         }
+        if self.forwards_v6 {
+            self.listen_to_routers();
+        }
         let passage = self.passage.as_mut();
         verification.passage =
             passage.and_then(|passage| passage.look(Instant::now(), &self.guard.paths));
         Ok(verification)
     }
 
+    /// Has interfaces that have come since listen to routers as the others do.
+    fn listen_to_routers(&mut self) {
+        for key in unheard_routers(&self.guard) {
+            match self.guard.set_sysctl(&key, "2") {
+                Ok(()) => {
+                    let parameter = format!("{}=2", key.replace('/', "."));
+                    tracing::info!(
+                        parameter,
+                        "a new interface goes on listening to its routers"
+                    );
+                }
+                Err(error) => {
+                    if self.deaf.insert(key) {
+                        tracing::warn!(%error, "a new interface does not listen to its routers");
+                    }
+                }
+            }
+        }
+    }
+
     /// What to say of each interface for NAT that is not there.
     fn missing_nat_interfaces(&self) -> BTreeSet<String> {
-        let named = self.masqueraded.iter().filter_map(|it| it.interface.as_ref());
+        let named = self
+            .masqueraded
+            .iter()
+            .filter_map(|it| it.interface.as_ref());
         named
             .filter_map(|name| missing_nat_interface(name, &self.guard.paths))
             .collect()
@@ -311,17 +343,37 @@ fn free_ports(masquerade: &Masquerade) -> Option<PortRange> {
 
 fn forward(guard: &mut Guard, setup: &ServerSetup<'_>) -> Result<(), NetError> {
     if !setup.addresses.iter().all(is_v6) {
+        guard.remember_what_goes_with(sysctl::IPV4_FORWARD)?;
         guard.set_sysctl(sysctl::IPV4_FORWARD, "1")?;
+        // A new interface has what others have set for new ones.
+        guard.set_sysctl(&sysctl::forwarding_key(setup.tun), "1")?;
     }
     if setup.addresses.iter().any(is_v6) {
-        // A host that starts to forward drops the default routes it learned from routers, unless
-        // told to keep listening to them.
-        for key in sysctl::accept_ra_keys(&guard.paths, setup.tun) {
+        guard.remember_what_goes_with(sysctl::IPV6_FORWARD)?;
+        for key in unheard_routers(guard) {
             guard.set_sysctl(&key, "2")?;
         }
         guard.set_sysctl(sysctl::IPV6_FORWARD, "1")?;
     }
     Ok(())
+}
+
+/// The parameters of interfaces that listen to routers no more when the host forwards: it drops the default
+/// routes that it learned from them, unless told to keep listening. None where it forwarded before: so
+/// it was then.
+fn unheard_routers(guard: &Guard) -> Vec<String> {
+    let former = guard.former_value(sysctl::IPV6_FORWARD, "1");
+    if former.is_none_or(|value| value != "0") {
+        return Vec::new();
+    }
+    let mut keys = sysctl::accept_ra_keys(&guard.paths, guard.tun());
+    keys.retain(|key| match sysctl::read(&guard.paths, key).as_deref() {
+        _ if guard.relies_on(key) => false,
+        Ok("1") => true,
+        Ok("2") => guard.others_old_value(key, "2").is_some(),
+        _ => false,
+    });
+    keys
 }
 
 const fn is_v6(address: &IpNet) -> bool {

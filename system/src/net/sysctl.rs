@@ -38,6 +38,58 @@ pub(super) fn is_in_force(key: &str, found: &str, wanted: &str) -> bool {
     }
 }
 
+/// The parameter that this one goes with: the kernel writes it anew whenever that is switched on or off,
+/// or it makes sense beside that alone.
+pub(super) fn follows(key: &str) -> Option<&'static str> {
+    let (folder, name) = key.rsplit_once('/')?;
+    match (
+        folder.strip_prefix(IPV4_CONF),
+        folder.strip_prefix(IPV6_CONF),
+    ) {
+        (Some("/all"), _) => (name == "accept_redirects").then_some(IPV4_FORWARD),
+        (Some(_), _) => (name == "forwarding").then_some(IPV4_FORWARD),
+        (_, Some("/all")) => None,
+        (_, Some(_)) => ["forwarding", "accept_ra"]
+            .contains(&name)
+            .then_some(IPV6_FORWARD),
+        _ => None,
+    }
+}
+
+/// Whether the parameter lets packets in that a strict reverse path filter would drop, as tunnels need
+/// it.
+pub(super) fn is_for_tunnels(key: &str) -> bool {
+    key == SRC_VALID_MARK || key == rp_filter_key("all")
+}
+
+/// What the kernel writes itself when it is told to forward no more, with the values that it writes: who
+/// has others there loses them (`inet_forward_change` and `addrconf_fixup_forwarding`).
+pub(super) fn switched_off_with(
+    paths: &Paths,
+    key: &str,
+    tun: &str,
+) -> Vec<(String, &'static str)> {
+    let (conf, mut keys) = match key {
+        IPV4_FORWARD => {
+            let redirects = format!("{IPV4_CONF}/all/accept_redirects");
+            (IPV4_CONF, vec![(redirects, "1")])
+        }
+        IPV6_FORWARD => (IPV6_CONF, Vec::new()),
+        _ => return Vec::new(),
+    };
+    let interfaces = entries(paths, conf);
+    let interfaces = interfaces
+        .iter()
+        .filter(|name| *name != "all" && *name != tun);
+    keys.extend(interfaces.map(|name| (format!("{conf}/{name}/forwarding"), "0")));
+    keys
+}
+
+/// The key that has IPv4 packets forwarded that come from an interface.
+pub(super) fn forwarding_key(interface: &str) -> String {
+    format!("{IPV4_CONF}/{interface}/forwarding")
+}
+
 /// Whether the kernel has IPv6 at all, even if it is switched off for some interfaces.
 pub(super) fn knows_ipv6(paths: &Paths) -> bool {
     paths.proc_sys.join(IPV6_CONF).is_dir()
@@ -74,14 +126,12 @@ pub(super) fn addr_gen_mode_key(interface: &str) -> String {
     format!("{IPV6_CONF}/{interface}/addr_gen_mode")
 }
 
-/// The keys of the interfaces that take router advertisements only as long as the system does not
-/// forward, but for that of `tun`.
+/// The keys that say whether interfaces take router advertisements, but for that of `tun`.
 pub(super) fn accept_ra_keys(paths: &Paths, tun: &str) -> Vec<String> {
     interfaces(paths, IPV6_CONF)
         .iter()
         .filter(|name| *name != tun)
         .map(|name| format!("{IPV6_CONF}/{name}/accept_ra"))
-        .filter(|key| read(paths, key).is_ok_and(|value| value == "1"))
         .collect()
 }
 
@@ -91,11 +141,16 @@ pub(super) fn all_interfaces(paths: &Paths) -> Vec<String> {
 }
 
 fn interfaces(paths: &Paths, conf: &str) -> Vec<String> {
+    let mut names = entries(paths, conf);
+    names.retain(|name| !matches!(name.as_str(), "all" | "default" | "lo"));
+    names
+}
+
+fn entries(paths: &Paths, conf: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(paths.proc_sys.join(conf)) else {
         return Vec::new();
     };
     entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| !matches!(name.as_str(), "all" | "default" | "lo"))
         .collect()
 }

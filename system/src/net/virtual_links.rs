@@ -3,7 +3,7 @@
 use std::io;
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::netlink::Netlink;
 
@@ -13,6 +13,14 @@ struct Link {
     name: String,
     kind: Option<InfoKind>,
     controller: Option<u32>,
+    is_up: bool,
+}
+
+/// A bridge or a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct VirtualLink {
+    pub(super) name: String,
+    pub(super) is_bridge: bool,
 }
 
 impl Netlink {
@@ -22,28 +30,47 @@ impl Netlink {
     ///
     /// The kernel's answer.
     pub(super) fn virtual_links(&mut self) -> io::Result<Vec<String>> {
+        let links = self.links()?;
+        Ok(virtual_of(&links).map(|link| link.name.clone()).collect())
+    }
+
+    /// Those that are up: the kernel has some that nobody uses.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub(super) fn virtual_links_in_use(&mut self) -> io::Result<Vec<VirtualLink>> {
+        let links = self.links()?;
+        let in_use = virtual_of(&links).filter(|link| link.is_up);
+        Ok(in_use
+            .map(|link| VirtualLink {
+                name: link.name.clone(),
+                is_bridge: link.kind == Some(InfoKind::Bridge),
+            })
+            .collect())
+    }
+
+    fn links(&mut self) -> io::Result<Vec<Link>> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let links = self.dump(request, |message| match message {
+        self.dump(request, |message| match message {
             RouteNetlinkMessage::NewLink(message) => link(&message),
             _ => None,
-        })?;
-        Ok(virtual_of(&links))
+        })
     }
 }
 
-fn virtual_of(links: &[Link]) -> Vec<String> {
-    let leads_outside = |bridge: &Link| {
+fn virtual_of(links: &[Link]) -> impl Iterator<Item = &Link> {
+    let leads_outside = move |bridge: &Link| {
         let mut ports = links
             .iter()
             .filter(|port| port.controller == Some(bridge.index));
         ports.any(|port| port.kind != Some(InfoKind::Veth) && !is_tunnel(port))
     };
-    let is_virtual = |link: &&Link| match link.kind {
+    let is_virtual = move |link: &&Link| match link.kind {
         Some(InfoKind::Bridge) => !leads_outside(link),
         _ => is_tunnel(link),
     };
-    let links = links.iter().filter(is_virtual);
-    links.map(|link| link.name.clone()).collect()
+    links.iter().filter(is_virtual)
 }
 
 fn link(message: &LinkMessage) -> Option<Link> {
@@ -52,6 +79,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
         name: String::new(),
         kind: None,
         controller: None,
+        is_up: message.header.flags.contains(LinkFlags::Up),
     };
     for attribute in &message.attributes {
         match attribute {
@@ -119,6 +147,7 @@ mod tests {
             name: name.to_owned(),
             kind,
             controller,
+            is_up: true,
         };
         let links = [
             link(2, "eth0", None, Some(4)),
@@ -128,6 +157,7 @@ mod tests {
             link(6, "vnet0", Some(InfoKind::Tun), Some(5)),
             link(7, "wg0", Some(InfoKind::Wireguard), None),
         ];
-        assert_eq!(virtual_of(&links), ["virbr0", "vnet0", "wg0"]);
+        let found: Vec<_> = virtual_of(&links).map(|link| link.name.as_str()).collect();
+        assert_eq!(found, ["virbr0", "vnet0", "wg0"]);
     }
 }

@@ -226,7 +226,7 @@ fn applying_again_changes_only_what_differs() {
 #[test]
 fn what_is_applied_is_undone() {
     namespace::run(|ns| {
-        let _uplink = uplink(ns);
+        card(ns);
         let before = ns.snapshot();
         let resolv_conf = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
         let tun = open("tun0");
@@ -286,7 +286,7 @@ fn the_next_start_undoes_what_a_killed_process_left() {
         return wait_to_be_killed(directory.as_ref());
     }
     namespace::run(|ns| {
-        let _uplink = uplink(ns);
+        card(ns);
         let before = ns.snapshot();
         let resolv_conf = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
         for clean_up in [true, false] {
@@ -333,7 +333,7 @@ fn the_resolver_comes_back_without_a_record() {
 #[test]
 fn the_client_does_with_less() {
     namespace::run(|ns| {
-        let _uplink = uplink(ns);
+        card(ns);
         ns.shell("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
         ns.shell("echo 1 > /proc/sys/net/ipv4/conf/up0/rp_filter");
         let rp_filter = || ns.shell("cat /proc/sys/net/ipv4/conf/all/rp_filter");
@@ -351,6 +351,28 @@ fn the_client_does_with_less() {
         assert_eq!(rp_filter(), "2\n");
         assert!(net.restore().is_empty());
         assert_eq!(rp_filter(), before);
+    });
+}
+
+/// wg-quick sets it too, found it set, and would lose its packets.
+#[test]
+fn what_other_tunnels_need_stays_until_they_are_gone() {
+    namespace::run(|ns| {
+        card(ns);
+        let before = ns.snapshot();
+        let tun = open("tun0");
+        let wg = open("wg0");
+        ns.shell("ip link set wg0 up");
+        let value = || ns.shell("cat /proc/sys/net/ipv4/conf/all/src_valid_mark");
+        for (expected, other) in [("1\n", Some(wg)), ("0\n", None)] {
+            let mut net = new(ns);
+            net.apply(&full(&[V4])).unwrap();
+            let log = capture(|| assert!(net.restore().is_empty()));
+            assert_eq!(log.contains("tunnel wg0"), other.is_some(), "{log}");
+            assert_eq!(value(), expected);
+        }
+        drop(tun);
+        assert_eq!(ns.snapshot(), before);
     });
 }
 
@@ -462,6 +484,17 @@ fn full(addresses: &[IpNet]) -> ClientSetup<'_> {
 /// An interface with default routes; its packets go nowhere.
 fn uplink(ns: &Namespace) -> Tun {
     let tun = open("up0");
+    set_up_uplink(ns);
+    tun
+}
+
+/// One that is nobody's tunnel.
+fn card(ns: &Namespace) {
+    ns.shell("ip link add up0 type veth peer name up1; ip link set up1 up");
+    set_up_uplink(ns);
+}
+
+fn set_up_uplink(ns: &Namespace) {
     ns.shell(
         "echo 1 > /proc/sys/net/ipv6/conf/up0/addr_gen_mode; \
          ip addr add 192.0.2.2/24 dev up0; ip addr add 2001:db8:1::2/64 dev up0 nodad; \
@@ -469,7 +502,6 @@ fn uplink(ns: &Namespace) -> Tun {
          ip route add default via 2001:db8:1::1; \
          until ip -6 route show table local | grep -q 2001:db8:1::2; do :; done",
     );
-    tun
 }
 
 /// The answer to a SYN: 20 bytes each of IPv4 and TCP.

@@ -40,7 +40,7 @@ fn an_unreadable_record_is_set_aside_and_rules_and_tables_go_nevertheless() {
 #[track_caller]
 fn left_behind(spoil: impl Fn(&Namespace) + Sync) {
     namespace::run(|ns| {
-        let _uplink = uplink(ns);
+        card(ns);
         let before = ns.snapshot();
         let resolv_conf = fs::read_to_string(&ns.paths.resolv_conf).unwrap();
         run_and_kill(ns);
@@ -119,7 +119,7 @@ fn only_the_rules_of_the_dead_go_where_another_client_lives() {
 #[test]
 fn a_record_that_was_taken_away_is_made_again() {
     namespace::run(|ns| {
-        let _uplink = uplink(ns);
+        card(ns);
         let before = ns.snapshot();
         let _tun = open("tun0");
         let mut net = new(ns);
