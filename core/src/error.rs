@@ -121,6 +121,12 @@ pub enum HandshakeError {
          that listens there? Hardly because of a key)"
     )]
     HungUp,
+    /// Large packets of the hellos got lost on the way, and small ones did not.
+    #[error(
+        "large packets get lost on the way, as the path's MTU is smaller than its ends are told (is \
+         ICMP filtered?); trying again with small ones"
+    )]
+    PathMtu,
     /// It made room for a newer connection.
     #[error("made room for a newer connection")]
     Evicted,
@@ -185,6 +191,7 @@ reasons!(HandshakeError {
     Timeout => "timeout",
     NoAnswer => "no_answer",
     HungUp => "hung_up",
+    PathMtu => "path_mtu",
     Evicted => "evicted",
     Busy => "busy",
     Abandoned => "abandoned",

@@ -2,6 +2,7 @@
 
 mod ask;
 mod race;
+mod small;
 
 use std::collections::HashMap;
 use std::io;
@@ -9,14 +10,19 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use lostlove_config::ServerAddress;
+use lostlove_core::error::HandshakeError;
+use lostlove_core::event::{CloseReason, Event};
+use lostlove_system::delivery;
 use lostlove_system::socket::SocketOptions;
 use lostlove_system::wake::Wake;
 use tracing::debug;
 
 use self::ask::NameServers;
 use self::race::Race;
+use self::small::SmallPackets;
 use crate::threads::Threads;
 
 /// A connection and the address it goes to, or why there is none.
@@ -32,6 +38,9 @@ pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
 /// look-up. Names are looked up by the system, and, while that asks name servers behind the tunnel, also
 /// directly, of those that it asked before. Addresses that a name had before are used when it cannot
 /// be looked up, and come last when it can.
+///
+/// Where large packets got lost ([`delivery`]), the next connections keep to small ones; so does every
+/// second one to servers that do not answer at all.
 #[derive(Debug)]
 pub struct Dialer {
     servers: Arc<[ServerAddress]>,
@@ -45,6 +54,7 @@ pub struct Dialer {
     resolve: Resolve,
     /// Whom to ask besides.
     name_servers: Arc<[SocketAddr]>,
+    small: SmallPackets,
 }
 
 impl Dialer {
@@ -68,6 +78,7 @@ impl Dialer {
             known: Arc::default(),
             resolve: resolve_with_system,
             name_servers: Arc::default(),
+            small: SmallPackets::default(),
         })
     }
 
@@ -101,10 +112,28 @@ impl Dialer {
     pub fn finish(&mut self) -> Option<Dialled> {
         self.ready.clear();
         let result = self.dial.as_ref()?.lock().result.take();
-        if let Some(Ok((_, remote))) = &result {
+        if let Some(Ok((stream, remote))) = &result {
             self.last = Some(*remote);
+            let is_small = delivery::is_small(stream).unwrap_or(false);
+            self.small.handle_connected(remote.ip(), is_small);
         }
         result
+    }
+
+    /// Learns from what becomes of connections.
+    pub(crate) fn handle_event(&mut self, event: &Event) {
+        match event {
+            Event::Closed {
+                reason: CloseReason::Handshake(error),
+                ..
+            } => match error {
+                HandshakeError::PathMtu => self.small.handle_lost(Instant::now()),
+                HandshakeError::NoAnswer => self.small.handle_unanswered(),
+                _ => {}
+            },
+            Event::Assigned { .. } => self.small.handle_answered(Instant::now()),
+            _ => {}
+        }
     }
 
     fn spawn(&mut self, attempt: u32) -> io::Result<()> {
@@ -120,7 +149,9 @@ impl Dialer {
             threads: self.threads.clone(),
         };
         let servers = Arc::clone(&self.servers);
-        let mut race = Race::new(servers, self.options.clone(), cancel, names, attempt);
+        let sizes = self.small.sizes(Instant::now());
+        let sockets = (self.options.clone(), sizes);
+        let mut race = Race::new(servers, sockets, cancel, names, attempt);
         if let Some(last) = self.last.filter(|_| attempt == 1) {
             race.begin_with(last);
         }
@@ -274,7 +305,7 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::{Ipv4Addr, TcpListener, UdpSocket};
     use std::thread;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use simple_dns::rdata::RData;

@@ -229,6 +229,7 @@ const fn handshake_severity(error: HandshakeError) -> Severity {
         | HandshakeError::Timeout
         | HandshakeError::NoAnswer
         | HandshakeError::HungUp
+        | HandshakeError::PathMtu
         | HandshakeError::Evicted
         | HandshakeError::Busy
         | HandshakeError::Abandoned

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod congestion;
+pub mod delivery;
 pub mod entropy;
 pub mod limits;
 pub mod lock;

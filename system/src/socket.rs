@@ -98,7 +98,7 @@ pub fn prepare(socket: &Socket, options: &SocketOptions) -> io::Result<()> {
 }
 
 /// Passes over an option that the socket works without.
-fn improve(option: &str, result: io::Result<()>) {
+pub(crate) fn improve(option: &str, result: io::Result<()>) {
     if let Err(error) = result {
         debug!(option, %error, "a socket goes without an option");
     }
@@ -135,8 +135,10 @@ pub struct PathInfo {
     pub delivery_rate: u64,
 }
 
-impl PathInfo {
-    /// Bytes of `struct tcp_info` up to and with the last member used here.
+/// `struct tcp_info` of linux/tcp.h, up to and with the last member used here.
+pub(crate) struct TcpInfo([u8; Self::LEN]);
+
+impl TcpInfo {
     const LEN: usize = 168;
 
     /// Asks the kernel.
@@ -145,7 +147,7 @@ impl PathInfo {
     ///
     /// It does not tell, or not all of it.
     #[expect(unsafe_code, reason = "no safe crate asks for TCP_INFO")]
-    pub fn of(socket: &TcpStream) -> io::Result<Self> {
+    pub(crate) fn of(socket: &TcpStream) -> io::Result<Self> {
         let mut info = [0; Self::LEN];
         let mut len = libc::socklen_t::try_from(info.len()).unwrap_or(0);
         // SAFETY: the kernel writes at most `len` bytes to `info`, which is that long.
@@ -164,24 +166,47 @@ impl PathInfo {
         if usize::try_from(len).unwrap_or(0) < info.len() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(Self::parse(&info))
+        Ok(Self(info))
     }
 
-    /// Offsets of linux/tcp.h: rtt 68, total_retrans 100, min_rtt 148, data_segs_in 152,
-    /// data_segs_out 156, delivery_rate 160, which is the only one of eight bytes.
-    fn parse(info: &[u8; Self::LEN]) -> Self {
-        let at = |offset: usize| {
-            let bytes = info.get(offset..offset + 4).and_then(|b| b.try_into().ok());
-            bytes.map_or(0, u32::from_ne_bytes)
-        };
-        let rate = info.last_chunk().copied().map_or(0, u64::from_ne_bytes);
+    /// The number of one byte at `offset`.
+    pub(crate) fn byte(&self, offset: usize) -> u8 {
+        self.0.get(offset).copied().unwrap_or(0)
+    }
+
+    /// The number of four bytes at `offset`.
+    pub(crate) fn number(&self, offset: usize) -> u32 {
+        let bytes = self.0.get(offset..).and_then(<[u8]>::first_chunk);
+        bytes.copied().map_or(0, u32::from_ne_bytes)
+    }
+
+    /// The number of eight bytes at `offset`.
+    pub(crate) fn long(&self, offset: usize) -> u64 {
+        let bytes = self.0.get(offset..).and_then(<[u8]>::first_chunk);
+        bytes.copied().map_or(0, u64::from_ne_bytes)
+    }
+}
+
+impl PathInfo {
+    /// Asks the kernel.
+    ///
+    /// # Errors
+    ///
+    /// It does not tell, or not all of it.
+    pub fn of(socket: &TcpStream) -> io::Result<Self> {
+        TcpInfo::of(socket).map(|info| Self::parse(&info))
+    }
+
+    /// Offsets: rtt 68, total_retrans 100, min_rtt 148, data_segs_in 152, data_segs_out 156, delivery_rate
+    /// 160.
+    fn parse(info: &TcpInfo) -> Self {
         Self {
-            sent: at(156),
-            resent: at(100),
-            received: at(152),
-            round_trip: Duration::from_micros(at(68).into()),
-            shortest_round_trip: Duration::from_micros(at(148).into()),
-            delivery_rate: rate,
+            sent: info.number(156),
+            resent: info.number(100),
+            received: info.number(152),
+            round_trip: Duration::from_micros(info.number(68).into()),
+            shortest_round_trip: Duration::from_micros(info.number(148).into()),
+            delivery_rate: info.long(160),
         }
     }
 }

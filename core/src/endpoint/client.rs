@@ -11,22 +11,31 @@ use uuid::Uuid;
 use super::{Endpoint, Side};
 use crate::config::{self, Assignment};
 use crate::connection::{Connection, Stage};
+use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId, Event};
 use crate::handshake::Grant;
 use crate::ip;
 use crate::peers::PeerId;
 use crate::route::RoutingTable;
 use crate::session::Ending;
+use crate::session::lane::Lane;
 use crate::stats::Usage;
 use crate::time::Instant;
 use crate::turn::Turn;
 use crate::wire::DisconnectCode;
 
+/// The longest wait before an attempt that is made at once: many clients may have lost their
+/// connections in the same moment.
+const HURRY: Duration = Duration::from_millis(40);
+
 /// What a client knows of its next attempt.
+#[derive(Clone, Copy)]
 enum Dial {
     /// None is due: it is dialling or connected, or shuts down.
     Never,
     At(Instant),
+    /// One follows at once. When exactly is drawn as for [`Dial::After`].
+    Soon(Instant),
     /// One follows, this long after that. By how much more is drawn at the next timeout, for it
     /// takes randomness, which ends of connections come without.
     After(Instant, Duration),
@@ -42,6 +51,11 @@ pub(super) struct Client {
     is_held_off: bool,
     /// Attempts since the last session, or since its path became doubtful.
     attempt: u32,
+    /// Waits since the last connection that was worth its handshake, or since its path became
+    /// doubtful: each may be twice as long as the one before.
+    waits: u32,
+    /// Whether an attempt may follow at once when a connection breaks.
+    may_hurry: bool,
     /// What the server last assigned.
     assignment: Option<Assignment>,
     /// The connection that brought it.
@@ -71,6 +85,8 @@ impl Client {
             is_dialling: false,
             is_held_off: false,
             attempt: 0,
+            waits: 0,
+            may_hurry: true,
             assignment: None,
             assigned_by: None,
             is_told: false,
@@ -90,7 +106,7 @@ impl Client {
     pub(super) const fn dial_at(&self) -> Option<Instant> {
         match self.dial {
             Dial::Never => None,
-            Dial::At(at) | Dial::After(at, _) => Some(at),
+            Dial::At(at) | Dial::Soon(at) | Dial::After(at, _) => Some(at),
         }
     }
 
@@ -100,21 +116,64 @@ impl Client {
         self.is_held_off = false;
     }
 
+    /// Nothing speaks against the next attempt any longer.
+    const fn forget_failures(&mut self) {
+        self.waits = 0;
+        self.may_hurry = true;
+    }
+
+    /// When the next attempt is due after a connection that ended so. The first one after a good
+    /// connection that just broke is due at once, as is one with smaller packets; but who accepts and
+    /// breaks connections again and again is asked ever more rarely.
+    fn next_attempt(&mut self, reason: &CloseReason, now: Instant) -> Dial {
+        let has_broken = matches!(
+            reason,
+            CloseReason::EndOfStream
+                | CloseReason::Socket
+                | CloseReason::Handshake(HandshakeError::PathMtu)
+        );
+        if has_broken && core::mem::take(&mut self.may_hurry) {
+            Dial::Soon(now)
+        } else {
+            Dial::After(now, Duration::ZERO)
+        }
+    }
+
+    /// Draws when an attempt is due of which only the earliest time is known.
+    fn settle_dial(&mut self, turn: &mut Turn<'_>) {
+        match self.dial {
+            Dial::Soon(ended_at) => {
+                let longest = HURRY.min(self.config.reconnect_min);
+                self.dial = Dial::At(ended_at + jitter(longest, turn));
+            }
+            Dial::After(ended_at, no_sooner) => {
+                let wait = self.draw_wait(turn);
+                self.dial = Dial::At(ended_at + no_sooner + wait);
+            }
+            Dial::Never | Dial::At(_) => {}
+        }
+    }
+
     /// Exponential backoff with full jitter, so that the clients of a restarted server do not
-    /// come back in step. The first attempt after a lost session comes within the minimum.
-    fn draw_jitter(&self, turn: &mut Turn<'_>) -> Duration {
-        let doublings = self.attempt.saturating_sub(1).min(16);
+    /// come back in step. The first wait after a lost session is below the minimum.
+    fn draw_wait(&mut self, turn: &mut Turn<'_>) -> Duration {
+        let doublings = self.waits.min(16);
+        self.waits = self.waits.saturating_add(1);
         let ceiling = self
             .config
             .reconnect_min
             .saturating_mul(1 << doublings)
             .min(self.config.reconnect_max);
-        let nanos = u64::try_from(ceiling.as_nanos()).unwrap_or(u64::MAX).max(1);
-        // The bias of the remainder is below 2^-20 for waits under four hours.
-        let jitter = turn.with_generator(|rng| rng.next_u64() % nanos);
-        // Nothing would come of an attempt without randomness either.
-        Duration::from_nanos(jitter.unwrap_or(nanos))
+        jitter(ceiling, turn)
     }
+}
+
+fn jitter(longest: Duration, turn: &mut Turn<'_>) -> Duration {
+    let nanos = u64::try_from(longest.as_nanos()).unwrap_or(u64::MAX).max(1);
+    // The bias of the remainder is below 2^-20 for waits under four hours.
+    let jitter = turn.with_generator(|rng| rng.next_u64() % nanos);
+    // Nothing would come of an attempt without randomness either.
+    Duration::from_nanos(jitter.unwrap_or(nanos))
 }
 
 impl Endpoint {
@@ -151,12 +210,49 @@ impl Endpoint {
         self.dial_if_due(turn);
     }
 
+    /// On a client's connection, what one end sends does not reach the other, though the connection
+    /// stands. A handshake fails for that, and the driver is asked for another connection, which should
+    /// keep to small packets; the path of a session is doubted. Does nothing on a server, nor where the
+    /// path is doubted already.
+    pub fn handle_undelivered(&mut self, id: ConnectionId, turn: &mut Turn<'_>) {
+        if self.shutting_down || matches!(self.side, Side::Server(_)) {
+            return;
+        }
+        match self.connections.get_mut(id).map(|known| &mut known.stage) {
+            Some(Stage::Greeting { .. }) => {
+                let reason = self.abandoned(id, HandshakeError::PathMtu);
+                self.remove(id, reason, turn.now);
+            }
+            Some(Stage::Active { lane, .. }) if !lane.is_doubted() => {
+                lane.doubt();
+                self.rearm(id);
+                self.wants_transmit(id);
+                self.dial_beside(turn.now);
+            }
+            _ => {}
+        }
+        self.dial_if_due(turn);
+    }
+
+    /// Takes note of how good a connection was that has ended.
+    pub(super) fn note_end(&mut self, lane: &Lane, now: Instant) {
+        let Side::Client(client) = &mut self.side else {
+            return;
+        };
+        if lane.was_worthwhile(client.config.reconnect_min, now) {
+            client.forget_failures();
+        } else {
+            client.may_hurry = false;
+        }
+    }
+
     /// Asks for a connection at once, unless the server has said that it wants none for now.
     pub(super) fn dial_beside(&mut self, now: Instant) {
         if let Side::Client(client) = &mut self.side
             && !client.is_held_off
         {
             client.attempt = 0;
+            client.forget_failures();
             client.dial = Dial::At(now);
         }
     }
@@ -166,6 +262,7 @@ impl Endpoint {
         self.withdraw(now);
         if let Side::Client(client) = &mut self.side {
             client.attempt = 0;
+            client.forget_failures();
             client.stop_dialling();
         }
     }
@@ -233,7 +330,7 @@ impl Endpoint {
             client.is_held_off = true;
             client.dial = Dial::After(now, client.config.reconnect_max);
         } else if !client.is_dialling && !client.is_held_off {
-            client.dial = Dial::After(now, Duration::ZERO);
+            client.dial = client.next_attempt(reason, now);
         }
     }
 
@@ -242,9 +339,7 @@ impl Endpoint {
         let Side::Client(client) = &mut self.side else {
             return;
         };
-        if let Dial::After(ended_at, no_sooner) = client.dial {
-            client.dial = Dial::At(ended_at + no_sooner + client.draw_jitter(turn));
-        }
+        client.settle_dial(turn);
         if client.dial_at().is_some_and(|at| at <= turn.now) {
             client.stop_dialling();
             if self.wants_connection() {
@@ -344,17 +439,12 @@ impl Endpoint {
         client.is_accepted = false;
         client.unannounced = None;
         let longest = client.config.reconnect_max;
-        match &mut client.dial {
-            Dial::After(_, no_sooner) => {
-                client.is_held_off = true;
-                *no_sooner = longest;
-            }
-            Dial::At(at) => {
-                client.is_held_off = true;
-                *at = (*at).max(now + longest);
-            }
-            Dial::Never => {}
-        }
+        client.dial = match client.dial {
+            Dial::Never => Dial::Never,
+            Dial::Soon(ended_at) | Dial::After(ended_at, _) => Dial::After(ended_at, longest),
+            Dial::At(at) => Dial::At(at.max(now + longest)),
+        };
+        client.is_held_off |= !matches!(client.dial, Dial::Never);
         client.is_told = false;
         // What has not been polled yet of the session is this connection's: there was no later one.
         self.tools.events.retain_mut(|event| match event {

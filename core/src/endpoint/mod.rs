@@ -553,8 +553,9 @@ impl Endpoint {
                     self.abandon(proposal.agreed.peer, now);
                 }
             }
-            Stage::Active { session, .. } => {
+            Stage::Active { session, lane } => {
                 self.note_client_left(remote, now);
+                self.note_end(&lane, now);
                 // Unless it is elsewhere by now, or waits for its peer.
                 let is_here = |session: &Session| session.connection() == Some(id);
                 if self.sessions.get(session).is_some_and(is_here) {

@@ -283,6 +283,12 @@ impl Machine {
             .handle_path_changed(&mut Turn { now, entropy });
     }
 
+    pub(super) fn handle_undelivered(&mut self, id: ConnectionId, now: Instant) {
+        let entropy = &mut self.entropy;
+        self.endpoint
+            .handle_undelivered(id, &mut Turn { now, entropy });
+    }
+
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         let entropy = &mut self.entropy;
         self.endpoint.handle_timeout(&mut Turn { now, entropy });

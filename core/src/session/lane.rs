@@ -27,6 +27,8 @@ const MIN_EXCHANGE_INTERVAL: Duration = Duration::from_secs(1);
 const OVERSUPPLY: u32 = 2;
 /// Streams of one connection with an unfinished entry: bounds what they hold to 256 KiB.
 const MAX_PARTIALS: usize = 4;
+/// Bytes beside which a handshake, of some 5 KB, costs next to nothing.
+const WORTHWHILE: u64 = 1024 * 1024;
 /// A peer that sends KeepAlives and does not read the answers is not worth memory.
 const MAX_ANSWERS: usize = 64;
 
@@ -49,6 +51,8 @@ pub(crate) struct Lane {
     exchanges: u32,
     /// When the handshake was done.
     began_at: Instant,
+    /// Bytes of records, both ways.
+    carried: u64,
     /// When the next KeepAlive goes out.
     keepalive_at: Instant,
     /// When the peer last proved that the stream makes sense: with a packet that opened.
@@ -145,6 +149,7 @@ impl Lane {
             exchange_interval,
             exchanges: 0,
             began_at: now,
+            carried: 0,
             keepalive_at: now + limits.keepalive_interval,
             last_opened: now,
             liveness: None,
@@ -162,6 +167,12 @@ impl Lane {
         self.last_opened
     }
 
+    /// Whether the connection, which ends, was worth its handshake: it lasted for `long`, or carried
+    /// much.
+    pub(crate) fn was_worthwhile(&self, long: Duration, now: Instant) -> bool {
+        now.since(self.began_at) >= long || self.carried >= WORTHWHILE
+    }
+
     /// Whether a control packet waits to be sealed.
     pub(crate) fn has_control(&self) -> bool {
         !self.control.is_empty()
@@ -174,7 +185,9 @@ impl Lane {
         record: &'a mut [u8],
         now: Instant,
     ) -> Result<&'a mut [u8], ProtocolError> {
+        let len = record.len() as u64;
         let plaintext = self.opener.open(header, record, now)?;
+        self.carried += len;
         self.last_opened = now;
         Ok(plaintext)
     }
@@ -258,6 +271,7 @@ impl Lane {
         let sequence = self
             .sealer
             .seal(packet_type, stream, flags, timestamp, record, now)?;
+        self.carried += record.len() as u64;
         tools.stats.rotations += self.sealer.rotations() - rotations;
         tools.stats.sealed_out += 1;
         if let Some(liveness) = &mut self.liveness {

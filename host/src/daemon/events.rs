@@ -160,6 +160,9 @@ impl Daemon {
     fn handle_event(&mut self, event: Event, tun_packets: u64) {
         report::report(self.role, &event);
         self.readiness.handle_event(&event);
+        if let Some(dialer) = &mut self.dialer {
+            dialer.handle_event(&event);
+        }
         let is_ending = self.readiness.is_ending();
         match event {
             // Without the firewall's part or a rule, the server's answers would not come in.

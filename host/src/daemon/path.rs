@@ -4,12 +4,16 @@
 //! concern others. So a moment after it has told of some, the way to the server is looked up: with the
 //! connection's own address, as its packets take it, and with whichever address a new connection
 //! would get. Only where the answer differs is the worker told.
+//!
+//! Until there has been a connection, as when a machine starts before its network does, it is told
+//! when a way to a server comes up.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use lostlove_config::ServerAddress;
 use lostlove_system::net::{NetworkKind, NetworkKinds, Way, WayFinder};
 use lostlove_system::sleep::SleepWatch;
 use tracing::{debug, info, warn};
@@ -28,11 +32,20 @@ const KINDS: [NetworkKind; 4] = [
     NetworkKind::Rule,
 ];
 
+/// Addresses of the internet that are nobody's (RFC 5737, RFC 3849): the way of a packet to them would
+/// be that to most servers whose address is not known yet.
+const ANYWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
+
 /// Watches the paths of a client's connections.
 pub struct PathWatch {
     /// None once it has failed.
     sleep: Option<SleepWatch>,
     ways: WayFinder,
+    /// Where the servers are, or may be, and the ways there.
+    goals: Vec<(IpAddr, Option<Way>)>,
     look_at: Option<Instant>,
     /// When the worker was told last.
     told_at: Option<Instant>,
@@ -73,16 +86,20 @@ impl Ways {
 }
 
 impl PathWatch {
-    /// Begins to watch. A client can do without: it notices a dead path by the silence, too.
-    pub(super) fn start() -> Option<Self> {
+    /// Begins to watch for a client of `servers`. It can do without: it notices a dead path by the
+    /// silence, too.
+    pub(super) fn start(servers: &[ServerAddress]) -> Option<Self> {
         let told = |error: io::Error| {
             warn!(%error, "cannot hear of changes of the network; a dead path is noticed late");
         };
-        let ways = WayFinder::new().map_err(told).ok()?;
+        let mut ways = WayFinder::new().map_err(told).ok()?;
         let sleep = SleepWatch::new();
         let sleep = sleep.inspect_err(|error| debug!(%error, "suspensions are not told"));
+        let goals = goals(servers).into_iter();
+        let goals = goals.map(|server| (server, find(&mut ways, server, None)));
         Some(Self {
             sleep: sleep.ok(),
+            goals: goals.collect(),
             ways,
             look_at: None,
             told_at: None,
@@ -109,7 +126,7 @@ impl PathWatch {
             return;
         };
         let (own, server) = (ip(own), ip(server));
-        let ways = find(&mut self.ways, own, server);
+        let ways = find_both(&mut self.ways, own, server);
         self.attempt = Some(Path { own, server, ways });
     }
 
@@ -158,9 +175,12 @@ impl PathWatch {
     }
 
     fn look(&mut self) -> bool {
+        if self.attempt.is_none() && self.current.is_none() {
+            return self.look_for_first();
+        }
         let ways = &mut self.ways;
         let mut look = |path: &mut Path| {
-            let now = find(ways, path.own, path.server);
+            let now = find_both(ways, path.own, path.server);
             let before = std::mem::replace(&mut path.ways, now);
             if now != before {
                 debug!(own = %path.own, server = %path.server, ways = ?now, "the path has changed");
@@ -171,6 +191,36 @@ impl PathWatch {
         let current = self.current.as_mut().map(&mut look);
         is_reason_to_look_for_another(attempt, current)
     }
+
+    /// Whether another way to a server has come up.
+    fn look_for_first(&mut self) -> bool {
+        let mut has_come_up = false;
+        for (server, before) in &mut self.goals {
+            let now = find(&mut self.ways, *server, None);
+            if now.is_some() && now != *before {
+                debug!(%server, way = ?now, "a way has come up");
+                has_come_up = true;
+            }
+            *before = now;
+        }
+        has_come_up
+    }
+}
+
+/// Where `servers` are; for names, somewhere.
+fn goals(servers: &[ServerAddress]) -> Vec<IpAddr> {
+    let mut goals = Vec::new();
+    for server in servers {
+        // Without its zone: a link-local one is reached wherever there is IPv6 at all.
+        let host = server.host.split('%').next().unwrap_or_default();
+        match host.parse::<IpAddr>() {
+            Ok(address) => goals.push(address.to_canonical()),
+            Err(_) => goals.extend(ANYWHERE),
+        }
+    }
+    goals.sort_unstable();
+    goals.dedup();
+    goals
 }
 
 /// What the ways of a connection were, and are.
@@ -192,17 +242,18 @@ fn ip(address: SocketAddr) -> IpAddr {
     address.ip().to_canonical()
 }
 
-fn find(ways: &mut WayFinder, own: IpAddr, server: IpAddr) -> Ways {
-    let mut find = |source| {
-        let found = ways.find(server, source);
-        found.unwrap_or_else(|error| {
-            debug!(%error, %server, "cannot look up the way");
-            None
-        })
-    };
+fn find(ways: &mut WayFinder, server: IpAddr, source: Option<IpAddr>) -> Option<Way> {
+    let found = ways.find(server, source);
+    found.unwrap_or_else(|error| {
+        debug!(%error, %server, "cannot look up the way");
+        None
+    })
+}
+
+fn find_both(ways: &mut WayFinder, own: IpAddr, server: IpAddr) -> Ways {
     Ways {
-        own: find(Some(own)),
-        new: find(None),
+        own: find(ways, server, Some(own)),
+        new: find(ways, server, None),
     }
 }
 
@@ -233,6 +284,18 @@ mod tests {
         // New connections would get another address, as with temporary ones of IPv6.
         assert!(!is_doubtful(before, ways(way(1, 2), way(1, 3))));
         assert!(!is_doubtful(before, ways(way(1, 2), None)));
+    }
+
+    #[test]
+    fn a_first_way_is_looked_for_to_where_the_servers_may_be() {
+        let servers = |texts: &[&str]| -> Vec<ServerAddress> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let at = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let literal = servers(&["198.51.100.7:1", "[2001:db8:7::1]:1", "198.51.100.7:2"]);
+        assert_eq!(goals(&literal), [at("198.51.100.7"), at("2001:db8:7::1")]);
+        assert_eq!(goals(&servers(&["[fe80::1%lo]:1"])), [at("fe80::1")]);
+        assert_eq!(goals(&servers(&["vpn.example", "other.example"])), ANYWHERE);
     }
 
     #[test]

@@ -331,7 +331,7 @@ fn prepare(
     let signals = Signals::new(Exit::Failure.code()).map_err(some)?;
     let mut predecessor = Predecessor::new(&signals);
     let tun = open_tun(&tun, &mut predecessor)?;
-    let (network, listeners, dialer, mark) = match &host {
+    let (network, listeners, dialer, paths) = match &host {
         Host::Server(host) => {
             let limits = &endpoint.common().limits;
             raise_descriptor_limit(limits.max_connections.saturating_add(limits.max_handshakes));
@@ -344,10 +344,11 @@ fn prepare(
             let network = Network::client(host, tun.name());
             let options = socket_options(&socket, Some(FWMARK));
             let dialer = Dialer::new(host.server.clone(), options, &threads).map_err(some)?;
-            (network, Vec::new(), Some(dialer), Some(FWMARK))
+            let paths = PathWatch::start(&host.server);
+            (network, Vec::new(), Some(dialer), paths)
         }
     };
-    let paths = dialer.as_ref().and_then(|_| PathWatch::start());
+    let mark = dialer.as_ref().map(|_| FWMARK);
     let metrics = predecessor.outlive_if_any(is_in_use, || metrics(&monitoring, role, &threads));
     let metrics = metrics.map_err(|error| error.map(Failure::from))?;
     let entropy = SystemEntropy::new().map_err(|error| some(io::Error::from(error)))?;

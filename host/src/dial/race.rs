@@ -8,12 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lostlove_config::ServerAddress;
+use lostlove_system::delivery::keep_small;
 use lostlove_system::socket::{SocketOptions, prepare};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
 use socket2::{Domain, Protocol, Socket, Type};
+use tracing::info;
 
+use super::small::Sizes;
 use super::{Cancel, Dialled, Names};
 
 /// How long an attempt is alone before the next address is tried too (RFC 8305, section 5).
@@ -28,6 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Race {
     servers: Arc<[ServerAddress]>,
     options: SocketOptions,
+    sizes: Sizes,
     cancel: Arc<Cancel>,
     names: Names,
     /// The position in `servers` that comes first.
@@ -67,7 +71,7 @@ struct Answer {
 impl Race {
     pub(super) fn new(
         servers: Arc<[ServerAddress]>,
-        options: SocketOptions,
+        (options, sizes): (SocketOptions, Sizes),
         cancel: Arc<Cancel>,
         names: Names,
         attempt: u32,
@@ -78,6 +82,7 @@ impl Race {
         Self {
             servers,
             options,
+            sizes,
             cancel,
             names,
             first: before % count,
@@ -265,7 +270,8 @@ impl Race {
                 return;
             };
             self.tried.push(address);
-            match connect(address, &self.options) {
+            let is_small = self.sizes.are_small(address.ip());
+            match connect(address, &self.options, is_small) {
                 Ok(socket) => {
                     self.connecting.push((socket, address));
                     self.next_attempt = now + STAGGER;
@@ -397,10 +403,14 @@ fn interface_index(zone: &str) -> io::Result<u32> {
     }
 }
 
-fn connect(address: SocketAddr, options: &SocketOptions) -> io::Result<Socket> {
+fn connect(address: SocketAddr, options: &SocketOptions, is_small: bool) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     prepare(&socket, options)?;
+    if is_small {
+        info!(server = %address, "keeping to small packets, as large ones get lost there (MTU)");
+        keep_small(&socket);
+    }
     match socket.connect(&address.into()) {
         Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => Err(error),
         Ok(()) | Err(_) => Ok(socket),
@@ -499,6 +509,7 @@ mod tests {
             },
             threads: Threads::new().unwrap(),
         };
-        Race::new(Arc::default(), options, cancel, names, 1)
+        let sockets = (options, Sizes::default());
+        Race::new(Arc::default(), sockets, cancel, names, 1)
     }
 }

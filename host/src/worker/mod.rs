@@ -200,6 +200,11 @@ impl Worker {
         self.endpoint.handle_timeout(&mut Turn { now, entropy });
         self.acceptance.handle_timeout(now);
         self.moderation.handle_timeout(now);
+        for connection in self.sockets.take_undelivered(now) {
+            let entropy = &mut *self.entropy;
+            let turn = &mut Turn { now, entropy };
+            self.endpoint.handle_undelivered(connection, turn);
+        }
     }
 
     /// Serves a readable source. Says whether it may have more: then it is to be called again as
@@ -326,7 +331,10 @@ impl Worker {
         let entropy = &mut *self.entropy;
         let turn = &mut Turn { now, entropy };
         match self.endpoint.handle_connected(remote, turn) {
-            Ok(connection) => self.sockets.add(connection, socket),
+            Ok(connection) => {
+                self.sockets.add(connection, socket);
+                self.sockets.watch(connection, now);
+            }
             Err(error) => {
                 // Unexpected: it was asked for beside a connection that answers again.
                 if error == HandshakeError::Unexpected {
@@ -380,6 +388,7 @@ impl Worker {
             Event::Dial { .. } => self.dials += 1,
             Event::Closed { id, .. } => self.sockets.remove(*id),
             Event::Assigned { id, assignment } => {
+                self.sockets.handle_answered(*id);
                 let goes_on = self.assignment.brought(*id, assignment);
                 if goes_on {
                     self.endpoint.accept_assignment(*id);

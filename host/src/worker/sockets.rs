@@ -12,6 +12,7 @@ use lostlove_core::turn::Turn;
 use lostlove_pump as pump;
 use lostlove_pump::{PacketDevice, Progress};
 use lostlove_system::congestion::Congestion;
+use lostlove_system::delivery::Delivery;
 use lostlove_system::socket::SocketOptions;
 
 use super::{Slot, SocketChange, Table};
@@ -41,6 +42,8 @@ pub(super) struct Sockets {
     changes: VecDeque<SocketChange>,
     /// Sockets that take bytes, of connections that have more to write.
     unfinished: Vec<SocketId>,
+    /// A client's, of which it is watched whether what is sent arrives.
+    watched: Vec<(SocketId, Delivery)>,
     options: SocketOptions,
 }
 
@@ -61,6 +64,7 @@ impl Sockets {
             of_connections: Table::default(),
             changes: VecDeque::new(),
             unfinished: Vec::new(),
+            watched: Vec::new(),
             options,
         }
     }
@@ -91,6 +95,33 @@ impl Sockets {
             .push_back(SocketChange::Opened { id, socket: stream });
     }
 
+    /// Watches from now on whether what is sent on the new connection arrives.
+    pub(super) fn watch(&mut self, connection: ConnectionId, now: Instant) {
+        if let Some(id) = self.of_connections.get(connection) {
+            self.watched.push((*id, Delivery::new(now)));
+        }
+    }
+
+    /// The other end of the connection has answered its hello.
+    pub(super) fn handle_answered(&mut self, connection: ConnectionId) {
+        if let Some(id) = self.of_connections.get(connection)
+            && let Some((_, delivery)) = self.watched.iter_mut().find(|(of, _)| of == id)
+        {
+            delivery.handle_answered();
+        }
+    }
+
+    /// Connections of which it has just turned out that what is sent on them does not arrive.
+    pub(super) fn take_undelivered(&mut self, now: Instant) -> Vec<ConnectionId> {
+        let open = &self.open;
+        let looked = self.watched.iter_mut().filter_map(|(id, delivery)| {
+            let socket = open.get(*id)?;
+            let is_undelivered = delivery.look(&socket.stream, now);
+            is_undelivered.then_some(socket.connection)
+        });
+        looked.collect()
+    }
+
     /// Closes the socket of a connection that is over.
     pub(super) fn remove(&mut self, connection: ConnectionId) {
         if let Some(id) = self.of_connections.remove(connection) {
@@ -106,6 +137,7 @@ impl Sockets {
         let _ = socket.stream.shutdown(Shutdown::Write);
         pump::discard(&*socket.stream);
         self.changes.push_back(SocketChange::Closed(id));
+        self.watched.retain(|(of, _)| *of != id);
         // A slot that has had 2^32 tenants gets no other.
         if let Some(generation) = id.generation.checked_add(1) {
             self.free.push(SocketId { generation, ..id });
@@ -154,6 +186,9 @@ impl Sockets {
             return;
         }
         socket.congestion.look(&socket.stream, now);
+        if let Some((_, delivery)) = self.watched.iter_mut().find(|(of, _)| *of == id) {
+            delivery.handle_written(now);
+        }
         match pump::flush(endpoint, socket.connection, &*socket.stream, now) {
             Progress::Blocked => {
                 socket.is_blocked = true;
@@ -164,9 +199,15 @@ impl Sockets {
         }
     }
 
-    /// At once, if a connection has more to write.
+    /// At once, if a connection has more to write; else when [`Self::take_undelivered`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        (!self.unfinished.is_empty()).then_some(Instant::ZERO)
+        if !self.unfinished.is_empty() {
+            return Some(Instant::ZERO);
+        }
+        let looks = self.watched.iter();
+        looks
+            .filter_map(|(_, delivery)| delivery.poll_timeout())
+            .min()
     }
 
     /// Goes on where a budget had stopped [`Self::flush`].

@@ -10,6 +10,7 @@ mod peers;
 mod probes;
 mod randomness;
 mod recordings;
+mod redial;
 mod refusals;
 mod roaming;
 mod routing;

@@ -1,0 +1,204 @@
+//! Where connections keep to small packets, because large ones get lost without a word.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use lostlove_system::net::{Way, WayFinder};
+use tracing::debug;
+
+/// How long a network keeps to small packets, before large ones are tried again with the next
+/// connection: as long as other searches for a path's MTU wait (RFC 8899, section 5.1.1,
+/// `PMTU_RAISE_TIMER`).
+const LIFETIME: Duration = Duration::from_secs(600);
+/// Networks that are remembered: who wanders about comes back to few of them within that time.
+const MOST: usize = 16;
+
+/// What is known of the networks that a client was in.
+#[derive(Debug, Default)]
+pub(super) struct SmallPackets {
+    /// The ways out of them, and until when that holds. The latest is the last.
+    networks: Vec<(Way, Instant)>,
+    /// Where the last connection went to, and whether it kept to small packets.
+    last: Option<(IpAddr, bool)>,
+    /// The way of one that was not answered, of which it is not known why.
+    suspect: Option<Way>,
+}
+
+impl SmallPackets {
+    /// A connection to `server` stands.
+    pub(super) const fn handle_connected(&mut self, server: IpAddr, is_small: bool) {
+        self.last = Some((server, is_small));
+    }
+
+    /// Large packets got lost on it.
+    pub(super) fn handle_lost(&mut self, now: Instant) {
+        if let Some(way) = self.last_way() {
+            self.remember(way, now);
+        }
+    }
+
+    /// Nothing was heard on it: it may be anything, the size of packets as well, unless they were small.
+    pub(super) fn handle_unanswered(&mut self) {
+        let was_small = self.last.is_some_and(|(_, is_small)| is_small);
+        self.suspect = self.last_way().filter(|_| !was_small);
+    }
+
+    /// It works.
+    pub(super) fn handle_answered(&mut self, now: Instant) {
+        if let Some(way) = self.suspect.take()
+            && self.last.is_some_and(|(_, is_small)| is_small)
+            && self.last_way() == Some(way)
+        {
+            self.remember(way, now);
+        }
+    }
+
+    /// How large packets may be.
+    pub(super) fn sizes(&mut self, now: Instant) -> Sizes {
+        self.networks.retain(|(_, until)| *until > now);
+        let known = self.networks.iter().map(|(way, _)| *way);
+        Sizes {
+            small: known.chain(self.suspect).collect(),
+        }
+    }
+
+    fn last_way(&self) -> Option<Way> {
+        self.last.and_then(|(server, _)| way_to(server))
+    }
+
+    fn remember(&mut self, way: Way, now: Instant) {
+        self.networks.retain(|(known, _)| *known != way);
+        if self.networks.len() >= MOST {
+            self.networks.remove(0);
+        }
+        self.networks.push((way, now + LIFETIME));
+    }
+}
+
+/// How large the packets of one dial may be.
+#[derive(Debug, Default)]
+pub(super) struct Sizes {
+    /// Ways of small ones.
+    small: Vec<Way>,
+}
+
+impl Sizes {
+    /// Whether a connection to `server` is to keep to small packets.
+    pub(super) fn are_small(&self, server: IpAddr) -> bool {
+        let is_small = |way| self.small.contains(&way);
+        !self.small.is_empty() && way_to(server).is_some_and(is_small)
+    }
+}
+
+fn way_to(server: IpAddr) -> Option<Way> {
+    let server = server.to_canonical();
+    let way = WayFinder::new().and_then(|mut ways| ways.find(server, None));
+    way.unwrap_or_else(|error| {
+        debug!(%error, %server, "cannot look up the way");
+        None
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn way(last: u8) -> Way {
+        Way {
+            interface: 7,
+            gateway: Some(IpAddr::from([192, 0, 2, last])),
+            source: Some(IpAddr::from([192, 0, 2, 77])),
+        }
+    }
+
+    #[test]
+    fn packets_are_large_unless_there_is_a_reason() {
+        let now = Instant::now();
+        let mut small = SmallPackets::default();
+        assert!(!small.sizes(now).are_small(SERVER));
+        small.handle_connected(SERVER, false);
+        small.handle_answered(now);
+        assert!(!small.sizes(now).are_small(SERVER));
+    }
+
+    #[test]
+    fn where_large_packets_got_lost_small_ones_are_used_for_a_while() {
+        let now = Instant::now();
+        let mut small = SmallPackets::default();
+        small.handle_connected(SERVER, false);
+        small.handle_lost(now);
+        small.handle_connected(SERVER, true);
+        small.handle_answered(now);
+        let later = now + LIFETIME;
+        assert!(
+            small
+                .sizes(later - Duration::from_secs(1))
+                .are_small(SERVER)
+        );
+        assert!(!small.sizes(later).are_small(SERVER));
+    }
+
+    #[test]
+    fn another_network_gets_large_packets() {
+        let now = Instant::now();
+        let mut small = SmallPackets::default();
+        small.remember(way(1), now);
+        assert!(!small.sizes(now).are_small(SERVER));
+        assert_eq!(small.sizes(now).small, [way(1)]);
+    }
+
+    /// The first answer tells which size it was.
+    #[test]
+    fn small_and_large_packets_take_turns_while_nothing_answers() {
+        let now = Instant::now();
+        let mut small = SmallPackets::default();
+        for is_small in [false, true, false, true] {
+            assert_eq!(small.sizes(now).are_small(SERVER), is_small);
+            small.handle_connected(SERVER, is_small);
+            small.handle_unanswered();
+        }
+        small.handle_connected(SERVER, false);
+        small.handle_answered(now);
+        assert!(!small.sizes(now).are_small(SERVER));
+
+        small.handle_connected(SERVER, false);
+        small.handle_unanswered();
+        small.handle_connected(SERVER, true);
+        small.handle_answered(now);
+        assert!(
+            small.sizes(now).are_small(SERVER),
+            "they made the difference"
+        );
+    }
+
+    /// What was suspected of one network is not held against the next.
+    #[test]
+    fn another_network_is_above_suspicion() {
+        let now = Instant::now();
+        let mut small = SmallPackets {
+            suspect: Some(way(1)),
+            ..SmallPackets::default()
+        };
+        assert!(!small.sizes(now).are_small(SERVER));
+        small.handle_connected(SERVER, true);
+        small.handle_answered(now);
+        assert_eq!(small.sizes(now).small, []);
+    }
+
+    #[test]
+    fn few_networks_are_remembered() {
+        let now = Instant::now();
+        let mut small = SmallPackets::default();
+        for n in 0..100 {
+            small.remember(way(n), now);
+            small.remember(way(99), now);
+        }
+        let known = small.sizes(now).small;
+        assert_eq!(known.len(), MOST);
+        assert_eq!(known[MOST - 2..], [way(98), way(99)]);
+    }
+}
