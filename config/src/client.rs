@@ -20,7 +20,7 @@ use crate::source::{Source, read_config};
 const RECONNECT_MIN: Duration = Duration::from_secs(1);
 const RECONNECT_MAX: Duration = Duration::from_secs(30);
 /// Much less than a server's: someone waits here. Three missed answers to keepalives.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(75);
 const MAX_RECONNECT_SECONDS: u64 = 3600;
 
 /// Another port than the server's: both may run on one machine.

@@ -262,7 +262,8 @@ pub struct Limits {
     pub max_handshakes_per_source: usize,
     /// Time from accepting or opening a connection to an authenticated session.
     pub handshake_timeout: Duration,
-    /// Interval of KeepAlives, which also measure the round trip.
+    /// Interval of KeepAlives, which also measure the round trip. A server's go out while packets flow,
+    /// or when nothing was heard for a third of `connection_timeout`.
     pub keepalive_interval: Duration,
     /// Silence after which a session is dead.
     pub connection_timeout: Duration,
@@ -291,7 +292,7 @@ impl Default for Limits {
             max_handshakes: 256,
             max_handshakes_per_source: 16,
             handshake_timeout: Duration::from_secs(10),
-            keepalive_interval: Duration::from_secs(10),
+            keepalive_interval: Duration::from_secs(25),
             connection_timeout: Duration::from_secs(300),
             max_streams: 256,
             queue_bytes: 2 * 1024 * 1024,

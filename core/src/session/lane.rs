@@ -25,6 +25,9 @@ const MIN_EXCHANGE_INTERVAL: Duration = Duration::from_secs(1);
 /// connection: each costs the server half a millisecond. A stalled connection delivers late, never
 /// early, so an honest client stays far below.
 const OVERSUPPLY: u32 = 2;
+/// A server asks a client of which nothing was heard for this share of the time after which it is
+/// dead.
+const SERVER_SILENCE_DIVISOR: u32 = 3;
 /// Streams of one connection with an unfinished entry: bounds what they hold to 256 KiB.
 const MAX_PARTIALS: usize = 4;
 /// Bytes beside which a handshake, of some 5 KB, costs next to nothing.
@@ -53,8 +56,10 @@ pub(crate) struct Lane {
     began_at: Instant,
     /// Bytes of records, both ways.
     carried: u64,
-    /// When the next KeepAlive goes out.
+    /// When the next KeepAlive goes out, perhaps.
     keepalive_at: Instant,
+    /// Whether there was Data, either way, since the last time.
+    had_data: bool,
     /// When the peer last proved that the stream makes sense: with a packet that opened.
     last_opened: Instant,
     /// What a client knows of its path; a server does not look for another.
@@ -151,6 +156,7 @@ impl Lane {
             began_at: now,
             carried: 0,
             keepalive_at: now + limits.keepalive_interval,
+            had_data: false,
             last_opened: now,
             liveness: None,
         }
@@ -188,6 +194,7 @@ impl Lane {
         let len = record.len() as u64;
         let plaintext = self.opener.open(header, record, now)?;
         self.carried += len;
+        self.had_data |= header.packet_type == PacketType::Data;
         self.last_opened = now;
         Ok(plaintext)
     }
@@ -272,6 +279,7 @@ impl Lane {
             .sealer
             .seal(packet_type, stream, flags, timestamp, record, now)?;
         self.carried += record.len() as u64;
+        self.had_data |= packet_type == PacketType::Data;
         tools.stats.rotations += self.sealer.rotations() - rotations;
         tools.stats.sealed_out += 1;
         if let Some(liveness) = &mut self.liveness {
@@ -515,7 +523,10 @@ impl Lane {
     ) -> Result<(), ProtocolError> {
         if self.keepalive_at <= turn.now {
             self.keepalive_at = turn.now + limits.keepalive_interval;
-            self.send_keepalive();
+            if self.should_ask(limits, turn.now) {
+                self.send_keepalive();
+            }
+            self.had_data = false;
         }
         if self.exchange_at <= turn.now {
             self.exchange_at = turn.now + self.exchange_interval;
@@ -528,6 +539,14 @@ impl Lane {
             }
         }
         Ok(())
+    }
+
+    /// Whether a KeepAlive that is due goes out. The client's keep an idle session alive, and tell the
+    /// server that it is: the server's own are for round trips of a session in use, and to find out about
+    /// a client that keeps silent.
+    fn should_ask(&self, limits: &Limits, now: Instant) -> bool {
+        let silence = limits.connection_timeout / SERVER_SILENCE_DIVISOR;
+        self.role == Role::Client || self.had_data || now.since(self.last_opened) >= silence
     }
 
     /// Starts an exchange on a client before it is due.

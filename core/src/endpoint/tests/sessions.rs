@@ -5,7 +5,7 @@ use core::time::Duration;
 use super::super::testing::{Machine, Net, SERVER, client_config, server_config, udp};
 use crate::error::{HandshakeError, ProtocolError, Refusal};
 use crate::event::{CloseReason, Event};
-use crate::wire::{DisconnectCode, Flags, Header, PacketType};
+use crate::wire::{DisconnectCode, Flags, HEADER_LEN, Header, PacketType};
 
 use super::SERVER_ADDRESS;
 
@@ -39,6 +39,74 @@ fn an_idle_session_stays_up_on_keepalives_and_measures_the_round_trip() {
     assert!(net.clients[0].peer_stats().next().unwrap().rtt.is_some());
     let sealed = net.clients[0].stats().sealed_out;
     assert!(sealed < 1000, "an idle hour cost {sealed} packets");
+}
+
+/// How many packets of this type went through a connection in one direction.
+fn count(transcript: &[u8], packet_type: PacketType) -> usize {
+    let (mut rest, mut found) = (transcript, 0);
+    while let Some(header) = rest.first_chunk::<HEADER_LEN>() {
+        let header = Header::decode(header).unwrap();
+        found += usize::from(header.packet_type == packet_type);
+        rest = &rest[HEADER_LEN + usize::from(header.payload_len)..];
+    }
+    found
+}
+
+/// At most, with headers of IPv6 and TCP, time stamps among them: each record is a segment of its own,
+/// and answered by one without bytes.
+fn bytes_with_headers(net: &Net) -> u64 {
+    const HEADERS: u64 = 40 + 20 + 12;
+    let link = &net.links[0];
+    let bytes = link.up.transcript.len() + link.down.transcript.len();
+    let ends = [net.clients[0].stats(), net.server.stats()];
+    let records: u64 = ends.iter().map(|stats| stats.sealed_out).sum();
+    bytes as u64 + records * 2 * HEADERS
+}
+
+/// A translation of addresses on the way may forget a connection that is silent for a minute.
+#[test]
+fn an_idle_day_costs_less_than_two_megabytes_and_is_never_silent_for_half_a_minute() {
+    let mut net = Net::connected(1);
+    let before = bytes_with_headers(&net);
+    for _ in 0..2 * 24 * 60 {
+        let said = net.links[0].up.transcript.len();
+        net.run(Duration::from_secs(30));
+        assert!(net.links[0].up.transcript.len() > said);
+    }
+    let cost = bytes_with_headers(&net) - before;
+    assert!((500_000..2_000_000).contains(&cost), "{cost} bytes");
+    assert_eq!(net.links.len(), 1);
+    let stats = net.clients[0].stats();
+    assert_eq!(stats.sessions_established, 1);
+    assert!(stats.exchanges >= 143, "{} exchanges", stats.exchanges);
+}
+
+#[test]
+fn a_server_asks_no_client_that_does_so_itself_unless_packets_flow() {
+    let mut net = Net::connected(1);
+    let asked = |net: &Net| count(&net.links[0].down.transcript, PacketType::KeepAlive);
+    net.run(Duration::from_secs(3600));
+    assert_eq!(asked(&net), 1, "as the session began");
+    let packet = udp(net.address_v4(0), SERVER_ADDRESS, 1, b"in use");
+    for _ in 0..100 {
+        net.send_from(0, &packet);
+        net.run(Duration::from_secs(1));
+    }
+    assert!((4..=6).contains(&asked(&net)), "{}", asked(&net));
+}
+
+#[test]
+fn a_server_asks_a_client_that_is_silent() {
+    let mut client = client_config(1);
+    client.common.limits.keepalive_interval = Duration::from_secs(250);
+    let mut net = Net::new(server_config(1), vec![client]);
+    net.run(Duration::from_secs(90));
+    let asked = |net: &Net| count(&net.links[0].down.transcript, PacketType::KeepAlive);
+    assert_eq!(asked(&net), 1);
+    net.run(Duration::from_secs(40));
+    assert_eq!(asked(&net), 2);
+    net.run(Duration::from_secs(3600));
+    assert_eq!(net.links.len(), 1);
 }
 
 /// Cases 42 and 45: rotation by bytes and by time, and the fresh exchange, lose nothing.
@@ -343,6 +411,8 @@ fn a_session_does_not_live_on_bytes_that_make_no_packet() {
         flags: Flags::SEALED,
     };
     net.server.read(id, &header.encode(&[]), now);
+    // Or the client, which gets no answer any more, would be elsewhere.
+    net.unreachable_for.insert(0);
     net.run(Duration::from_secs(1190));
     assert_eq!(net.close_reasons(SERVER), []);
     net.run(Duration::from_secs(20));
