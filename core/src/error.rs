@@ -82,10 +82,10 @@ pub enum HandshakeError {
     #[error("malformed hello")]
     Malformed,
     /// No common protocol version.
-    #[error("unsupported protocol version")]
+    #[error("client and server speak no common version of LLP (update the older one)")]
     Version,
     /// No common cipher suite.
-    #[error("no common cipher suite")]
+    #[error("client and server have no cipher suite in common (security.suites)")]
     NoCommonSuite,
     /// The hello was not made for this server's key, or by the server's key.
     #[error("authentication failed (wrong server key, wrong preshared key, or altered hello)")]

@@ -12,7 +12,7 @@ use crate::connection::{Connection, Greeting, Proposal, Stage};
 use crate::crypto::Suite;
 use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId, Event};
-use crate::handshake::{ClientHello, ClientOffer, Grant, Initiator, Responder};
+use crate::handshake::{self, ClientHello, ClientOffer, Grant, Initiator, Responder};
 use crate::handshake::{new_session_id, probe_server_hello, read_client_hello};
 use crate::peers::PeerId;
 use crate::peers::{Claim, Offer, Unclaimed};
@@ -210,9 +210,13 @@ impl Endpoint {
         let Side::Server(server) = &self.side else {
             return Err(HandshakeError::Unexpected);
         };
-        let grant = self.grant(&server.config, offer, responder.offer());
         let preshared_key = offer.preshared_key.as_ref();
         let suites = &self.common.suites;
+        if let Some(refusal) = responder.refusal(suites) {
+            let refused = turn.with_generator(|rng| responder.refuse(refusal, preshared_key, rng));
+            return self.refuse(id, refusal, &refused??, turn.now);
+        }
+        let grant = self.grant(&server.config, offer, responder.offer());
         let (uuid, answer) = turn.with_generator(|rng| {
             let uuid = new_session_id(rng);
             let answer = responder.accept(preshared_key, suites, uuid, grant, rng);
@@ -237,6 +241,19 @@ impl Endpoint {
         }
         self.take_answered(id, offer.peer, now);
         Ok(())
+    }
+
+    /// Tells a known client why it gets no session. Its connection is one that has failed.
+    fn refuse(
+        &mut self,
+        id: ConnectionId,
+        refusal: handshake::Refusal,
+        json: &[u8],
+        now: Instant,
+    ) -> Result<(), HandshakeError> {
+        let length = u16::try_from(json.len()).map_err(|_| HandshakeError::Malformed)?;
+        self.send_hello(id, (PacketType::HandshakeResponse, length), json, now);
+        Err(refusal.error())
     }
 
     /// Puts a hello, which is never sealed, into the outbox.

@@ -32,6 +32,24 @@ pub(super) fn noise_psk(
     })
 }
 
+/// The psk of a refusal, which has nothing of a KEM: it carries no key, and one byte. It leaves traces on
+/// the stack.
+pub(super) fn refusal_psk(
+    client: &ClientHello,
+    preshared_key: Option<&PresharedKey>,
+) -> Secret<32> {
+    let mut ikm = Zeroizing::new([0; 64]);
+    if let Some(key) = preshared_key {
+        ikm[32..].copy_from_slice(key.as_bytes());
+    }
+    let transcript = Sha512::digest(client.transcript());
+    Secret::new(|psk| {
+        Hkdf::<Sha512>::new(None, &*ikm)
+            .expand_multi_info(&[b"LLP-v1-refusal", &transcript], psk)
+            .expect("32 bytes are less than HKDF's limit of 255 hashes");
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use rand_chacha::ChaCha20Rng;
@@ -77,6 +95,22 @@ mod tests {
     }
 
     /// Case 25.
+    #[test]
+    fn a_refusals_psk_is_what_the_formula_says() {
+        let (client, _, _) = exchange();
+        let hash = Sha512::digest(client.transcript());
+        for preshared_key in [None, Some(PresharedKey::from_bytes([7; 32]))] {
+            let mut ikm = vec![0; 64];
+            if preshared_key.is_some() {
+                ikm[32..].fill(7);
+            }
+            let prk = hmac(&[0; 64], &[&ikm]);
+            let okm = hmac(&prk, &[b"LLP-v1-refusal", &hash, &[1]]);
+            let psk = refusal_psk(&client, preshared_key.as_ref());
+            assert_eq!(psk.as_bytes()[..], okm[..32]);
+        }
+    }
+
     #[test]
     fn every_visible_value_changes_the_psk() {
         let base = || {

@@ -6,10 +6,11 @@ use rand_core::CryptoRng;
 use uuid::Uuid;
 
 use super::MINOR_VERSION;
-use super::binding::noise_psk;
-use super::message::{ClientHello, ServerHello};
+use super::binding::{noise_psk, refusal_psk};
+use super::message::{ClientHello, ServerHello, ServerMessage};
 use super::noise::Noise;
 use super::payload::{ClientOffer, Grant};
+use super::responder::Refusal;
 use crate::config;
 use crate::crypto::kem::DecapsulationKey;
 use crate::crypto::{KEY_AGREEMENT, Master, PresharedKey, Suite, wiping};
@@ -95,7 +96,10 @@ impl Initiator {
     }
 
     fn complete(&mut self, server_hello_json: &[u8]) -> Result<ClientOutcome, HandshakeError> {
-        let answer = ServerHello::parse(server_hello_json)?;
+        let answer = match ServerMessage::parse(server_hello_json)? {
+            ServerMessage::Hello(answer) => answer,
+            ServerMessage::Refusal(noise) => return Err(self.read_refusal(&noise)?.error()),
+        };
         if answer.minor_version != MINOR_VERSION {
             return Err(HandshakeError::Version);
         }
@@ -118,6 +122,15 @@ impl Initiator {
             master,
             grant,
         })
+    }
+
+    /// Why the server refuses, if it is the server who does.
+    fn read_refusal(&mut self, noise: &[u8]) -> Result<Refusal, HandshakeError> {
+        let psk = refusal_psk(&self.hello, self.preshared_key.as_ref());
+        self.noise.set_psk(&psk)?;
+        let payload = self.noise.read(noise)?;
+        let code = payload.first().ok_or(HandshakeError::Malformed)?;
+        Ok(Refusal::of_code(*code))
     }
 
     fn chosen_suite(&self, answer: &ServerHello) -> Result<Suite, HandshakeError> {

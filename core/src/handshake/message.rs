@@ -97,21 +97,51 @@ pub(super) struct ServerHello {
     pub(super) noise: Vec<u8>,
 }
 
-impl ServerHello {
+/// What a server says.
+#[derive(Debug)]
+pub(super) enum ServerMessage {
+    Hello(ServerHello),
+    /// There can be no session. The Noise message says why.
+    Refusal(Vec<u8>),
+}
+
+impl ServerMessage {
     /// Reads a server's answer. One in the 1.0 form is [`HandshakeError::Version`].
     pub(super) fn parse(json: &[u8]) -> Result<Self, HandshakeError> {
-        let ServerEnvelope::ServerHello(wire) = parse_json(json)?;
+        let wire = match parse_json(json)? {
+            ServerEnvelope::ServerRefusal(wire) => return decode(&wire.noise).map(Self::Refusal),
+            ServerEnvelope::ServerHello(wire) => wire,
+        };
         match (wire.minor_version, wire.suite, wire.kem, wire.noise) {
             (None, None, None, None) => Err(HandshakeError::Version),
-            (Some(minor_version), Some(suite), Some(kem), Some(noise)) => Ok(Self {
-                random: wire.server_random,
-                session: wire.session_id,
-                minor_version,
-                suite,
-                kem: decode_kem(&kem)?,
-                noise: decode(&noise)?,
-            }),
+            (Some(minor_version), Some(suite), Some(kem), Some(noise)) => {
+                Ok(Self::Hello(ServerHello {
+                    random: wire.server_random,
+                    session: wire.session_id,
+                    minor_version,
+                    suite,
+                    kem: decode_kem(&kem)?,
+                    noise: decode(&noise)?,
+                }))
+            }
             _ => Err(HandshakeError::Malformed),
+        }
+    }
+
+    /// The JSON of a refusal with this Noise message.
+    pub(super) fn refusal(noise: &[u8]) -> Result<Vec<u8>, HandshakeError> {
+        to_json(&ServerEnvelope::ServerRefusal(RefusalWire {
+            noise: STANDARD.encode(noise),
+        }))
+    }
+}
+
+impl ServerHello {
+    #[cfg(test)]
+    pub(super) fn parse(json: &[u8]) -> Result<Self, HandshakeError> {
+        match ServerMessage::parse(json)? {
+            ServerMessage::Hello(hello) => Ok(hello),
+            ServerMessage::Refusal(_) => Err(HandshakeError::Unexpected),
         }
     }
 
@@ -211,6 +241,12 @@ struct ClientWire {
 #[derive(Serialize, Deserialize)]
 enum ServerEnvelope {
     ServerHello(ServerWire),
+    ServerRefusal(RefusalWire),
+}
+
+#[derive(Serialize, Deserialize)]
+struct RefusalWire {
+    noise: String,
 }
 
 #[derive(Serialize, Deserialize)]

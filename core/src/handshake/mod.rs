@@ -12,6 +12,10 @@
 //!                 "kem":"ciphertext, base64","noise":"message 2, base64"}}
 //! ```
 //!
+//! To a client that it knows and can have no session with, for want of a common minor version or
+//! suite, a server says so in place of its hello, sealed in Noise's second message, with a psk of its
+//! own (`LLP-v1-refusal`, section 5 of the page): `{"ServerRefusal":{"noise":"message 2, base64"}}`.
+//!
 //! Fields that are not known are ignored, and mean nothing. A hello with none of the fields that
 //! 1.1 added is a 1.0 hello; one with some of them is malformed.
 //!
@@ -72,8 +76,8 @@ pub use initiator::Initiator;
 pub use message::probe_hello_len;
 pub(crate) use message::probe_server_hello;
 pub use payload::{ClientOffer, Grant};
-pub(crate) use responder::Responder;
 pub use responder::{ClientHello, read_client_hello};
+pub(crate) use responder::{Refusal, Responder};
 
 /// The longest JSON of a hello, in bytes.
 pub const MAX_HELLO_LEN: usize = 4096;

@@ -6,8 +6,8 @@ use rand_core::CryptoRng;
 use uuid::Uuid;
 
 use super::MINOR_VERSION;
-use super::binding::noise_psk;
-use super::message::{self, ClientMessage, ServerHello};
+use super::binding::{noise_psk, refusal_psk};
+use super::message::{self, ClientMessage, ServerHello, ServerMessage};
 use super::noise::Noise;
 use super::payload::{ClientOffer, Grant};
 use crate::crypto::{
@@ -30,7 +30,7 @@ pub enum ClientHello {
 /// # Errors
 ///
 /// [`HandshakeError::Malformed`] or [`HandshakeError::TooLong`] if this is no `ClientHello`,
-/// [`HandshakeError::Version`] if it offers no version that this module speaks,
+/// [`HandshakeError::Version`] if it is of another major version,
 /// [`HandshakeError::Kem`] if the KEM key has a wrong length, [`HandshakeError::Authentication`]
 /// if it was made for another server key, altered, or with a key of low order.
 pub fn read_client_hello(
@@ -41,9 +41,6 @@ pub fn read_client_hello(
         ClientMessage::Probe => return Ok(ClientHello::Probe),
         ClientMessage::Current(hello) => hello,
     };
-    if !hello.minor_versions.contains(&MINOR_VERSION) {
-        return Err(HandshakeError::Version);
-    }
     let (noise, payload) = wiping::<KEY_AGREEMENT, _>(|| {
         let mut noise = Noise::responder(secret_key, &hello.transcript())?;
         let payload = noise.read(&hello.noise)?;
@@ -72,7 +69,70 @@ pub struct Responder {
     peer_key: PublicKey,
 }
 
+/// Why a server refuses a client that it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No minor version in common.
+    Version,
+    /// No suite in common.
+    Suites,
+}
+
+impl Refusal {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Version => 1,
+            Self::Suites => 2,
+        }
+    }
+
+    /// What a client makes of a code. Those of later servers concern versions, of whatever.
+    pub(super) const fn of_code(code: u8) -> Self {
+        match code {
+            2 => Self::Suites,
+            _ => Self::Version,
+        }
+    }
+
+    /// The same as an error of the handshake.
+    pub const fn error(self) -> HandshakeError {
+        match self {
+            Self::Version => HandshakeError::Version,
+            Self::Suites => HandshakeError::NoCommonSuite,
+        }
+    }
+}
+
 impl Responder {
+    /// Why there can be no session, if a server has these `suites`.
+    pub fn refusal(&self, suites: &[Suite]) -> Option<Refusal> {
+        if !self.hello.minor_versions.contains(&MINOR_VERSION) {
+            return Some(Refusal::Version);
+        }
+        let is_common = |suite: &Suite| self.offer.suites.contains(suite);
+        (!suites.iter().any(is_common)).then_some(Refusal::Suites)
+    }
+
+    /// Writes the JSON that tells the client so, and nobody else. Only for a client that is known: what
+    /// strangers send is not answered.
+    ///
+    /// # Errors
+    ///
+    /// None that a peer can bring about.
+    pub fn refuse(
+        mut self,
+        refusal: Refusal,
+        preshared_key: Option<&PresharedKey>,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Vec<u8>, HandshakeError> {
+        wiping::<KEY_AGREEMENT, _>(|| {
+            let psk = refusal_psk(&self.hello, preshared_key);
+            self.noise.set_psk(&psk)?;
+            let noise = self.noise.write(&[refusal.code()], rng)?;
+            ServerMessage::refusal(&noise)
+        })
+    }
+
     /// The client's identity. Whether it may connect is the caller's decision.
     pub const fn peer_key(&self) -> PublicKey {
         self.peer_key
@@ -114,6 +174,9 @@ impl Responder {
         grant: Grant,
         rng: &mut impl CryptoRng,
     ) -> Result<(ServerOutcome, Vec<u8>), HandshakeError> {
+        if let Some(refusal) = self.refusal(suites) {
+            return Err(refusal.error());
+        }
         let suite = *suites
             .iter()
             .find(|suite| self.offer.suites.contains(suite))

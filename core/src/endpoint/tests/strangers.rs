@@ -272,6 +272,42 @@ fn without_a_common_suite_there_is_no_session() {
     let failed = net.server.stats().handshakes_failed;
     assert_eq!(failed[HandshakeError::NoCommonSuite.index()], 1);
     assert_eq!(net.server.stats().sessions_established, 0);
+    let told = CloseReason::Handshake(HandshakeError::NoCommonSuite);
+    assert_eq!(net.close_reasons(0), [told]);
+}
+
+/// A stranger could else find out by such a hello that LLP runs there.
+#[test]
+fn only_a_known_client_is_told_why_there_is_no_session() {
+    let mut server = server_config(1);
+    server.common.suites = vec![Suite::ChaCha20Poly1305];
+    let mut stranger = client_config(2);
+    stranger.common.suites = vec![Suite::Aes256Gcm];
+    let mut net = Net::new(server, vec![stranger]);
+    net.run(Duration::from_secs(5));
+    assert_eq!(net.links[0].down.transcript, b"");
+    assert_eq!(net.close_reasons(0), []);
+    net.run(Duration::from_secs(6));
+    let silence = CloseReason::Handshake(HandshakeError::NoAnswer);
+    assert_eq!(net.close_reasons(0)[0], silence);
+}
+
+/// Who has recorded a hello does not get another answer to it.
+#[test]
+fn a_refusal_is_said_once() {
+    let mut server = server_config(1);
+    server.common.suites = vec![Suite::ChaCha20Poly1305];
+    let mut client = client_config(1);
+    client.common.suites = vec![Suite::Aes256Gcm];
+    let mut net = Net::new(server, vec![client]);
+    net.settle();
+    let (now, hello) = (net.now, net.links[0].up.transcript.clone());
+    let recorder = ([198, 51, 100, 7], 1).into();
+    let id = net.server.handle_accepted(recorder, now).unwrap();
+    net.server.read(id, &hello, now);
+    assert_eq!(net.server.write_all(id, now), b"");
+    let failed = net.server.stats().handshakes_failed;
+    assert_eq!(failed[HandshakeError::Replayed.index()], 1);
 }
 
 /// Who has sent a good hello is not evicted for a newcomer, while others have said nothing.

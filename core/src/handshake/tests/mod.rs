@@ -87,9 +87,50 @@ fn without_a_common_suite_there_is_no_session() {
     let (_, hello) = peers.start();
     let error = peers.try_answer(&hello).unwrap_err();
     assert_eq!(error, HandshakeError::NoCommonSuite);
+    let responder = peers.read(&hello).unwrap();
+    assert_eq!(responder.refusal(&peers.suites), Some(Refusal::Suites));
+    assert_eq!(responder.refusal(&[Suite::Aes256Gcm, Suite::Hse]), None);
     peers.offer.suites.clear();
     let error = Initiator::start(&peers.client, &peers.offer, &mut peers.rng).unwrap_err();
     assert_eq!(error, HandshakeError::NoCommonSuite);
+}
+
+#[test]
+fn a_client_is_told_why_it_is_refused() {
+    for (refusal, error) in [
+        (Refusal::Version, HandshakeError::Version),
+        (Refusal::Suites, HandshakeError::NoCommonSuite),
+    ] {
+        let mut peers = Peers::new(1);
+        peers.client.preshared_key = Some(psk(9));
+        let (mut initiator, hello) = peers.start();
+        let json = peers.refuse(&hello, refusal, Some(&psk(9)));
+        assert_eq!(initiator.finish(&json).unwrap_err(), error);
+        assert!(json.len() < 100, "{} bytes", json.len());
+    }
+}
+
+/// A stranger on the path could else make a client believe what it likes.
+#[test]
+fn nobody_else_can_refuse_a_client() {
+    let mut peers = Peers::new(1);
+    let (mut initiator, hello) = peers.start();
+    let (_, other) = peers.start();
+    let for_another = peers.refuse(&other, Refusal::Suites, None);
+    let with_another_psk = peers.refuse(&hello, Refusal::Suites, Some(&psk(9)));
+    let mut altered = peers.refuse(&hello, Refusal::Suites, None);
+    let last = altered.len() - 10;
+    altered[last] = if altered[last] == b'A' { b'B' } else { b'A' };
+    for json in [for_another, with_another_psk, altered] {
+        let error = initiator.finish(&json).unwrap_err();
+        assert_eq!(error, HandshakeError::Authentication);
+    }
+    for noise in ["", "AA==", "no base64"] {
+        let json = format!("{{\"ServerRefusal\":{{\"noise\":\"{noise}\"}}}}");
+        let error = initiator.finish(json.as_bytes()).unwrap_err();
+        let expected = [HandshakeError::Malformed, HandshakeError::Authentication];
+        assert!(expected.contains(&error), "{noise}: {error}");
+    }
 }
 
 #[test]
@@ -259,6 +300,17 @@ impl Peers {
             grant,
             &mut self.rng,
         )
+    }
+
+    fn refuse(
+        &mut self,
+        hello: &[u8],
+        refusal: Refusal,
+        preshared_key: Option<&PresharedKey>,
+    ) -> Vec<u8> {
+        let responder = self.read(hello).unwrap();
+        let json = responder.refuse(refusal, preshared_key, &mut self.rng);
+        json.unwrap()
     }
 
     /// What a server that ignores the offer would answer.
