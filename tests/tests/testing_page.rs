@@ -73,3 +73,29 @@ fn every_test_that_the_threat_model_names_is_there() {
         assert_eq!(missing(&words), [""; 0], "{row}");
     }
 }
+
+/// Both where it runs and where people read of it.
+#[test]
+fn every_test_of_either_driver_is_in_the_driver_matrix() {
+    let of_both = ["Lab::", "Driver::of_"];
+    let names: Vec<String> = fs::read_dir(workspace().join("tests/tests"))
+        .unwrap()
+        .filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let text = fs::read_to_string(&path).ok()?;
+            let name = path.file_stem()?.to_str()?.to_owned();
+            let is_this = name == "testing_page";
+            (!is_this && of_both.iter().any(|it| text.contains(it))).then_some(name)
+        })
+        .collect();
+    assert!(names.len() > 15, "{names:?}");
+    for page in [".ci/checks", "docs/testing.md"] {
+        let text = fs::read_to_string(workspace().join(page)).unwrap();
+        let words: Vec<_> = text
+            .split(|c: char| c.is_whitespace() || "`\"".contains(c))
+            .collect();
+        let is_listed = |name: &str| words.windows(2).any(|pair| pair == ["--test", name]);
+        let missing: Vec<_> = names.iter().filter(|name| !is_listed(name)).collect();
+        assert!(missing.is_empty(), "{page}: {missing:?}");
+    }
+}
