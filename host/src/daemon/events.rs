@@ -77,7 +77,9 @@ impl Daemon {
     /// The system has been looked at, and put right where that was possible.
     fn handle_verified(&mut self, verification: Verification) {
         let has_repaired = verification.has_repairs();
-        self.vigil.handle_look(has_repaired, Instant::now());
+        let now = Instant::now();
+        self.vigil
+            .handle_look(has_repaired, verification.listing, now);
         self.metrics.count_repairs(&verification.repairs);
         if let Some(passage) = verification.passage {
             self.metrics.set_passage(passage);

@@ -63,14 +63,15 @@ impl Vigil {
     }
 
     /// A look has ended. `has_repaired` says that something was put back. What cannot be put back makes
-    /// nothing slower: it undoes nothing.
-    pub(super) fn handle_look(&mut self, has_repaired: bool, now: Instant) {
+    /// nothing slower: it undoes nothing. `apart` of the look's time does not lengthen the pause.
+    pub(super) fn handle_look(&mut self, has_repaired: bool, apart: Duration, now: Instant) {
         self.pause = match has_repaired {
             true => (self.pause * 2).min(REGULARLY),
             false => PAUSE,
         };
         let began = self.began.take().unwrap_or(now);
-        let by_length = now.saturating_duration_since(began) * SHARE;
+        let length = now.saturating_duration_since(began).saturating_sub(apart);
+        let by_length = length * SHARE;
         self.earliest = now + self.pause.max(by_length).min(REGULARLY);
         self.due = now + REGULARLY;
         if self.has_changed {
@@ -102,7 +103,7 @@ mod tests {
         vigil.handle_change(now);
         assert_eq!(vigil.poll_timeout(), None);
         assert!(!vigil.begin(now));
-        vigil.handle_look(false, now);
+        vigil.handle_look(false, Duration::ZERO, now);
         assert_eq!(vigil.poll_timeout(), Some(now + PAUSE));
         look(&mut vigil, now + PAUSE, false);
         // Nothing has changed since.
@@ -151,21 +152,32 @@ mod tests {
         let mut vigil = Vigil::new(now);
         assert!(vigil.begin(now));
         let end = now + Duration::from_millis(100);
-        vigil.handle_look(false, end);
+        vigil.handle_look(false, Duration::ZERO, end);
         vigil.handle_change(end);
         assert_eq!(vigil.poll_timeout(), Some(end + Duration::from_secs(2)));
         // Before a dial all the same.
         vigil.demand(end);
         assert!(vigil.begin(end));
-        vigil.handle_look(false, end + Duration::from_secs(5));
+        vigil.handle_look(false, Duration::ZERO, end + Duration::from_secs(5));
         assert_eq!(
             vigil.poll_timeout(),
             Some(end + Duration::from_secs(5) + REGULARLY)
         );
     }
 
+    #[test]
+    fn what_is_rare_by_itself_makes_looks_no_rarer() {
+        let now = Instant::now();
+        let mut vigil = Vigil::new(now);
+        assert!(vigil.begin(now));
+        let end = now + Duration::from_millis(410);
+        vigil.handle_look(false, Duration::from_millis(400), end);
+        vigil.handle_change(end);
+        assert_eq!(vigil.poll_timeout(), Some(end + Duration::from_millis(200)));
+    }
+
     fn look(vigil: &mut Vigil, now: Instant, has_repaired: bool) {
         assert!(vigil.begin(now));
-        vigil.handle_look(has_repaired, now);
+        vigil.handle_look(has_repaired, Duration::ZERO, now);
     }
 }

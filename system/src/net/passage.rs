@@ -59,6 +59,7 @@ pub(super) struct Passage {
     /// The generation of all rules that was looked at.
     generation: Option<u32>,
     obstacles: Vec<Obstacle>,
+    listing: Duration,
 }
 
 impl Passage {
@@ -72,12 +73,19 @@ impl Passage {
             earliest: None,
             generation: None,
             obstacles: Vec::new(),
+            listing: Duration::ZERO,
         }
+    }
+
+    /// What listing the rules of others has taken of the last look.
+    pub(super) const fn listing(&self) -> Duration {
+        self.listing
     }
 
     /// Looks at the counters and, now and then, at others' rules, and tells the operator what is new.
     /// None where nothing is counted.
     pub(super) fn look(&mut self, now: Instant, paths: &Paths) -> Option<PassageFigures> {
+        self.listing = Duration::ZERO;
         self.look_for_obstacles(now, paths);
         let counters = match nfnetlink::counters(&self.table) {
             Ok(counters) if !counters.is_empty() => counters,
@@ -138,7 +146,9 @@ impl Passage {
             Err(NetError::Interrupted) => {}
             Err(error) => tracing::debug!(%error, "cannot see others' firewall rules"),
         }
-        self.earliest = Some(now + LOOK.max(began.elapsed() * SHARE));
+        let length = began.elapsed();
+        self.listing += length;
+        self.earliest = Some(now + LOOK.max(length * SHARE));
     }
 
     fn warn(&mut self, index: usize, packets: u64, now: Instant, paths: &Paths) {

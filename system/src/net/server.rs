@@ -104,9 +104,10 @@ impl ServerNet {
         if self.forwards_v6 {
             self.listen_to_routers();
         }
-        let passage = self.passage.as_mut();
-        verification.passage =
-            passage.and_then(|passage| passage.look(Instant::now(), &self.guard.paths));
+        if let Some(passage) = &mut self.passage {
+            verification.passage = passage.look(Instant::now(), &self.guard.paths);
+            verification.listing = passage.listing();
+        }
         Ok(verification)
     }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -77,6 +78,8 @@ pub struct Verification {
     pub name_servers: Vec<SocketAddr>,
     /// What other firewalls have kept from passing; none where nobody can tell.
     pub passage: Option<PassageFigures>,
+    /// What listing the rules of others has taken of the look. It is done rarely enough by itself.
+    pub listing: Duration,
 }
 
 impl Verification {
