@@ -84,7 +84,8 @@ pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Optio
             addresses: Vec::new(),
             offload: device.offload,
         },
-        inbound: inbound(reader, &client),
+        inbound: switch(reader, &client, "inbound"),
+        direct_replies: switch(reader, &client, "direct_replies"),
         dns: dns(reader, &client, &routes),
         routes,
         monitoring: sections::monitoring(reader, root, &MONITORING, &[]),
@@ -230,8 +231,9 @@ fn routes<'t>(reader: &mut Reader<'t>, client: &Section<'t>) -> Routes {
     }
 }
 
-fn inbound<'t>(reader: &mut Reader<'t>, client: &Section<'t>) -> bool {
-    match reader.read(client, "inbound", boolean) {
+/// Something that is on unless it is switched off.
+fn switch<'t>(reader: &mut Reader<'t>, client: &Section<'t>, key: &'static str) -> bool {
+    match reader.read(client, key, boolean) {
         Entry::Given(Found { value, .. }) => value,
         Entry::Absent | Entry::Invalid => true,
     }

@@ -78,6 +78,8 @@ pub struct ClientHost {
     pub dns: Dns,
     /// Whether connections may come in from the tunnel, not only answers.
     pub inbound: bool,
+    /// Whether connections that come in by another interface are answered by it.
+    pub direct_replies: bool,
     /// Metrics and logs.
     pub monitoring: Monitoring,
     /// Options of the connection's socket.

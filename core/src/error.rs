@@ -331,6 +331,8 @@ pub enum DropReason {
     TunBusy,
     /// The way to the event loop that has the session was full.
     CrossingFull,
+    /// A packet of the client's own connection came out of the tunnel: the way to the server leads into it.
+    OwnPacket,
     /// All connections together took as much memory as they may; what had waited longest made room.
     MemoryFull,
 }
@@ -351,6 +353,7 @@ reasons!(DropReason {
     Closed => "closed",
     TunBusy => "tun_busy",
     CrossingFull => "crossing_full",
+    OwnPacket => "own_packet",
     MemoryFull => "memory_full",
 });
 

@@ -144,6 +144,14 @@ pub enum Event {
         /// The system's error number for the last one, if it had one.
         os_error: Option<i32>,
     },
+    /// Packets of a client's own connection come out of the TUN device, and are dropped: the way to the
+    /// server leads into the tunnel. Comes at once, and then once a minute while it goes on.
+    Looping {
+        /// The other end of the connection.
+        server: SocketAddr,
+        /// How many since it was last said.
+        dropped: u64,
+    },
     /// A server turns away connections that have not authenticated, or ends silent ones for newer ones,
     /// because too many or too costly ones come from one source. Comes at once, and then once a
     /// minute while it goes on.

@@ -16,6 +16,7 @@ use lostlove_config::ServerAddress;
 use lostlove_core::error::HandshakeError;
 use lostlove_core::event::{CloseReason, Event};
 use lostlove_system::delivery;
+use lostlove_system::net::Mark;
 use lostlove_system::socket::SocketOptions;
 use lostlove_system::wake::Wake;
 use tracing::debug;
@@ -41,10 +42,15 @@ pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
 ///
 /// Where large packets got lost ([`delivery`]), the next connections keep to small ones; so does every
 /// second one to servers that do not answer at all.
+///
+/// Other tunnels of this host that are up carry the connection, if they lead to the server; every
+/// other attempt passes them by.
 #[derive(Debug)]
 pub struct Dialer {
     servers: Arc<[ServerAddress]>,
     options: SocketOptions,
+    /// What attempts have that go through other tunnels; none for the mark of `options`.
+    mark: Option<Mark>,
     threads: Threads,
     ready: Arc<Wake>,
     dial: Option<Arc<Dial>>,
@@ -71,6 +77,7 @@ impl Dialer {
         Ok(Self {
             servers: servers.into(),
             options,
+            mark: None,
             threads: threads.clone(),
             ready: Arc::new(Wake::new()?),
             dial: None,
@@ -88,6 +95,11 @@ impl Dialer {
         if *self.name_servers != *addresses {
             self.name_servers = addresses.into();
         }
+    }
+
+    /// Has sockets marked so from now on, but for every other attempt.
+    pub fn set_mark(&mut self, mark: Mark) {
+        self.mark = Some(mark);
     }
 
     /// Begins to dial; an unfinished earlier dial, and a result not yet taken, are given up.
@@ -150,7 +162,7 @@ impl Dialer {
         };
         let servers = Arc::clone(&self.servers);
         let sizes = self.small.sizes(Instant::now());
-        let sockets = (self.options.clone(), sizes);
+        let sockets = (self.options(attempt), sizes);
         let mut race = Race::new(servers, sockets, cancel, names, attempt);
         if let Some(last) = self.last.filter(|_| attempt == 1) {
             race.begin_with(last);
@@ -161,6 +173,14 @@ impl Dialer {
         self.threads.spawn("dial", run)?;
         self.dial = Some(dial);
         Ok(())
+    }
+
+    fn options(&self, attempt: u32) -> SocketOptions {
+        let mut options = self.options.clone();
+        if let Some(mark) = self.mark.filter(|_| attempt % 2 == 1) {
+            options.mark = Some(mark.get());
+        }
+        options
     }
 
     /// Gives up what is under way, and a result that was not taken.
@@ -398,6 +418,18 @@ mod tests {
         dialer.start(2);
         let (_, remote) = wait(&mut dialer).unwrap();
         assert_eq!(remote.port(), second.port);
+    }
+
+    /// A tunnel that is up may not lead to the server.
+    #[test]
+    fn every_other_attempt_passes_all_tunnels_by() {
+        let mut dialer = dialer(Vec::new());
+        dialer.options.mark = Some(7);
+        let marks = |dialer: &Dialer| [1, 2, 3].map(|attempt| dialer.options(attempt).mark);
+        assert_eq!(marks(&dialer), [Some(7); 3]);
+        dialer.set_mark(Mark::PAST_ALL);
+        let other = Some(Mark::PAST_ALL.get());
+        assert_eq!(marks(&dialer), [other, Some(7), other]);
     }
 
     /// The first server may accept connections and fail every handshake.

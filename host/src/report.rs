@@ -59,6 +59,13 @@ pub fn report(role: Role, event: &Event) {
              older ones make way for newer ones"
         ),
         Event::OffloadRefused { kind, os_error } => offload_refused(*kind, *os_error),
+        Event::Looping { server, dropped } => warn!(
+            %server,
+            dropped,
+            "the way to the server leads into the tunnel itself, round in a loop: its own packets come \
+             out of it and are dropped; look for a route or a rule of somebody else's with `ip route \
+             get` and `ip rule`"
+        ),
         Event::SourceCrowded {
             source,
             turned_away,
@@ -434,6 +441,20 @@ mod tests {
         let text = capture(|| report(Role::Server, &Event::Crowded { evicted: 240 }));
         assert!(text.starts_with("<4> WARN no more room for"), "{text}");
         assert!(text.ends_with(" evicted=240\n"), "{text}");
+    }
+
+    #[test]
+    fn a_loop_is_a_warning_that_names_the_server() {
+        let server = remote();
+        let text = capture(|| report(Role::Client, &Event::Looping { server, dropped: 7 }));
+        assert!(
+            text.starts_with("<4> WARN the way to the server leads into"),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("server={server} dropped=7")),
+            "{text}"
+        );
     }
 
     #[test]

@@ -476,6 +476,7 @@ impl World {
             | Event::Rejected { .. }
             | Event::Crowded { .. }
             | Event::OffloadRefused { .. }
+            | Event::Looping { .. }
             | Event::SourceCrowded { .. }
             | Event::MemoryFreed
             | Event::Unassigned

@@ -215,6 +215,7 @@ impl World {
                 value: self.dice.address(),
             }],
             routes: Vec::new(),
+            wide: Vec::new(),
             resolvers: self.dice.addresses(),
             is_loopback_down: false,
             has_ipv6: true,
@@ -280,6 +281,7 @@ impl World {
             | Event::Rejected { .. }
             | Event::Crowded { .. }
             | Event::OffloadRefused { .. }
+            | Event::Looping { .. }
             | Event::SourceCrowded { .. }
             | Event::MemoryFreed
             | Event::Unassigned => {}
@@ -328,6 +330,7 @@ impl World {
     fn configure(&mut self, id: ConnectionId, assignment: &Assignment) {
         let addresses: Vec<_> = assignment.address_v4.map(IpNet::V4).into_iter().collect();
         let setup = ClientSetup {
+            server: None,
             mtu: assignment.mtu,
             txqueuelen: 1000,
             addresses: &addresses,
@@ -335,6 +338,7 @@ impl World {
             routes: &self.routes,
             dns: &self.dns,
             inbound: true,
+            direct_replies: true,
         };
         let Ok(allowed) = Allowed::new(&setup, &self.around) else {
             self.totals.refused += 1;

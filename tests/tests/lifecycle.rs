@@ -264,7 +264,7 @@ fn catches_everything(host: &Host) -> bool {
     let rules = host.text("ip", "rule show");
     rules
         .lines()
-        .any(|rule| rule.ends_with("suppress_prefixlength 0"))
+        .any(|rule| rule.ends_with("suppress_prefixlength 7"))
 }
 
 fn full_tunnel(lab: &Lab) -> Settings {

@@ -96,6 +96,7 @@ const CLIENT: &[(&str, &str)] = &[
     ("client.routes", "'full'"),
     ("client.dns", "'none'"),
     ("client.inbound", "false"),
+    ("client.direct_replies", "false"),
     ("client.reconnect_min", "2"),
     ("client.reconnect_max", "20"),
     ("network.tun_name", "'tun7'"),

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use rand_core::Rng as _;
 use uuid::Uuid;
 
+use super::own::OwnFlows;
 use super::{Endpoint, Side};
 use crate::config::{self, Assignment};
 use crate::connection::{Connection, Stage};
@@ -71,6 +72,8 @@ pub(super) struct Client {
     /// From where packets may come, and from where not; none for everywhere.
     sources: Option<Box<RoutingTable>>,
     usage: Arc<Usage>,
+    /// Its connections, which must not come out of the device.
+    pub(super) own: OwnFlows,
 }
 
 /// Owners in [`Client::sources`].
@@ -95,6 +98,7 @@ impl Client {
             announced: None,
             sources: None,
             usage: Arc::new(Usage::new()),
+            own: OwnFlows::default(),
         }
     }
 

@@ -37,6 +37,7 @@ mod device;
 mod forward;
 mod greet;
 mod memory;
+mod own;
 mod pressure;
 mod receive;
 mod routes;

@@ -107,6 +107,9 @@ impl Endpoint {
         now: Instant,
     ) -> Result<Routed, Outcome> {
         let info = ip::parse(buffer.used())?;
+        if self.is_own_packet(buffer.used(), &info, now) {
+            return Err(DropReason::OwnPacket.into());
+        }
         let offload = ip::offload_from_virtio(header, buffer.used_mut(), &info)?;
         if !ip::is_unicast_destination(info.destination) {
             return Err(DropReason::NotUnicast.into());

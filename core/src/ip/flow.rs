@@ -32,6 +32,15 @@ pub fn flow_hash(packet: &[u8], info: &IpInfo) -> u32 {
     (hash >> 32) as u32
 }
 
+/// Source and destination port of a TCP packet, unless it is a later fragment of one.
+pub(crate) fn tcp_ports(packet: &[u8], info: &IpInfo) -> Option<(u16, u16)> {
+    if info.protocol != protocol::TCP || info.fragment_offset != 0 {
+        return None;
+    }
+    let ports = read_u32(packet, info.transport).ok()?;
+    Some(((ports >> 16) as u16, ports as u16))
+}
+
 /// Source and destination port, or 0.
 fn ports(packet: &[u8], info: &IpInfo) -> u32 {
     match info.protocol {

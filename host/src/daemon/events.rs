@@ -84,6 +84,9 @@ impl Daemon {
         if let Some(passage) = verification.passage {
             self.metrics.set_passage(passage);
         }
+        if let (Some(mark), Some(dialer)) = (verification.mark, &mut self.dialer) {
+            dialer.set_mark(mark);
+        }
         let contested = || self.vigil.is_contested().then(|| CONTESTED.to_owned());
         let problem = verification.problem.or_else(contested);
         if self.readiness.handle_problem(problem) {
@@ -223,6 +226,7 @@ impl Daemon {
             | Event::Rejected { .. }
             | Event::Crowded { .. }
             | Event::OffloadRefused { .. }
+            | Event::Looping { .. }
             | Event::SourceCrowded { .. }
             | Event::Ended { .. }
             | Event::Unassigned

@@ -204,6 +204,7 @@ struct Profile {
     routes: ClientRoutes,
     dns: NameServers,
     inbound: bool,
+    direct_replies: bool,
 }
 
 struct Current {
@@ -269,6 +270,7 @@ impl Made {
                 routes: setups::client_routes(&host.routes),
                 dns: setups::name_servers(&host.dns),
                 inbound: host.inbound,
+                direct_replies: host.direct_replies,
             },
             current: None,
             proven: None,
@@ -347,6 +349,7 @@ impl ClientNetwork {
     ) -> Result<(), NetError> {
         // A session that came back is told anew; what it has carried so far counts.
         self.note_proof(packets);
+        self.net.set_session(true);
         let result = self.profile.apply(&mut self.net, &assignment, usable);
         match &result {
             Err(NetError::Refused(_)) => self.reconsider(),
@@ -377,6 +380,7 @@ impl ClientNetwork {
     /// off, so it does not outlive its session.
     fn session_ended(&mut self, packets: u64) {
         self.note_proof(packets);
+        self.net.set_session(false);
         let Some(current) = &self.current else { return };
         if self.proven.as_ref() != Some(&current.assignment) {
             info!("the assignment has carried no packet, and is taken back");
@@ -438,6 +442,7 @@ impl Profile {
         let v4 = assignment.address_v4.map(IpNet::V4).into_iter();
         let addresses: Vec<_> = v4.chain(assignment.address_v6.map(IpNet::V6)).collect();
         act(&ClientSetup {
+            server: Some(assignment.server.ip().to_canonical()),
             mtu: assignment.mtu,
             txqueuelen: QUEUE_LEN,
             addresses: &addresses,
@@ -445,6 +450,7 @@ impl Profile {
             routes: &self.routes,
             dns: &self.dns,
             inbound: self.inbound,
+            direct_replies: self.direct_replies,
         })
     }
 }

@@ -14,8 +14,9 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use lostlove_config::ServerAddress;
-use lostlove_system::net::{NetworkKind, NetworkKinds, Way, WayFinder};
+use lostlove_system::net::{Mark, NetworkKind, NetworkKinds, Way, WayFinder};
 use lostlove_system::sleep::SleepWatch;
+use socket2::SockRef;
 use tracing::{debug, info, warn};
 
 /// How long changes gather: they come in bursts, and what is looked at in the middle of one says
@@ -60,6 +61,8 @@ pub struct PathWatch {
 struct Path {
     own: IpAddr,
     server: IpAddr,
+    /// Which tunnels its packets pass by.
+    mark: u32,
     ways: Ways,
 }
 
@@ -96,7 +99,8 @@ impl PathWatch {
         let sleep = SleepWatch::new();
         let sleep = sleep.inspect_err(|error| debug!(%error, "suspensions are not told"));
         let goals = goals(servers).into_iter();
-        let goals = goals.map(|server| (server, find(&mut ways, server, None)));
+        let goals =
+            goals.map(|server| (server, find(&mut ways, server, None, Mark::PAST_ALL.get())));
         Some(Self {
             sleep: sleep.ok(),
             goals: goals.collect(),
@@ -126,8 +130,15 @@ impl PathWatch {
             return;
         };
         let (own, server) = (ip(own), ip(server));
-        let ways = find_both(&mut self.ways, own, server);
-        self.attempt = Some(Path { own, server, ways });
+        let mark = SockRef::from(socket).mark().unwrap_or_default();
+        let mut path = Path {
+            own,
+            server,
+            mark,
+            ways: Ways::default(),
+        };
+        path.ways = find_both(&mut self.ways, &path);
+        self.attempt = Some(path);
     }
 
     /// The session is on the connection that was opened last.
@@ -180,7 +191,7 @@ impl PathWatch {
         }
         let ways = &mut self.ways;
         let mut look = |path: &mut Path| {
-            let now = find_both(ways, path.own, path.server);
+            let now = find_both(ways, path);
             let before = std::mem::replace(&mut path.ways, now);
             if now != before {
                 debug!(own = %path.own, server = %path.server, ways = ?now, "the path has changed");
@@ -196,7 +207,7 @@ impl PathWatch {
     fn look_for_first(&mut self) -> bool {
         let mut has_come_up = false;
         for (server, before) in &mut self.goals {
-            let now = find(&mut self.ways, *server, None);
+            let now = find(&mut self.ways, *server, None, Mark::PAST_ALL.get());
             if now.is_some() && now != *before {
                 debug!(%server, way = ?now, "a way has come up");
                 has_come_up = true;
@@ -242,18 +253,21 @@ fn ip(address: SocketAddr) -> IpAddr {
     address.ip().to_canonical()
 }
 
-fn find(ways: &mut WayFinder, server: IpAddr, source: Option<IpAddr>) -> Option<Way> {
-    let found = ways.find(server, source);
+fn find(ways: &mut WayFinder, server: IpAddr, source: Option<IpAddr>, mark: u32) -> Option<Way> {
+    let found = ways.find(server, source, mark);
     found.unwrap_or_else(|error| {
         debug!(%error, %server, "cannot look up the way");
         None
     })
 }
 
-fn find_both(ways: &mut WayFinder, own: IpAddr, server: IpAddr) -> Ways {
+fn find_both(ways: &mut WayFinder, path: &Path) -> Ways {
+    let Path {
+        own, server, mark, ..
+    } = *path;
     Ways {
-        own: find(ways, server, Some(own)),
-        new: find(ways, server, None),
+        own: find(ways, server, Some(own), mark),
+        new: find(ways, server, None, mark),
     }
 }
 

@@ -20,7 +20,7 @@ use lostlove_system::clock::Clock;
 use lostlove_system::entropy::SystemEntropy;
 use lostlove_system::limits::raise_descriptor_limit;
 use lostlove_system::memory;
-use lostlove_system::net::{FWMARK, NetError};
+use lostlove_system::net::{Mark, NetError};
 use lostlove_system::signal::Signals;
 use lostlove_system::socket::listen;
 use lostlove_system::tun::{Tun, TunConfig, TunError};
@@ -342,13 +342,13 @@ fn prepare(
         }
         Host::Client(host) => {
             let network = Network::client(host, tun.name());
-            let options = socket_options(&socket, Some(FWMARK));
+            let options = socket_options(&socket, Some(Mark::PAST_ALL.get()));
             let dialer = Dialer::new(host.server.clone(), options, &threads).map_err(some)?;
             let paths = PathWatch::start(&host.server);
             (network, Vec::new(), Some(dialer), paths)
         }
     };
-    let mark = dialer.as_ref().map(|_| FWMARK);
+    let mark = dialer.as_ref().map(|_| Mark::PAST_ALL.get());
     let metrics = predecessor.outlive_if_any(is_in_use, || metrics(&monitoring, role, &threads));
     let metrics = metrics.map_err(|error| error.map(Failure::from))?;
     let entropy = SystemEntropy::new().map_err(|error| some(io::Error::from(error)))?;

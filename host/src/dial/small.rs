@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use lostlove_system::net::{Way, WayFinder};
+use lostlove_system::net::{Mark, Way, WayFinder};
 use tracing::debug;
 
 /// How long a network keeps to small packets, before large ones are tried again with the next
@@ -92,7 +92,7 @@ impl Sizes {
 
 fn way_to(server: IpAddr) -> Option<Way> {
     let server = server.to_canonical();
-    let way = WayFinder::new().and_then(|mut ways| ways.find(server, None));
+    let way = WayFinder::new().and_then(|mut ways| ways.find(server, None, Mark::PAST_ALL.get()));
     way.unwrap_or_else(|error| {
         debug!(%error, %server, "cannot look up the way");
         None

@@ -332,6 +332,10 @@ impl Worker {
         let turn = &mut Turn { now, entropy };
         match self.endpoint.handle_connected(remote, turn) {
             Ok(connection) => {
+                // One that has broken already sends no packets.
+                if let Ok(local) = socket.local_addr() {
+                    self.endpoint.note_connection(local, remote);
+                }
                 self.sockets.add(connection, socket);
                 self.sockets.watch(connection, now);
             }

@@ -13,6 +13,7 @@ use lostlove_core::config::{MIN_IPV6_MTU, MIN_PREFIX_V4, MIN_PREFIX_V6};
 use lostlove_core::ip::{LINK_LOCAL, special_range};
 
 use super::error::AssignmentError;
+use super::policy::SHORTEST_OBEYED;
 use super::setup::{ClientRoutes, ClientSetup, NameServers};
 use super::surroundings::{Named, Surroundings};
 
@@ -70,6 +71,7 @@ impl Allowed {
         allowed.take_routes(setup, around);
         allowed.keep_outside(setup, around);
         allowed.take_name_servers(setup, around);
+        allowed.note_wide_routes(around);
         allowed.sources = allowed.sources(around);
         Ok(allowed)
     }
@@ -180,6 +182,19 @@ impl Allowed {
         for range in LINK_LOCAL.into_iter().chain(FOR_NEIGHBOURS) {
             if self.inside.iter().any(|net| net.contains(&range)) {
                 self.outside.insert(range);
+            }
+        }
+    }
+
+    /// Others that are in the way of a tunnel that takes everything, and are not.
+    fn note_wide_routes(&mut self, around: &Surroundings) {
+        for Named { interface, value } in &around.wide {
+            if self.inside.iter().any(|net| net.contains(value)) {
+                self.remarks.push(format!(
+                    "the system routes {value} through {interface}, as other tunnels do that take \
+                     everything: it goes into this tunnel, as no route shorter than /{SHORTEST_OBEYED} \
+                     leads past it"
+                ));
             }
         }
     }

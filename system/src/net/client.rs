@@ -10,27 +10,31 @@ use super::change::Change;
 use super::dns::Dns;
 use super::error::NetError;
 use super::guard::Guard;
+use super::mark::Mark;
 use super::netlink::LinkSetup;
-use super::nft::{self, Family};
+use super::nft::{self, ClientFirewall, DirectReplies, Family};
 use super::plan::{Plan, is_planned};
 use super::setup::{ClientRoutes, ClientSetup, Paths};
 use super::surroundings::Surroundings;
 use super::verify::{RepairKind, Verification};
-use super::{link, sysctl};
+use super::{link, policy, ports, sysctl};
 
 /// Everything a client has changed on the system. Undone on [`Self::restore`] and on drop.
 ///
-/// The tunnel's routes are in a table of their own, and packets marked with
-/// [`FWMARK`](super::FWMARK) never look there. So the tunnel's own sockets need that mark
-/// (`SO_MARK`), and then reach the server whatever is routed into the tunnel and however the uplink
-/// changes.
+/// The tunnel's routes are in a table of their own, and packets with its [mark](super::Mark) never look
+/// there. So the tunnel's own sockets need that (`SO_MARK`), and then reach the server whatever is
+/// routed into the tunnel and however the uplink changes.
 ///
 /// This is no kill switch: when the client ends, traffic leaves unprotected. When the process is killed,
 /// its routes vanish with the device, but not those of the guard, which lead nowhere.
 pub struct ClientNet {
     guard: Guard,
     link: Option<(u32, LinkSetup)>,
-    guarded: Option<(Vec<IpNet>, bool)>,
+    guarded: Option<(Vec<IpNet>, ClientFirewall)>,
+    /// Strict filters would drop the server's answers but for a rule that leads there.
+    needs_way_to_server: bool,
+    /// The families that go into the tunnel as a whole.
+    everything: Vec<IpNet>,
     /// What the operator was last told.
     remarks: Vec<String>,
     /// The name servers that are set.
@@ -61,6 +65,8 @@ impl ClientNet {
             guard: Guard::open(tun, paths)?,
             link: None,
             guarded: None,
+            needs_way_to_server: false,
+            everything: Vec::new(),
             remarks: Vec::new(),
             dns: Vec::new(),
             wanted_dns: Vec::new(),
@@ -115,7 +121,8 @@ impl ClientNet {
             tell();
         }
         self.set_up_link(setup, index)?;
-        self.guard_addresses(&plan.addresses, setup.inbound)?;
+        self.guard_addresses(&plan, setup)?;
+        self.lead_to_server(&mut plan, setup);
         for change in &plan.changes {
             self.guard.make(change)?;
         }
@@ -132,6 +139,7 @@ impl ClientNet {
         }
         tell();
         self.takes_all = matches!(setup.routes, ClientRoutes::Full);
+        self.everything = plan.everything();
         self.wanted_dns.clone_from(&plan.dns);
         if let Err(error) = self.set_dns(&plan.dns) {
             tracing::warn!(%error, "the system's name servers stay as they are");
@@ -159,7 +167,40 @@ impl ClientNet {
     pub fn verify(&mut self) -> Result<Verification, NetError> {
         let mut verification = self.guard.verify()?;
         self.verify_name_servers(&mut verification);
+        self.choose_mark(&mut verification);
+        if verification.problem.is_none() {
+            self.look_elsewhere(&mut verification);
+        }
         Ok(verification)
+    }
+
+    /// Has other clients of this host know whether this one has a session: their connections go through
+    /// its tunnel then, if they are opened later.
+    pub fn set_session(&mut self, is_up: bool) {
+        let told = self.guard.tunnel();
+        let told = told.and_then(|own| self.guard.set_tunnel(|_| own.with_session(is_up)));
+        if let Err(error) = told {
+            tracing::warn!(%error, "other clients on this machine take this one for what it was");
+        }
+    }
+
+    /// Whether rules or routes of somebody else's take what belongs in the tunnel.
+    fn look_elsewhere(&mut self, verification: &mut Verification) {
+        let mark = verification.mark.unwrap_or(Mark::PAST_ALL);
+        match self.guard.netlink.elsewhere(&self.everything, mark) {
+            Ok(Some(elsewhere)) => verification.complain(&elsewhere),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "cannot look up where packets go"),
+        }
+    }
+
+    fn choose_mark(&mut self, verification: &mut Verification) {
+        let chosen = self.guard.tunnel();
+        let chosen = chosen.and_then(|own| self.guard.set_tunnel(|others| own.beside(others)));
+        match chosen {
+            Ok(own) => verification.mark = Some(own.mark()),
+            Err(error) => verification.complain(&error),
+        }
     }
 
     fn verify_name_servers(&mut self, verification: &mut Verification) {
@@ -233,6 +274,7 @@ impl ClientNet {
     pub fn clear(&mut self) -> Vec<NetError> {
         self.link = None;
         self.guarded = None;
+        self.everything.clear();
         self.wanted_dns.clear();
         self.dns.clear();
         self.guard.undo_all()
@@ -250,7 +292,8 @@ impl ClientNet {
         } else {
             around.resolvers.clone_from(&self.resolvers);
         }
-        Ok(Plan::new(setup, &around, index)?)
+        let mark = self.guard.tunnel()?.pass_mark();
+        Ok(Plan::new(setup, &around, index, mark)?)
     }
 
     /// Tells what was left out, once.
@@ -285,36 +328,92 @@ impl ClientNet {
     /// # Errors
     ///
     /// Where the firewall is to keep connections out, and cannot.
-    fn guard_addresses(&mut self, addresses: &[IpNet], inbound: bool) -> Result<(), NetError> {
-        let wanted = (addresses.to_vec(), inbound);
+    fn guard_addresses(&mut self, plan: &Plan, setup: &ClientSetup<'_>) -> Result<(), NetError> {
+        let firewall = ClientFirewall {
+            inbound: setup.inbound,
+            direct_replies: match setup.direct_replies {
+                true => Some(DirectReplies {
+                    mark: self.guard.tunnel()?.pass_mark(),
+                    ports: self.ports_of_listeners(),
+                }),
+                false => None,
+            },
+        };
+        if plan.lacks_a_family() && setup.direct_replies {
+            self.answer_where_nothing_leads();
+        }
+        let wanted = (plan.addresses.clone(), firewall);
         if self.guarded.as_ref() == Some(&wanted) {
             return Ok(());
         }
-        let table = nft::table_name(self.guard.tun());
-        let chains = nft::client_chains(self.guard.tun(), addresses, inbound);
-        let change = Change::Nft {
-            table: table.clone(),
-        };
-        let installed = self.guard.install(&change, Family::Inet, &table, chains);
+        let installed = self.install_firewall(&plan.addresses, &wanted.1);
+        let has_table = installed.is_ok();
         match installed {
-            Ok(()) => self.try_sysctl(sysctl::SRC_VALID_MARK, "1"),
-            Err(error) if !inbound => return Err(error),
-            Err(error) => {
-                tracing::warn!(%error, "no firewall protects the tunnel's addresses");
-                if sysctl::has_strict_rp_filter(&self.guard.paths) {
-                    self.try_sysctl(&sysctl::rp_filter_key("all"), "2");
-                }
-            }
+            Err(error) if !setup.inbound => return Err(error),
+            Err(error) => tracing::warn!(%error, "no firewall protects the tunnel's addresses"),
+            Ok(()) => {}
         }
-        self.guard_from_arp(&table, addresses)?;
+        self.needs_way_to_server = !self.passes_strict_filters(has_table);
+        self.guard_from_arp(&plan.addresses)?;
         self.guarded = Some(wanted);
         Ok(())
     }
 
+    /// The TCP ports that something listens on, as they were when the table was installed.
+    fn ports_of_listeners(&self) -> Vec<u16> {
+        let installed = self
+            .guarded
+            .as_ref()
+            .and_then(|(_, firewall)| firewall.direct_replies.as_ref());
+        match installed {
+            Some(installed) => installed.ports.clone(),
+            None => ports::listening_tcp().into_iter().collect(),
+        }
+    }
+
+    /// Installs the table. A kernel that cannot tell whose an address is has the rest of it.
+    fn install_firewall(
+        &mut self,
+        addresses: &[IpNet],
+        firewall: &ClientFirewall,
+    ) -> Result<(), NetError> {
+        let table = nft::table_name(self.guard.tun());
+        let change = Change::Nft {
+            table: table.clone(),
+        };
+        let chains = nft::client_chains(self.guard.tun(), addresses, firewall);
+        let installed = self.guard.install(&change, Family::Inet, &table, chains);
+        let (Err(error), true) = (&installed, firewall.direct_replies.is_some()) else {
+            return installed;
+        };
+        let rest = ClientFirewall {
+            direct_replies: None,
+            inbound: firewall.inbound,
+        };
+        let chains = nft::client_chains(self.guard.tun(), addresses, &rest);
+        self.guard
+            .install(&change, Family::Inet, &table, chains)
+            .inspect(|()| {
+                tracing::warn!(
+                    %error,
+                    "connections that come in by other interfaces are answered through the tunnel"
+                );
+            })
+    }
+
+    /// Where a full tunnel lacks a family, nothing leads to who connects by it, and the kernel looks for
+    /// a way before the firewall can mark an answer. A listening socket can pass the mark on (Linux 3.16).
+    fn answer_where_nothing_leads(&mut self) {
+        if let Err(error) = self.guard.set_sysctl(sysctl::TCP_FWMARK_ACCEPT, "1") {
+            tracing::warn!(%error, "connections by the family that the tunnel lacks are not answered");
+        }
+    }
+
     /// Keeps neighbours from learning the tunnel's addresses, which some kernels cannot.
-    fn guard_from_arp(&mut self, table: &str, addresses: &[IpNet]) -> Result<(), NetError> {
+    fn guard_from_arp(&mut self, addresses: &[IpNet]) -> Result<(), NetError> {
+        let table = nft::table_name(self.guard.tun());
         let change = Change::NftArp {
-            table: table.to_owned(),
+            table: table.clone(),
         };
         let Some(chains) = nft::arp_chains(self.guard.tun(), addresses) else {
             let is_in_force = self.guard.contains(&change);
@@ -324,17 +423,47 @@ impl ClientNet {
                 Ok(())
             };
         };
-        let installed = self.guard.install(&change, Family::Arp, table, chains);
+        let installed = self.guard.install(&change, Family::Arp, &table, chains);
         if let Err(error) = installed {
             tracing::debug!(%error, "other links are told of the tunnel's address by ARP");
         }
         Ok(())
     }
 
-    /// Sets a parameter that only matters where reverse path filters are strict.
-    fn try_sysctl(&mut self, key: &str, value: &str) {
-        if let Err(error) = self.guard.set_sysctl(key, value) {
-            tracing::warn!(%error, "a strict reverse path filter would block the tunnel");
+    /// Sets what strict reverse path filters need to let the server's answers in, and says whether
+    /// they do. Where nothing is strict they do in any case.
+    fn passes_strict_filters(&mut self, has_table: bool) -> bool {
+        let is_strict = sysctl::has_strict_rp_filter(&self.guard.paths);
+        let set = match has_table {
+            true => self.guard.set_sysctl(sysctl::SRC_VALID_MARK, "1"),
+            false if !is_strict => return true,
+            false => self.guard.set_sysctl(&sysctl::rp_filter_key("all"), "2"),
+        };
+        match set {
+            Ok(()) => true,
+            Err(error) if is_strict => {
+                tracing::info!(
+                    %error,
+                    "reverse path filters are strict: all packets to the server's address go past the \
+                     tunnel, so that its answers come in"
+                );
+                false
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a strict reverse path filter would block the tunnel");
+                true
+            }
+        }
+    }
+
+    /// Puts the way to the server, where one is needed, before all that would cut it.
+    fn lead_to_server(&self, plan: &mut Plan, setup: &ClientSetup<'_>) {
+        // IPv6 has no such filters.
+        if let Some(server @ IpAddr::V4(_)) = setup.server
+            && self.needs_way_to_server
+        {
+            let way = Change::Rule(policy::to_server(server));
+            plan.changes.insert(0, way);
         }
     }
 

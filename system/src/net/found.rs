@@ -177,8 +177,10 @@ fn found_rule(message: &RuleMessage) -> Option<Rule> {
     let mut rule = Rule {
         family,
         priority: 0,
+        destination: None,
         table: header.table.into(),
         unless_mark: None,
+        mark_mask: u32::MAX,
         suppress_prefix_len: None,
     };
     let mut mask = None;
@@ -186,6 +188,9 @@ fn found_rule(message: &RuleMessage) -> Option<Rule> {
         match attribute {
             RuleAttribute::Priority(priority) => rule.priority = *priority,
             RuleAttribute::Table(table) => rule.table = *table,
+            RuleAttribute::Destination(address) => {
+                rule.destination = Some(IpNet::new(*address, header.dst_len).ok()?);
+            }
             RuleAttribute::FwMark(mark) => rule.unless_mark = Some(*mark),
             RuleAttribute::FwMask(bits) => mask = Some(*bits),
             RuleAttribute::SuppressPrefixLen(NOT_SUPPRESSED) | RuleAttribute::Protocol(_) => {}
@@ -198,10 +203,11 @@ fn found_rule(message: &RuleMessage) -> Option<Rule> {
     let is_inverted = header.flags.contains(RuleFlags::Invert);
     let is_ours = header.action == RuleAction::ToTable
         && header.src_len == 0
-        && header.dst_len == 0
+        && (header.dst_len == 0 || rule.destination.is_some())
         && header.tos == 0
         && is_inverted == rule.unless_mark.is_some()
-        && mask == rule.unless_mark.map(|_| u32::MAX);
+        && mask.is_some() == rule.unless_mark.is_some();
+    rule.mark_mask = mask.unwrap_or(u32::MAX);
     is_ours.then_some(rule)
 }
 
@@ -269,14 +275,22 @@ mod tests {
             let mut netlink = Netlink::open().unwrap();
             let mut made = Vec::new();
             for family in [RuleFamily::V4, RuleFamily::V6] {
-                for (unless_mark, suppress_prefix_len) in
-                    [(None, Some(0)), (Some(5), None), (Some(5), Some(31))]
-                {
+                for (unless_mark, mark_mask, suppress_prefix_len) in [
+                    (None, u32::MAX, Some(0)),
+                    (Some(5), u32::MAX, None),
+                    (Some(5), 0xFF, Some(31)),
+                ] {
                     made.push(Rule {
                         family,
                         priority: 7 + made.len() as u32,
+                        destination: match (family, unless_mark) {
+                            (RuleFamily::V4, None) => Some("192.0.2.9/32".parse().unwrap()),
+                            (RuleFamily::V6, None) => Some("2001:db8::/32".parse().unwrap()),
+                            _ => None,
+                        },
                         table: 0x4C4C_0005,
                         unless_mark,
+                        mark_mask,
                         suppress_prefix_len,
                     });
                 }

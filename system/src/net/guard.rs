@@ -7,6 +7,7 @@ use super::dns::Dns;
 use super::error::NetError;
 use super::firewall::Table;
 use super::journal::Journal;
+use super::mark::Tunnel;
 use super::netlink::{LOOPBACK, LinkSetup, Netlink, RouteTarget};
 use super::patience::Patience;
 use super::reliance::{Own, Reliance};
@@ -260,6 +261,26 @@ impl Guard {
     /// What a kernel parameter was before another live process set it to `value`.
     pub(super) fn others_old_value(&self, key: &str, value: &str) -> Option<String> {
         old_value(self.journal.others().iter(), key, value)
+    }
+
+    /// What others know of this client; a new one takes a place among them first.
+    pub(super) fn tunnel(&mut self) -> Result<Tunnel, NetError> {
+        match self.journal.tunnel() {
+            Some(tunnel) => Ok(tunnel),
+            None => self.set_tunnel(Tunnel::new),
+        }
+    }
+
+    /// Has others know of this client what `decide` says of them.
+    pub(super) fn set_tunnel(
+        &mut self,
+        decide: impl FnOnce(&[Tunnel]) -> Tunnel,
+    ) -> Result<Tunnel, NetError> {
+        // Without it two that start at once may take the same place, and pass each other by.
+        let _lock = self.journal.lock_shared(&self.paths.patience).ok();
+        let tunnel = decide(&self.journal.other_tunnels());
+        self.journal.set_tunnel(tunnel)?;
+        Ok(tunnel)
     }
 
     /// Takes one change back. A kernel parameter that another live process relies on is left to

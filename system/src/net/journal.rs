@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::change::Change;
 use super::error::NetError;
+use super::mark::Tunnel;
 use super::patience::Patience;
 use super::place::Place;
 use super::record::{Changes, Entry, Owner, Record};
@@ -39,6 +40,8 @@ pub(super) struct Journal {
     place: Place,
     changes: Changes,
     was_damaged: bool,
+    /// What the others have to know of a client.
+    tunnel: Option<Tunnel>,
 }
 
 impl Journal {
@@ -65,6 +68,8 @@ impl Journal {
             tun: tun.to_owned(),
             place,
             was_damaged: record.damage.is_some(),
+            // A dead process goes through no tunnel.
+            tunnel: None,
         };
         match record.damage {
             Some(damage) => journal.set_aside(&damage)?,
@@ -138,6 +143,26 @@ impl Journal {
         self.other_records().map(|(device, _)| device).collect()
     }
 
+    /// Other live clients in the same network namespace.
+    pub(super) fn other_tunnels(&self) -> Vec<Tunnel> {
+        let records = self.other_records();
+        records.filter_map(|(_, record)| record.tunnel).collect()
+    }
+
+    /// What others know of this client.
+    pub(super) const fn tunnel(&self) -> Option<Tunnel> {
+        self.tunnel
+    }
+
+    /// Has others know this of the client.
+    pub(super) fn set_tunnel(&mut self, tunnel: Tunnel) -> Result<(), NetError> {
+        if self.tunnel != Some(tunnel) {
+            self.append(&Entry::Tunnel(tunnel))?;
+            self.tunnel = Some(tunnel);
+        }
+        Ok(())
+    }
+
     /// Device and record of other live processes in the same network namespace.
     fn other_records(&self) -> impl Iterator<Item = (String, Record)> {
         self.siblings().filter_map(|path| {
@@ -188,9 +213,11 @@ impl Journal {
             pid: std::process::id(),
             place: self.place.clone(),
         });
+        let tunnel = self.tunnel.map(Entry::Tunnel);
         let made = self.changes.iter().cloned().map(Entry::Made);
         let lines: Result<String, _> = [owner]
             .into_iter()
+            .chain(tunnel)
             .chain(made)
             .map(|it| it.line())
             .collect();

@@ -10,17 +10,12 @@ use super::guard::Guard;
 use super::netlink::{Rule, RuleFamily};
 use super::nft::{self, Family};
 use super::policy::{self, Purpose};
-use super::setup::FWMARK;
 use super::verify::patiently;
 
 /// The rules of clients whose devices are not there, and those of the main table that nobody needs:
 /// as many as there are for each length beyond the tunnels that are there.
 fn orphans(found: &[Rule], lives: impl Fn(u32) -> bool) -> Vec<Rule> {
-    let purposes = || {
-        found
-            .iter()
-            .map(|rule| (rule, policy::purpose(rule, FWMARK)))
-    };
+    let purposes = || found.iter().map(|rule| (rule, policy::purpose(rule)));
     let is_over = |(rule, purpose): (&Rule, _)| match purpose {
         Some(Purpose::Device(device, _)) if !lives(device) => Some(*rule),
         _ => None,
@@ -61,7 +56,7 @@ impl Guard {
         };
         let devices: BTreeSet<u32> = found
             .iter()
-            .filter_map(|rule| match policy::purpose(rule, FWMARK) {
+            .filter_map(|rule| match policy::purpose(rule) {
                 Some(Purpose::Device(device, _)) if Some(device) != own => Some(device),
                 _ => None,
             })
@@ -76,7 +71,7 @@ impl Guard {
         let mut changes: Vec<_> = orphans.iter().copied().map(Change::Rule).collect();
         let tables: BTreeSet<u32> = orphans
             .iter()
-            .filter(|rule| matches!(policy::purpose(rule, FWMARK), Some(Purpose::Device(..))))
+            .filter(|rule| matches!(policy::purpose(rule), Some(Purpose::Device(..))))
             .map(|rule| rule.table)
             .collect();
         let mut errors = Vec::new();
@@ -116,11 +111,16 @@ mod tests {
     use ipnet::IpNet;
 
     use super::*;
+    use crate::net::mark::Tunnel;
     use crate::net::policy::{Tables, rules};
 
     fn rules_of(device: u32, networks: &[&str]) -> Vec<Rule> {
         let networks: Vec<IpNet> = networks.iter().map(|net| net.parse().unwrap()).collect();
-        let rules = rules(networks.iter(), Tables::of(device), FWMARK);
+        let rules = rules(
+            networks.iter(),
+            Tables::of(device),
+            Tunnel::new(&[]).pass_mark(),
+        );
         rules.into_iter().collect()
     }
 

@@ -15,12 +15,13 @@ pub use self::client::{ClientNet, check_firewall};
 pub use self::error::{AssignmentError, NetError};
 pub use self::guard::clean_up_after_crash;
 pub use self::link::transmit_dropped;
+pub use self::mark::Mark;
 pub use self::overlap::local_networks;
 pub use self::passage::PassageFigures;
 pub use self::patience::Patience;
 pub use self::server::{ServerNet, missing_nat_interface};
 pub use self::setup::{
-    Access, ClientRoutes, ClientSetup, FWMARK, Masquerade, NameServers, Paths, PortRange, Scope,
+    Access, ClientRoutes, ClientSetup, Masquerade, NameServers, Paths, PortRange, Scope,
     ServerSetup, Source,
 };
 pub use self::surroundings::{Named, Surroundings};
@@ -33,6 +34,7 @@ mod change;
 mod client;
 mod command;
 mod dns;
+mod elsewhere;
 mod error;
 mod firewall;
 mod foreign;
@@ -41,6 +43,7 @@ mod guard;
 mod journal;
 mod leftovers;
 mod link;
+mod mark;
 mod netlink;
 mod nfnetlink;
 mod nft;

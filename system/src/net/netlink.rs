@@ -73,12 +73,22 @@ pub(super) struct Rule {
     pub(super) family: RuleFamily,
     /// Smaller comes first.
     pub(super) priority: u32,
+    /// The only packets it is for, by where they go; none for all.
+    #[serde(default)]
+    pub(super) destination: Option<IpNet>,
     /// The table.
     pub(super) table: u32,
-    /// Packets with this mark are left out.
+    /// Packets with this mark, as far as `mark_mask` goes, are left out.
     pub(super) unless_mark: Option<u32>,
+    /// The bits of a mark that are compared; all of them where no mark counts.
+    #[serde(default = "all_bits")]
+    pub(super) mark_mask: u32,
     /// What the table finds with a prefix of at most this many bits does not count.
     pub(super) suppress_prefix_len: Option<u8>,
+}
+
+const fn all_bits() -> u32 {
+    u32::MAX
 }
 
 /// The address family of a [`Rule`].
@@ -485,10 +495,17 @@ fn rule_message(rule: &Rule) -> RuleMessage {
         RuleAttribute::Priority(rule.priority),
         RuleAttribute::Table(rule.table),
     ];
+    if let Some(network) = rule.destination {
+        message.header.dst_len = network.prefix_len();
+        let address = RuleAttribute::Destination(network.addr());
+        message.attributes.push(address);
+    }
     if let Some(mark) = rule.unless_mark {
         message.header.flags |= RuleFlags::Invert;
         message.attributes.push(RuleAttribute::FwMark(mark));
-        message.attributes.push(RuleAttribute::FwMask(u32::MAX));
+        message
+            .attributes
+            .push(RuleAttribute::FwMask(rule.mark_mask));
     }
     if let Some(bits) = rule.suppress_prefix_len {
         let bits = RuleAttribute::SuppressPrefixLen(bits.into());

@@ -8,7 +8,8 @@ use ipnet::IpNet;
 
 use super::command;
 use super::error::NetError;
-use super::setup::{FWMARK, Paths};
+use super::mark::{KIND, KIND_MASK, PassMark};
+use super::setup::Paths;
 
 pub(super) mod passage;
 pub(super) mod rules;
@@ -16,6 +17,10 @@ pub(super) mod server;
 
 /// What the names of all our tables begin with.
 const OWN_TABLES: &str = "lostlove_";
+
+/// A priority between the translation of destinations and the choice of a route. What is translated
+/// for another host is routed as that one's.
+const AFTER_DNAT: i32 = -99;
 
 /// The name of the device's table. Distinct devices have distinct tables.
 pub(super) fn table_name(tun: &str) -> String {
@@ -87,12 +92,33 @@ pub(super) fn list(paths: &Paths, family: Family, table: &str) -> Result<Option<
 /// What `nft` says of a table that is not there.
 const NO_TABLE: &str = "No such file or directory";
 
+/// What a client's table does besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ClientFirewall {
+    /// Connections may come out of the tunnel, not only answers.
+    pub(super) inbound: bool,
+    /// Connections that came in by another interface are answered past the tunnel.
+    pub(super) direct_replies: Option<DirectReplies>,
+}
+
+/// How answers to connections that came in by another interface pass the tunnel by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DirectReplies {
+    /// What they are marked with.
+    pub(super) mark: PassMark,
+    /// TCP ports that something listens on. What leaves from them in the middle of a connection that
+    /// nobody has tracked so far is an answer.
+    pub(super) ports: Vec<u16>,
+}
+
 /// A client's chains: nobody on another network reaches the tunnel's addresses, and answers to the
 /// tunnel's own sockets, and to questions for the names of servers, carry their mark, so that strict reverse
-/// path filters let them in: also the ICMP errors that tell of a smaller path MTU, which belong to the connection. Unless `inbound`, only
-/// answers come out of the tunnel.
-pub(super) fn client_chains(tun: &str, addresses: &[IpNet], inbound: bool) -> String {
+/// path filters let them in: also the ICMP errors that tell of a smaller path MTU, which belong to the
+/// connection.
+pub(super) fn client_chains(tun: &str, addresses: &[IpNet], firewall: &ClientFirewall) -> String {
     let tun = quoted(tun);
+    let direct = firewall.direct_replies.as_ref();
+    let marks = direct.map_or_else(String::new, |direct| mark_connections(&tun, direct.mark));
     let mut chains = String::from(
         "chain guard_addresses {\ntype filter hook prerouting priority raw; policy accept;\n",
     );
@@ -110,14 +136,17 @@ pub(super) fn client_chains(tun: &str, addresses: &[IpNet], inbound: bool) -> St
         "}}\n\
          chain restore_mark {{\n\
          type filter hook prerouting priority mangle; policy accept;\n\
-         ct mark {FWMARK} meta mark set ct mark\n\
+         {marks}ct direction reply ct mark & {KIND_MASK} == {KIND} meta mark set ct mark\n\
          }}\n\
          chain save_mark {{\n\
          type filter hook postrouting priority mangle; policy accept;\n\
-         meta l4proto {{ tcp, udp }} meta mark {FWMARK} ct mark set meta mark\n\
+         meta l4proto {{ tcp, udp }} meta mark & {KIND_MASK} == {KIND} ct mark set meta mark\n\
          }}\n"
     );
-    if !inbound {
+    if let Some(direct) = direct {
+        chains += &mark_replies(addresses, direct);
+    }
+    if !firewall.inbound {
         let _ = write!(
             chains,
             "chain answers_only {{\n\
@@ -128,6 +157,54 @@ pub(super) fn client_chains(tun: &str, addresses: &[IpNet], inbound: bool) -> St
         );
     }
     chains
+}
+
+/// Rules that mark connections to this host's addresses by other interfaces than the tunnel. Those of
+/// other tunnels of ours have their marks already, to which this one's is added; what others mark
+/// is left to them.
+fn mark_connections(tun: &str, mark: PassMark) -> String {
+    let PassMark { value, mask } = mark;
+    let elsewhere = format!("iifname != {{ {tun}, \"lo\" }} ct direction original");
+    format!(
+        "iifname {tun} ct direction original ct mark 0 fib daddr type local ct mark set {KIND}\n\
+         {elsewhere} ct mark & {mask} == {KIND} fib daddr type local ct mark set ct mark | {value}\n\
+         {elsewhere} ct mark 0 fib daddr type local ct mark set {value}\n"
+    )
+}
+
+/// Chains that mark packets of marked connections: those that arrive for this host, and those that it
+/// sends. Connections that are older than the table are marked by what it sends of them: from the
+/// tunnel's addresses it is none of theirs.
+fn mark_replies(addresses: &[IpNet], direct: &DirectReplies) -> String {
+    let value = direct.mark.value;
+    let ports: Vec<_> = direct.ports.iter().map(u16::to_string).collect();
+    let ports = ports.join(", ");
+    let mut older = String::new();
+    for family in ["ip", "ip6"] {
+        let protocol = if family == "ip" { "ipv4" } else { "ipv6" };
+        let own = addresses.iter().map(IpNet::addr);
+        let own = own.filter(|address| self::family(*address) == family);
+        let not_own: String = own.map(|it| format!("{family} saddr != {it} ")).collect();
+        let reply = format!("meta nfproto {protocol} {not_own}meta mark 0 ct mark 0");
+        let mark = format!("fib daddr type != local ct mark set {value}\n");
+        older += &format!("{reply} ct direction reply {mark}");
+        if !ports.is_empty() {
+            older += &format!(
+                "{reply} ct state new tcp sport {{ {ports} }} tcp flags & syn == 0 {mark}"
+            );
+        }
+    }
+    format!(
+        "chain restore_arriving {{\n\
+         type filter hook prerouting priority {AFTER_DNAT}; policy accept;\n\
+         ct direction original ct mark & {KIND_MASK} == {KIND} fib daddr type local \
+         meta mark set ct mark\n\
+         }}\n\
+         chain mark_replies {{\n\
+         type route hook output priority mangle; policy accept;\n\
+         {older}meta mark 0 ct mark & {KIND_MASK} == {KIND} meta mark set ct mark\n\
+         }}\n"
+    )
 }
 
 /// The tunnel's addresses are not asked for, nor given, on other links than the tunnel: a neighbour

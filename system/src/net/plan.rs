@@ -8,10 +8,14 @@ use ipnet::IpNet;
 use super::allowed::{Allowed, Sources};
 use super::change::Change;
 use super::error::AssignmentError;
+use super::mark::PassMark;
 use super::netlink::{LOOPBACK, Route, RouteTarget};
 use super::policy::{self, Tables};
-use super::setup::{ClientSetup, FWMARK};
+use super::setup::ClientSetup;
 use super::surroundings::Surroundings;
+
+/// The metric of what leads nowhere because the tunnel lacks the family.
+const BEHIND_ALL: u32 = u32::MAX;
 
 /// What a setup comes down to.
 pub(super) struct Plan {
@@ -28,11 +32,12 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Plans for the interface of this index.
+    /// Plans for the interface of this index; packets with `mark` pass the tunnel by.
     pub(super) fn new(
         setup: &ClientSetup<'_>,
         around: &Surroundings,
         index: u32,
+        mark: PassMark,
     ) -> Result<Self, AssignmentError> {
         let allowed = Allowed::new(setup, around)?;
         let tables = Tables::of(index);
@@ -42,7 +47,7 @@ impl Plan {
             index,
         ));
         let destinations = allowed.inside.iter().chain(&allowed.blocked);
-        let rules = policy::rules(destinations, tables, FWMARK);
+        let rules = policy::rules(destinations, tables, mark);
         // A whole prefix would put the tunnel's network into the main table, and make a second
         // address of that network depend on the first.
         let hosts = allowed.addresses.iter().map(|own| IpNet::from(own.addr()));
@@ -58,6 +63,31 @@ impl Plan {
             sources: allowed.sources,
             remarks: allowed.remarks,
         })
+    }
+}
+
+impl Plan {
+    /// The networks that are whole families, which go into the tunnel as far as nothing says otherwise.
+    pub(super) fn everything(&self) -> Vec<IpNet> {
+        let destinations = self.changes.iter().filter_map(|change| match change {
+            Change::Route(route) => Some((route.destination, route.target)),
+            _ => None,
+        });
+        let into = destinations.filter(
+            |(_, target)| matches!(target, RouteTarget::Interface(index) if *index != LOOPBACK),
+        );
+        into.map(|(destination, _)| destination)
+            .filter(|destination| destination.prefix_len() == 0)
+            .collect()
+    }
+
+    /// Whether packets of a family that the tunnel lacks lead nowhere.
+    pub(super) fn lacks_a_family(&self) -> bool {
+        let is_nowhere = |change: &Change| {
+            matches!(change, Change::Route(route)
+                if route.target == RouteTarget::Unreachable && route.metric == BEHIND_ALL)
+        };
+        self.changes.iter().any(is_nowhere)
     }
 }
 
@@ -80,7 +110,7 @@ fn routes(allowed: &Allowed, table: u32, index: u32) -> Vec<Route> {
     let into = into.map(|net| route(net, RouteTarget::Interface(index)));
     let nowhere = allowed.blocked.iter().map(|net| Route {
         // Behind a route into the tunnel, should an address of this family come later.
-        metric: u32::MAX,
+        metric: BEHIND_ALL,
         ..route(net, RouteTarget::Unreachable)
     });
     past.chain(into).chain(nowhere).collect()

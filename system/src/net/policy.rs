@@ -4,12 +4,12 @@
 //! it by. For everything else the longest prefix of both tables must win, and the tunnel where
 //! they are equal. Three rules for each prefix length in our table, longest first, do that:
 //!
-//! 1. look into `main`, and ignore what is not longer than this length;
+//! 1. look into `main`, and ignore what is not longer than this length, or shorter than 8 bits;
 //! 2. unless marked, look into our table, and ignore what is shorter than this length;
 //! 3. unless marked, look into the guard's table for this length.
 //!
 //! With a default route alone the first two are the rules of a full tunnel: main's routes without its
-//! default route, then everything into the tunnel.
+//! default route and what replaces that, then everything into the tunnel.
 //!
 //! The guard's tables hold the same networks, each in the table of its length, and lead nowhere. As
 //! long as our table is whole, nothing comes that far. Its routes go with the device when that is down
@@ -18,9 +18,11 @@
 //! nowhere counts at once, however short it is, before the rules of shorter lengths have asked `main`.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::mark::{PassMark, is_ours};
 use super::netlink::{Rule, RuleFamily, TABLE_MAIN};
 
 /// Priority of the rules for the longest prefix. With three for each length they end at 19,918,
@@ -37,6 +39,12 @@ const FIRST_TABLE: u32 = 0x4C4C_0000;
 /// length.
 const FIRST_GUARD_TABLE: u32 = 0x6C6C_0000;
 const GUARD_TABLES: u32 = 0x100;
+
+/// A route of the main table with a prefix of at least this many bits beats a shorter one of the tunnel's.
+/// What is shorter, such as the two halves of everything that other tunnels and DHCP servers make of a
+/// default route, does not. No network that a host is in is as large. `wg-quick down` takes away all rules
+/// that make nothing but default routes not count, whosoever they are; these are others.
+pub(super) const SHORTEST_OBEYED: u8 = 8;
 
 /// The numbers of a tunnel's routing tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +70,17 @@ impl Tables {
     }
 }
 
+/// Whether this is a table of a tunnel of ours, or of its guard.
+pub(super) fn is_table_of_a_tunnel(table: u32) -> bool {
+    (FIRST_TABLE..FIRST_GUARD_TABLE).contains(&table)
+        || (FIRST_GUARD_TABLE..FIRST_GUARD_TABLE + (1 << 28)).contains(&table)
+}
+
 /// The rules for tables that hold routes to `destinations`.
 pub(super) fn rules<'a>(
     destinations: impl Iterator<Item = &'a IpNet>,
     tables: Tables,
-    mark: u32,
+    mark: PassMark,
 ) -> BTreeSet<Rule> {
     destinations
         .map(|net| match net {
@@ -78,22 +92,28 @@ pub(super) fn rules<'a>(
             let longer_in_main = Rule {
                 family,
                 priority,
+                destination: None,
                 table: TABLE_MAIN,
                 unless_mark: None,
-                suppress_prefix_len: Some(len),
+                mark_mask: u32::MAX,
+                suppress_prefix_len: Some(len.max(SHORTEST_OBEYED - 1)),
             };
             let as_long_in_tunnel = Rule {
                 family,
                 priority: priority + 1,
+                destination: None,
                 table: tables.tunnel,
-                unless_mark: Some(mark),
+                unless_mark: Some(mark.value),
+                mark_mask: mark.mask,
                 suppress_prefix_len: len.checked_sub(1),
             };
             let nowhere = Rule {
                 family,
                 priority: priority + 2,
+                destination: None,
                 table: tables.guard(len),
-                unless_mark: Some(mark),
+                unless_mark: Some(mark.value),
+                mark_mask: mark.mask,
                 suppress_prefix_len: None,
             };
             [longer_in_main, as_long_in_tunnel, nowhere]
@@ -112,16 +132,16 @@ pub(super) enum Purpose {
 
 /// What a rule is for that only a client makes, by its preference, its mark and its table; none for
 /// others' rules.
-pub(super) fn purpose(rule: &Rule, mark: u32) -> Option<Purpose> {
+pub(super) fn purpose(rule: &Rule) -> Option<Purpose> {
     let place = rule.priority.checked_sub(FIRST_PRIORITY)?;
     let len = u32::from(MAX_PREFIX_LEN).checked_sub(place / 3)?;
     let len = u8::try_from(len).ok()?;
-    let is_marked = rule.unless_mark == Some(mark);
+    let is_marked = is_ours(rule.unless_mark, rule.mark_mask);
     let device = match place % 3 {
         0 => {
             let is_shared = rule.table == TABLE_MAIN
                 && rule.unless_mark.is_none()
-                && rule.suppress_prefix_len == Some(len);
+                && rule.suppress_prefix_len == Some(len.max(SHORTEST_OBEYED - 1));
             return is_shared.then_some(Purpose::Shared(len));
         }
         1 if rule.suppress_prefix_len == len.checked_sub(1) => {
@@ -136,9 +156,26 @@ pub(super) fn purpose(rule: &Rule, mark: u32) -> Option<Purpose> {
     is_marked.then_some(Purpose::Device(device, len))
 }
 
+/// A rule that leads to a server past all tunnels, whatever the mark. Answers from there pass strict
+/// reverse path filters then that cannot see marks.
+pub(super) fn to_server(server: IpAddr) -> Rule {
+    Rule {
+        family: match server {
+            IpAddr::V4(_) => RuleFamily::V4,
+            IpAddr::V6(_) => RuleFamily::V6,
+        },
+        priority: FIRST_PRIORITY - 1,
+        destination: Some(IpNet::from(server)),
+        table: TABLE_MAIN,
+        unless_mark: None,
+        mark_mask: u32::MAX,
+        suppress_prefix_len: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::Ipv4Addr;
 
     use ipnet::Ipv4Net;
     use proptest::prelude::*;
@@ -149,7 +186,12 @@ mod tests {
         tunnel: 77,
         first_guard: 1000,
     };
-    const MARK: u32 = 5;
+    const MARK: PassMark = PassMark {
+        value: 0x4C4C_0002,
+        mask: 0xFFFF_0002,
+    };
+    /// Of a packet that passes the tunnel by.
+    const MARKED: u32 = 0x4C4C_0003;
 
     #[test]
     fn a_default_route_takes_three_rules() {
@@ -158,12 +200,12 @@ mod tests {
         let rules: Vec<_> = rules.into_iter().collect();
         assert_eq!(rules.len(), 3);
         assert_eq!(rules[0].table, TABLE_MAIN);
-        assert_eq!(rules[0].suppress_prefix_len, Some(0));
+        assert_eq!(rules[0].suppress_prefix_len, Some(7));
         assert_eq!(rules[1].table, TABLES.tunnel);
-        assert_eq!(rules[1].unless_mark, Some(MARK));
+        assert_eq!(rules[1].unless_mark, Some(MARK.value));
         assert_eq!(rules[1].suppress_prefix_len, None);
         assert_eq!(rules[2].table, TABLES.guard(0));
-        assert_eq!(rules[2].unless_mark, Some(MARK));
+        assert_eq!(rules[2].unless_mark, Some(MARK.value));
     }
 
     #[test]
@@ -171,7 +213,7 @@ mod tests {
         for net in ["0.0.0.0/0", "10.0.0.1/32", "::/0", "fd00::1/128"].map(net) {
             let len = net.prefix_len();
             let rules = rules([net].iter(), Tables::of(300), MARK);
-            let purposes: Vec<_> = rules.iter().map(|rule| purpose(rule, MARK)).collect();
+            let purposes: Vec<_> = rules.iter().map(purpose).collect();
             let of_device = Some(Purpose::Device(300, len));
             assert_eq!(purposes, [Some(Purpose::Shared(len)), of_device, of_device]);
             for rule in rules {
@@ -194,7 +236,7 @@ mod tests {
                         ..rule
                     },
                 ] {
-                    assert_eq!(purpose(&other, MARK), None, "{other:?}");
+                    assert_eq!(purpose(&other), None, "{other:?}");
                 }
             }
         }
@@ -226,7 +268,7 @@ mod tests {
             };
             let (in_tunnel, in_main) = (longest(&tunnel), longest(&main));
             let expected = |in_place_of_tunnel: u32| match (in_tunnel, in_main) {
-                (Some(tunnel), Some(main)) if main > tunnel => Some(TABLE_MAIN),
+                (Some(tunnel), Some(main)) if main > tunnel.max(7) => Some(TABLE_MAIN),
                 (Some(_), _) => Some(in_place_of_tunnel),
                 (None, Some(_)) => Some(TABLE_MAIN),
                 (None, None) => None,
@@ -234,7 +276,8 @@ mod tests {
 
             let walk = |mark: u32, in_tunnel: Option<u8>| {
                 let last = in_main.map(|_| TABLE_MAIN);
-                let found = rules.iter().filter(|rule| rule.unless_mark != Some(mark)).find(|rule| {
+                let passes = |rule: &&Rule| rule.unless_mark == Some(mark & rule.mark_mask);
+                let found = rules.iter().filter(|rule| !passes(rule)).find(|rule| {
                     let found = match rule.table {
                         TABLE_MAIN => in_main,
                         table if table == TABLES.tunnel => in_tunnel,
@@ -252,7 +295,9 @@ mod tests {
             prop_assert_eq!(walk(0, in_tunnel), expected(TABLES.tunnel));
             let guard = TABLES.guard(in_tunnel.unwrap_or_default());
             prop_assert_eq!(walk(0, None), expected(guard));
-            prop_assert_eq!(walk(MARK, in_tunnel), in_main.map(|_| TABLE_MAIN));
+            prop_assert_eq!(walk(MARKED, in_tunnel), in_main.map(|_| TABLE_MAIN));
+            // Of another tunnel, which goes through this one.
+            prop_assert_eq!(walk(0x4C4C_0001, in_tunnel), expected(TABLES.tunnel));
         }
     }
 
@@ -260,7 +305,7 @@ mod tests {
     fn nets() -> impl Strategy<Value = IpNet> {
         (
             0_u32..256,
-            prop::sample::select(vec![0_u8, 8, 24, 25, 28, 31, 32]),
+            prop::sample::select(vec![0_u8, 1, 7, 8, 24, 25, 28, 31, 32]),
         )
             .prop_map(|(host, len)| {
                 let IpAddr::V4(host) = address(host) else {

@@ -20,8 +20,18 @@ const TABLES: [(&str, &str); 6] = [
 /// Ports on which this network namespace takes what comes from outside at the moment. A table that the kernel
 /// does not have is empty.
 pub(super) fn listening() -> BTreeSet<u16> {
+    of_tables(&TABLES)
+}
+
+/// The same of TCP alone.
+pub(super) fn listening_tcp() -> BTreeSet<u16> {
+    let is_tcp = |(table, _): &(&str, &str)| table.starts_with("tcp");
+    of_tables(&TABLES.into_iter().filter(is_tcp).collect::<Vec<_>>())
+}
+
+fn of_tables(tables: &[(&str, &str)]) -> BTreeSet<u16> {
     let mut ports = BTreeSet::new();
-    for (table, state) in TABLES {
+    for (table, state) in tables {
         let text = fs::read_to_string(format!("/proc/thread-self/net/{table}"));
         ports.extend(of_table(&text.unwrap_or_default(), state));
     }

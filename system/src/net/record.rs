@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::change::Change;
+use super::mark::Tunnel;
 use super::place::Place;
 
 /// A line of a record.
@@ -17,6 +18,8 @@ pub(super) enum Entry {
     Made(Change),
     /// Taken back.
     Undone(Change),
+    /// What other clients have to know of this one, from now on.
+    Tunnel(Tunnel),
 }
 
 impl Entry {
@@ -88,6 +91,8 @@ pub(super) struct Record {
     /// None if it is empty, or its first line does not say.
     pub(super) owner: Option<Owner>,
     pub(super) changes: Changes,
+    /// What other clients have to know of this one.
+    pub(super) tunnel: Option<Tunnel>,
     /// The first thing in it that no process of ours has written.
     pub(super) damage: Option<String>,
     /// Bytes of whole lines. What follows them is a line that a process died of writing, or had no
@@ -120,6 +125,7 @@ impl Record {
             Ok(_) if index == 0 => return Err("the first line does not say whose it is".to_owned()),
             Ok(Entry::Made(change)) => self.changes.insert(change),
             Ok(Entry::Undone(change)) => self.changes.remove(&change),
+            Ok(Entry::Tunnel(tunnel)) => self.tunnel = Some(tunnel),
             Err(error) => return Err(error.to_string()),
         }
         Ok(())

@@ -9,10 +9,6 @@ use lostlove_core::config::Push;
 
 use super::patience::Patience;
 
-/// The mark (`SO_MARK`) of the tunnel's own sockets: what carries it never enters the tunnel.
-/// The LLP protocol id, twice.
-pub const FWMARK: u32 = 0x4C4C_4C4C;
-
 /// Files, directories and programs outside the kernel that are read, changed or run.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -154,6 +150,8 @@ pub enum Scope {
 /// What a server assigns to a client, and what the client's profile allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientSetup<'a> {
+    /// Where the tunnel's own connection goes, if that is known.
+    pub server: Option<IpAddr>,
     /// The device's MTU in bytes.
     pub mtu: u16,
     /// Length of its transmit queue, in packets (or super-packets, with offload).
@@ -168,6 +166,8 @@ pub struct ClientSetup<'a> {
     pub dns: &'a NameServers,
     /// Whether connections may come in from the tunnel, not only answers.
     pub inbound: bool,
+    /// Whether connections that come in by another interface are answered by it.
+    pub direct_replies: bool,
 }
 
 /// What a client's profile sends into the tunnel.

@@ -10,6 +10,7 @@ use super::dns::listed_name_servers;
 use super::error::AssignmentError;
 use super::netlink::{LOOPBACK, Netlink};
 use super::overlap::is_of_no_account;
+use super::policy::SHORTEST_OBEYED;
 use super::resolv_conf;
 use super::setup::Paths;
 use super::sysctl;
@@ -25,6 +26,8 @@ pub struct Surroundings {
     pub gateways: Vec<Named<IpAddr>>,
     /// Where other routes of the main table lead, beyond `networks`.
     pub routes: Vec<IpNet>,
+    /// Routes of the main table that are too wide to beat a tunnel's, but for default routes.
+    pub wide: Vec<Named<IpNet>>,
     /// Name servers in use, but for those of the tunnel and of this host itself.
     pub resolvers: Vec<IpAddr>,
     /// Whether nothing can be routed through the loopback device.
@@ -76,7 +79,9 @@ impl Surroundings {
                 continue;
             }
             let interface = netlink.name_of(index);
-            self.add_network(&interface, address.trunc());
+            if address.prefix_len() >= SHORTEST_OBEYED {
+                self.add_network(&interface, address.trunc());
+            }
             self.addresses.push(Named {
                 interface,
                 value: address.addr(),
@@ -97,6 +102,11 @@ impl Surroundings {
                         interface: interface.clone(),
                         value,
                     }));
+            } else if route.destination.prefix_len() < SHORTEST_OBEYED {
+                self.wide.push(Named {
+                    interface: netlink.name_of(*index),
+                    value: route.destination.trunc(),
+                });
             } else if is_of_no_account(route.destination.addr()) {
             } else if route.is_automatic && route.gateways.is_empty() {
                 // IPv6 has the network in a route alone where a DHCP server gave the address.

@@ -9,6 +9,8 @@ use super::setup::Paths;
 pub(super) const IPV4_FORWARD: &str = "net/ipv4/ip_forward";
 pub(super) const IPV6_FORWARD: &str = "net/ipv6/conf/all/forwarding";
 pub(super) const SRC_VALID_MARK: &str = "net/ipv4/conf/all/src_valid_mark";
+/// Whether an accepted connection's packets have the mark that its first one came with.
+pub(super) const TCP_FWMARK_ACCEPT: &str = "net/ipv4/tcp_fwmark_accept";
 const IPV4_CONF: &str = "net/ipv4/conf";
 const IPV6_CONF: &str = "net/ipv6/conf";
 

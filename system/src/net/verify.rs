@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::change::Change;
 use super::error::NetError;
 use super::guard::Guard;
+use super::mark::Mark;
 use super::netlink::{Route, RouteTarget, Rule, TABLE_MAIN};
 use super::passage::PassageFigures;
 use super::{link, sysctl};
@@ -80,6 +81,8 @@ pub struct Verification {
     pub passage: Option<PassageFigures>,
     /// What listing the rules of others has taken of the look. It is done rarely enough by itself.
     pub listing: Duration,
+    /// What a client's next connections are marked with; none for the same as before.
+    pub mark: Option<Mark>,
 }
 
 impl Verification {

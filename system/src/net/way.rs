@@ -11,7 +11,6 @@ use rustix::io::Errno;
 
 use super::foreign::ip_address;
 use super::netlink::{Netlink, family, link_message};
-use super::setup::FWMARK;
 
 /// How packets leave for another host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,20 +36,25 @@ impl WayFinder {
         Netlink::open().map(Self)
     }
 
-    /// The way to `destination`, with `source` if it is given and else with the address that the
-    /// kernel chooses. None if there is none: no route, no carrier on its interface, or nobody has
+    /// The way to `destination` of packets with this mark (`SO_MARK`), with `source` if it is given
+    /// and else with the address that the kernel chooses. None if there is none: no route, no carrier on its interface, or nobody has
     /// the address `source`. Never waits.
     ///
     /// # Errors
     ///
     /// Whatever the system reports.
-    pub fn find(&mut self, destination: IpAddr, source: Option<IpAddr>) -> io::Result<Option<Way>> {
+    pub fn find(
+        &mut self,
+        destination: IpAddr,
+        source: Option<IpAddr>,
+        mark: u32,
+    ) -> io::Result<Option<Way>> {
         if let Some(source) = source
             && !self.0.has_address(source)?
         {
             return Ok(None);
         }
-        let Some(way) = self.0.way(destination, source, FWMARK)? else {
+        let Some(way) = self.0.way(destination, source, mark)? else {
             return Ok(None);
         };
         let is_running = self.0.is_running(way.interface)?;
@@ -108,7 +112,7 @@ impl Netlink {
 }
 
 /// What the kernel answers where packets have no way.
-fn is_no_way(error: &io::Error) -> bool {
+pub(super) fn is_no_way(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
         Some(
@@ -146,6 +150,7 @@ fn way_of(message: &RouteMessage) -> Option<Way> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::mark::Mark;
     use crate::net::namespace::{self, Namespace};
 
     const SETUP: &str = "ip link add a0 type veth peer name b0; ip link set a0 up; \
@@ -166,7 +171,9 @@ mod tests {
     fn find(destination: &str, source: Option<&str>) -> Option<Way> {
         let mut finder = WayFinder::new().unwrap();
         let source = source.map(address);
-        finder.find(address(destination), source).unwrap()
+        finder
+            .find(address(destination), source, Mark::PAST_ALL.get())
+            .unwrap()
     }
 
     #[test]
@@ -244,7 +251,8 @@ mod tests {
             ns.shell(&format!(
                 "ip link add t0 type veth peer name u0; ip link set t0 up; ip link set u0 up; \
                  ip route add default dev t0 table 77; \
-                 ip rule add pref 77 not fwmark {FWMARK} lookup 77"
+                 ip rule add pref 77 not fwmark {} lookup 77",
+                Mark::PAST_ALL.get()
             ));
             assert_eq!(ns.route("198.51.100.1"), "t0");
             let way = find("198.51.100.1", None).unwrap();

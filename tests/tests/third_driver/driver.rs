@@ -113,7 +113,7 @@ impl<D: PacketDevice + AsFd> Driver<D> {
                     | Event::SourceCrowded { .. },
                 ) => {}
                 // The endpoint has found out by itself; a real driver would say so.
-                Some(Event::OffloadRefused { .. }) => {}
+                Some(Event::OffloadRefused { .. } | Event::Looping { .. }) => {}
                 // What was set up for it could be taken back.
                 Some(Event::Unassigned) => {}
                 // A good moment to ask the allocator for what it keeps.

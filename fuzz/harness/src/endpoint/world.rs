@@ -117,6 +117,7 @@ impl World {
                 Event::Ended { .. }
                 | Event::Unassigned
                 | Event::OffloadRefused { .. }
+                | Event::Looping { .. }
                 | Event::MemoryFreed => {}
                 Event::Established { id, .. }
                 | Event::ProbeEstablished { id, .. }

@@ -389,6 +389,7 @@ impl Words {
         around: &Surroundings,
     ) -> Result<Allowed, AssignmentError> {
         let setup = ClientSetup {
+            server: None,
             mtu: self.mtu,
             txqueuelen: 20,
             addresses: &self.addresses,
@@ -396,6 +397,7 @@ impl Words {
             routes,
             dns,
             inbound: true,
+            direct_replies: true,
         };
         Allowed::new(&setup, around)
     }
@@ -416,6 +418,7 @@ fn home() -> Surroundings {
         networks: vec![network("192.0.2.0/24"), network("2001:db8:1::/64")],
         gateways: vec![named("eth0", "192.0.2.1"), named("ppp0", "198.51.100.1")],
         routes: Vec::new(),
+        wide: Vec::new(),
         resolvers: vec![address("192.0.2.53")],
         is_loopback_down: false,
         has_ipv6: true,

@@ -14,10 +14,12 @@ use socket2::{Domain, Type};
 
 use super::*;
 use crate::net::namespace::{self, Namespace, await_event, checksum, receive};
-use crate::net::{ClientRoutes, FWMARK, NameServers, clean_up_after_crash};
+use crate::net::{ClientRoutes, Mark, NameServers, clean_up_after_crash};
 use crate::testing::capture;
 use crate::tun::{Offloads, Tun, TunConfig};
 
+/// Of the tunnel's own packets.
+const MARK: u32 = Mark::PAST_ALL.get();
 const SERVER: &str = "203.0.113.7";
 /// The answer of an unreachable route, as `ip` says it; no route at all is another.
 const BLOCKED: &str = "No route to host";
@@ -75,12 +77,12 @@ fn a_marked_socket_stays_outside() {
             net.apply(&setup).unwrap();
 
             assert_eq!(source(SERVER, None), "10.8.0.2");
-            assert_eq!(source(SERVER, Some(FWMARK)), "192.0.2.2");
-            let marked = ns.route(&format!("2001:db8:ffff::7 mark {FWMARK}"));
+            assert_eq!(source(SERVER, Some(MARK)), "192.0.2.2");
+            let marked = ns.route(&format!("2001:db8:ffff::7 mark {MARK}"));
             assert_eq!(marked, "up0");
         }
         drop(uplink);
-        let gone = ns.route(&format!("{SERVER} mark {FWMARK}"));
+        let gone = ns.route(&format!("{SERVER} mark {MARK}"));
         assert!(gone.contains("unreachable"), "{gone}");
     });
 }
@@ -96,7 +98,7 @@ fn a_strict_reverse_path_filter_lets_answers_in() {
         let mut net = new(ns);
         net.apply(&full(&[V4])).unwrap();
         let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.set_mark(FWMARK).unwrap();
+        socket.set_mark(MARK).unwrap();
         socket.set_nonblocking(true).unwrap();
         let server = SocketAddr::new(SERVER.parse().unwrap(), 8443);
         let error = socket.connect(&server.into()).unwrap_err();
@@ -121,7 +123,7 @@ fn a_strict_reverse_path_filter_lets_answers_to_datagrams_in() {
         let mut net = new(ns);
         net.apply(&full(&[V4])).unwrap();
         let socket = socket2::Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
-        socket.set_mark(FWMARK).unwrap();
+        socket.set_mark(MARK).unwrap();
         let server = SocketAddr::new(SERVER.parse().unwrap(), 53);
         socket.connect(&server.into()).unwrap();
         socket.send(b"question").unwrap();
@@ -139,6 +141,70 @@ fn a_strict_reverse_path_filter_lets_answers_to_datagrams_in() {
     });
 }
 
+/// A container's `/proc/sys` cannot be written, and not every one has nftables.
+#[test]
+fn a_strict_filter_that_cannot_be_told_lets_answers_in() {
+    for nft in ["nft", "no-nft"] {
+        namespace::run(|ns| {
+            let uplink = uplink(ns);
+            ns.shell("echo 1 > /proc/sys/net/ipv4/conf/up0/rp_filter");
+            make_read_only(ns);
+            let _tun = open("tun0");
+            let mut paths = ns.paths.clone();
+            paths.nft = nft.into();
+            let mut net = ClientNet::new("tun0", &paths).unwrap();
+            let log = capture(|| drop(net.apply(&full(&[V4])).unwrap()));
+            assert!(log.contains("reverse path filters are strict"), "{log}");
+            let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_mark(MARK).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let server = SocketAddr::new(SERVER.parse().unwrap(), 8443);
+            // It is under way.
+            let _ = socket.connect(&server.into());
+            let (syn, _) = receive(&uplink, 6);
+            uplink.send(&syn_ack(&syn), &[0; 10]).unwrap();
+
+            await_event(&socket, PollFlags::OUT);
+            assert!(socket.take_error().unwrap().is_none());
+            assert_eq!(ns.route("203.0.113.8"), "tun0");
+            assert!(net.verify().unwrap().is_clean());
+            let elsewhere = ClientSetup {
+                server: Some("198.51.100.7".parse().unwrap()),
+                ..full(&[V4])
+            };
+            net.apply(&elsewhere).unwrap();
+            assert_eq!(ns.route(SERVER), "tun0");
+            assert_eq!(ns.route("198.51.100.7"), "up0");
+            assert!(net.restore().is_empty());
+            assert_eq!(ns.shell("ip rule | wc -l"), "3\n");
+        });
+    }
+}
+
+#[test]
+fn nothing_is_said_of_filters_that_are_not_strict() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        ns.shell(
+            "for i in all default up0; do echo 0 > /proc/sys/net/ipv4/conf/$i/rp_filter; done",
+        );
+        make_read_only(ns);
+        let _tun = open("tun0");
+        let mut net = new(ns);
+        let log = capture(|| drop(net.apply(&full(&[V4, V6])).unwrap()));
+        assert!(
+            !log.contains("WARN") && !log.contains("are strict"),
+            "{log}"
+        );
+        assert_eq!(ns.route(SERVER), "tun0");
+    });
+}
+
+/// Has kernel parameters as in a container.
+fn make_read_only(ns: &Namespace) {
+    ns.shell("mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys");
+}
+
 /// Case 120: a tunnel without IPv6 does not leak it.
 #[test]
 fn a_family_that_a_full_tunnel_lacks_is_blocked() {
@@ -151,7 +217,7 @@ fn a_family_that_a_full_tunnel_lacks_is_blocked() {
         let blocked = ns.route("2001:db8:ffff::7");
         assert!(blocked.contains(BLOCKED), "{blocked}");
         assert_eq!(ns.route("2001:db8:1::77"), "up0");
-        let marked = ns.route(&format!("2001:db8:ffff::7 mark {FWMARK}"));
+        let marked = ns.route(&format!("2001:db8:ffff::7 mark {MARK}"));
         assert_eq!(marked, "up0");
 
         net.apply(&full(&[V4, V6])).unwrap();
@@ -471,6 +537,7 @@ fn new(ns: &Namespace) -> ClientNet {
 
 fn full(addresses: &[IpNet]) -> ClientSetup<'_> {
     ClientSetup {
+        server: Some(SERVER.parse().unwrap()),
         mtu: 1400,
         txqueuelen: 20,
         addresses,
@@ -478,6 +545,7 @@ fn full(addresses: &[IpNet]) -> ClientSetup<'_> {
         routes: &ClientRoutes::Full,
         dns: &NO_SERVERS,
         inbound: true,
+        direct_replies: true,
     }
 }
 
@@ -540,6 +608,7 @@ fn parse(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
+mod others;
 mod record;
 mod repair;
 mod trust;

@@ -380,6 +380,24 @@ fn parameters_that_fit_already_need_no_writing() {
     });
 }
 
+/// In a container that forwards already, whose uplink it cannot change.
+#[test]
+fn a_server_comes_up_where_nothing_can_be_set_that_is_set_already() {
+    namespace::run(|ns| {
+        ns.shell(
+            "ip link add up0 type veth peer name far0; \
+             echo 1 > /proc/sys/net/ipv6/conf/up0/accept_ra; \
+             echo 1 > /proc/sys/net/ipv4/ip_forward; \
+             echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
+        );
+        let _tun = open();
+        let read_only = "mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys";
+        ns.shell(read_only);
+        let net = set_up(ns, &SETUP).unwrap();
+        assert!(restore(net).is_empty());
+    });
+}
+
 #[test]
 fn a_missing_device_is_named() {
     namespace::run(|ns| {

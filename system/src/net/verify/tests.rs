@@ -164,8 +164,10 @@ fn rule(family: RuleFamily, priority: u32, unless_mark: Option<u32>) -> Rule {
     Rule {
         family,
         priority,
+        destination: None,
         table: TABLE,
         unless_mark,
+        mark_mask: u32::MAX,
         suppress_prefix_len: None,
     }
 }

@@ -180,6 +180,7 @@ fn surroundings() -> impl Strategy<Value = Surroundings> {
     let routes = prop::collection::vec(networks_v4(), 0..3);
     (own, gateways, resolvers, routes, any::<bool>()).prop_map(
         |(own, gateways, resolvers, routes, ipv6)| Surroundings {
+            wide: Vec::new(),
             addresses: own.iter().map(|net| named(net.addr())).collect(),
             networks: own.iter().map(|net| named(net.trunc())).collect(),
             gateways: gateways.into_iter().map(named).collect(),

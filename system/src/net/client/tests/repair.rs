@@ -129,7 +129,7 @@ fn what_belongs_in_the_tunnel_goes_nowhere_while_its_routes_are_gone() {
                 assert_eq!(ns.route("192.0.2.77"), "up0", "{script} {routes:?}");
                 assert_eq!(ns.route("224.0.0.251"), "up0", "{script} {routes:?}");
                 assert_eq!(ns.route(&format!("{SERVER} oif up0")), "up0");
-                assert_eq!(ns.route(&format!("{SERVER} mark {FWMARK}")), "up0");
+                assert_eq!(ns.route(&format!("{SERVER} mark {MARK}")), "up0");
                 net.verify().unwrap();
                 assert_eq!(ns.route(SERVER), "tun0", "{script} {routes:?}");
             }
@@ -154,7 +154,7 @@ fn a_strict_reverse_path_filter_lets_path_mtu_errors_in() {
         let mut net = new(ns);
         net.apply(&full(&[V4])).unwrap();
         let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.set_mark(FWMARK).unwrap();
+        socket.set_mark(MARK).unwrap();
         socket.set_nonblocking(true).unwrap();
         let server = SocketAddr::new(SERVER.parse().unwrap(), 8443);
         // It is under way.
@@ -165,7 +165,7 @@ fn a_strict_reverse_path_filter_lets_path_mtu_errors_in() {
 
         uplink.send(&needs_fragmentation(&syn), &[0; 10]).unwrap();
 
-        let route = format!("ip route get {SERVER} mark {FWMARK}");
+        let route = format!("ip route get {SERVER} mark {MARK}");
         let deadline = std::time::Instant::now() + Duration::from_secs(5);
         while !ns.shell(&route).contains("mtu 1300") {
             let text = ns.shell(&route);
