@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::allowed::Sources;
 use super::change::Change;
-use super::dns::Dns;
+use super::dns::{ALL_LINKS, Dns};
 use super::error::NetError;
 use super::guard::Guard;
 use super::mark::Mark;
@@ -251,6 +251,15 @@ impl ClientNet {
             let new = elsewhere.iter().filter(|it| !self.elsewhere.contains(it));
             for (link, domains) in new {
                 let domains = domains.join(", ");
+                if link == ALL_LINKS {
+                    tracing::warn!(
+                        domains,
+                        "systemd-resolved asks its global name servers, past the tunnel, for names in \
+                         these domains; to have the tunnel's asked: take them out of `Domains=` in \
+                         /etc/systemd/resolved.conf, then systemctl restart systemd-resolved"
+                    );
+                    continue;
+                }
                 tracing::warn!(
                     link,
                     domains,

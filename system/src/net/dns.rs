@@ -17,6 +17,8 @@ use super::setup::Paths;
 const PORT: u16 = 53;
 /// The routing domain of systemd-resolved that all names are in.
 const EVERYTHING: &str = "~.";
+/// What stands for no link in particular: no interface has a name with a space.
+pub(super) const ALL_LINKS: &str = "all links";
 
 /// Who is told about DNS servers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -230,7 +232,7 @@ fn links(text: &str) -> Vec<(&str, Vec<&str>)> {
             let (link, words) = rest.split_once("):")?;
             Some((link.split_once('(')?.1, words))
         });
-        let global = || Some(("all links", line.strip_prefix("Global:")?));
+        let global = || Some((ALL_LINKS, line.strip_prefix("Global:")?));
         match (link.or_else(global), links.last_mut()) {
             (Some((link, words)), _) => links.push((link, words.split_whitespace().collect())),
             (None, Some((_, words))) => words.extend(line.split_whitespace()),

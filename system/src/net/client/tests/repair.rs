@@ -255,6 +255,7 @@ while [ -e hangs ]; do sleep 0.01; done
 what=$1
 case "$what $#" in
 "dns 1" | "domain 1")
+    echo "Global: $(cat "$what-all" 2>&-)"
     echo "Link 2 (up0): $(cat "$what-up0")"
     echo "Link 7 (tun0): $(cat "$what" 2>&-)"
     ;;
@@ -376,6 +377,30 @@ fn names_that_other_links_are_asked_for_are_said_once() {
             fs::write(folder.join("domain-up0"), "").unwrap();
             assert!(!text(&mut net).contains(PAST));
         }
+    });
+}
+
+/// No link has them, so `resolvectl domain` takes none of them away.
+#[test]
+fn global_domains_have_a_cure_of_their_own() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let folder = systemd_resolved(ns);
+        let mut net = new(ns);
+        let setup = ClientSetup {
+            dns: &tunnels_own(),
+            ..full(&[V4])
+        };
+        net.apply(&setup).unwrap();
+        fs::write(folder.join("dns-all"), "198.51.100.53").unwrap();
+        fs::write(folder.join("domain-all"), "corp.example ~com").unwrap();
+        let said = capture(|| drop(net.verify().unwrap()));
+        assert!(said.contains("corp.example, com"), "{said}");
+        assert!(said.contains("/etc/systemd/resolved.conf"), "{said}");
+        assert!(!said.contains("resolvectl domain"), "{said}");
+        let said = capture(|| drop(net.verify().unwrap()));
+        assert!(!said.contains("past the tunnel"), "{said}");
     });
 }
 
