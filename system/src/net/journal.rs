@@ -28,6 +28,10 @@ use crate::lock::{self, LockError, LockFile};
 const SUFFIX: &str = ".json";
 /// What a file ends with that could not be read.
 const UNREADABLE: &str = ".unreadable";
+/// What a file ends with that is to take a record's place.
+const DRAFT: &str = ".new";
+/// Fewer bytes than this are not worth writing a record anew.
+const SHORT: u64 = 64 * 1024;
 
 /// The record of one device, locked.
 #[derive(Debug)]
@@ -35,6 +39,8 @@ pub(super) struct Journal {
     file: File,
     /// Bytes of the file.
     len: u64,
+    /// With how many it is written anew.
+    compact_at: u64,
     path: PathBuf,
     tun: String,
     place: Place,
@@ -63,6 +69,7 @@ impl Journal {
         let mut journal = Self {
             file,
             len: record.whole as u64,
+            compact_at: worth_compacting(record.whole as u64),
             changes: in_force(record.owner.as_ref(), record.changes, &place),
             path,
             tun: tun.to_owned(),
@@ -209,6 +216,14 @@ impl Journal {
     pub(super) fn restart(&mut self) -> Result<(), NetError> {
         self.len = 0;
         self.cut()?;
+        let lines = self.lines()?;
+        self.write(&lines)?;
+        self.compact_at = worth_compacting(self.len);
+        Ok(())
+    }
+
+    /// All that the record has to say.
+    fn lines(&self) -> Result<String, NetError> {
         let owner = Entry::Owner(Owner {
             pid: std::process::id(),
             place: self.place.clone(),
@@ -221,8 +236,26 @@ impl Journal {
             .chain(made)
             .map(|it| it.line())
             .collect();
-        let lines = lines.map_err(|error| journal_error(&self.path, io::Error::other(error)))?;
-        self.write(&lines)
+        lines.map_err(|error| journal_error(&self.path, io::Error::other(error)))
+    }
+
+    /// Leaves out what was taken back, in a file that takes the place of this one when it is whole: others
+    /// read it at each look, and it grows with each session.
+    fn compact(&mut self) -> Result<(), NetError> {
+        let mut draft = self.path.clone().into_os_string();
+        draft.push(DRAFT);
+        let draft = PathBuf::from(draft);
+        let failed = |source| journal_error(&draft, source);
+        let mut file = lock::lock(&draft, Duration::ZERO, || true)
+            .map_err(|error| failed(io::Error::other(error)))?;
+        let lines = self.lines()?;
+        file.set_len(0)
+            .and_then(|()| file.write_all(lines.as_bytes()))
+            .and_then(|()| fs::rename(&draft, &self.path))
+            .map_err(failed)?;
+        self.file = file;
+        self.len = lines.len() as u64;
+        Ok(())
     }
 
     /// Whether the file is where others look for it.
@@ -271,6 +304,12 @@ impl Journal {
     }
 
     fn append(&mut self, entry: &Entry) -> Result<(), NetError> {
+        if self.len >= self.compact_at && self.is_in_place() {
+            if let Err(error) = self.compact() {
+                tracing::debug!(%error, "the record stays as long as it is");
+            }
+            self.compact_at = worth_compacting(self.len);
+        }
         let line = entry.line();
         let line = line.map_err(|error| journal_error(&self.path, io::Error::other(error)))?;
         self.write(&line)
@@ -290,6 +329,11 @@ impl Journal {
         let cut = self.file.set_len(self.len);
         cut.map_err(|source| journal_error(&self.path, source))
     }
+}
+
+/// How long a record may become that had so many bytes when it was written anew.
+const fn worth_compacting(len: u64) -> u64 {
+    SHORT + 4 * len
 }
 
 fn file_name(tun: &str, place: &Place) -> String {

@@ -256,14 +256,14 @@ fn needs_firewall(setup: &ServerSetup<'_>) -> bool {
 /// none if it is.
 pub fn missing_nat_interface(interface: &str, paths: &Paths) -> Option<String> {
     let known = sysctl::all_interfaces(paths);
-    if known.iter().any(|name| name == interface) {
-        return None;
-    }
-    let known = known.join(", ");
-    Some(format!(
-        "network.nat names the interface {interface:?}, which is not there ({known}): until it is, \
-         clients leave by others with their own addresses, which nobody answers"
-    ))
+    // Which ones there are, `ip -brief link` says: a problem is told again when its words change, and
+    // containers come and go.
+    (!known.iter().any(|name| name == interface)).then(|| {
+        format!(
+            "network.nat names the interface {interface:?}, which is not there (see ip -brief link): \
+             until it is, clients leave by others with their own addresses, which nobody answers"
+        )
+    })
 }
 
 /// What the firewall depends on of the host as it is now, before forwarding is switched on.

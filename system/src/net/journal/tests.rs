@@ -33,6 +33,39 @@ fn a_line_cut_short_is_left_out() {
     assert_eq!(changes(&paths), [nft("a"), nft("b")]);
 }
 
+/// Sessions come and go, and others read all of it each time.
+#[test]
+fn a_record_does_not_grow_with_what_was_taken_back() {
+    let _turn = turn();
+    let (_directory, paths) = scratch();
+    let mut journal = started("tun0", &paths);
+    journal.made(&nft("a")).unwrap();
+    let tunnel = Tunnel::new(&[]);
+    for n in 0..2000 {
+        journal.set_tunnel(tunnel.with_session(n % 2 == 0)).unwrap();
+        journal.made(&nft("b")).unwrap();
+        journal.undone(&nft("b")).unwrap();
+    }
+    journal.made(&nft("c")).unwrap();
+
+    assert!(fs::metadata(&journal.path).unwrap().len() < 2 * SHORT);
+    assert!(journal.is_in_place());
+    let others = started("tun1", &paths);
+    assert_eq!(others.others(), [nft("a"), nft("c")]);
+    assert_eq!(others.other_tunnels(), [tunnel]);
+    let refused = Journal::open("tun0", &paths);
+    assert!(matches!(refused, Err(NetError::AlreadyRunning { .. })));
+    drop(journal);
+    assert_eq!(changes(&paths), [nft("a"), nft("c")]);
+    let left = fs::read_dir(&paths.state_dir).unwrap();
+    let names = left.map(|entry| entry.unwrap().file_name());
+    assert!(
+        names
+            .into_iter()
+            .all(|name| !name.to_string_lossy().ends_with(DRAFT))
+    );
+}
+
 #[test]
 fn a_live_record_is_refused_by_name_of_its_process() {
     let _turn = turn();

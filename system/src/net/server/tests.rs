@@ -448,7 +448,7 @@ fn translation_on_an_interface_that_is_not_there_is_a_problem_until_it_comes() {
         let mut net = ServerNet::set_up(&setup, &ns.paths).unwrap();
         let problem = net.verify().unwrap().problem.unwrap();
         assert!(
-            problem.contains("\"eth0\"") && problem.contains("not there (tun0)"),
+            problem.contains("\"eth0\"") && problem.contains("which is not there"),
             "{problem}"
         );
         let _uplink = open_as("eth0");
