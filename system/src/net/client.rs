@@ -340,9 +340,9 @@ impl ClientNet {
     fn guard_addresses(&mut self, plan: &Plan, setup: &ClientSetup<'_>) -> Result<(), NetError> {
         let firewall = ClientFirewall {
             inbound: setup.inbound,
+            mark: self.guard.tunnel()?.pass_mark(),
             direct_replies: match setup.direct_replies {
                 true => Some(DirectReplies {
-                    mark: self.guard.tunnel()?.pass_mark(),
                     ports: self.ports_of_listeners(),
                 }),
                 false => None,
@@ -397,7 +397,7 @@ impl ClientNet {
         };
         let rest = ClientFirewall {
             direct_replies: None,
-            inbound: firewall.inbound,
+            ..*firewall
         };
         let chains = nft::client_chains(self.guard.tun(), addresses, &rest);
         self.guard

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::command;
 use super::error::NetError;
-use super::mark::{KIND, KIND_MASK, PassMark};
+use super::mark::{KIND, KIND_MASK, Mark, PassMark};
 use super::setup::Paths;
 
 pub(super) mod passage;
@@ -97,6 +97,8 @@ const NO_TABLE: &str = "No such file or directory";
 pub(super) struct ClientFirewall {
     /// Connections may come out of the tunnel, not only answers.
     pub(super) inbound: bool,
+    /// What passes the tunnel by is marked with it.
+    pub(super) mark: PassMark,
     /// Connections that came in by another interface are answered past the tunnel.
     pub(super) direct_replies: Option<DirectReplies>,
 }
@@ -104,8 +106,6 @@ pub(super) struct ClientFirewall {
 /// How answers to connections that came in by another interface pass the tunnel by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DirectReplies {
-    /// What they are marked with.
-    pub(super) mark: PassMark,
     /// TCP ports that something listens on. What leaves from them in the middle of a connection that
     /// nobody has tracked so far is an answer.
     pub(super) ports: Vec<u16>,
@@ -118,7 +118,7 @@ pub(super) struct DirectReplies {
 pub(super) fn client_chains(tun: &str, addresses: &[IpNet], firewall: &ClientFirewall) -> String {
     let tun = quoted(tun);
     let direct = firewall.direct_replies.as_ref();
-    let marks = direct.map_or_else(String::new, |direct| mark_connections(&tun, direct.mark));
+    let marks = direct.map_or_else(String::new, |_| mark_connections(&tun, firewall.mark));
     let mut chains = String::from(
         "chain guard_addresses {\ntype filter hook prerouting priority raw; policy accept;\n",
     );
@@ -140,11 +140,13 @@ pub(super) fn client_chains(tun: &str, addresses: &[IpNet], firewall: &ClientFir
          }}\n\
          chain save_mark {{\n\
          type filter hook postrouting priority mangle; policy accept;\n\
-         meta l4proto {{ tcp, udp }} meta mark & {KIND_MASK} == {KIND} ct mark set meta mark\n\
+         ct direction original meta l4proto {{ tcp, udp }} meta mark & {KIND_MASK} == {KIND} \
+         ct mark set meta mark\n\
          }}\n"
     );
+    chains += &obey_arrivals(&tun, firewall.mark);
     if let Some(direct) = direct {
-        chains += &mark_replies(addresses, direct);
+        chains += &mark_replies(addresses, firewall.mark, direct);
     }
     if !firewall.inbound {
         let _ = write!(
@@ -159,24 +161,39 @@ pub(super) fn client_chains(tun: &str, addresses: &[IpNet], firewall: &ClientFir
     chains
 }
 
-/// Rules that mark connections to this host's addresses by other interfaces than the tunnel. Those of
-/// other tunnels of ours have their marks already, to which this one's is added; what others mark
-/// is left to them.
+/// Rules that mark connections to this host's addresses, so that they pass all tunnels by, also those
+/// that come up later, but for the one that they [came out of](obey_arrivals). What others mark is left to
+/// them.
 fn mark_connections(tun: &str, mark: PassMark) -> String {
     let PassMark { value, mask } = mark;
-    let elsewhere = format!("iifname != {{ {tun}, \"lo\" }} ct direction original");
+    let all = Mark::PAST_ALL.get();
     format!(
-        "iifname {tun} ct direction original ct mark 0 fib daddr type local ct mark set {KIND}\n\
-         {elsewhere} ct mark & {mask} == {KIND} fib daddr type local ct mark set ct mark | {value}\n\
-         {elsewhere} ct mark 0 fib daddr type local ct mark set {value}\n"
+        "iifname != {{ {tun}, \"lo\" }} ct direction original ct mark & {mask} == {KIND} \
+         fib daddr type local ct mark set ct mark | {value}\n\
+         iifname != \"lo\" ct direction original ct mark 0 fib daddr type local ct mark set {all}\n"
+    )
+}
+
+/// A chain behind the marks of all tables: a connection that comes out of the tunnel does not pass it
+/// by, whichever tunnel's table has marked it.
+fn obey_arrivals(tun: &str, mark: PassMark) -> String {
+    let PassMark { value, mask } = mark;
+    let others = !(mask & !KIND_MASK);
+    format!(
+        "chain obey_arrivals {{\n\
+         type filter hook prerouting priority mangle + 1; policy accept;\n\
+         iifname {tun} ct direction original ct mark & {mask} == {value} \
+         ct mark set ct mark & {others}\n\
+         }}\n"
     )
 }
 
 /// Chains that mark packets of marked connections: those that arrive for this host, and those that it
 /// sends. Connections that are older than the table are marked by what it sends of them: from the
-/// tunnel's addresses it is none of theirs.
-fn mark_replies(addresses: &[IpNet], direct: &DirectReplies) -> String {
-    let value = direct.mark.value;
+/// tunnel's addresses it is none of theirs. A socket keeps the mark with which it was accepted, but the
+/// connection's counts.
+fn mark_replies(addresses: &[IpNet], mark: PassMark, direct: &DirectReplies) -> String {
+    let value = mark.value;
     let ports: Vec<_> = direct.ports.iter().map(u16::to_string).collect();
     let ports = ports.join(", ");
     let mut older = String::new();
@@ -203,6 +220,8 @@ fn mark_replies(addresses: &[IpNet], direct: &DirectReplies) -> String {
          chain mark_replies {{\n\
          type route hook output priority mangle; policy accept;\n\
          {older}meta mark 0 ct mark & {KIND_MASK} == {KIND} meta mark set ct mark\n\
+         ct direction reply meta mark & {KIND_MASK} == {KIND} ct mark & {KIND_MASK} == {KIND} \
+         meta mark set ct mark\n\
          }}\n"
     )
 }
