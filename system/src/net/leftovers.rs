@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+use rustix::io::Errno;
+
 use super::change::Change;
 use super::error::NetError;
 use super::guard::Guard;
@@ -12,15 +14,19 @@ use super::nft::{self, Family};
 use super::policy::{self, Purpose};
 use super::verify::patiently;
 
-/// The rules of clients whose devices are not there, and those of the main table that nobody needs:
-/// as many as there are for each length beyond the tunnels that are there.
-fn orphans(found: &[Rule], lives: impl Fn(u32) -> bool) -> Vec<Rule> {
+/// The rules of clients whose devices are not there, and, where all that are alive have made theirs, those
+/// of the main table that nobody needs: as many as there are for each length beyond the tunnels that are
+/// there.
+fn orphans(found: &[Rule], lives: impl Fn(u32) -> bool, is_complete: bool) -> Vec<Rule> {
     let purposes = || found.iter().map(|rule| (rule, policy::purpose(rule)));
     let is_over = |(rule, purpose): (&Rule, _)| match purpose {
         Some(Purpose::Device(device, _)) if !lives(device) => Some(*rule),
         _ => None,
     };
     let mut orphans: Vec<Rule> = purposes().filter_map(is_over).collect();
+    if !is_complete {
+        return orphans;
+    }
     let mut needed: BTreeMap<(RuleFamily, u8), BTreeSet<u32>> = BTreeMap::new();
     for (rule, purpose) in purposes() {
         if let Some(Purpose::Device(device, len)) = purpose
@@ -60,9 +66,11 @@ impl Guard {
                 Some(Purpose::Device(device, _)) if Some(device) != own => Some(device),
                 _ => None,
             })
-            .filter(|device| self.netlink.link(*device).is_ok())
+            .filter(|device| !is_gone(&self.netlink.link(*device)))
             .collect();
-        let orphans = orphans(&found, |device| devices.contains(&device));
+        // Asked last: whoever was about to make rules while they were listed is known by now.
+        let is_complete = self.journal.other_tunnels().is_empty();
+        let orphans = orphans(&found, |device| devices.contains(&device), is_complete);
         if orphans.is_empty() {
             return Vec::new();
         }
@@ -99,6 +107,12 @@ impl Guard {
     }
 }
 
+/// Whether there is no such device, which no other error says.
+fn is_gone<T>(answer: &io::Result<T>) -> bool {
+    let errno = |error: &io::Error| Errno::from_io_error(error);
+    answer.as_ref().err().and_then(errno) == Some(Errno::NODEV)
+}
+
 fn netlink_error(action: &str, source: io::Error) -> NetError {
     NetError::Netlink {
         action: action.to_owned(),
@@ -128,11 +142,11 @@ mod tests {
     fn the_rules_of_a_device_that_is_gone_are_orphans() {
         let gone = rules_of(5, &["0.0.0.0/0", "::/0", "10.0.0.0/8"]);
         let mut expected = gone.clone();
-        let mut found = orphans(&gone, |_| false);
+        let mut found = orphans(&gone, |_| false, true);
         expected.sort();
         found.sort();
         assert_eq!(found, expected);
-        assert_eq!(orphans(&gone, |device| device == 5), []);
+        assert_eq!(orphans(&gone, |device| device == 5, true), []);
     }
 
     /// Rules of the main table are equal for all, and each client has made its own.
@@ -145,10 +159,21 @@ mod tests {
             ..gone[0]
         };
         let found = [&gone[..], &lives[..], &[foreign]].concat();
-        let mut orphans = orphans(&found, |device| device == 6);
+        let mut orphans = orphans(&found, |device| device == 6, true);
         let mut expected = gone;
         orphans.sort();
         expected.sort();
         assert_eq!(orphans, expected);
+    }
+
+    /// Else a client's rules and routes go while it runs, and its packets leave without a tunnel.
+    #[test]
+    fn only_a_device_that_is_not_there_is_gone() {
+        assert!(is_gone::<()>(&Err(Errno::NODEV.into())));
+        assert!(!is_gone(&Ok(())));
+        for errno in [Errno::NOBUFS, Errno::INTR, Errno::PERM] {
+            assert!(!is_gone::<()>(&Err(errno.into())), "{errno}");
+        }
+        assert!(!is_gone::<()>(&Err(io::ErrorKind::InvalidData.into())));
     }
 }

@@ -116,6 +116,27 @@ fn only_the_rules_of_the_dead_go_where_another_client_lives() {
     });
 }
 
+/// The first of its rules looks like one that nobody needs.
+#[test]
+fn rules_that_another_client_is_about_to_complete_are_left_alone() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun1");
+        let mut begins = ClientNet::new("tun1", &ns.paths).unwrap();
+        let tables = policy::Tables::of(begins.guard.index().unwrap());
+        let mark = begins.guard.tunnel().unwrap().pass_mark();
+        let everything = [parse("0.0.0.0/0")];
+        let rules = policy::rules(everything.iter(), tables, mark);
+        let first = Change::Rule(rules.into_iter().next().unwrap());
+        begins.guard.make(&first).unwrap();
+        let before = ns.shell(RULES);
+
+        let _net = ClientNet::new("tun2", &ns.paths).unwrap();
+
+        assert_eq!(ns.shell(RULES), before);
+    });
+}
+
 #[test]
 fn a_record_that_was_taken_away_is_made_again() {
     namespace::run(|ns| {
