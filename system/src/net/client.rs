@@ -122,7 +122,7 @@ impl ClientNet {
         }
         self.set_up_link(setup, index)?;
         self.guard_addresses(&plan, setup)?;
-        self.lead_to_server(&mut plan, setup);
+        self.lead_to_server(&mut plan, setup)?;
         for change in &plan.changes {
             self.guard.make(change)?;
         }
@@ -465,15 +465,18 @@ impl ClientNet {
         }
     }
 
-    /// Puts the way to the server, where one is needed, before all that would cut it.
-    fn lead_to_server(&self, plan: &mut Plan, setup: &ClientSetup<'_>) {
+    /// Puts the way to the server, where one is needed, before all that would cut it. It would cut a
+    /// connection that goes through another tunnel.
+    fn lead_to_server(&mut self, plan: &mut Plan, setup: &ClientSetup<'_>) -> Result<(), NetError> {
         // IPv6 has no such filters.
         if let Some(server @ IpAddr::V4(_)) = setup.server
             && self.needs_way_to_server
+            && !self.guard.tunnel()?.is_inside()
         {
             let way = Change::Rule(policy::to_server(server));
             plan.changes.insert(0, way);
         }
+        Ok(())
     }
 
     fn set_dns(&mut self, servers: &[IpAddr]) -> Result<(), NetError> {

@@ -70,7 +70,11 @@ impl Guard {
             .collect();
         // Asked last: whoever was about to make rules while they were listed is known by now.
         let is_complete = self.journal.other_tunnels().is_empty();
-        let orphans = orphans(&found, |device| devices.contains(&device), is_complete);
+        let mut orphans = orphans(&found, |device| devices.contains(&device), is_complete);
+        // A living client without a record may need what leads to its server.
+        if devices.is_empty() || !is_complete {
+            orphans.extend(self.ways_to_servers_of_nobody(&found));
+        }
         if orphans.is_empty() {
             return Vec::new();
         }
@@ -94,6 +98,15 @@ impl Guard {
             .map(|change| change.revert(&mut self.netlink, &self.paths));
         errors.extend(reverted.filter_map(Result::err));
         errors
+    }
+
+    /// The rules that lead to servers and that no living client's record knows.
+    fn ways_to_servers_of_nobody(&self, found: &[Rule]) -> Vec<Rule> {
+        let others = self.journal.others();
+        let is_way = |rule: &&Rule| policy::purpose(rule) == Some(Purpose::Server);
+        let ways = found.iter().filter(is_way).copied();
+        ways.filter(|way| !others.contains(&Change::Rule(*way)))
+            .collect()
     }
 
     /// Removes the device's tables of nftables, where there may be some and the record does not say.

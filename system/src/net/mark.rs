@@ -86,6 +86,11 @@ impl Tunnel {
         Mark::obeying(self.obeys)
     }
 
+    /// Whether its connections go through another tunnel.
+    pub(super) const fn is_inside(self) -> bool {
+        self.obeys != 0
+    }
+
     /// The same with a session, or without one.
     pub(super) const fn with_session(self, is_up: bool) -> Self {
         Self { is_up, ..self }

@@ -128,11 +128,16 @@ pub(super) enum Purpose {
     Shared(u8),
     /// It looks into a table of the device of this index, at this prefix length.
     Device(u32, u8),
+    /// It leads to a server past all tunnels.
+    Server,
 }
 
 /// What a rule is for that only a client makes, by its preference, its mark and its table; none for
 /// others' rules.
 pub(super) fn purpose(rule: &Rule) -> Option<Purpose> {
+    if let Some(server) = rule.destination {
+        return (*rule == to_server(server.addr())).then_some(Purpose::Server);
+    }
     let place = rule.priority.checked_sub(FIRST_PRIORITY)?;
     let len = u32::from(MAX_PREFIX_LEN).checked_sub(place / 3)?;
     let len = u8::try_from(len).ok()?;
@@ -238,6 +243,31 @@ mod tests {
                 ] {
                     assert_eq!(purpose(&other), None, "{other:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_rule_that_leads_to_a_server_is_told_from_those_of_others() {
+        for server in ["203.0.113.7", "2001:db8::7"] {
+            let rule = to_server(server.parse().unwrap());
+            assert_eq!(purpose(&rule), Some(Purpose::Server));
+            for other in [
+                Rule {
+                    priority: rule.priority - 1,
+                    ..rule
+                },
+                Rule { table: 77, ..rule },
+                Rule {
+                    destination: Some(net("203.0.113.0/24")),
+                    ..rule
+                },
+                Rule {
+                    destination: None,
+                    ..rule
+                },
+            ] {
+                assert_eq!(purpose(&other), None, "{other:?}");
             }
         }
     }

@@ -137,6 +137,54 @@ fn rules_that_another_client_is_about_to_complete_are_left_alone() {
     });
 }
 
+/// It leads everything to that address past later tunnels. A living client's stays.
+#[test]
+fn the_way_to_a_server_goes_without_a_record_unless_somebody_needs_it() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let before = ns.shell(RULES);
+        let way = Change::Rule(policy::to_server(SERVER.parse().unwrap()));
+        let mut net = ClientNet::new("tun1", &ns.paths).unwrap();
+        net.guard.tunnel().unwrap();
+        net.guard.make(&way).unwrap();
+        let with_way = ns.shell(RULES);
+        assert_ne!(with_way, before);
+        drop(ClientNet::new("tun2", &ns.paths).unwrap());
+        assert_eq!(ns.shell(RULES), with_way);
+        fs::remove_dir_all(&ns.paths.state_dir).unwrap();
+        net.guard.crash();
+
+        drop(ClientNet::new("tun2", &ns.paths).unwrap());
+
+        assert_eq!(ns.shell(RULES), before);
+    });
+}
+
+/// The rule would put the connection past the tunnel that it goes through.
+#[test]
+fn no_way_to_the_server_is_made_for_a_tunnel_inside_another() {
+    namespace::run(|ns| {
+        let _uplink = uplink(ns);
+        let _tun = open("tun0");
+        let mut first = new(ns);
+        first.set_session(true);
+        let mut second = ClientNet::new("tun1", &ns.paths).unwrap();
+        let everything = [V4];
+        let setup = full(&everything);
+        for (inside, rules) in [(false, 1), (true, 0)] {
+            if inside {
+                second.verify().unwrap();
+            }
+            second.needs_way_to_server = true;
+            let index = first.guard.index().unwrap();
+            let mut plan = first.plan(&setup, index).unwrap();
+            let before = plan.changes.len();
+            second.lead_to_server(&mut plan, &setup).unwrap();
+            assert_eq!(plan.changes.len() - before, rules, "{inside}");
+        }
+    });
+}
+
 #[test]
 fn a_record_that_was_taken_away_is_made_again() {
     namespace::run(|ns| {
