@@ -69,8 +69,9 @@ impl NameServers {
 struct Inquiry {
     mark: Option<u32>,
     servers: Vec<Server>,
-    /// Addresses of each kind, once they are known, and since when.
+    /// Addresses of each kind, once it is known whether there are any.
     found: [Option<Vec<IpAddr>>; Kind::ALL.len()],
+    /// When the first of them came.
     found_at: Option<Instant>,
     error: Option<io::Error>,
     start: Instant,
@@ -255,7 +256,9 @@ impl Inquiry {
         };
         let error = match reply {
             Ok(Reply::Addresses(addresses)) => {
-                self.found_at = self.found_at.or_else(|| Some(Instant::now()));
+                if !addresses.is_empty() {
+                    self.found_at = self.found_at.or_else(|| Some(Instant::now()));
+                }
                 if let Some(found) = self.found.get_mut(kind as usize) {
                     found.get_or_insert(addresses);
                 }

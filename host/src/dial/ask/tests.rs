@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +19,8 @@ enum Manner {
     Answer,
     /// It has addresses of one kind, and keeps silent on the other.
     OnlyV4,
+    /// It has no addresses of one kind, and keeps silent on the other.
+    NoV6,
     NoSuchName,
     Fail,
     Truncate,
@@ -36,6 +39,24 @@ fn one_kind_does_not_wait_for_the_other() {
     let start = Instant::now();
     assert_eq!(look_up(&[server]).unwrap(), [ip(V4)]);
     assert!(start.elapsed() < AGAIN, "{:?}", start.elapsed());
+}
+
+/// It is looked at once in a while whether anybody wants it still.
+#[test]
+fn that_there_are_no_addresses_of_one_kind_leaves_time_to_wait_for_the_other() {
+    let (server, _) = name_server(Manner::NoV6);
+    let servers = NameServers {
+        addresses: vec![server],
+        mark: None,
+    };
+    let start = Instant::now();
+    let looks = Cell::new(0);
+    let is_over = || {
+        looks.set(looks.get() + 1);
+        start.elapsed() > 5 * LOOK
+    };
+    servers.look_up(HOST, is_over).unwrap_err();
+    assert!(looks.get() < 20, "{}", looks.get());
 }
 
 #[test]
@@ -150,6 +171,8 @@ fn answer(query: &[u8], manner: Manner) -> Option<Vec<u8>> {
     match manner {
         Manner::Silent => return None,
         Manner::OnlyV4 if !is_v4 => return None,
+        Manner::NoV6 if is_v4 => return None,
+        Manner::NoV6 => {}
         Manner::NoSuchName => *packet.rcode_mut() = RCODE::NameError,
         Manner::Fail => *packet.rcode_mut() = RCODE::ServerFailure,
         Manner::Truncate => packet.set_flags(PacketFlag::TRUNCATION),
