@@ -4,17 +4,19 @@
 //! asked before, and the sockets carry the tunnel's mark.
 
 mod message;
+mod stream;
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::{self, Read as _};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use self::message::{Kind, Query, Reply};
+use self::stream::Patience;
 
 /// How long a name server is alone before the next one is asked too.
 const STAGGER: Duration = Duration::from_millis(300);
@@ -26,7 +28,7 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 /// How soon it is noticed that nobody wants an answer any more.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long a name server may take for an answer over TCP.
+/// How long a name server may take for an answer over TCP, all of it.
 const TCP_TIMEOUT: Duration = Duration::from_secs(2);
 /// A UDP message without EDNS has 512 bytes (RFC 1035, section 4.2.1); there are servers that send more.
 const MAX_DATAGRAM: usize = 4096;
@@ -50,7 +52,7 @@ impl NameServers {
         host: &str,
         is_over: impl Fn() -> bool,
     ) -> io::Result<Vec<IpAddr>> {
-        let mut inquiry = Inquiry::new(self, host)?;
+        let mut inquiry = Inquiry::new(self, host, &is_over)?;
         loop {
             let now = Instant::now();
             inquiry.ask(now);
@@ -66,7 +68,7 @@ impl NameServers {
 }
 
 /// One name, asked of several servers.
-struct Inquiry {
+struct Inquiry<'a> {
     mark: Option<u32>,
     servers: Vec<Server>,
     /// Addresses of each kind, once it is known whether there are any.
@@ -75,6 +77,8 @@ struct Inquiry {
     found_at: Option<Instant>,
     error: Option<io::Error>,
     start: Instant,
+    /// Whether nobody wants an answer any more.
+    is_over: &'a dyn Fn() -> bool,
 }
 
 /// One name server.
@@ -86,8 +90,8 @@ struct Server {
     due: Instant,
 }
 
-impl Inquiry {
-    fn new(servers: &NameServers, host: &str) -> io::Result<Self> {
+impl<'a> Inquiry<'a> {
+    fn new(servers: &NameServers, host: &str, is_over: &'a dyn Fn() -> bool) -> io::Result<Self> {
         let start = Instant::now();
         let mut inquiry = Self {
             mark: servers.mark,
@@ -96,12 +100,13 @@ impl Inquiry {
             found_at: None,
             error: None,
             start,
+            is_over,
         };
         let mut due = start;
         for address in servers.addresses.iter().take(MAX_SERVERS) {
             let [first, second] = Kind::ALL;
             let queries = [Query::new(host, first)?, Query::new(host, second)?];
-            let socket = match open(*address, servers.mark, Type::DGRAM) {
+            let socket = match open(*address, servers.mark) {
                 Ok(socket) => Some(socket),
                 Err(error) => {
                     inquiry.note_error(*address, &error);
@@ -219,22 +224,19 @@ impl Inquiry {
         Ok(())
     }
 
-    /// Takes in what a server has sent.
+    /// Takes one message in that a server has sent; before the next one, what is due is looked at.
     fn receive(&mut self, index: usize) {
         let mut buffer = [0; MAX_DATAGRAM];
-        loop {
-            let Some(server) = self.servers.get(index) else {
-                return;
-            };
-            let Some(mut socket) = server.socket.as_ref() else {
-                return;
-            };
-            match socket.read(&mut buffer) {
-                Ok(len) => self.take(index, buffer.get(..len).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return self.give_up(index, &error, Instant::now()),
-            }
+        let server = self.servers.get(index);
+        let Some(mut socket) = server.and_then(|server| server.socket.as_ref()) else {
+            return;
+        };
+        match socket.read(&mut buffer) {
+            Ok(len) => self.take(index, buffer.get(..len).unwrap_or_default()),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
+                _ => self.give_up(index, &error, Instant::now()),
+            },
         }
     }
 
@@ -271,31 +273,20 @@ impl Inquiry {
         self.give_up(index, &error, Instant::now());
     }
 
-    /// Asks over TCP what does not fit into a datagram (RFC 7766).
+    /// Asks over TCP what does not fit into a datagram.
     fn ask_at_length(&self, address: SocketAddr, query: &Query) -> io::Result<Vec<u8>> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
-        set_mark(&socket, self.mark)?;
-        socket.connect_timeout(&address.into(), TCP_TIMEOUT)?;
-        let mut stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(TCP_TIMEOUT))?;
-        stream.set_write_timeout(Some(TCP_TIMEOUT))?;
-        let len = u16::try_from(query.bytes().len()).map_err(io::Error::other)?;
-        stream.write_all(&[&len.to_be_bytes(), query.bytes()].concat())?;
-        let mut len = [0; 2];
-        stream.read_exact(&mut len)?;
-        let mut answer = vec![0; u16::from_be_bytes(len).into()];
-        stream.read_exact(&mut answer)?;
-        Ok(answer)
+        let until = Instant::now() + TCP_TIMEOUT;
+        let patience = Patience {
+            until: until.min(self.start + TIMEOUT),
+            is_over: self.is_over,
+        };
+        stream::ask(address, self.mark, query.bytes(), patience)
     }
 }
 
 /// A socket that talks to one address alone.
-fn open(address: SocketAddr, mark: Option<u32>, kind: Type) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), kind, None)?;
+fn open(address: SocketAddr, mark: Option<u32>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
     set_mark(&socket, mark)?;
     socket.set_nonblocking(true)?;
     socket.connect(&address.into())?;

@@ -1,7 +1,9 @@
 use std::cell::Cell;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::io::Write as _;
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use simple_dns::rdata::{A, AAAA, RData};
 use simple_dns::{CLASS, Packet, PacketFlag, QTYPE, RCODE, ResourceRecord, TYPE};
@@ -24,8 +26,15 @@ enum Manner {
     NoSuchName,
     Fail,
     Truncate,
+    /// Its answer over TCP has no end.
+    Drip,
+    /// Its datagrams have no end.
+    Flood,
     Silent,
 }
+
+/// How long one drips, or floods, if nobody ends it.
+const ENDLESS: Duration = Duration::from_secs(6);
 
 #[test]
 fn both_kinds_of_addresses_are_found() {
@@ -45,10 +54,7 @@ fn one_kind_does_not_wait_for_the_other() {
 #[test]
 fn that_there_are_no_addresses_of_one_kind_leaves_time_to_wait_for_the_other() {
     let (server, _) = name_server(Manner::NoV6);
-    let servers = NameServers {
-        addresses: vec![server],
-        mark: None,
-    };
+    let servers = servers(&[server]);
     let start = Instant::now();
     let looks = Cell::new(0);
     let is_over = || {
@@ -69,6 +75,35 @@ fn a_name_that_does_not_exist_has_no_address() {
 fn what_is_cut_short_is_asked_over_tcp() {
     let (server, _) = name_server(Manner::Truncate);
     assert_eq!(look_up(&[server]).unwrap(), [ip(V6), ip(V4)]);
+}
+
+/// The next name server is not kept waiting either.
+#[test]
+fn an_answer_over_tcp_that_comes_drop_by_drop_is_not_waited_for() {
+    let (dripping, _) = name_server(Manner::Drip);
+    let (good, _) = name_server(Manner::Answer);
+    let start = Instant::now();
+    assert_eq!(look_up(&[dripping, good]).unwrap(), [ip(V6), ip(V4)]);
+    assert!(start.elapsed() < 2 * TCP_TIMEOUT, "{:?}", start.elapsed());
+
+    let start = Instant::now();
+    let error = look_up(&[dripping]).unwrap_err().to_string();
+    assert!(start.elapsed() < 2 * TCP_TIMEOUT, "{:?}", start.elapsed());
+    assert_eq!(
+        error,
+        "name server 127.0.0.1: its answer over TCP takes too long"
+    );
+}
+
+#[test]
+fn who_does_not_want_an_answer_any_more_waits_for_no_name_server() {
+    for manner in [Manner::Drip, Manner::Flood, Manner::Silent] {
+        let (server, _) = name_server(manner);
+        let start = Instant::now();
+        let is_over = || start.elapsed() > 3 * LOOK;
+        servers(&[server]).look_up(HOST, is_over).unwrap_err();
+        assert!(start.elapsed() < TCP_TIMEOUT, "{:?}", start.elapsed());
+    }
 }
 
 /// Whether it fails, is not there or keeps silent.
@@ -100,23 +135,25 @@ fn the_error_names_the_name_servers() {
     assert_eq!(error, "there is no name server to ask");
 
     let (silent, _) = name_server(Manner::Silent);
-    let servers = NameServers {
-        addresses: vec![silent],
-        mark: None,
-    };
     let start = Instant::now();
     let is_over = || start.elapsed() > LOOK;
-    let error = servers.look_up(HOST, is_over).unwrap_err().to_string();
+    let error = servers(&[silent])
+        .look_up(HOST, is_over)
+        .unwrap_err()
+        .to_string();
     assert_eq!(error, "no answer from name server 127.0.0.1");
     assert!(start.elapsed() < TIMEOUT / 2);
 }
 
-fn look_up(servers: &[SocketAddr]) -> io::Result<Vec<IpAddr>> {
-    let servers = NameServers {
-        addresses: servers.to_vec(),
+fn look_up(addresses: &[SocketAddr]) -> io::Result<Vec<IpAddr>> {
+    servers(addresses).look_up(HOST, || false)
+}
+
+fn servers(addresses: &[SocketAddr]) -> NameServers {
+    NameServers {
+        addresses: addresses.to_vec(),
         mark: None,
-    };
-    servers.look_up(HOST, || false)
+    }
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -143,6 +180,11 @@ fn name_server(manner: Manner) -> (SocketAddr, Arc<AtomicUsize>) {
             if let Some(answer) = answer(&query[..len], manner) {
                 socket.send_to(&answer, client).unwrap();
             }
+            let start = Instant::now();
+            while matches!(manner, Manner::Flood) && start.elapsed() < ENDLESS {
+                // Once the other end is gone, that is an error.
+                let _ = socket.send_to(b"no answer", client);
+            }
         }
     };
     threads.spawn("datagrams", serve).unwrap();
@@ -153,6 +195,10 @@ fn name_server(manner: Manner) -> (SocketAddr, Arc<AtomicUsize>) {
             stream.read_exact(&mut len).unwrap();
             let mut query = vec![0; u16::from_be_bytes(len).into()];
             stream.read_exact(&mut query).unwrap();
+            if matches!(manner, Manner::Drip) {
+                drip(&mut stream);
+                continue;
+            }
             let answer = answer(&query, Manner::Answer).unwrap();
             let len = (answer.len() as u16).to_be_bytes();
             // In pieces, as a stream may bring it.
@@ -164,18 +210,26 @@ fn name_server(manner: Manner) -> (SocketAddr, Arc<AtomicUsize>) {
     (address, asked)
 }
 
+/// Promises the longest answer there is, and sends it byte by byte until nobody listens.
+fn drip(stream: &mut TcpStream) {
+    let start = Instant::now();
+    while stream.write_all(&[0xFF]).is_ok() && start.elapsed() < ENDLESS {
+        thread::park_timeout(LOOK / 4);
+    }
+}
+
 fn answer(query: &[u8], manner: Manner) -> Option<Vec<u8>> {
     let mut packet = Packet::parse(query).unwrap().into_reply();
     let question = packet.questions[0].clone();
     let is_v4 = question.qtype == QTYPE::TYPE(TYPE::A);
     match manner {
-        Manner::Silent => return None,
+        Manner::Silent | Manner::Flood => return None,
         Manner::OnlyV4 if !is_v4 => return None,
         Manner::NoV6 if is_v4 => return None,
         Manner::NoV6 => {}
         Manner::NoSuchName => *packet.rcode_mut() = RCODE::NameError,
         Manner::Fail => *packet.rcode_mut() = RCODE::ServerFailure,
-        Manner::Truncate => packet.set_flags(PacketFlag::TRUNCATION),
+        Manner::Truncate | Manner::Drip => packet.set_flags(PacketFlag::TRUNCATION),
         Manner::Answer | Manner::OnlyV4 => {
             let data = match ip(if is_v4 { V4 } else { V6 }) {
                 IpAddr::V4(address) => RData::A(A::from(address)),
