@@ -1,6 +1,7 @@
 //! Opening a connection to the first server that answers, beside the event loop.
 
 mod ask;
+mod order;
 mod race;
 mod small;
 
@@ -22,6 +23,7 @@ use lostlove_system::wake::Wake;
 use tracing::debug;
 
 use self::ask::NameServers;
+use self::order::Order;
 use self::race::Race;
 use self::small::SmallPackets;
 use crate::threads::Threads;
@@ -41,10 +43,11 @@ pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
 /// be looked up, and come last when it can.
 ///
 /// Where large packets got lost ([`delivery`]), the next connections keep to small ones; so does every
-/// second one to servers that do not answer at all.
+/// second one to a server that does not answer at all.
 ///
 /// Other tunnels of this host that are up carry the connection, if they lead to the server; every
-/// other attempt passes them by.
+/// other attempt passes them by. That is out of step with whose turn it is, so that each server is
+/// tried both ways.
 #[derive(Debug)]
 pub struct Dialer {
     servers: Arc<[ServerAddress]>,
@@ -162,8 +165,9 @@ impl Dialer {
         };
         let servers = Arc::clone(&self.servers);
         let sizes = self.small.sizes(Instant::now());
-        let sockets = (self.options(attempt), sizes);
-        let mut race = Race::new(servers, sockets, cancel, names, attempt);
+        let order = self.order(attempt);
+        let sockets = (self.options(order), sizes);
+        let mut race = Race::new(servers, sockets, cancel, names, order);
         if let Some(last) = self.last.filter(|_| attempt == 1) {
             race.begin_with(last);
         }
@@ -175,9 +179,15 @@ impl Dialer {
         Ok(())
     }
 
-    fn options(&self, attempt: u32) -> SocketOptions {
+    fn order(&self, attempt: u32) -> Order {
+        let mark = self.mark.map(Mark::get);
+        let are_there_tunnels = mark.is_some() && mark != self.options.mark;
+        Order::new(attempt, self.servers.len(), are_there_tunnels)
+    }
+
+    fn options(&self, order: Order) -> SocketOptions {
         let mut options = self.options.clone();
-        if let Some(mark) = self.mark.filter(|_| attempt % 2 == 1) {
+        if let Some(mark) = self.mark.filter(|_| !order.passes_tunnels) {
             options.mark = Some(mark.get());
         }
         options
@@ -425,7 +435,8 @@ mod tests {
     fn every_other_attempt_passes_all_tunnels_by() {
         let mut dialer = dialer(Vec::new());
         dialer.options.mark = Some(7);
-        let marks = |dialer: &Dialer| [1, 2, 3].map(|attempt| dialer.options(attempt).mark);
+        let mark = |dialer: &Dialer, attempt| dialer.options(dialer.order(attempt)).mark;
+        let marks = |dialer: &Dialer| [1, 2, 3].map(|attempt| mark(dialer, attempt));
         assert_eq!(marks(&dialer), [Some(7); 3]);
         dialer.set_mark(Mark::PAST_ALL);
         let other = Some(Mark::PAST_ALL.get());

@@ -16,6 +16,7 @@ use rustix::net::netdevice::name_to_index;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::info;
 
+use super::order::Order;
 use super::small::Sizes;
 use super::{Cancel, Dialled, Names};
 
@@ -34,10 +35,7 @@ pub(super) struct Race {
     sizes: Sizes,
     cancel: Arc<Cancel>,
     names: Names,
-    /// The position in `servers` that comes first.
-    first: usize,
-    /// How far the addresses of one server are rotated.
-    turn: usize,
+    order: Order,
     answers: Arc<Mutex<Vec<Answer>>>,
     /// Look-ups that are waited for: positions in `servers`, and whom is asked.
     unresolved: Vec<(usize, Asked)>,
@@ -74,19 +72,16 @@ impl Race {
         (options, sizes): (SocketOptions, Sizes),
         cancel: Arc<Cancel>,
         names: Names,
-        attempt: u32,
+        order: Order,
     ) -> Self {
         let start = Instant::now();
-        let before = attempt.saturating_sub(1) as usize;
-        let count = servers.len().max(1);
         Self {
             servers,
             options,
             sizes,
             cancel,
             names,
-            first: before % count,
-            turn: before / count,
+            order,
             answers: Arc::default(),
             unresolved: Vec::new(),
             candidates: VecDeque::new(),
@@ -130,7 +125,8 @@ impl Race {
     fn look_up(&mut self) {
         let servers = Arc::clone(&self.servers);
         let all = servers.iter().enumerate();
-        for (server, endpoint) in all.clone().skip(self.first).chain(all.take(self.first)) {
+        let first = self.order.first;
+        for (server, endpoint) in all.clone().skip(first).chain(all.take(first)) {
             let outcome = match literal(endpoint) {
                 Some(address) => address.map(|address| self.candidates.push_back(address)),
                 None => self.look_name_up(server, &endpoint.host),
@@ -206,7 +202,7 @@ impl Race {
             };
             match addresses {
                 Ok(addresses) if !addresses.is_empty() => {
-                    self.knows_first |= server == self.first;
+                    self.knows_first |= server == self.order.first;
                     if asked == Asked::NameServers {
                         // The system would not know better.
                         self.unresolved.retain(|(waiting, _)| *waiting != server);
@@ -230,10 +226,10 @@ impl Race {
 
     /// Adds a server's addresses in this attempt's order.
     fn add(&mut self, server: usize, mut addresses: Vec<SocketAddr>) {
-        let turn = self.turn.checked_rem(addresses.len()).unwrap_or(0);
+        let turn = self.order.turn.checked_rem(addresses.len()).unwrap_or(0);
         addresses.rotate_left(turn);
         self.candidates.retain(|known| !addresses.contains(known));
-        if server != self.first {
+        if server != self.order.first {
             self.candidates.extend(addresses);
             return;
         }
@@ -285,7 +281,8 @@ impl Race {
     fn is_held_back(&self, now: Instant) -> bool {
         let is_sure = self.is_sure_of_first && self.tried.is_empty();
         let mut awaited = self.unresolved.iter();
-        let is_awaited = !self.knows_first && awaited.any(|(server, _)| *server == self.first);
+        let is_awaited =
+            !self.knows_first && awaited.any(|(server, _)| *server == self.order.first);
         !is_sure && is_awaited && now < self.start + STAGGER
     }
 
@@ -510,6 +507,12 @@ mod tests {
             threads: Threads::new().unwrap(),
         };
         let sockets = (options, Sizes::default());
-        Race::new(Arc::default(), sockets, cancel, names, 1)
+        Race::new(
+            Arc::default(),
+            sockets,
+            cancel,
+            names,
+            Order::new(1, 0, false),
+        )
     }
 }

@@ -12,6 +12,8 @@ use tracing::debug;
 const LIFETIME: Duration = Duration::from_secs(600);
 /// Networks that are remembered: who wanders about comes back to few of them within that time.
 const MOST: usize = 16;
+/// Servers that are suspected: more than have their turns before one comes again.
+const MOST_SUSPECTS: usize = 64;
 
 /// What is known of the networks that a client was in.
 #[derive(Debug, Default)]
@@ -20,8 +22,9 @@ pub(super) struct SmallPackets {
     networks: Vec<(Way, Instant)>,
     /// Where the last connection went to, and whether it kept to small packets.
     last: Option<(IpAddr, bool)>,
-    /// The way of one that was not answered, of which it is not known why.
-    suspect: Option<Way>,
+    /// The servers, and ways to them, that did not answer large packets, of which it is not known why.
+    /// The latest is the last.
+    suspects: Vec<(IpAddr, Way)>,
 }
 
 impl SmallPackets {
@@ -38,16 +41,27 @@ impl SmallPackets {
     }
 
     /// Nothing was heard on it: it may be anything, the size of packets as well, unless they were small.
+    /// Each server has turns of its own on each way, whichever of them the attempts go to.
     pub(super) fn handle_unanswered(&mut self) {
-        let was_small = self.last.is_some_and(|(_, is_small)| is_small);
-        self.suspect = self.last_way().filter(|_| !was_small);
+        let (Some((server, is_small)), Some(way)) = (self.last, self.last_way()) else {
+            return;
+        };
+        self.suspects.retain(|known| *known != (server, way));
+        if is_small {
+            return;
+        }
+        if self.suspects.len() >= MOST_SUSPECTS {
+            self.suspects.remove(0);
+        }
+        self.suspects.push((server, way));
     }
 
     /// It works.
     pub(super) fn handle_answered(&mut self, now: Instant) {
-        if let Some(way) = self.suspect.take()
-            && self.last.is_some_and(|(_, is_small)| is_small)
-            && self.last_way() == Some(way)
+        let suspects = std::mem::take(&mut self.suspects);
+        if let Some((server, true)) = self.last
+            && let Some(way) = self.last_way()
+            && suspects.contains(&(server, way))
         {
             self.remember(way, now);
         }
@@ -56,9 +70,9 @@ impl SmallPackets {
     /// How large packets may be.
     pub(super) fn sizes(&mut self, now: Instant) -> Sizes {
         self.networks.retain(|(_, until)| *until > now);
-        let known = self.networks.iter().map(|(way, _)| *way);
         Sizes {
-            small: known.chain(self.suspect).collect(),
+            small: self.networks.iter().map(|(way, _)| *way).collect(),
+            suspects: self.suspects.clone(),
         }
     }
 
@@ -80,13 +94,16 @@ impl SmallPackets {
 pub(super) struct Sizes {
     /// Ways of small ones.
     small: Vec<Way>,
+    /// Servers, and ways to them, to try them with.
+    suspects: Vec<(IpAddr, Way)>,
 }
 
 impl Sizes {
     /// Whether a connection to `server` is to keep to small packets.
     pub(super) fn are_small(&self, server: IpAddr) -> bool {
-        let is_small = |way| self.small.contains(&way);
-        !self.small.is_empty() && way_to(server).is_some_and(is_small)
+        let is_small = |way| self.small.contains(&way) || self.suspects.contains(&(server, way));
+        let may_be = !self.small.is_empty() || !self.suspects.is_empty();
+        may_be && way_to(server).is_some_and(is_small)
     }
 }
 
@@ -175,12 +192,38 @@ mod tests {
         );
     }
 
+    /// Which has its turn again after an even number of attempts.
+    #[test]
+    fn every_server_is_tried_with_both_sizes() {
+        let now = Instant::now();
+        let mut small = SmallPackets::default();
+        let other = IpAddr::from([127, 0, 0, 2]);
+        for is_small in [false, true, false, true] {
+            for server in [SERVER, other] {
+                assert_eq!(small.sizes(now).are_small(server), is_small, "{server}");
+                small.handle_connected(server, is_small);
+                small.handle_unanswered();
+            }
+        }
+    }
+
+    #[test]
+    fn few_servers_are_suspected() {
+        let mut small = SmallPackets::default();
+        for n in 0..100 {
+            small.handle_connected(IpAddr::from([127, 0, 0, n]), false);
+            small.handle_unanswered();
+        }
+        assert_eq!(small.suspects.len(), MOST_SUSPECTS);
+        assert_eq!(small.suspects[0].0, IpAddr::from([127, 0, 0, 36]));
+    }
+
     /// What was suspected of one network is not held against the next.
     #[test]
     fn another_network_is_above_suspicion() {
         let now = Instant::now();
         let mut small = SmallPackets {
-            suspect: Some(way(1)),
+            suspects: vec![(SERVER, way(1))],
             ..SmallPackets::default()
         };
         assert!(!small.sizes(now).are_small(SERVER));
