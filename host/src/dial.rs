@@ -20,12 +20,13 @@ use lostlove_system::delivery;
 use lostlove_system::net::Mark;
 use lostlove_system::socket::SocketOptions;
 use lostlove_system::wake::Wake;
+use socket2::SockRef;
 use tracing::debug;
 
 use self::ask::NameServers;
 use self::order::Order;
 use self::race::Race;
-use self::small::SmallPackets;
+use self::small::{Connection, SmallPackets};
 use crate::threads::Threads;
 
 /// A connection and the address it goes to, or why there is none.
@@ -129,8 +130,11 @@ impl Dialer {
         let result = self.dial.as_ref()?.lock().result.take();
         if let Some(Ok((stream, remote))) = &result {
             self.last = Some(*remote);
-            let is_small = delivery::is_small(stream).unwrap_or(false);
-            self.small.handle_connected(remote.ip(), is_small);
+            self.small.handle_connected(Connection {
+                server: remote.ip(),
+                mark: SockRef::from(stream).mark().unwrap_or_default(),
+                is_small: delivery::is_small(stream).unwrap_or(false),
+            });
         }
         result
     }

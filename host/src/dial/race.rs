@@ -266,8 +266,7 @@ impl Race {
                 return;
             };
             self.tried.push(address);
-            let is_small = self.sizes.are_small(address.ip());
-            match connect(address, &self.options, is_small) {
+            match connect(address, &self.options, &self.sizes) {
                 Ok(socket) => {
                     self.connecting.push((socket, address));
                     self.next_attempt = now + STAGGER;
@@ -400,11 +399,11 @@ fn interface_index(zone: &str) -> io::Result<u32> {
     }
 }
 
-fn connect(address: SocketAddr, options: &SocketOptions, is_small: bool) -> io::Result<Socket> {
+fn connect(address: SocketAddr, options: &SocketOptions, sizes: &Sizes) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     prepare(&socket, options)?;
-    if is_small {
+    if sizes.are_small(address.ip(), socket.mark().unwrap_or_default()) {
         info!(server = %address, "keeping to small packets, as large ones get lost there (MTU)");
         keep_small(&socket);
     }
@@ -429,6 +428,7 @@ fn outcome(socket: &Socket) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::dial::NameServers;
+    use crate::dial::small::SmallPackets;
     use crate::threads::Threads;
 
     #[test]
@@ -506,7 +506,7 @@ mod tests {
             },
             threads: Threads::new().unwrap(),
         };
-        let sockets = (options, Sizes::default());
+        let sockets = (options, SmallPackets::default().sizes(Instant::now()));
         Race::new(
             Arc::default(),
             sockets,

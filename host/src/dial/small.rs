@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use lostlove_system::net::{Mark, Way, WayFinder};
+use lostlove_system::net::{Way, WayFinder};
 use tracing::debug;
 
 /// How long a network keeps to small packets, before large ones are tried again with the next
@@ -16,21 +16,45 @@ const MOST: usize = 16;
 const MOST_SUSPECTS: usize = 64;
 
 /// What is known of the networks that a client was in.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SmallPackets {
     /// The ways out of them, and until when that holds. The latest is the last.
     networks: Vec<(Way, Instant)>,
-    /// Where the last connection went to, and whether it kept to small packets.
-    last: Option<(IpAddr, bool)>,
+    last: Option<Connection>,
     /// The servers, and ways to them, that did not answer large packets, of which it is not known why.
     /// The latest is the last.
     suspects: Vec<(IpAddr, Way)>,
+    find: Find,
+}
+
+/// Finds the way to a server of packets that have this mark (`SO_MARK`).
+type Find = fn(IpAddr, u32) -> Option<Way>;
+
+/// A connection that was opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Connection {
+    pub(super) server: IpAddr,
+    /// Which tunnels its packets pass by.
+    pub(super) mark: u32,
+    /// It keeps to small packets.
+    pub(super) is_small: bool,
+}
+
+impl Default for SmallPackets {
+    fn default() -> Self {
+        Self {
+            networks: Vec::new(),
+            last: None,
+            suspects: Vec::new(),
+            find: way_to,
+        }
+    }
 }
 
 impl SmallPackets {
-    /// A connection to `server` stands.
-    pub(super) const fn handle_connected(&mut self, server: IpAddr, is_small: bool) {
-        self.last = Some((server, is_small));
+    /// A connection stands.
+    pub(super) const fn handle_connected(&mut self, connection: Connection) {
+        self.last = Some(connection);
     }
 
     /// Large packets got lost on it.
@@ -43,11 +67,12 @@ impl SmallPackets {
     /// Nothing was heard on it: it may be anything, the size of packets as well, unless they were small.
     /// Each server has turns of its own on each way, whichever of them the attempts go to.
     pub(super) fn handle_unanswered(&mut self) {
-        let (Some((server, is_small)), Some(way)) = (self.last, self.last_way()) else {
+        let (Some(last), Some(way)) = (self.last, self.last_way()) else {
             return;
         };
+        let server = last.server;
         self.suspects.retain(|known| *known != (server, way));
-        if is_small {
+        if last.is_small {
             return;
         }
         if self.suspects.len() >= MOST_SUSPECTS {
@@ -59,9 +84,9 @@ impl SmallPackets {
     /// It works.
     pub(super) fn handle_answered(&mut self, now: Instant) {
         let suspects = std::mem::take(&mut self.suspects);
-        if let Some((server, true)) = self.last
+        if let Some(last) = self.last.filter(|last| last.is_small)
             && let Some(way) = self.last_way()
-            && suspects.contains(&(server, way))
+            && suspects.contains(&(last.server, way))
         {
             self.remember(way, now);
         }
@@ -73,11 +98,13 @@ impl SmallPackets {
         Sizes {
             small: self.networks.iter().map(|(way, _)| *way).collect(),
             suspects: self.suspects.clone(),
+            find: self.find,
         }
     }
 
     fn last_way(&self) -> Option<Way> {
-        self.last.and_then(|(server, _)| way_to(server))
+        let last = self.last?;
+        (self.find)(last.server, last.mark)
     }
 
     fn remember(&mut self, way: Way, now: Instant) {
@@ -90,26 +117,27 @@ impl SmallPackets {
 }
 
 /// How large the packets of one dial may be.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sizes {
     /// Ways of small ones.
     small: Vec<Way>,
     /// Servers, and ways to them, to try them with.
     suspects: Vec<(IpAddr, Way)>,
+    find: Find,
 }
 
 impl Sizes {
-    /// Whether a connection to `server` is to keep to small packets.
-    pub(super) fn are_small(&self, server: IpAddr) -> bool {
+    /// Whether a connection to `server` with this mark is to keep to small packets.
+    pub(super) fn are_small(&self, server: IpAddr, mark: u32) -> bool {
         let is_small = |way| self.small.contains(&way) || self.suspects.contains(&(server, way));
         let may_be = !self.small.is_empty() || !self.suspects.is_empty();
-        may_be && way_to(server).is_some_and(is_small)
+        may_be && (self.find)(server, mark).is_some_and(is_small)
     }
 }
 
-fn way_to(server: IpAddr) -> Option<Way> {
+fn way_to(server: IpAddr, mark: u32) -> Option<Way> {
     let server = server.to_canonical();
-    let way = WayFinder::new().and_then(|mut ways| ways.find(server, None, Mark::PAST_ALL.get()));
+    let way = WayFinder::new().and_then(|mut ways| ways.find(server, None, mark));
     way.unwrap_or_else(|error| {
         debug!(%error, %server, "cannot look up the way");
         None
@@ -124,6 +152,16 @@ mod tests {
 
     const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
+    const MARK: u32 = 0;
+
+    const fn to(server: IpAddr, is_small: bool) -> Connection {
+        Connection {
+            server,
+            mark: MARK,
+            is_small,
+        }
+    }
+
     fn way(last: u8) -> Way {
         Way {
             interface: 7,
@@ -136,27 +174,27 @@ mod tests {
     fn packets_are_large_unless_there_is_a_reason() {
         let now = Instant::now();
         let mut small = SmallPackets::default();
-        assert!(!small.sizes(now).are_small(SERVER));
-        small.handle_connected(SERVER, false);
+        assert!(!small.sizes(now).are_small(SERVER, MARK));
+        small.handle_connected(to(SERVER, false));
         small.handle_answered(now);
-        assert!(!small.sizes(now).are_small(SERVER));
+        assert!(!small.sizes(now).are_small(SERVER, MARK));
     }
 
     #[test]
     fn where_large_packets_got_lost_small_ones_are_used_for_a_while() {
         let now = Instant::now();
         let mut small = SmallPackets::default();
-        small.handle_connected(SERVER, false);
+        small.handle_connected(to(SERVER, false));
         small.handle_lost(now);
-        small.handle_connected(SERVER, true);
+        small.handle_connected(to(SERVER, true));
         small.handle_answered(now);
         let later = now + LIFETIME;
         assert!(
             small
                 .sizes(later - Duration::from_secs(1))
-                .are_small(SERVER)
+                .are_small(SERVER, MARK)
         );
-        assert!(!small.sizes(later).are_small(SERVER));
+        assert!(!small.sizes(later).are_small(SERVER, MARK));
     }
 
     #[test]
@@ -164,7 +202,7 @@ mod tests {
         let now = Instant::now();
         let mut small = SmallPackets::default();
         small.remember(way(1), now);
-        assert!(!small.sizes(now).are_small(SERVER));
+        assert!(!small.sizes(now).are_small(SERVER, MARK));
         assert_eq!(small.sizes(now).small, [way(1)]);
     }
 
@@ -174,22 +212,49 @@ mod tests {
         let now = Instant::now();
         let mut small = SmallPackets::default();
         for is_small in [false, true, false, true] {
-            assert_eq!(small.sizes(now).are_small(SERVER), is_small);
-            small.handle_connected(SERVER, is_small);
+            assert_eq!(small.sizes(now).are_small(SERVER, MARK), is_small);
+            small.handle_connected(to(SERVER, is_small));
             small.handle_unanswered();
         }
-        small.handle_connected(SERVER, false);
+        small.handle_connected(to(SERVER, false));
         small.handle_answered(now);
-        assert!(!small.sizes(now).are_small(SERVER));
+        assert!(!small.sizes(now).are_small(SERVER, MARK));
 
-        small.handle_connected(SERVER, false);
+        small.handle_connected(to(SERVER, false));
         small.handle_unanswered();
-        small.handle_connected(SERVER, true);
+        small.handle_connected(to(SERVER, true));
         small.handle_answered(now);
         assert!(
-            small.sizes(now).are_small(SERVER),
+            small.sizes(now).are_small(SERVER, MARK),
             "they made the difference"
         );
+    }
+
+    /// Its packets are small for the tunnel that they go through, or large for the network past it.
+    #[test]
+    fn the_way_is_the_one_that_the_connection_takes() {
+        let now = Instant::now();
+        let mut small = SmallPackets {
+            find: |_, mark| Some(way(u8::try_from(mark).unwrap())),
+            ..SmallPackets::default()
+        };
+        let with = |mark, is_small| Connection {
+            mark,
+            ..to(SERVER, is_small)
+        };
+        small.handle_connected(with(1, false));
+        small.handle_lost(now);
+        let are_small = |small: &mut SmallPackets| {
+            let sizes = small.sizes(now);
+            [1, 2].map(|mark| sizes.are_small(SERVER, mark))
+        };
+        assert_eq!(are_small(&mut small), [true, false]);
+        small.handle_connected(with(2, false));
+        small.handle_unanswered();
+        assert_eq!(are_small(&mut small), [true, true]);
+        small.handle_connected(with(2, true));
+        small.handle_unanswered();
+        assert_eq!(are_small(&mut small), [true, false]);
     }
 
     /// Which has its turn again after an even number of attempts.
@@ -200,8 +265,12 @@ mod tests {
         let other = IpAddr::from([127, 0, 0, 2]);
         for is_small in [false, true, false, true] {
             for server in [SERVER, other] {
-                assert_eq!(small.sizes(now).are_small(server), is_small, "{server}");
-                small.handle_connected(server, is_small);
+                assert_eq!(
+                    small.sizes(now).are_small(server, MARK),
+                    is_small,
+                    "{server}"
+                );
+                small.handle_connected(to(server, is_small));
                 small.handle_unanswered();
             }
         }
@@ -211,7 +280,7 @@ mod tests {
     fn few_servers_are_suspected() {
         let mut small = SmallPackets::default();
         for n in 0..100 {
-            small.handle_connected(IpAddr::from([127, 0, 0, n]), false);
+            small.handle_connected(to(IpAddr::from([127, 0, 0, n]), false));
             small.handle_unanswered();
         }
         assert_eq!(small.suspects.len(), MOST_SUSPECTS);
@@ -226,8 +295,8 @@ mod tests {
             suspects: vec![(SERVER, way(1))],
             ..SmallPackets::default()
         };
-        assert!(!small.sizes(now).are_small(SERVER));
-        small.handle_connected(SERVER, true);
+        assert!(!small.sizes(now).are_small(SERVER, MARK));
+        small.handle_connected(to(SERVER, true));
         small.handle_answered(now);
         assert_eq!(small.sizes(now).small, []);
     }
