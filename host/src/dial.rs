@@ -158,19 +158,17 @@ impl Dialer {
     fn spawn(&mut self, attempt: u32) -> io::Result<()> {
         let cancel = Arc::new(Cancel::new()?);
         let dial = Arc::new(Dial::under_way(Arc::clone(&cancel)));
+        let order = self.order(attempt);
+        let options = self.options(order);
         let names = Names {
             known: Arc::clone(&self.known),
             resolve: self.resolve,
-            name_servers: NameServers {
-                addresses: self.name_servers.to_vec(),
-                mark: self.options.mark,
-            },
+            name_servers: self.name_servers(&options),
             threads: self.threads.clone(),
         };
         let servers = Arc::clone(&self.servers);
         let sizes = self.small.sizes(Instant::now());
-        let order = self.order(attempt);
-        let sockets = (self.options(order), sizes);
+        let sockets = (options, sizes);
         let mut race = Race::new(servers, sockets, cancel, names, order);
         if let Some(last) = self.last.filter(|_| attempt == 1) {
             race.begin_with(last);
@@ -195,6 +193,15 @@ impl Dialer {
             options.mark = Some(mark.get());
         }
         options
+    }
+
+    /// They are asked the way that the connection takes: where it goes through another tunnel, the
+    /// question does too.
+    fn name_servers(&self, options: &SocketOptions) -> NameServers {
+        NameServers {
+            addresses: self.name_servers.to_vec(),
+            mark: options.mark,
+        }
     }
 
     /// Gives up what is under way, and a result that was not taken.
@@ -445,6 +452,18 @@ mod tests {
         dialer.set_mark(Mark::PAST_ALL);
         let other = Some(Mark::PAST_ALL.get());
         assert_eq!(marks(&dialer), [other, Some(7), other]);
+    }
+
+    /// Where a connection goes through another tunnel, nobody outside is to hear of it.
+    #[test]
+    fn name_servers_are_asked_the_way_that_the_connection_takes() {
+        let mut dialer = dialer(Vec::new());
+        dialer.set_mark(Mark::PAST_ALL);
+        let other = Some(Mark::PAST_ALL.get());
+        for (attempt, mark) in [(1, other), (2, Some(1)), (3, other)] {
+            let options = dialer.options(dialer.order(attempt));
+            assert_eq!(dialer.name_servers(&options).mark, mark);
+        }
     }
 
     /// The first server may accept connections and fail every handshake.

@@ -1,7 +1,7 @@
 //! Asking name servers directly, past the tunnel: a stub resolver (RFC 1034, section 5.3.1) for servers' names.
 //!
 //! While there is no session the system asks name servers that are behind the tunnel. These here were
-//! asked before, and the sockets carry the tunnel's mark.
+//! asked before, and the sockets carry the mark of the attempt to connect: they pass by what it passes by.
 
 mod message;
 mod stream;
@@ -40,7 +40,7 @@ const MAX_SERVERS: usize = 6;
 pub(super) struct NameServers {
     /// In order of preference.
     pub(super) addresses: Vec<SocketAddr>,
-    /// What makes packets pass the tunnel by.
+    /// What makes packets pass the tunnel by, and others or not.
     pub(super) mark: Option<u32>,
 }
 

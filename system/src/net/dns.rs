@@ -106,7 +106,7 @@ impl Dns {
         match self {
             Self::File { path, backup } => {
                 let file = ResolvConf::new(path, backup, &paths.state_dir);
-                let former = resolv_conf::original_text(path);
+                let former = file.former_text(claim)?;
                 Ok(Look {
                     is_set: file.is_set(servers, claim),
                     former: parsed(listed_name_servers(&former), servers, netlink),

@@ -115,6 +115,29 @@ impl<'a> ResolvConf<'a> {
         in_force.is_some_and(|servers| text == self.text(&text, &servers))
     }
 
+    /// What the file would say of name servers without this claim and those that came after it, which
+    /// may be of tunnels inside of this one: those of the newest that lives, or what the original says.
+    pub(super) fn former_text(&self, claim: Option<&Claim>) -> Result<String, NetError> {
+        let older = self.older(claim).map_err(|error| self.error(error))?;
+        if older.is_empty() {
+            return Ok(original_text(self.path));
+        }
+        let _lock = self.lock(PATIENCE)?;
+        for path in older.iter().rev() {
+            if let Some(servers) = read_if_live(path).map_err(|error| self.error(error))? {
+                return Ok(nameservers(&servers));
+            }
+        }
+        Ok(original_text(self.path))
+    }
+
+    /// All claims from before this one, the newest last.
+    fn older(&self, claim: Option<&Claim>) -> io::Result<Vec<PathBuf>> {
+        let is_own = |path: &PathBuf| claim.is_some_and(|claim| claim.path == *path);
+        let paths = self.claims()?.into_iter().map(|(_, path)| path);
+        Ok(paths.take_while(|path| !is_own(path)).collect())
+    }
+
     /// Puts the name servers of the newest claim in force, or, where there is none, the original. The
     /// caller's own claim has been dropped before.
     pub(super) fn restore(&self) -> Result<(), NetError> {

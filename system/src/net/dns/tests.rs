@@ -176,6 +176,31 @@ fn name_servers_from_before_are_those_of_the_original() {
     });
 }
 
+/// What was there before it is not for a client inside another tunnel: it would be asked past that one.
+#[test]
+fn name_servers_from_before_are_those_of_an_earlier_tunnel_while_there_is_one() {
+    namespace::run(|ns| {
+        fs::write(&ns.paths.resolv_conf, "nameserver 192.0.2.53\n").unwrap();
+        let dns = Dns::file(&ns.paths.resolv_conf);
+        let [outer, inner] = ["10.8.0.1", "10.9.0.1"].map(|ip| vec![ip.parse().unwrap()]);
+        let mut outer_claim = None;
+        dns.set(&outer, &mut outer_claim, &ns.paths).unwrap();
+        let mut inner_claim = None;
+        dns.set(&inner, &mut inner_claim, &ns.paths).unwrap();
+        let netlink = Netlink::open().unwrap();
+        let former = |servers: &[IpAddr], claim: &Option<Claim>| {
+            let look = dns.look(servers, claim.as_ref(), &netlink, &ns.paths);
+            look.unwrap().former
+        };
+        let at = |text: &str| vec![text.parse::<SocketAddr>().unwrap()];
+
+        assert_eq!(former(&inner, &inner_claim), at("10.8.0.1:53"));
+        assert_eq!(former(&outer, &outer_claim), at("192.0.2.53:53"));
+        drop(outer_claim);
+        assert_eq!(former(&inner, &inner_claim), at("192.0.2.53:53"));
+    });
+}
+
 #[test]
 fn a_failing_program_is_quoted() {
     namespace::run(|ns| {
