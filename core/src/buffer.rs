@@ -1,6 +1,7 @@
 //! Pooled packet buffers with room for the protocol's own bytes on both sides.
 
 use crate::crypto::Suite;
+use crate::session::queue::flow::Flows;
 use crate::wire::{ENTRY_HEADER_LEN, HEADER_LEN};
 
 /// Bytes in front of a packet: LLP header and entry header.
@@ -174,7 +175,12 @@ pub(crate) struct Pool {
     in_use: usize,
     /// Bytes given back to the allocator.
     freed: usize,
+    /// Lists of queues of which nothing waits.
+    flows: Vec<Flows>,
 }
+
+/// How many lists of queues are kept; each holds some ten kilobytes.
+const KEPT_FLOWS: usize = 8;
 
 impl Pool {
     /// An empty buffer of `class`; its content is left over from earlier use.
@@ -207,6 +213,18 @@ impl Pool {
             free.push(buffer.bytes);
         } else {
             self.freed += buffer.capacity();
+        }
+    }
+
+    /// Lists for a queue in which something begins to wait.
+    pub(crate) fn take_flows(&mut self) -> Flows {
+        self.flows.pop().unwrap_or_default()
+    }
+
+    /// Takes the lists of a queue back, in which nothing is left.
+    pub(crate) fn put_flows(&mut self, flows: Flows) {
+        if self.flows.len() < KEPT_FLOWS {
+            self.flows.push(flows);
         }
     }
 

@@ -17,6 +17,9 @@ const MIN_ADVANCE: u32 = 16 * 1024;
 /// Bytes that one can be ahead at most: the largest window (RFC 7323, section 2.3).
 const MAX_ADVANCE: u32 = 1 << 30;
 
+/// Longer packets are not looked at: an acknowledgement is all headers.
+const MAX_LEN: usize = 256;
+
 /// The Timestamps option: its kind and its length (RFC 7323, section 3.2).
 const TIMESTAMPS: [u8; 2] = [8, 10];
 
@@ -47,6 +50,9 @@ struct Same {
 /// repeated acknowledgements, selective ones and congestion echoes all go on. `new` must
 /// acknowledge at least 16 KiB more, as receivers of super-packets do.
 pub(crate) fn is_superseded(old: &[u8], new: &[u8]) -> bool {
+    if new.len() > MAX_LEN {
+        return false;
+    }
     let Some(new) = PureAck::of(new) else {
         return false;
     };

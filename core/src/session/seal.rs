@@ -2,7 +2,7 @@
 
 use super::Session;
 use super::lane::Lane;
-use super::queue::{Precedence, Queued};
+use super::queue::{Precedence, Queued, Turn};
 use crate::buffer::{Buffer, Class, HEADROOM, TAILROOM};
 use crate::error::{DropReason, ProtocolError};
 use crate::ip::{self, Offload};
@@ -14,10 +14,10 @@ use crate::wire::{
     encode_entry_header,
 };
 
-/// Stream of bulk packets.
-const BULK_STREAM: u16 = 1;
-/// Stream of small packets, which pass the bulk ones even amid their fragments.
-const URGENT_STREAM: u16 = 2;
+/// Stream of flows that wait for their turn.
+const OLD_STREAM: u16 = 1;
+/// Stream of flows that send less than their share, and went before the others.
+const NEW_STREAM: u16 = 2;
 /// A packet of at least this size is sealed where it lies; smaller ones are gathered.
 const IN_PLACE_LEN: usize = 4 * 1024;
 
@@ -39,7 +39,6 @@ impl Session {
         tools: &mut Tools,
         now: Instant,
     ) -> Result<(), ProtocolError> {
-        self.queue.expire(now, &mut tools.pool, &mut tools.stats);
         let mut ready = outbox.len();
         let mut sink = Sink {
             lane,
@@ -48,91 +47,112 @@ impl Session {
             now,
         };
         while sink.outbox.has_room(ready) {
-            let Some((precedence, len)) = self.queue.next() else {
+            if self.queue.is_empty() {
                 break;
-            };
+            }
             if let Some(bucket) = &mut self.download
                 && !bucket.is_open(now)
             {
                 self.paced_until = Some(bucket.opens_at());
                 break;
             }
-            let alone = len >= IN_PLACE_LEN || self.queue.len(precedence) == 1;
-            ready += if alone {
-                self.seal_in_place(precedence, &mut sink)?
-            } else {
-                self.seal_gathered(precedence, &mut sink)?
-            };
+            ready += self.seal_next(&mut sink)?;
         }
         Ok(())
     }
 
-    fn pop(&mut self, precedence: Precedence, tools: &mut Tools) -> Option<Queued> {
-        let queued = self.queue.pop(precedence, &mut tools.stats)?;
-        let len = queued.buffer.len() as u64;
-        tools.stats.peer_packets_out += 1;
+    /// Seals the packet whose turn it is, with those that follow it if they are small. Returns how
+    /// many bytes there are now.
+    fn seal_next(&mut self, sink: &mut Sink<'_>) -> Result<usize, ProtocolError> {
+        let Some((turn, first)) = self.take_if(sink, |_| true) else {
+            return Ok(0);
+        };
+        if turn.len < IN_PLACE_LEN
+            && let Some(second) = self.take_if(sink, |next| joins(turn, next))
+        {
+            return self.seal_gathered(first, second, sink);
+        }
+        seal_in_place(turn.precedence, first, sink)
+    }
+
+    /// Takes the packet whose turn it is, if it is wanted, and accounts for it.
+    fn take_if(
+        &mut self,
+        sink: &mut Sink<'_>,
+        is_wanted: impl FnOnce(Turn) -> bool,
+    ) -> Option<(Turn, Queued)> {
+        let (pool, stats) = (&mut sink.tools.pool, &mut sink.tools.stats);
+        let (turn, queued) = self.queue.take_if(sink.now, pool, stats, is_wanted)?;
+        let len = turn.len as u64;
+        stats.peer_packets_out += 1;
         self.usage.add_out(len);
         if let Some(bucket) = &mut self.download {
             bucket.spend(leaving(&queued));
         }
-        Some(queued)
+        Some((turn, queued))
     }
 
-    /// Seals one packet in the buffer it lies in; the end of an entry that does not fit one
-    /// packet follows in a second one. Returns how many bytes there are now.
-    fn seal_in_place(
-        &mut self,
-        precedence: Precedence,
-        sink: &mut Sink<'_>,
-    ) -> Result<usize, ProtocolError> {
-        let Some(queued) = self.pop(precedence, sink.tools) else {
-            return Ok(0);
-        };
-        let mut buffer = queued.buffer;
-        put_entry_header(&mut buffer, queued.offload);
-        let (stream, flags) = marks(precedence);
-        if buffer.len() - HEADER_LEN <= MAX_PLAINTEXT_LEN {
-            return sink.seal((stream, flags), buffer);
-        }
-        let mut rest = sink.tools.pool.take(Class::Small);
-        let (_, over) = buffer.used().split_at(HEADER_LEN + MAX_PLAINTEXT_LEN);
-        rest.end = HEADER_LEN + over.len();
-        rest.used_mut()[HEADER_LEN..].copy_from_slice(over);
-        buffer.end = buffer.start + HEADER_LEN + MAX_PLAINTEXT_LEN;
-        let sealed = sink.seal((stream, flags | Flags::MORE), buffer);
-        match sealed {
-            Ok(len) => Ok(len + sink.seal((stream, flags), rest)?),
-            Err(error) => {
-                sink.tools.pool.put(rest);
-                Err(error)
-            }
-        }
-    }
-
-    /// Copies the small packets at the head of the line into one record and seals that. Returns how
-    /// many bytes there are now.
+    /// Copies small packets into one record, those two and what joins them, and seals that. Returns
+    /// how many bytes there are now.
     fn seal_gathered(
         &mut self,
-        precedence: Precedence,
+        first: Queued,
+        (mut turn, second): (Turn, Queued),
         sink: &mut Sink<'_>,
     ) -> Result<usize, ProtocolError> {
         let mut record = sink.tools.pool.take(Class::Medium);
         record.end = HEADER_LEN;
         let room = record.capacity() - HEADER_LEN - TAILROOM;
         let mut writer = EntryWriter::new(&mut record.tail_mut()[..room]);
-        while let Some(len) = self.queue.next_in(precedence) {
-            if len >= IN_PLACE_LEN || ENTRY_HEADER_LEN + len > writer.room() {
-                break;
-            }
-            let Some(queued) = self.pop(precedence, sink.tools) else {
-                break;
-            };
+        for queued in [first, second] {
             writer.push(queued.buffer.used(), queued.offload);
             sink.tools.pool.put(queued.buffer);
         }
+        let fits = |writer: &EntryWriter<'_>, len| ENTRY_HEADER_LEN + len <= writer.room();
+        while let Some((next, queued)) =
+            self.take_if(sink, |next| joins(turn, next) && fits(&writer, next.len))
+        {
+            writer.push(queued.buffer.used(), queued.offload);
+            sink.tools.pool.put(queued.buffer);
+            turn = next;
+        }
         let len = writer.len();
         record.end += len;
-        sink.seal(marks(precedence), record)
+        sink.seal(marks(turn.precedence), record)
+    }
+}
+
+/// Whether a packet goes into the record of the one before it. One that has precedence does not
+/// wait for the bulk behind it, unless that is of its own flow.
+fn joins(before: Turn, next: Turn) -> bool {
+    next.len < IN_PLACE_LEN && (next.precedence == before.precedence || next.flow == before.flow)
+}
+
+/// Seals one packet in the buffer it lies in; the end of an entry that does not fit one packet
+/// follows in a second one. Returns how many bytes there are now.
+fn seal_in_place(
+    precedence: Precedence,
+    queued: Queued,
+    sink: &mut Sink<'_>,
+) -> Result<usize, ProtocolError> {
+    let mut buffer = queued.buffer;
+    put_entry_header(&mut buffer, queued.offload);
+    let (stream, flags) = marks(precedence);
+    if buffer.len() - HEADER_LEN <= MAX_PLAINTEXT_LEN {
+        return sink.seal((stream, flags), buffer);
+    }
+    let mut rest = sink.tools.pool.take(Class::Small);
+    let (_, over) = buffer.used().split_at(HEADER_LEN + MAX_PLAINTEXT_LEN);
+    rest.end = HEADER_LEN + over.len();
+    rest.used_mut()[HEADER_LEN..].copy_from_slice(over);
+    buffer.end = buffer.start + HEADER_LEN + MAX_PLAINTEXT_LEN;
+    let sealed = sink.seal((stream, flags | Flags::MORE), buffer);
+    match sealed {
+        Ok(len) => Ok(len + sink.seal((stream, flags), rest)?),
+        Err(error) => {
+            sink.tools.pool.put(rest);
+            Err(error)
+        }
     }
 }
 
@@ -175,7 +195,7 @@ fn put_entry_header(buffer: &mut Buffer, offload: Offload) {
 
 const fn marks(precedence: Precedence) -> (u16, Flags) {
     match precedence {
-        Precedence::Urgent => (URGENT_STREAM, Flags::PRIORITY),
-        Precedence::Bulk => (BULK_STREAM, Flags::NONE),
+        Precedence::New => (NEW_STREAM, Flags::PRIORITY),
+        Precedence::Old => (OLD_STREAM, Flags::NONE),
     }
 }

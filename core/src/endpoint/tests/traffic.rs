@@ -95,7 +95,7 @@ fn of_a_burst_of_acknowledgements_the_last_one_is_sent() {
         }
     }
     net.settle();
-    assert_eq!(net.received_by_server, [ping, ack(50)]);
+    assert_eq!(net.received_by_server, [ack(50), ping]);
     assert_eq!(net.clients[0].stats().superseded_acks, 49);
 }
 
@@ -150,7 +150,7 @@ fn a_device_that_takes_datagrams_alone_gets_tcp_in_segments() {
     let lengths: Vec<_> = net.received_by_server.iter().map(Vec::len).collect();
     let segments = lengths.iter().filter(|len| **len <= 1400);
     assert_eq!((lengths.len(), segments.count()), (31, 31), "{lengths:?}");
-    // Small packets go first.
+    // Who sends little goes first.
     assert_eq!(lengths.first(), Some(&(28 + 300)));
 }
 
@@ -181,9 +181,13 @@ fn datagrams_of_one_flow_go_to_a_device_with_offload_as_one_packet() {
     }
     net.settle();
     let lengths: Vec<_> = net.received_by_server.iter().map(Vec::len).collect();
-    let [first, second, third, fourth] = [20, 64, 6, 10].map(|datagrams| 28 + datagrams * 100);
+    // Both flows send a turn's bytes at once; the rest of the first one waits for its next turn.
+    let [first, second, third, fourth] = [11, 10, 64, 15].map(|datagrams| 28 + datagrams * 100);
     assert_eq!(lengths, [first, between.len(), second, third, fourth]);
-    let mut went = packets.iter().map(|packet| packet[28]);
+    let (of_one, of_other) = packets.split_at(90);
+    let (at_once, later) = of_one.split_at(11);
+    let sent = [at_once, of_other, later].concat();
+    let mut went = sent.iter().map(|packet| packet[28]);
     for packet in &net.received_by_server {
         if packet != &between {
             let came = packet[28..].chunks(100);

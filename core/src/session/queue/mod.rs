@@ -1,0 +1,328 @@
+//! Packets of one session that wait, unsealed, for the socket of its connection, or for its peer's
+//! return.
+//!
+//! Bounded in bytes and age. Flows take turns by bytes, as in FQ-CoDel (RFC 8290, section 4), but
+//! without CoDel: how long packets may wait is a limit of its own. A flow that sends less than its
+//! share goes first. Where there is no room, the flow that holds most loses its oldest packet (head
+//! drop), so that an inner TCP learns of congestion at once. Order within a flow is kept.
+
+pub(crate) mod flow;
+
+use core::time::Duration;
+
+use crate::buffer::{Buffer, Pool};
+use crate::error::DropReason;
+use crate::ip::{self, Offload};
+use crate::stats::Stats;
+use crate::time::Instant;
+use flow::{Flow, Flows, MaxAge, QUANTUM};
+
+/// Bytes that new flows may send in a row while old ones wait: the first turns of sixteen. Then the
+/// old ones send as much, so that a flood of which each packet is a flow of its own takes half.
+const MAX_AHEAD: usize = 16 * QUANTUM;
+/// Packets of a flow that never had more than one turn's bytes waiting may be this old at least.
+const SPARSE_AGE: Duration = Duration::from_secs(2);
+
+/// One waiting packet; `buffer.used()` is the IP packet, with room on both sides.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) buffer: Buffer,
+    pub(crate) offload: Offload,
+    pub(crate) flow: u32,
+    pub(crate) queued_at: Instant,
+}
+
+/// Which of the two lists a packet's flow stood in when it was taken (RFC 8290, section 4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Precedence {
+    /// Flows in their first turn, which have sent no more than its bytes. They go first.
+    New,
+    /// Flows that have had their first turn, and wait for the next.
+    Old,
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn {
+    pub(crate) precedence: Precedence,
+    pub(crate) flow: u32,
+    /// Bytes of the flow's oldest packet.
+    pub(crate) len: usize,
+}
+
+/// The queue of one session. It holds something of a flow only while packets wait.
+#[derive(Debug)]
+pub(crate) struct SendQueue {
+    flows: Flows,
+    /// Bytes that new flows have sent since old ones waited and did not.
+    ahead: usize,
+    /// Bytes that old flows are to send before new ones go on.
+    owed: usize,
+    max_bytes: usize,
+    max_age: Duration,
+}
+
+impl SendQueue {
+    pub(crate) fn new(max_bytes: usize, max_age: Duration) -> Self {
+        Self {
+            flows: Flows::default(),
+            ahead: 0,
+            owed: 0,
+            max_bytes,
+            max_age,
+        }
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.flows.count == 0
+    }
+
+    /// Queues `packet`, and drops the TCP acknowledgement that it supersedes, and what no longer
+    /// fits.
+    pub(crate) fn push(&mut self, packet: Queued, pool: &mut Pool, stats: &mut Stats) {
+        stats.queued_bytes += packet.buffer.capacity() as u64;
+        stats.queued_packets += 1;
+        let id = packet.flow;
+        if self.is_empty() {
+            self.flows = pool.take_flows();
+        }
+        if self.is_superseded_by(&packet)
+            && let Some(old) = self.flows.pop_back(id)
+        {
+            account(&old, stats);
+            pool.put(old.buffer);
+            stats.superseded_acks += 1;
+        }
+        if self.flows.push(packet) {
+            self.flows.new.push_back(id);
+        }
+        // At least one packet stays, however large.
+        while self.flows.memory > self.max_bytes && self.flows.count > 1 {
+            if !self.drop_of_heaviest(DropReason::QueueFull, pool, stats) {
+                break;
+            }
+        }
+    }
+
+    /// Whether the last packet of the same flow is an acknowledgement that `packet` supersedes.
+    fn is_superseded_by(&self, packet: &Queued) -> bool {
+        let last = self.flows.get(packet.flow).and_then(Flow::last);
+        last.is_some_and(|last| ip::is_superseded(last.buffer.used(), packet.buffer.used()))
+    }
+
+    /// Takes the packet whose turn it is, if it is wanted. What has waited too long at the head of
+    /// its flow is dropped.
+    pub(crate) fn take_if(
+        &mut self,
+        now: Instant,
+        pool: &mut Pool,
+        stats: &mut Stats,
+        is_wanted: impl FnOnce(Turn) -> bool,
+    ) -> Option<(Turn, Queued)> {
+        let turn = self.next(now, pool, stats)?;
+        if !is_wanted(turn) {
+            return None;
+        }
+        self.flows.get_mut(turn.flow)?.pay(turn.len);
+        self.count_turn(turn);
+        let packet = self.flows.pop_front(turn.flow)?;
+        account(&packet, stats);
+        self.forget_if_empty(pool);
+        Some((turn, packet))
+    }
+
+    /// Brings the flow whose turn it is to the front of its list.
+    fn next(&mut self, now: Instant, pool: &mut Pool, stats: &mut Stats) -> Option<Turn> {
+        while !self.is_empty() {
+            let (precedence, id) = self.first()?;
+            self.drop_older(id, self.max_age(), DropReason::QueueAge, (now, pool, stats));
+            let flow = self.flows.get_mut(id)?;
+            match (precedence, flow.front_len()) {
+                (Precedence::New, Some(len)) if flow.has_credit_for(len) => {
+                    return Some(Turn {
+                        precedence,
+                        flow: id,
+                        len,
+                    });
+                }
+                // Even if nothing of it waits: else who stays away for a moment is new again.
+                (Precedence::New, _) => {
+                    self.flows.new.pop_front();
+                    self.flows.old.push_back(id);
+                }
+                (Precedence::Old, _) if flow.is_spent() => {
+                    flow.renew();
+                    self.flows.old.rotate_left(1);
+                }
+                (Precedence::Old, Some(len)) => {
+                    return Some(Turn {
+                        precedence,
+                        flow: id,
+                        len,
+                    });
+                }
+                (Precedence::Old, None) => {
+                    self.flows.old.pop_front();
+                    self.flows.remove(id);
+                }
+            }
+        }
+        self.forget_if_empty(pool);
+        None
+    }
+
+    /// The list to serve, and the flow that stands first in it.
+    fn first(&self) -> Option<(Precedence, u32)> {
+        let new = self.flows.new.front().map(|id| (Precedence::New, *id));
+        let old = self.flows.old.front().map(|id| (Precedence::Old, *id));
+        if self.owed > 0 {
+            old.or(new)
+        } else {
+            new.or(old)
+        }
+    }
+
+    /// Notes which list has sent so many bytes.
+    fn count_turn(&mut self, turn: Turn) {
+        let len = turn.len;
+        match turn.precedence {
+            Precedence::New if self.flows.old.is_empty() => (self.ahead, self.owed) = (0, 0),
+            Precedence::New => {
+                self.ahead += len;
+                if self.ahead >= MAX_AHEAD {
+                    (self.ahead, self.owed) = (0, self.ahead);
+                }
+            }
+            Precedence::Old => {
+                self.ahead = self.ahead.saturating_sub(len);
+                self.owed = self.owed.saturating_sub(len);
+            }
+        }
+    }
+
+    /// Drops the oldest packet of the flow that holds most; whether there was one.
+    fn drop_of_heaviest(&mut self, reason: DropReason, pool: &mut Pool, stats: &mut Stats) -> bool {
+        let heaviest = self.flows.heaviest();
+        let packet = heaviest.and_then(|id| self.flows.pop_front(id));
+        let found = packet.is_some();
+        if let Some(packet) = packet {
+            discard(packet, reason, pool, stats);
+        }
+        self.forget_if_empty(pool);
+        found
+    }
+
+    /// How long packets may wait for the socket. A flow that is not bulk waits for the socket alone,
+    /// never in a long line of its own, so its age says nothing about congestion: on a slow uplink a
+    /// ping is late, and late is better than lost.
+    fn max_age(&self) -> MaxAge {
+        MaxAge {
+            bulk: self.max_age,
+            sparse: self.max_age.max(SPARSE_AGE),
+        }
+    }
+
+    /// Drops what has waited too long at the head of a flow.
+    fn drop_older(
+        &mut self,
+        id: u32,
+        max: MaxAge,
+        reason: DropReason,
+        (now, pool, stats): (Instant, &mut Pool, &mut Stats),
+    ) {
+        while self
+            .flows
+            .get(id)
+            .is_some_and(|flow| flow.is_older(max, now))
+        {
+            let Some(packet) = self.flows.pop_front(id) else {
+                break;
+            };
+            discard(packet, reason, pool, stats);
+        }
+    }
+
+    /// Drops what has waited too long at the head of each flow.
+    pub(crate) fn expire(&mut self, now: Instant, pool: &mut Pool, stats: &mut Stats) {
+        for id in self.flows.ids() {
+            self.drop_older(id, self.max_age(), DropReason::QueueAge, (now, pool, stats));
+        }
+        self.forget_if_empty(pool);
+    }
+
+    /// Memory behind the waiting packets, in bytes.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.flows.memory
+    }
+
+    /// Since when the oldest packet waits. This looks at all flows.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        self.flows.oldest()
+    }
+
+    /// Drops what has waited longer than `age`, for want of memory.
+    pub(crate) fn shed_older(
+        &mut self,
+        age: Duration,
+        now: Instant,
+        pool: &mut Pool,
+        stats: &mut Stats,
+    ) {
+        let max = MaxAge {
+            bulk: age,
+            sparse: age,
+        };
+        for id in self.flows.ids() {
+            self.drop_older(id, max, DropReason::MemoryFull, (now, pool, stats));
+        }
+        self.forget_if_empty(pool);
+    }
+
+    /// Drops the oldest packet of the flow that holds most, until no more than `bytes` wait, for
+    /// want of memory.
+    pub(crate) fn shed_to(&mut self, bytes: usize, pool: &mut Pool, stats: &mut Stats) {
+        while self.flows.memory > bytes {
+            if !self.drop_of_heaviest(DropReason::MemoryFull, pool, stats) {
+                break;
+            }
+        }
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&mut self, pool: &mut Pool, stats: &mut Stats) {
+        for id in self.flows.ids() {
+            while let Some(packet) = self.flows.pop_front(id) {
+                discard(packet, DropReason::Closed, pool, stats);
+            }
+        }
+        self.forget_if_empty(pool);
+    }
+
+    /// Gives the memory of flows back when nothing waits: many sessions have nothing to send, and one
+    /// working set serves all that do.
+    fn forget_if_empty(&mut self, pool: &mut Pool) {
+        if !self.is_empty() || self.flows.is_bare() {
+            return;
+        }
+        let mut flows = core::mem::take(&mut self.flows);
+        flows.clear();
+        pool.put_flows(flows);
+        (self.ahead, self.owed) = (0, 0);
+    }
+}
+
+/// Drops a packet that was taken out.
+fn discard(packet: Queued, reason: DropReason, pool: &mut Pool, stats: &mut Stats) {
+    account(&packet, stats);
+    pool.put(packet.buffer);
+    stats.drop_packet(reason);
+}
+
+/// Takes a packet that has left off the statistics.
+fn account(packet: &Queued, stats: &mut Stats) {
+    stats.queued_bytes -= packet.buffer.capacity() as u64;
+    stats.queued_packets -= 1;
+}
+
+#[cfg(test)]
+mod tests;
