@@ -7,20 +7,22 @@ import time
 from .lab import two_ends
 from .peer import Peer
 from .system import Failure
-from .traffic import iperf3, one_stream, ping
+from .traffic import flood, iperf3, one_stream, ping
 from .usage import CpuMeter, peak_rss_mib
 
 GIB = 2**30
 SMALL = 64  # bytes of UDP payload
+FLOOD = 1.2  # times the link's rate
 IDLE_INTERVAL, LOADED_INTERVAL = 0.002, 0.01  # seconds between pings
 
 
 class Rig:
     """A tunnel that is up, and what its tests found."""
 
-    def __init__(self, ends, seconds, helpers):
+    def __init__(self, ends, options, helpers):
         self.server, self.client = self.ends = ends
-        self.seconds = seconds
+        self.seconds = options.seconds
+        self.rate = options.rate
         self.helpers = helpers
         self.tunnel = {end.role: end.pids() for end in ends}
         self.found = {}
@@ -75,6 +77,10 @@ class Rig:
         self.found["small_lost"] = total["lost_percent"]
         self._elsewhere("small", meter.spent())
 
+    def flood(self):
+        with flood(*self.ends, FLOOD * self.rate):
+            self.tcp_and_ping("flood")
+
     def memory(self):
         for role, pids in self.tunnel.items():
             if pids:
@@ -99,6 +105,7 @@ LINK = {
     "up": lambda rig: rig.tcp_and_ping("up"),
     "down": lambda rig: rig.tcp_and_ping("down", "-R"),
     "eight": lambda rig: rig.tcp_and_ping("eight", "-P", 8),
+    "flood": Rig.flood,
 }
 TESTS = {"fast": FAST, "link": LINK}
 PAUSE = 0.5  # seconds between tests, for the queues to drain
@@ -109,7 +116,7 @@ def measure(name, wire, options):
     with tempfile.TemporaryDirectory(prefix="lostlove-bench-") as directory, \
             two_ends(wire, options.pin, options.congestion) as ends:
         started = Peer(name, directory).start(*ends)
-        rig = Rig(ends, options.seconds, wire.pids)
+        rig = Rig(ends, options, wire.pids)
         rig.found["start_s"] = started
         errors = {}
         for test, function in options.tests.items():

@@ -39,6 +39,10 @@ LINK = {
     "eight_p50": ("ping p50 ms", 0),
     "eight_p99": ("p99 ms", 0),
     "eight_lost": ("lost %", 1),
+    "flood_mbps": ("up beside a flood Mbit/s", 2),
+    "flood_p50": ("ping p50 ms", 0),
+    "flood_p99": ("p99 ms", 0),
+    "flood_lost": ("lost %", 1),
     "start_s": ("first ping s", 2),
 }
 COLUMNS = {"fast": FAST, "link": LINK}

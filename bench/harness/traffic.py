@@ -10,12 +10,14 @@ import subprocess
 from .system import Failure
 
 LATE = 3  # seconds after which a ping that has not come back is lost
+PORT, FLOOD_PORT = 5201, 5202
+FLOOD_LEN = 200  # bytes of UDP payload
 
 
 @contextlib.contextmanager
-def iperf3_server(end):
+def iperf3_server(end, port=PORT):
     """An iperf3 server for one test, listening."""
-    command = ("iperf3", "-s", "-1", "-B", end.tun_local, "--forceflush")
+    command = ("iperf3", "-s", "-1", "-B", end.tun_local, "-p", port, "--forceflush")
     with end.background(*command, stdout=subprocess.PIPE) as server:
         for line in server.stdout:
             if "listening" in line:
@@ -49,6 +51,15 @@ def one_stream(server, client):
     """One TCP stream from the client, at full speed, for as long as the block."""
     command = ("iperf3", "-c", client.tun_remote, "-t", 3600)
     with iperf3_server(server), client.background(*command, stdout=subprocess.DEVNULL):
+        yield
+
+
+@contextlib.contextmanager
+def flood(server, client, mbps):
+    """Small UDP packets from the client, so many Mbit/s whatever is lost, as long as the block."""
+    command = ("iperf3", "-c", client.tun_remote, "-p", FLOOD_PORT, "-u", "-l", FLOOD_LEN,
+               "-b", f"{mbps}M", "-t", 3600)
+    with iperf3_server(server, FLOOD_PORT), client.background(*command, stdout=subprocess.DEVNULL):
         yield
 
 
