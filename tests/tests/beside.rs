@@ -361,8 +361,12 @@ fn start_routed_server(lab: &Lab, settings: &mut Settings) -> Daemon {
     server
 }
 
-/// The first client with everything in its tunnel.
+/// The first client with everything in its tunnel. A link's own IPv6 address takes seconds to be
+/// usable, and nobody is found without.
 fn start_full_client(lab: &Lab, settings: &mut Settings) -> Daemon {
+    for address in [OUTSIDE_V4, OUTSIDE_V6] {
+        lab.internet.await_ping(address);
+    }
     let daemon = lab.start_client(0, settings.set("client.routes", quoted("full")));
     lab.clients[0].await_ping_on_device(SERVER_V4, DEVICE);
     await_true("readiness", || {
