@@ -179,7 +179,7 @@ pub(crate) struct Pool {
     flows: Vec<Flows>,
 }
 
-/// How many lists of queues are kept; each holds some ten kilobytes.
+/// How many lists of queues are kept; each holds thirty kilobytes at most.
 const KEPT_FLOWS: usize = 8;
 
 impl Pool {

@@ -258,11 +258,12 @@ impl<'a> Inquiry<'a> {
         };
         let error = match reply {
             Ok(Reply::Addresses(addresses)) => {
-                if !addresses.is_empty() {
-                    self.found_at = self.found_at.or_else(|| Some(Instant::now()));
-                }
-                if let Some(found) = self.found.get_mut(kind as usize) {
-                    found.get_or_insert(addresses);
+                // The first answer of a kind counts: with another one's, nothing is found that is kept.
+                if let Some(found @ None) = self.found.get_mut(kind as usize) {
+                    if !addresses.is_empty() {
+                        self.found_at = self.found_at.or_else(|| Some(Instant::now()));
+                    }
+                    *found = Some(addresses);
                 }
                 return;
             }
