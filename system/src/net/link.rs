@@ -11,10 +11,17 @@ use super::sysctl;
 /// its tags and entry header; what exceeds one is split, which costs more than a smaller packet.
 const GSO_MAX_SIZE: u32 = 65_536 - 64;
 
+/// What our devices are called beside their names. A device outlives the record of whose it is by a
+/// moment, and whoever ends in that moment takes it for somebody else's otherwise.
+pub(super) const ALIAS: &str = "LostLove";
+
 /// Brings the link up, with what improves it where the kernel takes it.
 pub(super) fn set_up(guard: &mut Guard, index: u32, setup: &LinkSetup) -> Result<(), NetError> {
     if let Err(error) = guard.netlink.set_gso_max_size(index, GSO_MAX_SIZE) {
         tracing::debug!(%error, "the kernel does not take gso_max_size");
+    }
+    if let Err(error) = guard.netlink.set_alias(index, ALIAS) {
+        tracing::debug!(%error, "the device is not marked as ours");
     }
     // A tunnel's link-local address would only send router solicitations nobody answers.
     let key = sysctl::addr_gen_mode_key(guard.tun());

@@ -149,6 +149,17 @@ impl Netlink {
         self.request(RouteNetlinkMessage::SetLink(renamed), 0)
     }
 
+    /// Says beside a link's name what it is, for whoever lists links.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer.
+    pub(super) fn set_alias(&mut self, index: u32, alias: &str) -> io::Result<()> {
+        let mut message = link_message(index);
+        message.attributes = vec![LinkAttribute::IfAlias(alias.to_owned())];
+        self.request(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
     /// Bounds the super-packets that a link is given, in bytes.
     ///
     /// # Errors

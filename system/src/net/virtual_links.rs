@@ -5,6 +5,7 @@ use std::io;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
+use super::link::ALIAS;
 use super::netlink::Netlink;
 
 /// What is to be known of an interface here.
@@ -14,6 +15,7 @@ struct Link {
     kind: Option<InfoKind>,
     controller: Option<u32>,
     is_up: bool,
+    is_ours: bool,
 }
 
 /// A bridge or a tunnel.
@@ -34,14 +36,14 @@ impl Netlink {
         Ok(virtual_of(&links).map(|link| link.name.clone()).collect())
     }
 
-    /// Those that are up: the kernel has some that nobody uses.
+    /// Those of others that are up: the kernel has some that nobody uses.
     ///
     /// # Errors
     ///
     /// The kernel's answer.
     pub(super) fn virtual_links_in_use(&mut self) -> io::Result<Vec<VirtualLink>> {
         let links = self.links()?;
-        let in_use = virtual_of(&links).filter(|link| link.is_up);
+        let in_use = virtual_of(&links).filter(|link| link.is_up && !link.is_ours);
         Ok(in_use
             .map(|link| VirtualLink {
                 name: link.name.clone(),
@@ -80,10 +82,12 @@ fn link(message: &LinkMessage) -> Option<Link> {
         kind: None,
         controller: None,
         is_up: message.header.flags.contains(LinkFlags::Up),
+        is_ours: false,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::IfAlias(alias) => link.is_ours = alias == ALIAS,
             LinkAttribute::Controller(index) => link.controller = Some(*index),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
@@ -148,6 +152,7 @@ mod tests {
             kind,
             controller,
             is_up: true,
+            is_ours: false,
         };
         let links = [
             link(2, "eth0", None, Some(4)),

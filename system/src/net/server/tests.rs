@@ -94,6 +94,29 @@ fn who_ends_last_restores_what_both_need() {
     });
 }
 
+/// A service manager stops all at once, and devices go after what is recorded of them.
+#[test]
+fn a_device_that_its_owner_is_about_to_close_relies_on_nothing() {
+    namespace::run(|ns| {
+        let _device = open();
+        let _device = open_as("tun1");
+        let first = set_up(ns, &SETUP).unwrap();
+        let addresses = ["10.9.0.1/24", "fd01::1/64"].map(|net| net.parse().unwrap());
+        let other = ServerSetup {
+            tun: "tun1",
+            addresses: &addresses,
+            ..SETUP
+        };
+        let second = ServerNet::set_up(&other, &ns.paths).unwrap();
+
+        restore(first);
+        restore(second);
+
+        assert_eq!(forwarding(ns), ["0", "0"]);
+        assert_eq!(records(ns), 0);
+    });
+}
+
 #[test]
 fn a_parameter_that_someone_else_set_since_is_left_alone() {
     namespace::run(|ns| {
