@@ -46,6 +46,8 @@ pub(crate) enum Server {
 pub(crate) struct Ours {
     launch: Launch,
     child: Child,
+    /// When it was started, or asked to end.
+    begun: Instant,
     /// From its start until it listened.
     pub(crate) start_took: Duration,
 }
@@ -78,31 +80,80 @@ impl Ours {
     ///
     /// What hinders it, with its log if it has ended.
     pub(crate) fn start(launch: Launch) -> io::Result<Self> {
-        let begun = Instant::now();
         let child = spawn(&launch)?;
         let mut ours = Self {
             launch,
             child,
+            begun: Instant::now(),
             start_took: Duration::ZERO,
         };
-        ours.await_listening(begun)?;
-        ours.start_took = begun.elapsed();
+        while !ours.listens()? {
+            thread::sleep(POLL);
+        }
         Ok(ours)
     }
 
-    /// Ends it, and starts it again; how long it was gone for.
+    /// Starts it again, after it [has ended](Self::has_ended). It may take a while until it
+    /// [listens](Self::listens).
     ///
     /// # Errors
     ///
-    /// If it does not end, or does not listen again.
-    pub(crate) fn restart(&mut self) -> io::Result<Duration> {
-        let begun = Instant::now();
-        self.stop()?;
+    /// If it does not start.
+    pub(crate) fn start_again(&mut self) -> io::Result<()> {
         self.child = spawn(&self.launch)?;
-        let started = Instant::now();
-        self.await_listening(started)?;
-        self.start_took = started.elapsed();
-        Ok(begun.elapsed())
+        self.begun = Instant::now();
+        Ok(())
+    }
+
+    /// Whether it listens by now.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended, or takes too long.
+    pub(crate) fn listens(&mut self) -> io::Result<bool> {
+        if self.log().contains(LISTENING) {
+            self.start_took = self.begun.elapsed();
+            return Ok(true);
+        }
+        if let Some(status) = self.child.try_wait()? {
+            return Err(self.failed(&format!("the server ended with {status}")));
+        }
+        if self.begun.elapsed() > START_TIMEOUT {
+            let seconds = START_TIMEOUT.as_secs();
+            return Err(self.failed(&format!("the server did not listen within {seconds} s")));
+        }
+        Ok(false)
+    }
+
+    /// Asks it to end.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended already.
+    pub(crate) fn ask_to_end(&mut self) -> io::Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            kill_process(pid, Signal::TERM)?;
+        }
+        self.begun = Instant::now();
+        Ok(())
+    }
+
+    /// Whether it has ended by now, after it was asked to.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended with an error, or takes too long.
+    pub(crate) fn has_ended(&mut self) -> io::Result<bool> {
+        match self.child.try_wait()? {
+            Some(status) if status.success() => Ok(true),
+            Some(status) => Err(self.failed(&format!("the server ended with {status}"))),
+            None if self.begun.elapsed() < STOP_TIMEOUT => Ok(false),
+            None => {
+                let seconds = STOP_TIMEOUT.as_secs();
+                Err(self.failed(&format!("the server did not end within {seconds} s")))
+            }
+        }
     }
 
     /// Asks it to end and waits until it has.
@@ -111,39 +162,11 @@ impl Ours {
     ///
     /// If it does not, or not well.
     pub(crate) fn stop(&mut self) -> io::Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            kill_process(pid, Signal::TERM)?;
-        }
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        loop {
-            match self.child.try_wait()? {
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => return Err(self.failed(&format!("the server ended with {status}"))),
-                None if Instant::now() < deadline => thread::sleep(POLL),
-                None => {
-                    let seconds = STOP_TIMEOUT.as_secs();
-                    return Err(self.failed(&format!("the server did not end within {seconds} s")));
-                }
-            }
-        }
-    }
-
-    fn await_listening(&mut self, begun: Instant) -> io::Result<()> {
-        loop {
-            if self.log().contains(LISTENING) {
-                return Ok(());
-            }
-            if let Some(status) = self.child.try_wait()? {
-                return Err(self.failed(&format!("the server ended with {status}")));
-            }
-            if begun.elapsed() > START_TIMEOUT {
-                let seconds = START_TIMEOUT.as_secs();
-                let text = format!("the server did not listen within {seconds} s");
-                return Err(self.failed(&text));
-            }
+        self.ask_to_end()?;
+        while !self.has_ended()? {
             thread::sleep(POLL);
         }
+        Ok(())
     }
 
     fn failed(&self, what: &str) -> io::Error {

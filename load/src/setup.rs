@@ -115,7 +115,9 @@ pub(crate) fn play(
     let netns = Netns::new()?;
     let place = Netns::clone(&netns);
     netns.run(move || {
-        let dir = TempDir::with_prefix("lostlove-load-").map_err(Error::io("making a folder"))?;
+        // That is private, and goes with this process, however it ends.
+        let dir = TempDir::with_prefix_in("lostlove-load-", "/run")
+            .map_err(Error::io("making a folder"))?;
         let server = start(options, program, place, dir.path())?;
         let fleet = fleet(options, LISTEN)?;
         Ok(run(options, fleet, Server::Ours(server)).play(plan))

@@ -83,6 +83,7 @@ fn build() -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace()).args(["build", "--quiet"]);
     cargo.args(["--profile", profile, "--package", "lostlove-command"]);
+    cargo.args(["--package", "lostlove-load"]);
     // Both, whichever the environment names: a test may name one itself.
     for driver in [Driver::Mio, Driver::Smol] {
         cargo.args(["--package", driver.package()]);

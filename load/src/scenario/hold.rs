@@ -18,6 +18,10 @@ impl Run {
         self.add_usage(&mut section, &start, None);
         if let (Some(before), Some(after)) = (start.usage, self.server.usage()) {
             let waits = after.waits.saturating_sub(before.waits) as f64;
+            let before = self.before.map_or(0, |usage| usage.resident_kib);
+            let grown = after.resident_kib.saturating_sub(before) as f64;
+            let each = grown / (sessions.up().max(1) as f64);
+            section.add("KiB per session", format!("{each:.1}"));
             section.add(
                 "server's wake-ups per second",
                 format!("{:.1}", waits / seconds),

@@ -22,6 +22,8 @@ use crate::steps::Step;
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 /// How often progress is said, on a terminal and elsewhere.
 const PROGRESS: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(10)];
+/// For how long all clients have to be up: beyond a round trip.
+const CERTAINTY: Duration = Duration::from_millis(300);
 /// How long a turn may wait, so that samples and ends of steps come in time.
 const TURN: Duration = Duration::from_millis(50);
 
@@ -56,10 +58,14 @@ pub(crate) struct Run {
     server: Server,
     /// How many clients there are to be.
     clients: usize,
+    /// What the server had used before the first of them came.
+    before: Option<Usage>,
     report: Report,
     began: Instant,
     progress: Progress,
     last: Option<Reading>,
+    /// The server is gone for a while.
+    is_restarting: bool,
 }
 
 /// What was read at the last sample.
@@ -97,6 +103,7 @@ impl Run {
         let now = fleet.now();
         Self {
             fleet,
+            before: server.usage(),
             server,
             clients,
             report: Report {
@@ -111,6 +118,7 @@ impl Run {
                 is_terminal,
             },
             last: None,
+            is_restarting: false,
         }
     }
 
@@ -156,7 +164,7 @@ impl Run {
             .last
             .is_none_or(|last| last.at + SAMPLE_INTERVAL <= now);
         if is_due {
-            if self.server.has_failed() {
+            if !self.is_restarting && self.server.has_failed() {
                 return Err(Error::ServerEnded);
             }
             self.fleet.ledger().borrow_mut().give_up_lost(now);
@@ -254,16 +262,22 @@ impl Run {
         );
     }
 
-    /// Turns until all clients are up; the time that took.
+    /// Turns until all clients are up, and a while longer, as one that the server does not want hears
+    /// of it only then; the time until all were up.
     fn await_all(&mut self, begun: Instant, limit: Duration) -> Result<Duration, Error> {
+        let mut all_up_at = None;
         loop {
             let now = self.turn(TURN)?;
-            let took = now.since(begun);
             if self.fleet.sessions().up() == self.clients {
-                return Ok(took);
-            }
-            if took > limit {
-                return Err(self.not_up(limit));
+                let at = *all_up_at.get_or_insert(now);
+                if now.since(at) >= CERTAINTY {
+                    return Ok(at.since(begun));
+                }
+            } else {
+                all_up_at = None;
+                if now.since(begun) > limit {
+                    return Err(self.not_up(limit));
+                }
             }
         }
     }
@@ -274,7 +288,9 @@ impl Run {
         if sessions.unreachable() > 0 {
             reasons += &format!("; could not connect: {}", sessions.unreachable());
         }
-        for (reason, count) in sessions.failed() {
+        let failed = sessions.failed().iter().map(|(why, count)| (&**why, count));
+        let ended = sessions.ended().iter().map(|(why, count)| (*why, count));
+        for (reason, count) in failed.chain(ended) {
             reasons += &format!("; {reason}: {count}");
         }
         Error::NotUp {
