@@ -32,7 +32,9 @@ pub mod write;
 
 pub use client::load_client;
 pub use problem::{ConfigError, Position, Problem};
-pub use server::{ServerCheck, check_server, default_key_path, load_server};
+pub use server::{
+    ServerCheck, ServerFile, check_server, default_key_path, load_server, open_server,
+};
 pub use server_address::{InvalidServerAddress, ServerAddress};
 pub use settings::{
     AccessScope, ClientAccess, ClientHost, ClientSettings, DEFAULT_PORT, Dns, LogFormat, LogLevel,

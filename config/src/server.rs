@@ -94,6 +94,43 @@ pub fn check_server(path: &Path) -> Result<ServerCheck, ConfigError> {
     })
 }
 
+/// What a server's start finds.
+#[derive(Debug)]
+pub enum ServerFile {
+    /// All that it needs.
+    Complete(Box<ServerSettings>),
+    /// All but a key at [`default_key_path`], which a start makes: as with a file of LLP 1.0, which
+    /// knew no keys.
+    KeyMissing(PathBuf),
+}
+
+/// Reads a server's file as [`load_server`] does, but for one thing: that there is no key yet at
+/// [`default_key_path`], and nobody who would know it, is no problem.
+///
+/// # Errors
+///
+/// If the file cannot be read, or with everything else that is wrong with it.
+pub fn open_server(path: &Path) -> Result<ServerFile, ConfigError> {
+    let (text, mode) = read_config(path)?;
+    let source = Source::new(path, &text, mode);
+    let tree = source.parse()?;
+    let mut reader = Reader::new(&source);
+    let root = reader.root(tree.get_ref());
+    refuse_profile(&reader, &root)?;
+    let parts = settings(&mut reader, &root, path);
+    match parts.missing_key {
+        Some(Found { value, at }) if parts.has_peers => reader.problem(&at, lost_key(&value)),
+        Some(missing) => {
+            let ((), _) = reader.finish(Some(()))?;
+            return Ok(ServerFile::KeyMissing(missing.value));
+        }
+        None => {}
+    }
+    let (mut settings, warnings) = reader.finish(parts.settings)?;
+    settings.warnings = warnings;
+    Ok(ServerFile::Complete(Box::new(settings)))
+}
+
 /// Where a server's secret key is if its file does not say: `server.key` beside it.
 pub fn default_key_path(config: &Path) -> PathBuf {
     config.with_file_name(DEFAULT_KEY_FILE)

@@ -263,7 +263,8 @@ pub struct Limits {
     /// Time from accepting or opening a connection to an authenticated session.
     pub handshake_timeout: Duration,
     /// Interval of KeepAlives, which also measure the round trip. A server's go out while packets flow,
-    /// or when nothing was heard for a third of `connection_timeout`.
+    /// or when nothing was heard for a third of `connection_timeout`. May be shorter by a twentieth, so
+    /// that many sessions wake an event loop together.
     pub keepalive_interval: Duration,
     /// Silence after which a session is dead.
     pub connection_timeout: Duration,

@@ -60,6 +60,11 @@ impl Outbox {
         }
     }
 
+    /// Gives memory back that nothing needs now.
+    pub(crate) fn shrink(&mut self) {
+        self.buffers.shrink_to_fit();
+    }
+
     /// Whether nothing waits for the socket, nor is under way to it.
     pub(crate) fn is_empty(&self) -> bool {
         self.buffers.is_empty() && !self.is_out

@@ -39,6 +39,15 @@ impl Instant {
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+
+    /// The last whole multiple of `step` on the clock that is not later; for no step, this point.
+    pub(crate) const fn round_down(self, step: Duration) -> Self {
+        let step = step.as_nanos();
+        if step == 0 || step > u64::MAX as u128 {
+            return self;
+        }
+        Self(self.0 - self.0 % step as u64)
+    }
 }
 
 impl Add<Duration> for Instant {
@@ -71,6 +80,18 @@ mod tests {
         assert_eq!(end + Duration::from_secs(1), end);
         assert_eq!(end + Duration::MAX, end);
         assert_eq!(Instant::ZERO.since(end), Duration::ZERO);
+    }
+
+    #[test]
+    fn rounding_down_gives_the_last_step() {
+        let step = Duration::from_millis(5);
+        for (at, expected) in [(0, 0), (4, 0), (5, 5), (14, 10)] {
+            let rounded = Instant::from_millis(at).round_down(step);
+            assert_eq!(rounded, Instant::from_millis(expected), "{at}");
+        }
+        let end = Instant::from_nanos(u64::MAX);
+        assert_eq!(end.round_down(Duration::ZERO), end);
+        assert_eq!(end.round_down(Duration::MAX), end);
     }
 
     #[test]

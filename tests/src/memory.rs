@@ -222,31 +222,47 @@ impl Pair {
             (client, server)
         };
         let now = self.now;
-        let turn = &mut Turn { now, entropy };
-        while from.poll_transmit().is_some() {}
-        let mut moved = false;
-        while let Some(batch) = from.take_batch(from_id, now) {
-            let mut sent = 0;
-            for mut piece in batch.pieces() {
-                sent += piece.len();
-                if let Some(wire) = &mut self.wire {
-                    wire.push((from_server, piece.to_vec()));
-                }
-                while !piece.is_empty() {
-                    let Some(mut buffer) = to.take_buffer(to_id) else {
-                        break;
-                    };
-                    let room = buffer.unfilled();
-                    let len = room.len().min(piece.len());
-                    room[..len].copy_from_slice(&piece[..len]);
-                    piece = &piece[len..];
-                    to.handle_received(to_id, buffer, len, sink, turn);
-                }
+        let wire = &mut self.wire;
+        let mut record = |piece: &[u8]| {
+            if let Some(wire) = wire {
+                wire.push((from_server, piece.to_vec()));
             }
-            from.handle_written(batch, sent, now);
-            moved = true;
+        };
+        let turn = &mut Turn { now, entropy };
+        carry((from, from_id), (to, to_id), &mut record, (sink, turn))
+    }
+
+    /// Connects one more client, which the server must know already, and forgets it: what is left is
+    /// the server's part of a session.
+    pub fn leave_session(&mut self, client: ClientConfig, seed: [u8; 32]) {
+        let now = self.now;
+        let mut endpoint = Endpoint::client(client, ENVIRONMENT, now);
+        let mut entropy = Seeded::new(seed);
+        let turn = &mut Turn {
+            now,
+            entropy: &mut entropy,
+        };
+        endpoint.handle_timeout(turn);
+        let [remote, server] =
+            [([192, 0, 2, 2], 5000), ([203, 0, 113, 1], 8443)].map(SocketAddr::from);
+        let at_server = self.server.handle_accepted(remote, now).unwrap();
+        let at_client = endpoint.handle_connected(server, turn).unwrap();
+        let (server, client) = (&mut self.server, &mut endpoint);
+        let entropy = &mut self.server_entropy;
+        let at = &mut Turn { now, entropy };
+        let (sink, unseen) = (&mut |_: TunPacket<'_>| Sent::Taken, &mut |_: &[u8]| {});
+        while carry((client, at_client), (server, at_server), unseen, (sink, at))
+            | carry(
+                (server, at_server),
+                (client, at_client),
+                unseen,
+                (sink, turn),
+            )
+        {
+            while client.poll_event().is_some() {}
+            while server.poll_event().is_some() {}
         }
-        moved
+        assert_eq!(client.stats().sessions, 1);
     }
 
     /// Gives a packet to one side's TUN device, and carries it over.
@@ -280,6 +296,38 @@ impl Pair {
             }
         }
     }
+}
+
+/// Carries what one end of a connection has to send to the other, which `seen` is shown; whether there
+/// was anything.
+fn carry(
+    (from, from_id): (&mut Endpoint, ConnectionId),
+    (to, to_id): (&mut Endpoint, ConnectionId),
+    seen: &mut impl FnMut(&[u8]),
+    (sink, turn): (&mut impl FnMut(TunPacket<'_>) -> Sent, &mut Turn<'_>),
+) -> bool {
+    while from.poll_transmit().is_some() {}
+    let mut moved = false;
+    while let Some(batch) = from.take_batch(from_id, turn.now) {
+        let mut sent = 0;
+        for mut piece in batch.pieces() {
+            sent += piece.len();
+            seen(piece);
+            while !piece.is_empty() {
+                let Some(mut buffer) = to.take_buffer(to_id) else {
+                    break;
+                };
+                let room = buffer.unfilled();
+                let len = room.len().min(piece.len());
+                room[..len].copy_from_slice(&piece[..len]);
+                piece = &piece[len..];
+                to.handle_received(to_id, buffer, len, sink, turn);
+            }
+        }
+        from.handle_written(batch, sent, turn.now);
+        moved = true;
+    }
+    moved
 }
 
 /// An IPv4 packet of `len` bytes between the two ends of the tunnel, as a TUN device with offload

@@ -4,10 +4,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
 
-use lostlove_core::config::Rotation;
-use lostlove_core::crypto::Suite;
+use lostlove_core::config::{ClientConfig, Peer, Rotation};
+use lostlove_core::crypto::{SecretKey, Suite};
 use lostlove_core::endpoint::{Sent, TunPacket};
-use lostlove_tests::memory::{Pair, Secrets, configs, packet};
+use lostlove_tests::memory::{Configs, Pair, Secrets, configs, packet};
 
 /// Packets in each direction.
 const PACKETS: u64 = 100_000;
@@ -19,40 +19,53 @@ const ENDLESS: Rotation = Rotation {
     interval: Duration::from_secs(1_000_000_000),
 };
 
+/// What an allocator keeps beside each piece of memory.
+const OVERHEAD: usize = 16;
+
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// Bytes that are allocated now.
+    static LIVE: Cell<usize> = const { Cell::new(0) };
 }
 
 /// The system's allocator, counted for each thread.
 struct Counting;
 
-fn count() {
+fn count(layout: Layout) {
     ALLOCATIONS.with(|allocations| allocations.set(allocations.get() + 1));
+    LIVE.with(|live| live.set(live.get().wrapping_add(layout.size() + OVERHEAD)));
+}
+
+fn discount(layout: Layout) {
+    LIVE.with(|live| live.set(live.get().wrapping_sub(layout.size() + OVERHEAD)));
 }
 
 #[expect(
     unsafe_code,
     reason = "GlobalAlloc is an unsafe trait; every call is passed on as it is"
 )]
-// SAFETY: every method is the system allocator's; counting does not allocate, since the counter
-// is initialised at compile time and has no destructor.
+// SAFETY: every method is the system allocator's; counting does not allocate, since the counters
+// are initialised at compile time and have no destructors. The caller of `realloc` vouches for the
+// layout of the new size.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout);
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout);
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
+        discount(layout);
+        count(unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) });
         unsafe { System.realloc(pointer, layout, new_size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        discount(layout);
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -218,4 +231,76 @@ fn rotations_and_timers_allocate_within_a_bound() {
     assert!(rotations > 50 && exchanges >= 2 && controls > 100);
     let bound = rotations * PER_ROTATION + controls * PER_TIMER + exchanges * PER_EXCHANGE;
     assert!(allocations <= bound, "{allocations} > {bound}");
+}
+
+/// The client of this number, as its server knows it and as it knows itself.
+fn numbered(n: u32, like: &Configs) -> (Peer, ClientConfig) {
+    let mut bytes = [7; 32];
+    bytes[..4].copy_from_slice(&n.to_be_bytes());
+    let secret_key = SecretKey::from_bytes(bytes);
+    let peer = Peer {
+        name: format!("client{n:06}"),
+        public_key: secret_key.public_key(),
+        preshared_key: None,
+        address_v4: None,
+        ..like.peer.clone()
+    };
+    let mut config = like.client.clone();
+    config.client.secret_key = secret_key;
+    config.client.preshared_key = None;
+    (peer, config)
+}
+
+/// A KeepAlive's time, after which idle sessions give memory back.
+const IDLE: Duration = Duration::from_secs(30);
+/// With the client of the pair, tables are full in the middle and at the end.
+const CLIENTS: u32 = 127;
+
+/// Bytes that `act` leaves allocated for each of `items`.
+fn left_by<T>(items: &[T], mut act: impl FnMut(&T)) -> usize {
+    let before = LIVE.get();
+    items.iter().for_each(&mut act);
+    LIVE.get().saturating_sub(before) / items.len()
+}
+
+/// What each client that a server knows takes, and each session.
+fn footprint(suite: Suite) -> (usize, usize) {
+    let secrets = Secrets::default();
+    let mut like = configs(&secrets, suite, ENDLESS);
+    like.server.server.address_v4 = "10.8.0.1/16".parse().unwrap();
+    let mut pair = Pair::new(like.clone(), &secrets);
+    let clients: Vec<_> = (0..CLIENTS).map(|n| numbered(n, &like)).collect();
+    // The first half fills pools and tables.
+    let (first, second) = clients.split_at(clients.len() / 2);
+    let peers = pair.server.peers().unwrap().clone();
+    let mut learn = |(peer, _): &(Peer, ClientConfig)| {
+        let known = peers.with(|peers| peers.upsert(peer.clone(), pair.now));
+        assert!(known.is_ok());
+        pair.server.handle_peers_changed(pair.now);
+    };
+    left_by(first, &mut learn);
+    let peer = left_by(second, &mut learn);
+    let mut connect = |clients: &[(Peer, ClientConfig)]| {
+        let before = LIVE.get();
+        for (_, config) in clients {
+            pair.leave_session(config.clone(), [9; 32]);
+        }
+        pair.wait(IDLE);
+        LIVE.get().saturating_sub(before) / clients.len()
+    };
+    connect(first);
+    let session = connect(second);
+    assert_eq!(pair.server.stats().sessions, 1 + u64::from(CLIENTS));
+    (peer, session)
+}
+
+/// With what an allocator adds, and the room that tables have for more.
+#[test]
+fn a_peer_takes_at_most_two_kibibytes_and_a_session_four() {
+    for suite in Suite::ALL {
+        let (peer, session) = footprint(suite);
+        println!("{suite}: {peer} bytes for a peer, {session} for a session");
+        assert!((200..=2048).contains(&peer), "{suite}: {peer} bytes");
+        assert!((1000..=4096).contains(&session), "{suite}: {session} bytes");
+    }
 }

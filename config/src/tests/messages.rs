@@ -2,6 +2,7 @@
 
 use lostlove_core::config::Offloads;
 
+use crate::ServerFile;
 use crate::settings::{MetricsListener, Nat, NatScope, PortRange};
 use crate::testing::{Folder, key, minimal_client};
 
@@ -432,7 +433,35 @@ fn a_missing_key_alone_is_no_problem_to_a_check() {
         assert_eq!(checked.lines().count(), 1, "{checked}");
         let loaded = crate::load_server(&folder.server_path()).unwrap_err();
         assert_eq!(checked, loaded.to_string(), "{text}");
+        let opened = crate::open_server(&folder.server_path()).unwrap_err();
+        assert_eq!(checked, opened.to_string(), "{text}");
     }
+}
+
+/// A start reads a file once, however large, and again only after it has made the key.
+#[test]
+fn a_start_gets_all_at_once_or_hears_that_only_the_key_is_missing() {
+    let folder = Folder::new();
+    let public_key = key(1).public_key();
+    let peers = format!("[[peers]]\nname = 'a'\npublic_key = '{public_key}'\n");
+    folder.write("server.toml", &peers);
+    let open = || crate::open_server(&folder.server_path());
+    let Ok(ServerFile::Complete(settings)) = open() else {
+        panic!("nothing is missing");
+    };
+    assert_eq!(settings.peers.len(), 1);
+    std::fs::remove_file(folder.path("server.key")).unwrap();
+    let error = open().unwrap_err().to_string();
+    assert!(
+        error.contains("the peers' profiles name the key"),
+        "{error}"
+    );
+    folder.write("server.toml", "");
+    let Ok(ServerFile::KeyMissing(path)) = open() else {
+        panic!("the key is missing, and nothing else");
+    };
+    assert_eq!(path, folder.path("server.key"));
+    assert!(!path.exists(), "who reads makes nothing");
 }
 
 /// A file restored without its key would make a server that no client knows.

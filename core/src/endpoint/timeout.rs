@@ -44,6 +44,10 @@ impl Endpoint {
                 None
             }
             Stage::Active { lane, .. } => {
+                if lane.is_idle() {
+                    lane.shrink();
+                    connection.outbox.shrink();
+                }
                 if let Err(error) = lane.handle_timeout(limits, turn) {
                     self.fail(id, error, now);
                 } else {

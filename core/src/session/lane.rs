@@ -28,6 +28,9 @@ const OVERSUPPLY: u32 = 2;
 /// A server asks a client of which nothing was heard for this share of the time after which it is
 /// dead.
 const SERVER_SILENCE_DIVISOR: u32 = 3;
+/// A KeepAlive may be looked at earlier than it is due by this share of its interval: so the timers of
+/// ten thousand sessions wake a loop twenty times in an interval, and each wake-up serves many.
+const KEEPALIVE_SLACK_DIVISOR: u32 = 20;
 /// Streams of one connection with an unfinished entry: bounds what they hold to 256 KiB.
 const MAX_PARTIALS: usize = 4;
 /// Bytes beside which a handshake, of some 5 KB, costs next to nothing.
@@ -63,7 +66,7 @@ pub(crate) struct Lane {
     /// When the peer last proved that the stream makes sense: with a packet that opened.
     last_opened: Instant,
     /// What a client knows of its path; a server does not look for another.
-    liveness: Option<Liveness>,
+    liveness: Option<Box<Liveness>>,
 }
 
 /// An entry that continues in the next packet of its stream.
@@ -155,7 +158,7 @@ impl Lane {
             exchanges: 0,
             began_at: now,
             carried: 0,
-            keepalive_at: now + limits.keepalive_interval,
+            keepalive_at: next_keepalive(limits, now),
             had_data: false,
             last_opened: now,
             liveness: None,
@@ -164,8 +167,8 @@ impl Lane {
 
     /// Has the lane watch its path, whose hello was answered after `handshake`. A client's does, as
     /// a server cannot look for another one.
-    pub(crate) const fn watch_path(&mut self, handshake: Duration) {
-        self.liveness = Some(Liveness::new(handshake));
+    pub(crate) fn watch_path(&mut self, handshake: Duration) {
+        self.liveness = Some(Box::new(Liveness::new(handshake)));
     }
 
     /// When the peer last sent a packet that opened.
@@ -423,7 +426,7 @@ impl Lane {
         let elapsed = tools.timestamp_ms(now).saturating_sub(ack.timestamp_ms);
         let sample = Duration::from_millis(elapsed);
         let next = self.sealer.next_sequence();
-        let liveness = self.liveness.as_mut();
+        let liveness = self.liveness.as_deref_mut();
         let ends_doubt = liveness.is_some_and(|it| it.note_answer(ack.sequence, next, sample));
         Heard::RoundTrip { sample, ends_doubt }
     }
@@ -473,12 +476,13 @@ impl Lane {
 
     /// Whether the path may not work any longer.
     pub(crate) fn is_doubted(&self) -> bool {
-        self.liveness.as_ref().is_some_and(Liveness::is_doubted)
+        self.liveness.as_deref().is_some_and(Liveness::is_doubted)
     }
 
     /// Bytes came. Says whether they end a doubt.
     pub(crate) fn note_heard(&mut self) -> bool {
-        self.liveness.as_mut().is_some_and(Liveness::note_heard)
+        let liveness = self.liveness.as_deref_mut();
+        liveness.is_some_and(Liveness::note_heard)
     }
 
     /// The socket took `len` bytes. Says whether that ends a doubt.
@@ -508,10 +512,20 @@ impl Lane {
         }
     }
 
+    /// Whether nothing was carried lately but signs of life.
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.had_data && self.control.is_empty()
+    }
+
+    /// Gives memory back that only a session in use needs all the time.
+    pub(crate) fn shrink(&mut self) {
+        self.control.shrink_to_fit();
+    }
+
     /// When a KeepAlive or an exchange is due, or a sign of life.
     pub(crate) fn deadline(&self) -> Instant {
         let own = self.keepalive_at.min(self.exchange_at);
-        let check_at = self.liveness.as_ref().and_then(Liveness::deadline);
+        let check_at = self.liveness.as_deref().and_then(Liveness::deadline);
         check_at.map_or(own, |at| own.min(at))
     }
 
@@ -522,7 +536,7 @@ impl Lane {
         turn: &mut Turn<'_>,
     ) -> Result<(), ProtocolError> {
         if self.keepalive_at <= turn.now {
-            self.keepalive_at = turn.now + limits.keepalive_interval;
+            self.keepalive_at = next_keepalive(limits, turn.now);
             if self.should_ask(limits, turn.now) {
                 self.send_keepalive();
             }
@@ -554,4 +568,11 @@ impl Lane {
     pub(crate) const fn exchange_now(&mut self) {
         self.exchange_at = Instant::ZERO;
     }
+}
+
+/// When the next KeepAlive is due: after the interval or up to a twentieth of it earlier, at one of the
+/// moments that all connections of an endpoint have in common.
+fn next_keepalive(limits: &Limits, now: Instant) -> Instant {
+    let interval = limits.keepalive_interval;
+    (now + interval).round_down(interval / KEEPALIVE_SLACK_DIVISOR)
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lostlove_config::{
-    ClientSettings, ConfigError, ServerSettings, SocketOptions as ConfiguredOptions,
+    ClientSettings, ConfigError, ServerFile, ServerSettings, SocketOptions as ConfiguredOptions,
 };
 use lostlove_core::config::{
     ClientConfig, Common, Environment, Offloads, Peer, Role, ServerConfig,
@@ -169,11 +169,7 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     if args.check_config {
         return check::check(role, args);
     }
-    let made = make_missing(role, args)?;
-    let settings: Settings = match role {
-        Role::Server => lostlove_config::load_server(&args.config)?.into(),
-        Role::Client => load_client(&args.config)?.into(),
-    };
+    let (settings, made) = load(role, args)?;
     let verbosity = Verbosity {
         command_line: args.log_level,
         configured: settings.monitoring.log_level,
@@ -245,22 +241,25 @@ enum Made {
     Everything(Box<FirstStart>),
 }
 
-fn make_missing(role: Role, args: &DaemonArgs) -> Result<Made, Failure> {
-    if role == Role::Client {
-        return Ok(Made::Nothing);
-    }
+/// What the files say, those made first that a server lacks. They may be large, so each is read once.
+fn load(role: Role, args: &DaemonArgs) -> Result<(Settings, Made), Failure> {
     let config = &args.config;
-    if makes_everything(role, args) {
+    if role == Role::Client {
+        return Ok((load_client(config)?.into(), Made::Nothing));
+    }
+    let made = if makes_everything(role, args) {
         let first = setup::first_start(config).map_err(before_the_log)?;
-        return Ok(Made::Everything(Box::new(first)));
-    }
-    match lostlove_config::check_server(config)?.missing_key {
-        Some(_) => {
-            let key = setup::make_default_key(config).map_err(before_the_log)?;
-            Ok(Made::Key(key))
+        Made::Everything(Box::new(first))
+    } else {
+        match lostlove_config::open_server(config)? {
+            ServerFile::Complete(settings) => return Ok(((*settings).into(), Made::Nothing)),
+            ServerFile::KeyMissing(_) => {
+                let key = setup::make_default_key(config).map_err(before_the_log)?;
+                Made::Key(key)
+            }
         }
-        None => Ok(Made::Nothing),
-    }
+    };
+    Ok((lostlove_config::load_server(config)?.into(), made))
 }
 
 /// Whether a start finds nothing where its configuration would be, and makes all of it. Where
@@ -355,6 +354,8 @@ fn prepare(
     let clock = Clock::new();
     let found = surroundings(&tun, &clock);
     let (endpoint, leases) = endpoint.start(found, clock.now(), &threads);
+    // With many peers, reading the file took far more than they take.
+    memory::give_back();
     let announcement = Announcement {
         host,
         tun: tun.name().to_owned(),

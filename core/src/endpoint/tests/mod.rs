@@ -5,6 +5,7 @@ mod buffers;
 mod crossings;
 mod floods;
 mod hasty;
+mod idle;
 mod memory;
 mod peers;
 mod probes;
