@@ -162,6 +162,7 @@ pub(crate) fn monitoring<'t>(
             address: metrics,
             port_is_chosen,
         }),
+        metrics_per_peer: reader.read(&section, "metrics_per_peer", boolean).or(true),
         log_level: reader
             .read(&section, "log_level", one_of(&LogLevel::NAMES))
             .or(LogLevel::Info),

@@ -224,6 +224,8 @@ pub enum Dns {
 pub struct Monitoring {
     /// Where to serve metrics and health over HTTP; none for nowhere.
     pub metrics: Option<MetricsListener>,
+    /// Whether the metrics have figures of each peer, too.
+    pub metrics_per_peer: bool,
     /// The least important messages to log.
     pub log_level: LogLevel,
     /// The form of a log line.

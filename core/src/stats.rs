@@ -1,5 +1,7 @@
 //! Counters of one endpoint.
 
+mod histogram;
+
 use core::ops::AddAssign;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
@@ -8,6 +10,8 @@ use std::sync::Arc;
 use crate::config::OffloadKind;
 use crate::error::{DropReason, HandshakeError, ProtocolError, Refusal};
 use crate::event::CloseReason;
+
+pub use histogram::Histogram;
 
 /// Monotonic counters and present levels of one endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +26,8 @@ pub struct Stats {
     pub handshakes_failed: [u64; HandshakeError::LABELS.len()],
     /// Sessions that a peer has authenticated.
     pub sessions_established: u64,
+    /// Of these, sessions that went on, as their peer came back to them or moved.
+    pub sessions_resumed: u64,
     /// Sessions that are over, by [`CloseReason::index`].
     pub sessions_ended: [u64; CloseReason::LABELS.len()],
     /// Sessions now up, on a connection.
@@ -85,6 +91,9 @@ pub struct Stats {
     /// Bytes of buffers in use when the last event was polled: waiting packets, sealed ones that
     /// sockets have not taken, parts of received ones, and what drivers have.
     pub buffer_bytes: u64,
+    /// How long packets waited between the TUN device, or another client, and their sealing for a
+    /// socket. Those that were dropped are not among them.
+    pub queue_delay: Histogram,
 }
 
 impl Stats {
@@ -119,6 +128,7 @@ impl AddAssign<&Self> for Stats {
             refused,
             handshakes_failed,
             sessions_established,
+            sessions_resumed,
             sessions_ended,
             sessions,
             sessions_absent,
@@ -148,12 +158,14 @@ impl AddAssign<&Self> for Stats {
             queued_bytes,
             queued_packets,
             buffer_bytes,
+            queue_delay,
         } = other;
         self.connections_opened += connections_opened;
         add_each(&mut self.connections_closed, connections_closed);
         add_each(&mut self.refused, refused);
         add_each(&mut self.handshakes_failed, handshakes_failed);
         self.sessions_established += sessions_established;
+        self.sessions_resumed += sessions_resumed;
         add_each(&mut self.sessions_ended, sessions_ended);
         self.sessions += sessions;
         self.sessions_absent += sessions_absent;
@@ -183,6 +195,7 @@ impl AddAssign<&Self> for Stats {
         self.queued_bytes += queued_bytes;
         self.queued_packets += queued_packets;
         self.buffer_bytes += buffer_bytes;
+        self.queue_delay += queue_delay;
     }
 }
 
@@ -283,6 +296,7 @@ mod tests {
             refused: [count; _],
             handshakes_failed: [count; _],
             sessions_established: count,
+            sessions_resumed: count,
             sessions_ended: [count; _],
             sessions: count,
             sessions_absent: count,
@@ -312,7 +326,16 @@ mod tests {
             queued_bytes: count,
             queued_packets: count,
             buffer_bytes: count,
+            queue_delay: delays(count),
         }
+    }
+
+    fn delays(count: u64) -> Histogram {
+        let mut delays = Histogram::default();
+        for _ in 0..count {
+            delays.observe(Duration::from_millis(1));
+        }
+        delays
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lostlove_core::event::{ConnectionId, Event};
-use lostlove_core::stats::{PeerStats, Stats};
+use lostlove_core::stats::{Histogram, PeerStats, Stats};
 use lostlove_system::net::{AssignmentError, NetError, Sources, Verification};
 use lostlove_system::wake::Wake;
 
@@ -110,6 +110,8 @@ pub(crate) struct Figures {
     pub(crate) stats: Stats,
     /// The server, on a client. A server's peers are nobody's but the process's.
     pub(crate) peers: Vec<PeerStats>,
+    /// How long the turns of its event loop took.
+    pub(crate) turns: Histogram,
 }
 
 /// How far the system is: at the start, and then with what a server assigned on a connection, or how

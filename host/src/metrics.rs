@@ -1,6 +1,7 @@
 //! Metrics and health over HTTP, for Prometheus and for service managers.
 
 mod http;
+mod reload;
 mod serve;
 mod text;
 
@@ -10,14 +11,15 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use lostlove_core::stats::{PeerStats, Stats};
+use lostlove_core::stats::{Histogram, PeerStats, Stats};
 use lostlove_system::net::PassageFigures;
 use lostlove_system::socket;
 use lostlove_system::wake::Wake;
 use tracing::warn;
 
+use self::reload::{LastReload, Reloads};
 use self::serve::{Door, Service};
 use crate::threads::{Thread, Threads};
 use lostlove_core::config::Role;
@@ -40,6 +42,7 @@ use lostlove_core::config::Role;
 #[derive(Debug)]
 pub struct Metrics {
     server: Option<Server>,
+    has_peers: bool,
 }
 
 impl Metrics {
@@ -53,6 +56,7 @@ impl Metrics {
             address.map(|address| Server::start(Door::Open(bind(address)?), role, threads));
         Ok(Self {
             server: server.transpose()?,
+            has_peers: true,
         })
     }
 
@@ -77,19 +81,27 @@ impl Metrics {
         };
         Ok(Self {
             server: Some(Server::start(door, role, threads)?),
+            has_peers: true,
         })
+    }
+
+    /// Leaves each peer's figures out: with very many peers a database may not want them.
+    #[must_use]
+    pub const fn without_peers(mut self) -> Self {
+        self.has_peers = false;
+        self
+    }
+
+    /// Whether each peer's figures are to be published, too.
+    pub const fn wants_peers(&self) -> bool {
+        self.has_peers && self.server.is_some()
     }
 
     /// Hands figures to the request that waits for them. Never blocks; without such a request
     /// they serve the next one that gets no better ones.
-    /// `tun_dropped` is what the system has dropped in front of the TUN device, where that is known.
-    pub fn publish(&self, stats: Stats, peers: Vec<PeerStats>, tun_dropped: Option<u64>) {
+    pub fn publish(&self, mut snapshot: Snapshot) {
         if let Some(server) = &self.server {
-            let snapshot = Snapshot {
-                stats,
-                peers,
-                tun_dropped,
-            };
+            snapshot.peers = snapshot.peers.filter(|_| self.has_peers);
             // A full channel holds figures that nobody has asked for yet; the next request
             // throws them away.
             let _ = server.figures.try_send(snapshot);
@@ -118,6 +130,13 @@ impl Metrics {
             for (total, count) in server.shared.repairs.iter().zip(repairs) {
                 total.fetch_add(*count, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// The configuration has been read once more; whether it could be used.
+    pub fn note_reload(&self, is_successful: bool) {
+        if let Some(server) = &self.server {
+            server.shared.reloads.note(is_successful);
         }
     }
 
@@ -169,13 +188,12 @@ impl Server {
         let (figures, receiver) = sync_channel(1);
         let shared = Arc::new(Shared {
             role,
-            started: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default(),
+            started: reload::unix_time(),
             ready: AtomicBool::new(false),
             problem: Mutex::default(),
             repairs: Default::default(),
             passage: Mutex::default(),
+            reloads: Reloads::started(),
             wanted: Wake::new()?,
             published: Wake::new()?,
             stop: Wake::new()?,
@@ -221,6 +239,7 @@ struct Shared {
     repairs: [AtomicU64; 8],
     /// What other firewalls have kept from passing.
     passage: Mutex<Option<PassageFigures>>,
+    reloads: Reloads,
     wanted: Wake,
     published: Wake,
     stop: Wake,
@@ -241,24 +260,32 @@ impl Shared {
         SystemFigures {
             repairs: self.repairs.each_ref().map(|it| it.load(Ordering::Relaxed)),
             passage: *self.lock_passage(),
+            reload: self.reloads.last(),
         }
     }
 }
 
-/// Figures of the system's network.
+/// Figures of the daemon's surroundings.
 #[derive(Clone, Copy, Debug, Default)]
 struct SystemFigures {
     /// What was put back, by kind.
     repairs: [u64; 8],
     /// What other firewalls have kept from passing; none where nobody can tell.
     passage: Option<PassageFigures>,
+    reload: LastReload,
 }
 
+/// The figures of a daemon at one moment.
 #[derive(Clone, Debug, Default)]
-struct Snapshot {
-    stats: Stats,
-    peers: Vec<PeerStats>,
-    tun_dropped: Option<u64>,
+pub struct Snapshot {
+    /// Of the endpoint.
+    pub stats: Stats,
+    /// How long the turns of its event loop took.
+    pub turns: Histogram,
+    /// Of each peer; none to leave them out.
+    pub peers: Option<Vec<PeerStats>>,
+    /// Packets that the system has dropped in front of the TUN device, where that is known.
+    pub tun_dropped: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

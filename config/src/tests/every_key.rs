@@ -58,6 +58,7 @@ const SERVER: &[(&str, &str)] = &[
     ("monitoring.enable_metrics", "false"),
     ("monitoring.metrics_port", "9000"),
     ("monitoring.metrics_address", "'::1'"),
+    ("monitoring.metrics_per_peer", "false"),
     ("monitoring.log_level", "'debug'"),
     ("monitoring.log_format", "'json'"),
     ("peers.name", "'b'"),
@@ -118,6 +119,7 @@ const CLIENT: &[(&str, &str)] = &[
     ("monitoring.enable_metrics", "true"),
     ("monitoring.metrics_port", "9000"),
     ("monitoring.metrics_address", "'::1'"),
+    ("monitoring.metrics_per_peer", "false"),
     ("monitoring.log_level", "'debug'"),
     ("monitoring.log_format", "'json'"),
 ];

@@ -455,6 +455,7 @@ impl Endpoint {
             self.tools.stats.sessions += 1;
         }
         session.renew(agreed, on, &mut self.tools);
+        self.tools.stats.sessions_resumed += 1;
         self.rearm_session(id);
         self.wants_transmit(on);
         previous

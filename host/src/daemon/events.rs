@@ -15,6 +15,7 @@ use super::path::PathWatch;
 use super::{Daemon, Source, told_late};
 use crate::dial::Dialer;
 use crate::mailbox::{Figures, NetworkReport, Order, Report};
+use crate::metrics::Snapshot;
 use crate::report;
 
 /// How long a dial waits for the system to be looked at.
@@ -237,12 +238,17 @@ impl Daemon {
 
     fn publish(&mut self, figures: Figures) {
         self.is_asking = false;
-        let peers = match &self.peers {
+        let wants_peers = self.metrics.wants_peers();
+        let peers = wants_peers.then(|| match &self.peers {
             Some(peers) => peers.stats(|| thread::sleep(PAUSE)),
             None => figures.peers,
-        };
-        self.metrics
-            .publish(figures.stats, peers, self.tun_dropped());
+        });
+        self.metrics.publish(Snapshot {
+            stats: figures.stats,
+            turns: figures.turns,
+            peers,
+            tun_dropped: self.tun_dropped(),
+        });
     }
 
     /// What the system has dropped in front of the TUN device; none for what only stands in for one.

@@ -403,15 +403,20 @@ fn metrics(
     role: Role,
     threads: &Threads,
 ) -> io::Result<Metrics> {
-    match &monitoring.metrics {
+    let metrics = match &monitoring.metrics {
         Some(listener) if !listener.port_is_chosen => {
-            Metrics::start_once_free(listener.address, role, threads)
+            Metrics::start_once_free(listener.address, role, threads)?
         }
         listener => {
             let address = listener.as_ref().map(|listener| listener.address);
-            Metrics::start(address, role, threads)
+            Metrics::start(address, role, threads)?
         }
-    }
+    };
+    Ok(if monitoring.metrics_per_peer {
+        metrics
+    } else {
+        metrics.without_peers()
+    })
 }
 
 fn is_in_use(error: &io::Error) -> bool {

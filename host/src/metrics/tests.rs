@@ -32,10 +32,54 @@ fn figures_from_before_the_request_give_way_to_fresh_ones() {
         sessions,
         ..Stats::default()
     };
-    metrics.publish(with(1), Vec::new(), None);
-    metrics.publish(with(2), Vec::new(), None);
+    metrics.publish(snapshot(with(1)));
+    metrics.publish(snapshot(with(2)));
     let response = scrape(&metrics, "GET /metrics HTTP/1.1\r\n\r\n", &with(3));
     assert!(response.contains("\nlostlove_sessions 3\n"), "{response}");
+}
+
+#[test]
+fn each_peers_figures_are_left_out_if_nobody_wants_them() {
+    let alice = PeerStats {
+        name: "alice".into(),
+        connected: true,
+        bytes_in: 1,
+        bytes_out: 2,
+        rtt: None,
+    };
+    let with_alice = Snapshot {
+        peers: Some(vec![alice]),
+        ..Snapshot::default()
+    };
+    for (metrics, expected) in [(metrics(), true), (metrics().without_peers(), false)] {
+        assert_eq!(metrics.wants_peers(), expected);
+        let page = thread::scope(|scope| {
+            let page = scope.spawn(|| exchange(&metrics, b"GET /metrics HTTP/1.1\r\n\r\n"));
+            while !metrics.wants_update() {
+                thread::yield_now();
+            }
+            metrics.publish(with_alice.clone());
+            page.join().unwrap()
+        });
+        assert_eq!(page.contains("lostlove_peer_"), expected, "{page}");
+        assert!(
+            page.contains("lostlove_peers_receive_packets_total 0"),
+            "{page}"
+        );
+    }
+}
+
+#[test]
+fn a_bad_configuration_is_seen_until_there_is_a_good_one() {
+    const NAME: &str = "lostlove_config_last_reload_successful";
+    let metrics = metrics();
+    for is_successful in [true, false, true] {
+        metrics.note_reload(is_successful);
+        let request = "GET /metrics HTTP/1.1\r\n\r\n";
+        let page = scrape(&metrics, request, &Stats::default());
+        let line = format!("\n{NAME} {}\n", u8::from(is_successful));
+        assert!(page.contains(&line), "{page}");
+    }
 }
 
 #[test]
@@ -134,7 +178,7 @@ fn a_stuck_scraper_blocks_nobody() {
     stuck.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
     let start = Instant::now();
     for _ in 0..1000 {
-        metrics.publish(Stats::default(), Vec::new(), None);
+        metrics.publish(Snapshot::default());
     }
     let request = "GET /metrics HTTP/1.1\r\n\r\n";
     let response = scrape(&metrics, request, &Stats::default());
@@ -192,7 +236,7 @@ fn fifty_scrapes_at_once_are_all_answered() {
             while !done.load(Ordering::Relaxed) {
                 if metrics.wants_update() {
                     asked += 1;
-                    metrics.publish(stats.clone(), Vec::new(), None);
+                    metrics.publish(snapshot(stats.clone()));
                 }
                 thread::sleep(Duration::from_millis(1));
             }
@@ -245,7 +289,7 @@ fn who_asks_while_another_waits_gets_the_same_figures() {
     // They come while nobody answers, and ask for nothing more.
     thread::sleep(2 * serve::ASK_INTERVAL);
     assert!(!metrics.wants_update());
-    metrics.publish(Stats::default(), Vec::new(), None);
+    metrics.publish(Snapshot::default());
     for stream in &mut streams {
         let response = read_to_end(stream);
         assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
@@ -266,7 +310,7 @@ fn a_taken_port_that_nobody_chose_is_served_once_it_is_free() {
     let address = first.address().unwrap();
     let second = Metrics::start_once_free(address, Role::Server, &threads()).unwrap();
     assert_eq!(second.address(), None);
-    second.publish(Stats::default(), Vec::new(), None);
+    second.publish(Snapshot::default());
     drop(first);
     let deadline = Instant::now() + Duration::from_secs(30);
     while TcpStream::connect(address).is_err() {
@@ -278,7 +322,7 @@ fn a_taken_port_that_nobody_chose_is_served_once_it_is_free() {
 #[test]
 fn without_an_address_nothing_is_served() {
     let metrics = Metrics::start(None, Role::Client, &threads()).unwrap();
-    metrics.publish(Stats::default(), Vec::new(), None);
+    metrics.publish(Snapshot::default());
     metrics.set_ready(true);
     assert!(!metrics.wants_update());
     assert!(metrics.fd().is_none() && metrics.address().is_none());
@@ -325,7 +369,7 @@ fn scrape(metrics: &Metrics, request: &str, stats: &Stats) -> String {
     await_request(metrics);
     assert!(metrics.wants_update());
     assert!(!metrics.wants_update());
-    metrics.publish(stats.clone(), Vec::new(), None);
+    metrics.publish(snapshot(stats.clone()));
     read_to_end(&mut stream)
 }
 
@@ -364,5 +408,12 @@ fn is_closed(stream: &mut TcpStream) -> bool {
     match stream.read(&mut [0]) {
         Ok(count) => count == 0,
         Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    }
+}
+
+fn snapshot(stats: Stats) -> Snapshot {
+    Snapshot {
+        stats,
+        ..Snapshot::default()
     }
 }

@@ -31,6 +31,7 @@ use lostlove_core::config::Role;
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::error::HandshakeError;
 use lostlove_core::event::Event;
+use lostlove_core::stats::Histogram;
 use lostlove_core::time::Instant;
 use lostlove_core::turn::{Entropy, Turn};
 use lostlove_pump as pump;
@@ -117,6 +118,8 @@ pub struct Worker {
     orders: Arc<Mailbox<Order>>,
     reports: Arc<Mailbox<Report>>,
     has_begun: bool,
+    /// How long turns took.
+    turns: Histogram,
     must_stop_now: bool,
     /// Why the device is of no use any more.
     failure: Option<io::Error>,
@@ -141,6 +144,7 @@ impl Worker {
             orders: parts.orders,
             reports: parts.reports,
             has_begun: false,
+            turns: Histogram::default(),
             must_stop_now: false,
             failure: None,
         }
@@ -262,7 +266,9 @@ impl Worker {
             };
             self.handle_event(event);
         }
-        self.moderation.begin(|| self.clock.now());
+        let end = self.clock.now();
+        self.turns.observe(end.since(now));
+        self.moderation.begin(end);
     }
 
     /// The next change in what to wait for.
@@ -357,8 +363,11 @@ impl Worker {
             Role::Client => self.endpoint.peer_stats().collect(),
         };
         let stats = self.endpoint.stats().clone();
-        self.reports
-            .post(Report::Figures(Box::new(Figures { stats, peers })));
+        self.reports.post(Report::Figures(Box::new(Figures {
+            stats,
+            peers,
+            turns: self.turns.clone(),
+        })));
     }
 
     fn accept(&mut self, listener: usize, now: Instant) -> bool {

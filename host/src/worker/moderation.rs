@@ -49,10 +49,10 @@ impl Moderation {
         self.is_due = is_empty && drained.packets >= MANY && drained.largest <= SMALL;
     }
 
-    /// Begins the hold-off if one is due. `now` says when the packets read have been dealt with.
-    pub(super) fn begin(&mut self, now: impl FnOnce() -> Instant) {
+    /// Begins the hold-off if one is due, `now` that the packets read have been dealt with.
+    pub(super) fn begin(&mut self, now: Instant) {
         if std::mem::take(&mut self.is_due) {
-            self.resumes = Some(now() + HOLD_OFF);
+            self.resumes = Some(now + HOLD_OFF);
         }
     }
 }
@@ -80,11 +80,11 @@ mod tests {
             moderation.is_held_off(),
             "it is not read again in this turn"
         );
-        moderation.begin(|| NOW);
+        moderation.begin(NOW);
         assert_eq!(moderation.poll_timeout(), Some(NOW + HOLD_OFF));
         moderation.handle_timeout(NOW + HOLD_OFF - Duration::from_micros(1));
         assert!(moderation.is_held_off());
-        moderation.begin(|| NOW + HOLD_OFF);
+        moderation.begin(NOW + HOLD_OFF);
         moderation.handle_timeout(NOW + HOLD_OFF);
         assert!(!moderation.is_held_off());
         assert_eq!(moderation.poll_timeout(), None);
@@ -99,7 +99,7 @@ mod tests {
             (Progress::Ready, 128, 84),
         ] {
             let mut moderation = after(progress, packets, largest);
-            moderation.begin(|| NOW);
+            moderation.begin(NOW);
             assert!(!moderation.is_held_off(), "{packets} of {largest}");
         }
     }

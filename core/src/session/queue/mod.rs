@@ -127,6 +127,7 @@ impl SendQueue {
         self.count_turn(turn);
         let packet = self.flows.pop_front(turn.flow)?;
         account(&packet, stats);
+        stats.queue_delay.observe(now.since(packet.queued_at));
         self.forget_if_empty(pool);
         Some((turn, packet))
     }
