@@ -10,7 +10,10 @@ use gungraun::{library_benchmark, library_benchmark_group, main};
 use lostlove_core::crypto::Suite;
 use lostlove_core::internals::wire::MAX_UNSEALED_LEN;
 
-#[expect(dead_code, reason = "lengths, by which only times are divided")]
+#[expect(
+    dead_code,
+    reason = "lengths, by which only times are divided, and contents"
+)]
 mod steps;
 
 use steps::{Lookups, Plain, Stream, SuperPacket, Tunnel};

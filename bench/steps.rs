@@ -188,6 +188,58 @@ impl SuperPacket {
     }
 }
 
+/// What packets carry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Prose: this project's description of its protocol.
+    Text,
+    /// Measurements, one object a line.
+    Json,
+    /// What is encrypted or compressed already.
+    Random,
+}
+
+impl Content {
+    /// All there are.
+    pub(crate) const ALL: [Self; 3] = [Self::Text, Self::Json, Self::Random];
+
+    /// For a table.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+            Self::Random => "random",
+        }
+    }
+
+    /// So many bytes of it.
+    pub(crate) fn bytes(self, len: usize) -> Vec<u8> {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let mut bytes = match self {
+            Self::Text => include_bytes!("../docs/protocol.md").to_vec(),
+            Self::Json => (0..len / 50)
+                .flat_map(|n| Self::measurement(n, &mut rng))
+                .collect(),
+            Self::Random => {
+                let mut bytes = vec![0; len];
+                rng.fill_bytes(&mut bytes);
+                bytes
+            }
+        };
+        bytes.truncate(len);
+        assert_eq!(bytes.len(), len);
+        bytes
+    }
+
+    fn measurement(number: usize, rng: &mut ChaCha8Rng) -> Vec<u8> {
+        let [sensor, value] = [40, 100_000].map(|bound| rng.next_u32() % bound);
+        let (second, whole, part) = (number % 60, value / 1000, value % 1000);
+        let time = format!("2026-11-30T12:00:{second:02}Z");
+        format!("{{\"time\":\"{time}\",\"sensor\":\"s{sensor}\",\"value\":{whole}.{part:03}}}\n")
+            .into()
+    }
+}
+
 /// A client's and a server's endpoint, and a packet for the former's TUN device.
 pub(crate) struct Tunnel {
     pair: Pair,
@@ -207,6 +259,20 @@ impl Tunnel {
             packet,
             header,
         }
+    }
+
+    /// With a packet of so many bytes whose payload is `content`, compressed if that is said and pays.
+    pub(crate) fn of(suite: Suite, content: Content, len: usize, compression: bool) -> Self {
+        let secrets = Secrets::default();
+        let mut configs = memory::configs(&secrets, suite, ENDLESS);
+        for common in [&mut configs.server.common, &mut configs.client.common] {
+            common.compression = compression;
+        }
+        let mut tunnel = Self::new(suite, len);
+        let payload = &mut tunnel.packet[40..];
+        payload.copy_from_slice(&content.bytes(payload.len()));
+        tunnel.pair = Pair::new(configs, &secrets);
+        tunnel
     }
 
     /// Carries the packet from the client's TUN device to the server's.

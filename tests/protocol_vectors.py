@@ -134,6 +134,39 @@ def seal(suite, traffic, header_fields, plaintext):
     return header + binascii.crc_hqx(header, 0xFFFF).to_bytes(2, "big") + payload
 
 
+def restore(payload):
+    """What a compressed payload was: its length, and a block of LZ4."""
+    block, out = iter(payload[2:]), bytearray()
+
+    def extended(length):
+        more = 255 if length == 15 else 0
+        while more == 255:
+            more = next(block)
+            length += more
+        return length
+
+    while True:
+        token = next(block)
+        out += bytes(next(block) for _ in range(extended(token >> 4)))
+        low = next(block, None)
+        if low is None:
+            break
+        start = len(out) - (low + 256 * next(block))
+        for at in range(start, start + 4 + extended(token & 15)):
+            out.append(out[at])
+    assert len(out) == int.from_bytes(payload[:2], "big")
+    return bytes(out)
+
+
+def compressed(given, traffic):
+    payload = given["compressed_plaintext"]
+    found = {"compressed_entry": restore(payload)}
+    for suite in ("hse", "aes-256-gcm", "chacha20-poly1305"):
+        fields = (1, 1, 1, 1_700_000_000_001, 0x40)
+        found[f"compressed_{suite.replace('-', '_')}"] = seal(suite, traffic, fields, payload)
+    return found
+
+
 def kem_keys(seed):
     """Encapsulation and decapsulation key from d || z; FIPS 203, algorithm 16."""
     return ML_KEM_768._keygen_internal(seed[:32], seed[32:])
@@ -232,6 +265,7 @@ def main():
     found = handshake(given)
     found |= records(found["master"])
     found |= exchange(given, found["client_traffic_0"])
+    found |= compressed(given, found["client_traffic_0"])
     if "--print" in sys.argv:
         for name, value in found.items():
             print(f"{name} = {value.hex()}")

@@ -59,6 +59,7 @@ fn client() -> (Client, ClientOffer, ChaCha20Rng) {
         mtu: 1400,
         address_v4: None,
         address_v6: None,
+        compression: false,
     };
     (client, offer, ChaCha20Rng::from_seed([3; 32]))
 }
@@ -85,6 +86,7 @@ fn answer_to(hello: &[u8], key: &SecretKey, rng: &mut ChaCha20Rng) -> Vec<u8> {
         mtu: 1400,
         rotation: rotation(),
         push: Push::default(),
+        compression: false,
     };
     let session = new_session_id(rng);
     let answered = responder.accept(None, &Suite::ALL, session, grant, rng);

@@ -5,6 +5,7 @@ use std::fmt;
 
 use lostlove_core::crypto::Suite;
 
+mod compression;
 mod endpoint;
 mod handshake;
 mod ip;

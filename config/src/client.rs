@@ -97,6 +97,7 @@ pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>) -> Optio
         rotation: sections::rotation(reader, &security),
         limits: sections::limits(reader, &limits, CONNECTION_TIMEOUT),
         mtu: host.tun.mtu,
+        compression: device.compression,
     };
     Some(ClientSettings {
         endpoint: ClientConfig {

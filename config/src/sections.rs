@@ -189,6 +189,7 @@ pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) mtu: Entry<u16>,
     pub(crate) offload: Offloads,
+    pub(crate) compression: bool,
     pub(crate) socket: SocketOptions,
 }
 
@@ -202,6 +203,7 @@ pub(crate) fn device<'t>(reader: &mut Reader<'t>, network: &Section<'t>) -> Devi
             .or_else(|| TUN_NAME.to_owned()),
         mtu: reader.read(network, "mtu", integer(MIN_MTU..=MAX_MTU)),
         offload: offload(reader, network),
+        compression: reader.read(network, "compression", boolean).or(false),
         socket: SocketOptions {
             congestion_control: congestion_control.given().map(|found| found.value),
             notsent_lowat: reader

@@ -272,6 +272,7 @@ fn with_key<'t>(
         rotation,
         limits,
         mtu: host.tun.mtu,
+        compression: device.compression,
     };
     Some(ServerSettings {
         endpoint: ServerConfig { common, server },

@@ -75,6 +75,9 @@ pub struct Common {
     pub limits: Limits,
     /// MTU of the tunnel device in bytes, [`MIN_MTU`] to [`MAX_MTU`].
     pub mtu: u16,
+    /// Whether packets are compressed, if the peer wants that as well. It makes their length depend
+    /// on what is in them.
+    pub compression: bool,
 }
 
 /// What an endpoint finds on its machine.

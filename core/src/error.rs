@@ -62,6 +62,12 @@ pub enum FrameError {
     /// A sealed packet where none may be, or the other way round.
     #[error("sealed and unsealed packets mixed up")]
     WrongProtection,
+    /// A compressed packet that is not Data, or where that was not agreed on.
+    #[error("a compressed packet where none may be")]
+    UnexpectedCompression,
+    /// A compressed payload that cannot be restored, or is not as long as it says.
+    #[error("malformed compressed payload")]
+    BadCompression,
     /// A Data payload that is not a sequence of entries.
     #[error("malformed data entry")]
     BadEntry,
@@ -254,6 +260,8 @@ labels!(ProtocolError {
     Self::Frame(FrameError::BadChecksum) => "checksum",
     Self::Frame(FrameError::BadLength(_)) => "length",
     Self::Frame(FrameError::WrongProtection) => "wrong_protection",
+    Self::Frame(FrameError::UnexpectedCompression) => "unexpected_compression",
+    Self::Frame(FrameError::BadCompression) => "malformed_compression",
     Self::Frame(FrameError::BadEntry) => "malformed_entry",
     Self::Frame(FrameError::BadControl) => "malformed_control",
     Self::Sequence { .. } => "sequence",

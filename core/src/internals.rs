@@ -32,6 +32,7 @@ pub mod ip {
 
 /// See `core/src/record/`.
 pub mod record {
+    pub use crate::record::compression::{Compressor, decompress, original_len};
     pub use crate::record::exchange::{ExchangeInit, INIT_LEN, RESPONSE_LEN, respond};
     pub use crate::record::{Opener, Sealer};
 }

@@ -46,6 +46,10 @@ pub struct Stats {
     pub sealed_in: u64,
     /// LLP packets sealed.
     pub sealed_out: u64,
+    /// Payloads of LLP packets that came compressed.
+    pub compression_in: Compression,
+    /// Payloads of LLP packets that were sent compressed.
+    pub compression_out: Compression,
     /// IP packets read from the TUN device (a super-packet counts once).
     pub tun_packets_in: u64,
     /// Bytes of IP packets read from the TUN device.
@@ -96,6 +100,30 @@ pub struct Stats {
     pub queue_delay: Histogram,
 }
 
+/// What compression has saved in one direction. Payloads that went as they were do not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compression {
+    /// Bytes of the payloads as they were.
+    pub original_bytes: u64,
+    /// Bytes of the same payloads, compressed.
+    pub compressed_bytes: u64,
+}
+
+impl Compression {
+    /// Counts one payload.
+    pub(crate) const fn add(&mut self, original: usize, compressed: usize) {
+        self.original_bytes += original as u64;
+        self.compressed_bytes += compressed as u64;
+    }
+}
+
+impl AddAssign<&Self> for Compression {
+    fn add_assign(&mut self, other: &Self) {
+        self.original_bytes += other.original_bytes;
+        self.compressed_bytes += other.compressed_bytes;
+    }
+}
+
 impl Stats {
     /// Counts one dropped packet.
     pub(crate) fn drop_packet(&mut self, reason: DropReason) {
@@ -138,6 +166,8 @@ impl AddAssign<&Self> for Stats {
             socket_bytes_out,
             sealed_in,
             sealed_out,
+            compression_in,
+            compression_out,
             tun_packets_in,
             tun_bytes_in,
             tun_packets_out,
@@ -175,6 +205,8 @@ impl AddAssign<&Self> for Stats {
         self.socket_bytes_out += socket_bytes_out;
         self.sealed_in += sealed_in;
         self.sealed_out += sealed_out;
+        self.compression_in += compression_in;
+        self.compression_out += compression_out;
         self.tun_packets_in += tun_packets_in;
         self.tun_bytes_in += tun_bytes_in;
         self.tun_packets_out += tun_packets_out;
@@ -289,6 +321,13 @@ fn add(counter: &AtomicU64, more: u64) {
 mod tests {
     use super::*;
 
+    const fn compression(count: u64) -> Compression {
+        Compression {
+            original_bytes: count,
+            compressed_bytes: count,
+        }
+    }
+
     fn all(count: u64) -> Stats {
         Stats {
             connections_opened: count,
@@ -306,6 +345,8 @@ mod tests {
             socket_bytes_out: count,
             sealed_in: count,
             sealed_out: count,
+            compression_in: compression(count),
+            compression_out: compression(count),
             tun_packets_in: count,
             tun_bytes_in: count,
             tun_packets_out: count,

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use crate::buffer::Pool;
 use crate::event::Event;
+use crate::record::compression::Compressor;
 use crate::stats::Stats;
 use crate::time::Instant;
 use crate::wire::Partial;
@@ -18,6 +19,7 @@ const KEPT_PARTIALS: usize = 2;
 pub(crate) struct Tools {
     pub(crate) pool: Pool,
     pub(crate) stats: Stats,
+    pub(crate) compressor: Compressor,
     pub(crate) events: VecDeque<Event>,
     /// Bytes that unfinished entries hold; they count as in use.
     pub(crate) unfinished_bytes: usize,
@@ -32,6 +34,7 @@ impl Tools {
         Self {
             pool: Pool::default(),
             stats: Stats::default(),
+            compressor: Compressor::default(),
             events: VecDeque::new(),
             unfinished_bytes: 0,
             spare_partials: Vec::new(),

@@ -27,6 +27,7 @@ pub(crate) fn server() -> Endpoint {
         rotation: Rotation::default(),
         limits: Limits::default(),
         mtu: 1400,
+        compression: false,
     };
     let config = ServerConfig { common, server };
     let peers = SharedPeers::new(Peers::new(&config, Vec::new(), &[], NOW));

@@ -156,6 +156,7 @@ impl Fleet {
             rotation: Rotation::default(),
             limits: Limits::default(),
             mtu: self.profile.mtu,
+            compression: false,
         };
         let client = config::Client {
             secret_key: self.profile.identities.client(index),

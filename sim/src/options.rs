@@ -166,6 +166,8 @@ pub(crate) struct Options {
     /// Whether networks behind clients are routed to them at first.
     has_networks: bool,
     pub(crate) paths: Paths,
+    /// Whether each node compresses, if the other does: the server, then the clients.
+    compression: Vec<bool>,
 }
 
 impl Options {
@@ -175,6 +177,14 @@ impl Options {
         let mut options = Self::draw_all_but_paths(choice, more);
         options.draw_paths(paths);
         options
+    }
+
+    /// And what came after that: in some worlds most nodes compress.
+    pub(crate) fn with_compression(mut self, choice: &mut Choice) -> Self {
+        if choice.chance(300) {
+            self.compression.fill_with(|| choice.chance(850));
+        }
+        self
     }
 
     fn draw_paths(&mut self, choice: &mut Choice) {
@@ -238,6 +248,7 @@ impl Options {
             loops: LoopOptions::draw(more),
             has_networks: more.chance(200),
             paths: Paths::Mixed,
+            compression: vec![false; clients + 1],
         };
         for device in &mut options.devices {
             device.refuses = refuses(more);
@@ -303,6 +314,7 @@ impl Options {
             rotation: self.rotation,
             limits: self.limits.clone(),
             mtu: self.devices[node].mtu,
+            compression: self.compression[node],
         }
     }
 

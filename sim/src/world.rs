@@ -30,6 +30,8 @@ const LATER: u64 = 1128;
 /// The same for paths, which came still later. With this number the kept seeds stay in worlds where
 /// all that they were kept for can happen.
 const PATHS: u64 = 440;
+/// And whether nodes compress.
+const COMPRESSION: u64 = 7011;
 /// Turns at one instant beyond which nobody believes that it will end.
 const MAX_TURNS: usize = 20_000;
 /// Lines of the story kept.
@@ -119,7 +121,8 @@ impl World {
     pub(crate) fn new(seed: u64, is_verbose: bool) -> Self {
         let mut choice = Choice::new(seed);
         let mut paths = Choice::new(seed ^ PATHS);
-        let options = Options::draw(&mut choice, &mut Choice::new(seed ^ LATER), &mut paths);
+        let options = Options::draw(&mut choice, &mut Choice::new(seed ^ LATER), &mut paths)
+            .with_compression(&mut Choice::new(seed ^ COMPRESSION));
         let now = Instant::from_millis(choice.range(0, 5000));
         let peers: Vec<_> = (1..=options.clients())
             .map(|n| Some(options.peer(n)))

@@ -107,6 +107,7 @@ pub fn configs(secrets: &Secrets, suite: Suite, rotation: Rotation) -> Configs {
         rotation,
         limits: Limits::default(),
         mtu: 1400,
+        compression: false,
     };
     Configs {
         server: ServerConfig {

@@ -86,6 +86,20 @@ impl Traffic {
     fn new(suite: Suite, rotation: Rotation, len: u16, segment_size: u16) -> Self {
         let secrets = Secrets::default();
         let pair = Pair::new(configs(&secrets, suite, rotation), &secrets);
+        Self::over(pair, len, segment_size)
+    }
+
+    /// Both sides have agreed on compression.
+    fn compressing(suite: Suite, len: u16, segment_size: u16) -> Self {
+        let secrets = Secrets::default();
+        let mut configs = configs(&secrets, suite, ENDLESS);
+        for common in [&mut configs.server.common, &mut configs.client.common] {
+            common.compression = true;
+        }
+        Self::over(Pair::new(configs, &secrets), len, segment_size)
+    }
+
+    const fn over(pair: Pair, len: u16, segment_size: u16) -> Self {
         Self {
             pair,
             len,
@@ -155,6 +169,18 @@ fn super_packets_allocate_nothing() {
             0,
             "{suite}"
         );
+    }
+}
+
+/// Compressing and restoring each need a buffer of their own.
+#[test]
+fn compressed_packets_allocate_nothing() {
+    for (len, segment_size, packets) in [(1400, 0, 10_000), (64_000, 1360, 500)] {
+        let mut traffic = Traffic::compressing(Suite::Hse, len, segment_size);
+        traffic.run(WARM_UP);
+        assert_eq!(traffic.run(packets), 0, "{len}");
+        let saved = traffic.pair.server.stats().compression_in;
+        assert!(saved.original_bytes > packets * u64::from(len), "{saved:?}");
     }
 }
 

@@ -48,6 +48,7 @@ impl Endpoint {
             suites: self.common.suites.clone(),
             rotation: self.common.rotation,
             mtu: self.common.mtu,
+            compression: self.common.compression,
             address_v4: client.address_v4(),
             address_v6: client.address_v6(),
         };
@@ -227,9 +228,9 @@ impl Endpoint {
         let now = turn.now;
         self.send_hello(id, (PacketType::HandshakeResponse, length), &json, now);
         let keys = (outcome.suite, &outcome.master);
-        let (rotation, limits) = (outcome.grant.rotation, &self.common.limits);
+        let limits = &self.common.limits;
         let proposal = Proposal {
-            lane: Lane::new(Role::Server, keys, rotation, limits, now),
+            lane: Lane::new(Role::Server, keys, &outcome.grant, limits, now),
             agreed: Agreed::new((uuid, offer.peer), outcome.suite, &outcome.grant, now),
         };
         if let Some(Connection {
@@ -304,8 +305,8 @@ impl Endpoint {
         let (remote, handshake) = (*remote, now.since(*opened_at));
         let outcome = initiator.finish(json)?;
         let keys = (outcome.suite, &outcome.master);
-        let (rotation, limits) = (outcome.grant.rotation, &self.common.limits);
-        let mut lane = Lane::new(Role::Client, keys, rotation, limits, now);
+        let limits = &self.common.limits;
+        let mut lane = Lane::new(Role::Client, keys, &outcome.grant, limits, now);
         lane.watch_path(handshake);
         let named = (outcome.session, SERVER);
         let agreed = Agreed::new(named, outcome.suite, &outcome.grant, now);

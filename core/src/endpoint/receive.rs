@@ -7,6 +7,7 @@ use crate::error::{FrameError, HandshakeError, ProtocolError};
 use crate::event::{CloseReason, ConnectionId};
 use crate::foreign::FirstBytes;
 use crate::handshake::{MAX_HELLO_LEN, probe_hello_len};
+use crate::record::compression::{decompress, original_len};
 use crate::session::lane::{Heard, Lane};
 use crate::time::Instant;
 use crate::turn::Turn;
@@ -393,9 +394,6 @@ impl Endpoint {
         sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
         turn: &mut Turn<'_>,
     ) -> Result<Step, ProtocolError> {
-        let Some(Frame { header, len }) = next_packet(inbox.used(), Protection::Sealed)? else {
-            return Ok(Step::Incomplete);
-        };
         let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
         let (lane, is_proof) = match stage {
             Some(Stage::Active { lane, .. }) => (&mut **lane, false),
@@ -405,16 +403,46 @@ impl Endpoint {
             }) => (&mut proposal.lane, true),
             _ => return Ok(Step::Incomplete),
         };
+        let Some(Frame { header, len }) = next_packet(inbox.used(), lane.protection())? else {
+            return Ok(Step::Incomplete);
+        };
         let plaintext = lane.open(&header, &mut inbox.used_mut()[..len], turn.now)?;
         self.tools.stats.sealed_in += 1;
         if is_proof {
             self.handle_proof(id, turn.now);
         }
         match header.packet_type {
+            PacketType::Data if header.flags.contains(Flags::COMPRESSED) => {
+                self.process_compressed(id, &header, plaintext, sink, turn.now)?;
+            }
             PacketType::Data => self.process_data(id, &header, plaintext, sink, turn.now)?,
             _ => self.process_control(id, &header, plaintext, turn)?,
         }
         Ok(Step::Consumed(len))
+    }
+
+    /// Restores what was compressed, in a buffer of its own.
+    fn process_compressed(
+        &mut self,
+        id: ConnectionId,
+        header: &Header,
+        compressed: &[u8],
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
+        now: Instant,
+    ) -> Result<(), ProtocolError> {
+        let len = original_len(compressed)?;
+        let mut buffer = self.tools.pool.take(Class::for_packet(len));
+        let original = &mut buffer.bytes_mut()[..len];
+        let done = match decompress(compressed, original) {
+            Ok(()) => {
+                let counted = &mut self.tools.stats.compression_in;
+                counted.add(len, compressed.len());
+                self.process_data(id, header, original, sink, now)
+            }
+            Err(error) => Err(error.into()),
+        };
+        self.tools.pool.put(buffer);
+        done
     }
 
     fn process_data(
@@ -509,6 +537,8 @@ const fn code_for(error: ProtocolError) -> DisconnectCode {
             | FrameError::BadChecksum
             | FrameError::BadLength(_)
             | FrameError::WrongProtection
+            | FrameError::UnexpectedCompression
+            | FrameError::BadCompression
             | FrameError::BadEntry
             | FrameError::BadControl,
         )

@@ -1,5 +1,7 @@
 //! A server and a client that has the right keys, and manners of its own.
 
+mod compression;
+
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::time::Duration;
 
@@ -160,6 +162,7 @@ fn shake_hands(server: &mut Machine, seed: u8, now: Instant) -> (ConnectionId, S
         mtu: 1400,
         address_v4: None,
         address_v6: None,
+        compression: server.common.compression,
     };
     let (mut initiator, json) = Initiator::start(&client, &offer, &mut rng).unwrap();
     feed(server, id, &plain(PacketType::HandshakeInit, &json), now);

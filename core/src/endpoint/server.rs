@@ -143,6 +143,7 @@ impl Endpoint {
             mtu: self.common.mtu.min(wishes.mtu),
             rotation: self.common.rotation,
             push: server.push.clone(),
+            compression: self.common.compression,
         }
     }
 

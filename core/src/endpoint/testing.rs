@@ -128,6 +128,7 @@ fn common() -> Common {
         rotation: Rotation::default(),
         limits: Limits::default(),
         mtu: 1400,
+        compression: false,
     }
 }
 

@@ -9,7 +9,7 @@
 //! | 0 | 2 | MTU |
 //! | 2 | 8 | rotation, bytes |
 //! | 10 | 8 | rotation, milliseconds |
-//! | 18 | 1 | flags: 0x01 IPv4 address present, 0x02 IPv6 address present |
+//! | 18 | 1 | flags: 0x01 IPv4 address present, 0x02 IPv6 address present, 0x04 compression |
 //! | 19 | 4 | IPv4 address wanted |
 //! | 23 | 16 | IPv6 address wanted |
 //!
@@ -50,6 +50,8 @@ pub struct ClientOffer {
     pub address_v4: Option<Ipv4Addr>,
     /// The IPv6 address of the client's last session, which it would like to keep.
     pub address_v6: Option<Ipv6Addr>,
+    /// Whether the client would compress, and takes what is compressed.
+    pub compression: bool,
 }
 
 impl ClientOffer {
@@ -65,7 +67,11 @@ impl ClientOffer {
             &mut out,
             self.mtu,
             floored(self.rotation),
-            (self.address_v4.is_some(), self.address_v6.is_some()),
+            [
+                self.address_v4.is_some(),
+                self.address_v6.is_some(),
+                self.compression,
+            ],
         );
         out.put_slice(&self.address_v4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
         out.put_slice(&self.address_v6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets());
@@ -87,6 +93,7 @@ impl ClientOffer {
             mtu: terms.mtu,
             address_v4: terms.has_v4.then_some(address_v4),
             address_v6: terms.has_v6.then_some(address_v6),
+            compression: terms.compression,
         })
     }
 }
@@ -104,11 +111,13 @@ pub struct Grant {
     pub rotation: Rotation,
     /// What the server recommends.
     pub push: Push,
+    /// Whether both sides may compress.
+    pub compression: bool,
 }
 
 impl Grant {
     /// What is left of this grant when the client's limits are taken into account: the smaller
-    /// MTU and rotation bounds, and no IPv6 below [`MIN_IPV6_MTU`].
+    /// MTU and rotation bounds, compression only if both want it, and no IPv6 below [`MIN_IPV6_MTU`].
     pub(super) fn agree(mut self, offer: &ClientOffer) -> Self {
         let (ours, theirs) = (floored(self.rotation), floored(offer.rotation));
         self.rotation = Rotation {
@@ -116,18 +125,21 @@ impl Grant {
             interval: ours.interval.min(theirs.interval),
         };
         self.mtu = self.mtu.min(offer.mtu);
+        self.compression &= offer.compression;
         if self.mtu < MIN_IPV6_MTU {
             self.address_v6 = None;
         }
         self
     }
 
-    /// Whether a client that offered `offer` gets no less than it asked for.
+    /// Whether a client that offered `offer` gets no less than it asked for, and nothing that it did
+    /// not.
     pub(super) fn honours(&self, offer: &ClientOffer) -> bool {
         let limit = floored(offer.rotation);
         self.mtu <= offer.mtu
             && self.rotation.bytes <= limit.bytes
             && self.rotation.interval <= limit.interval
+            && (offer.compression || !self.compression)
     }
 
     /// The bytes that travel encrypted.
@@ -144,7 +156,11 @@ impl Grant {
             &mut out,
             self.mtu,
             self.rotation,
-            (self.address_v4.is_some(), self.address_v6.is_some()),
+            [
+                self.address_v4.is_some(),
+                self.address_v6.is_some(),
+                self.compression,
+            ],
         );
         let v4 = self.address_v4.unwrap_or_default();
         out.put_slice(&v4.addr().octets());
@@ -189,6 +205,7 @@ impl Grant {
             mtu: terms.mtu,
             rotation: terms.rotation,
             push: Push { dns, routes },
+            compression: terms.compression,
         };
         grant.check()?;
         Ok(grant)
@@ -219,6 +236,7 @@ struct Terms {
     rotation: Rotation,
     has_v4: bool,
     has_v6: bool,
+    compression: bool,
 }
 
 impl Terms {
@@ -238,15 +256,18 @@ impl Terms {
             rotation,
             has_v4: flags & HAS_V4 != 0,
             has_v6: flags & HAS_V6 != 0,
+            compression: flags & COMPRESSION != 0,
         })
     }
 }
 
-fn put_terms(out: &mut Vec<u8>, mtu: u16, rotation: Rotation, (v4, v6): (bool, bool)) {
+/// `set` says which of [`FLAGS`] are set.
+fn put_terms(out: &mut Vec<u8>, mtu: u16, rotation: Rotation, set: [bool; FLAGS.len()]) {
     out.put_u16(mtu);
     out.put_u64(rotation.bytes);
     out.put_u64(u64::try_from(rotation.interval.as_millis()).unwrap_or(u64::MAX));
-    out.put_u8(if v4 { HAS_V4 } else { 0 } | if v6 { HAS_V6 } else { 0 });
+    let set = FLAGS.into_iter().zip(set).filter(|(_, is_set)| *is_set);
+    out.put_u8(set.fold(0, |flags, (flag, _)| flags | flag));
 }
 
 /// `rotation` as it can be agreed on: not below the minimum, in whole milliseconds.
@@ -345,6 +366,8 @@ fn truncated(_: TryGetError) -> HandshakeError {
 
 const HAS_V4: u8 = 0x01;
 const HAS_V6: u8 = 0x02;
+const COMPRESSION: u8 = 0x04;
+const FLAGS: [u8; 3] = [HAS_V4, HAS_V6, COMPRESSION];
 const FAMILY_V4: u8 = 4;
 const FAMILY_V6: u8 = 6;
 const OFFER_LEN: usize = 39;

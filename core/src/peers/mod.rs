@@ -441,6 +441,7 @@ pub(crate) mod tests {
             rotation: Rotation::default(),
             limits: Limits::default(),
             mtu: 1400,
+            compression: false,
         };
         ServerConfig { common, server }
     }

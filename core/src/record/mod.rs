@@ -24,6 +24,7 @@
 
 use core::time::Duration;
 
+pub(crate) mod compression;
 mod epoch;
 pub(crate) mod exchange;
 mod opener;

@@ -6,16 +6,18 @@ use std::collections::VecDeque;
 
 use super::liveness::{Finding, Liveness};
 use crate::buffer::{Buffer, Class};
-use crate::config::{Limits, Role, Rotation};
+use crate::config::{Limits, Role};
 use crate::crypto::{Direction, FreshSecret, Master, Suite};
 use crate::error::{DropReason, ProtocolError};
+use crate::handshake::Grant;
 use crate::outbox::Outbox;
+use crate::record::compression::{Sampler, shorten};
 use crate::record::{ExchangeInit, Opener, Sealer, respond};
 use crate::time::Instant;
 use crate::tools::Tools;
 use crate::turn::Turn;
 use crate::wire::{
-    Ack, Disconnect, DisconnectCode, Flags, HEADER_LEN, Header, PacketType, Partial,
+    Ack, Disconnect, DisconnectCode, Flags, HEADER_LEN, Header, PacketType, Partial, Protection,
     decode_keep_alive,
 };
 
@@ -44,6 +46,8 @@ pub(crate) struct Lane {
     role: Role,
     sealer: Sealer,
     opener: Opener,
+    /// Where both sides agreed on compression: which flows are worth it.
+    compression: Option<Box<Sampler>>,
     /// Control packets that wait to be sealed; they go before any data.
     control: VecDeque<Control>,
     /// Entries that continue in the next packet of their stream.
@@ -129,10 +133,11 @@ impl Lane {
     pub(crate) fn new(
         role: Role,
         (suite, master): (Suite, &Master),
-        rotation: Rotation,
+        grant: &Grant,
         limits: &Limits,
         now: Instant,
     ) -> Self {
+        let rotation = grant.rotation;
         let exchange_interval = rotation.interval.max(MIN_EXCHANGE_INTERVAL);
         let (sending, receiving, exchange_at) = match role {
             Role::Client => (
@@ -150,6 +155,7 @@ impl Lane {
             role,
             sealer: Sealer::new(master.traffic(sending), suite, rotation, now),
             opener: Opener::new(master.traffic(receiving), suite, rotation, now),
+            compression: grant.compression.then(Box::default),
             control: VecDeque::new(),
             unfinished: Vec::new(),
             exchange: Exchange::Idle,
@@ -185,6 +191,14 @@ impl Lane {
     /// Whether a control packet waits to be sealed.
     pub(crate) fn has_control(&self) -> bool {
         !self.control.is_empty()
+    }
+
+    /// How the peer's packets have to be protected.
+    pub(crate) const fn protection(&self) -> Protection {
+        match &self.compression {
+            Some(_) => Protection::Compressible,
+            None => Protection::Sealed,
+        }
     }
 
     /// Opens a packet in place.
@@ -262,6 +276,15 @@ impl Lane {
         for it in self.unfinished.drain(..) {
             tools.release_unfinished(it.partial.capacity());
             tools.pool.note_freed(it.partial.capacity());
+        }
+    }
+
+    /// Compresses the payload behind the room for a header in `buffer`, if that was agreed on and pays
+    /// for this flow; the flag that says so.
+    pub(crate) fn compress(&mut self, flow: u32, buffer: &mut Buffer, tools: &mut Tools) -> Flags {
+        match &mut self.compression {
+            Some(sampler) => shorten(sampler, flow, buffer, tools),
+            None => Flags::NONE,
         }
     }
 

@@ -100,6 +100,7 @@ impl Session {
         (mut turn, second): (Turn, Queued),
         sink: &mut Sink<'_>,
     ) -> Result<usize, ProtocolError> {
+        let flow = first.flow;
         let mut record = sink.tools.pool.take(Class::Medium);
         record.end = HEADER_LEN;
         let room = record.capacity() - HEADER_LEN - TAILROOM;
@@ -118,7 +119,7 @@ impl Session {
         }
         let len = writer.len();
         record.end += len;
-        sink.seal(marks(turn.precedence), record)
+        sink.seal(marks(turn.precedence), flow, record)
     }
 }
 
@@ -135,20 +136,21 @@ fn seal_in_place(
     queued: Queued,
     sink: &mut Sink<'_>,
 ) -> Result<usize, ProtocolError> {
+    let flow = queued.flow;
     let mut buffer = queued.buffer;
     put_entry_header(&mut buffer, queued.offload);
     let (stream, flags) = marks(precedence);
     if buffer.len() - HEADER_LEN <= MAX_PLAINTEXT_LEN {
-        return sink.seal((stream, flags), buffer);
+        return sink.seal((stream, flags), flow, buffer);
     }
     let mut rest = sink.tools.pool.take(Class::Small);
     let (_, over) = buffer.used().split_at(HEADER_LEN + MAX_PLAINTEXT_LEN);
     rest.end = HEADER_LEN + over.len();
     rest.used_mut()[HEADER_LEN..].copy_from_slice(over);
     buffer.end = buffer.start + HEADER_LEN + MAX_PLAINTEXT_LEN;
-    let sealed = sink.seal((stream, flags | Flags::MORE), buffer);
+    let sealed = sink.seal((stream, flags | Flags::MORE), flow, buffer);
     match sealed {
-        Ok(len) => Ok(len + sink.seal((stream, flags), rest)?),
+        Ok(len) => Ok(len + sink.seal((stream, flags), flow, rest)?),
         Err(error) => {
             sink.tools.pool.put(rest);
             Err(error)
@@ -157,15 +159,21 @@ fn seal_in_place(
 }
 
 impl Sink<'_> {
+    /// Seals a payload. Returns how many bytes it makes, of those that compressing it has saved too:
+    /// they were work, and others wait for their turn.
     fn seal(
         &mut self,
         (stream, flags): (u16, Flags),
+        flow: u32,
         mut buffer: Buffer,
     ) -> Result<usize, ProtocolError> {
+        let before = buffer.len();
+        let flags = flags | self.lane.compress(flow, &mut buffer, self.tools);
+        let saved = before - buffer.len();
         let marks = (PacketType::Data, stream, flags);
         match self.lane.seal(marks, &mut buffer, self.tools, self.now) {
             Ok(_) => {
-                let len = buffer.len();
+                let len = buffer.len() + saved;
                 self.outbox.push(buffer);
                 Ok(len)
             }

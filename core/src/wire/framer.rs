@@ -1,6 +1,6 @@
 //! Finding packets in a byte stream.
 
-use super::header::{self, HEADER_LEN, Header, PacketType};
+use super::header::{self, Flags, HEADER_LEN, Header, PacketType};
 use crate::error::FrameError;
 
 /// The longest payload in bytes of a packet that is not sealed. Only a hello is large: it carries
@@ -17,6 +17,8 @@ pub enum Protection {
     Unsealed,
     /// Sealed packets: everything once the hellos are exchanged.
     Sealed,
+    /// Sealed packets, of which Data may be compressed: the hellos have agreed on it.
+    Compressible,
 }
 
 /// A packet at the start of a buffer: its bytes are `buf[..len]`, its payload is
@@ -49,6 +51,7 @@ pub struct Frame {
 ///
 /// Any [`FrameError`] that is about a header: besides those of [`Header::decode`] and
 /// [`Header::verify_checksum`],
+/// - [`FrameError::UnexpectedCompression`] if the packet is compressed and must not be;
 /// - [`FrameError::WrongProtection`] if the packet is sealed and must not be, or the other way
 ///   round, and for an unsealed Data packet always;
 /// - [`FrameError::BadLength`] if a sealed payload is shorter than a tag, or an unsealed one
@@ -89,9 +92,14 @@ fn check_start(buf: &[u8]) -> Result<(), FrameError> {
 }
 
 fn check_protection(header: &Header, protection: Protection) -> Result<(), FrameError> {
+    let is_data = header.packet_type == PacketType::Data;
+    let may_be_compressed = protection == Protection::Compressible && is_data;
+    if header.flags.contains(Flags::COMPRESSED) && !may_be_compressed {
+        return Err(FrameError::UnexpectedCompression);
+    }
     let right = match protection {
-        Protection::Unsealed => !header.is_sealed() && header.packet_type != PacketType::Data,
-        Protection::Sealed => header.is_sealed(),
+        Protection::Unsealed => !header.is_sealed() && !is_data,
+        Protection::Sealed | Protection::Compressible => header.is_sealed(),
     };
     if right {
         Ok(())
@@ -118,7 +126,7 @@ fn check_length(header: &Header) -> Result<(), FrameError> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::header::{Flags, MAX_PAYLOAD_LEN};
+    use super::super::header::MAX_PAYLOAD_LEN;
     use super::super::testing;
     use super::*;
 
@@ -415,7 +423,11 @@ mod tests {
     }
 
     fn protection() -> impl Strategy<Value = Protection> {
-        prop_oneof![Just(Protection::Unsealed), Just(Protection::Sealed)]
+        prop_oneof![
+            Just(Protection::Unsealed),
+            Just(Protection::Sealed),
+            Just(Protection::Compressible),
+        ]
     }
 
     /// A packet that `protection` allows.
@@ -424,8 +436,12 @@ mod tests {
             header.payload_len = len.max(16);
             header.flags = match protection {
                 Protection::Unsealed => header.flags.without(Flags::SEALED),
-                Protection::Sealed => header.flags.with(Flags::SEALED),
+                Protection::Sealed | Protection::Compressible => header.flags.with(Flags::SEALED),
             };
+            let is_data = header.packet_type == PacketType::Data;
+            if protection != Protection::Compressible || !is_data {
+                header.flags = header.flags.without(Flags::COMPRESSED);
+            }
             if header.packet_type == PacketType::Data && protection == Protection::Unsealed {
                 header.packet_type = PacketType::Ack;
             }

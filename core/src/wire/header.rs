@@ -99,18 +99,17 @@ impl Flags {
     pub const KEY_PHASE: Self = Self(0x10);
     /// The last entry continues in the next Data packet of the stream.
     pub const MORE: Self = Self(0x20);
-    /// Reserved for compression, which is not supported: a packet with it is refused.
+    /// The payload of a Data packet is compressed, where both sides have agreed on that.
     pub const COMPRESSED: Self = Self(0x40);
 
-    /// The flags that a packet may carry.
-    const SUPPORTED: u8 = 0x3F;
+    /// The flags that have a meaning.
+    const SUPPORTED: u8 = 0x7F;
 
     /// The flags of a byte on the wire.
     ///
     /// # Errors
     ///
-    /// [`FrameError::ReservedFlags`], with the offending bits, if 0x80 or
-    /// [`Flags::COMPRESSED`] is set.
+    /// [`FrameError::ReservedFlags`], with the offending bit, if 0x80 is set.
     pub const fn from_bits(bits: u8) -> Result<Self, FrameError> {
         match bits & !Self::SUPPORTED {
             0 => Ok(Self(bits)),
@@ -363,12 +362,12 @@ mod tests {
 
     /// Case 4.
     #[test]
-    fn reserved_flags_and_compression_are_refused() {
+    fn reserved_flags_are_refused() {
         let mut bytes = EXAMPLE.encode(b"abc");
         for byte in 0..=u8::MAX {
             bytes[21] = byte;
             let decoded = Header::decode(&bytes).map(|header| header.flags.bits());
-            match byte & 0xC0 {
+            match byte & 0x80 {
                 0 => assert_eq!(decoded, Ok(byte)),
                 reserved => assert_eq!(decoded, Err(FrameError::ReservedFlags(reserved))),
             }

@@ -7,7 +7,7 @@ use super::header::{Flags, HEADER_LEN, Header, PacketType};
 /// Any header that may be sent.
 pub(super) fn header() -> impl Strategy<Value = Header> {
     let packet_type = (1..=6u8).prop_map(|byte| PacketType::from_byte(byte).unwrap());
-    let flags = (0..=0x3Fu8).prop_map(|bits| Flags::from_bits(bits).unwrap());
+    let flags = (0..=0x7Fu8).prop_map(|bits| Flags::from_bits(bits).unwrap());
     let timestamp = 0..1u64 << 48;
     (
         packet_type,
@@ -80,7 +80,7 @@ impl NaiveHeader {
         let covered = if sealed { &[] } else { payload };
         self.protocol_id == 0x4C4C
             && (1..=6).contains(&self.packet_type)
-            && self.flags < 0x40
+            && self.flags < 0x80
             && self.checksum == naive_crc(bytes[..22].iter().chain(covered))
     }
 }

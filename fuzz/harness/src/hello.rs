@@ -59,14 +59,15 @@ pub(crate) fn genuine() -> &'static (Vec<u8>, Vec<u8>) {
         };
         let mut rng = ChaCha20Rng::from_seed([12; 32]);
         let session = new_session_id(&mut rng);
-        let answer = responder.accept(None, &Suite::ALL, session, peers::grant(), &mut rng);
+        let answer = responder.accept(None, &Suite::ALL, session, peers::grant(false), &mut rng);
         (hello, answer.expect("a genuine hello is answered").1)
     })
 }
 
 fn initiator() -> (Initiator, Vec<u8>) {
     let mut rng = ChaCha20Rng::from_seed([11; 32]);
-    Initiator::start(&peers::client(1), &peers::offer(), &mut rng).expect("the offer is in order")
+    Initiator::start(&peers::client(1), &peers::offer(false), &mut rng)
+        .expect("the offer is in order")
 }
 
 /// Finishes the genuine handshake with `answer`; whether that succeeds.

@@ -11,6 +11,7 @@
 //!
 //! An input that fails belongs into `corpus/`, under a name that says what it showed.
 
+mod compression;
 mod config;
 mod endpoint;
 mod hello;
@@ -24,6 +25,7 @@ mod sealed;
 pub mod seeds;
 mod wire;
 
+pub use compression::compression;
 pub use config::config;
 pub use endpoint::endpoint;
 pub use hello::hello;
@@ -35,11 +37,12 @@ pub use wire::wire;
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus too.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("wire", wire),
     ("hello", hello),
     ("ip", ip),
     ("sealed", sealed),
     ("endpoint", endpoint),
+    ("compression", compression),
     ("config", config),
 ];

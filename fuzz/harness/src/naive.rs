@@ -28,8 +28,8 @@ fn number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, append)
 }
 
-/// Reads one packet.
-pub(crate) fn packet(stream: &[u8], must_be_sealed: bool) -> Verdict {
+/// Reads one packet. Compressed may be Data alone, and only where it was agreed on.
+pub(crate) fn packet(stream: &[u8], must_be_sealed: bool, compressible: bool) -> Verdict {
     let id_is_wrong = stream.len() >= 2 && number(&stream[..2]) != 0x4C4C;
     let type_is_wrong = stream.len() >= 3 && !(1..=6).contains(&stream[2]);
     if id_is_wrong || type_is_wrong {
@@ -46,7 +46,12 @@ pub(crate) fn packet(stream: &[u8], must_be_sealed: bool) -> Verdict {
         true => len >= 16 && crc(&stream[..22], &[]) == number(&stream[22..24]),
         false => len <= 4096 && kind != 1,
     };
-    if flags >= 0x40 || is_sealed != must_be_sealed || !is_possible {
+    let allowed = if compressible && kind == 1 {
+        0x7f
+    } else {
+        0x3f
+    };
+    if flags > allowed || is_sealed != must_be_sealed || !is_possible {
         return Verdict::Refused;
     }
     let is_probe_hello = kind == 3 && len == 0 && !is_sealed;
@@ -122,4 +127,47 @@ pub(crate) fn entries(payloads: &[(bool, &[u8])]) -> (Vec<(u16, Vec<u8>)>, bool)
         }
     }
     (packets, true)
+}
+
+/// What a compressed payload was: its length in two bytes, and a block of LZ4
+/// (<https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md>), a byte at a time.
+pub(crate) fn restore(payload: &[u8], max_len: usize) -> Option<Vec<u8>> {
+    let len = number(payload.get(..2)?) as usize;
+    let mut block = payload[2..].iter().copied();
+    let mut original = Vec::new();
+    if !(1..=max_len).contains(&len) {
+        return None;
+    }
+    loop {
+        let token = block.next()?;
+        for _ in 0..long(usize::from(token >> 4), &mut block)? {
+            original.push(block.next()?);
+        }
+        if block.len() == 0 || original.len() > len {
+            return (original.len() == len).then_some(original);
+        }
+        let back = usize::from(block.next()?) + 256 * usize::from(block.next()?);
+        let from = original.len().checked_sub(back).filter(|_| back > 0)?;
+        let count = 4 + long(usize::from(token & 15), &mut block)?;
+        if original.len() + count > len {
+            return None;
+        }
+        for at in from..from + count {
+            original.push(original[at]);
+        }
+    }
+}
+
+/// A length of a token: 15 is followed by bytes to add, up to the first below 255.
+fn long(mut len: usize, block: &mut impl Iterator<Item = u8>) -> Option<usize> {
+    if len == 15 {
+        loop {
+            let more = block.next()?;
+            len += usize::from(more);
+            if more < 255 {
+                break;
+            }
+        }
+    }
+    Some(len)
 }

@@ -40,40 +40,45 @@ pub(crate) fn client(n: u8) -> Client {
     }
 }
 
-pub(crate) fn offer() -> ClientOffer {
+pub(crate) fn offer(compression: bool) -> ClientOffer {
     ClientOffer {
         suites: Suite::ALL.to_vec(),
         rotation: Rotation::default(),
         mtu: 1400,
         address_v4: None,
         address_v6: None,
+        compression,
     }
 }
 
-pub(crate) fn grant() -> Grant {
+pub(crate) fn grant(compression: bool) -> Grant {
     Grant {
         address_v4: Some("10.8.0.2/24".parse().expect("a network")),
         address_v6: Some("fd00::2/64".parse().expect("a network")),
         mtu: 1400,
         rotation: Rotation::default(),
         push: Push::default(),
+        compression,
     }
 }
 
 /// What differs from run to run.
 #[derive(Clone, Copy)]
-pub(crate) struct Choices(pub(crate) u8);
+pub(crate) struct Choices {
+    pub(crate) bits: u8,
+    pub(crate) compression: bool,
+}
 
 impl Choices {
     fn common(self) -> Common {
-        let first = usize::from(self.0 >> 1) % 3;
+        let first = usize::from(self.bits >> 1) % 3;
         let rotation = Rotation {
-            bytes: if self.0 & 0x10 == 0 {
+            bytes: if self.bits & 0x10 == 0 {
                 5_000_000
             } else {
                 65_536
             },
-            interval: Duration::from_secs(if self.0 & 0x20 == 0 { 600 } else { 1 }),
+            interval: Duration::from_secs(if self.bits & 0x20 == 0 { 600 } else { 1 }),
         };
         Common {
             suites: vec![Suite::ALL[first]],
@@ -86,11 +91,12 @@ impl Choices {
                 ..Limits::default()
             },
             mtu: 1400,
+            compression: self.compression,
         }
     }
 
     pub(crate) fn surroundings(self) -> Environment {
-        let takes_super_packets = self.0 & 1 != 0;
+        let takes_super_packets = self.bits & 1 != 0;
         Environment {
             offloads: Offloads {
                 tcp: takes_super_packets,
@@ -109,7 +115,7 @@ impl Choices {
             address_v4: None,
             address_v6: None,
             routes: routes(n),
-            rate_limit: (self.0 & 0x40 != 0).then_some(100_000),
+            rate_limit: (self.bits & 0x40 != 0).then_some(100_000),
         });
         peers.collect()
     }
@@ -119,7 +125,7 @@ impl Choices {
             secret_key: server_key(),
             address_v4: "10.8.0.1/24".parse().expect("a network"),
             address_v6: Some("fd00::1/64".parse().expect("a network")),
-            client_to_client: self.0 & 0x80 != 0,
+            client_to_client: self.bits & 0x80 != 0,
             probe_sources: vec!["127.0.0.0/8".parse().expect("a network")],
             push: Push::default(),
             rate_limit: None,

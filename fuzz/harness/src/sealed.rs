@@ -16,7 +16,8 @@ use lostlove_core::internals::handshake::{
 };
 use lostlove_core::internals::ip;
 use lostlove_core::internals::record::{
-    ExchangeInit, INIT_LEN, Opener, RESPONSE_LEN, Sealer, respond,
+    Compressor, ExchangeInit, INIT_LEN, Opener, RESPONSE_LEN, Sealer, decompress, original_len,
+    respond,
 };
 use lostlove_core::internals::wire::{
     Ack, Flags, HEADER_LEN, Header, MAX_PAYLOAD_LEN, PacketType, Protection, next_packet,
@@ -46,7 +47,9 @@ const MAX_QUEUED: u64 = 256 * 1024 + 70_000;
 /// does not open.
 pub fn sealed(data: &[u8]) {
     let mut input = Input::new(data);
-    let (control, choices) = (input.u8(), Choices(input.u8()));
+    let (control, bits) = (input.u8(), input.u8());
+    let compression = control & 2 != 0;
+    let choices = Choices { bits, compression };
     let mut rig = if control & 1 == 0 {
         Rig::against_server(choices)
     } else {
@@ -67,6 +70,8 @@ struct Rig {
     endpoint: Machine,
     id: ConnectionId,
     is_server: bool,
+    /// Both have agreed on it.
+    compression: bool,
     /// What the client may send from, and receive for.
     allowed: Vec<IpNet>,
     sealer: Sealer,
@@ -137,7 +142,8 @@ impl Rig {
         let id = endpoint.handle_accepted(remote, now).expect("the first");
         let client = peers::client(CLIENT);
         let (mut initiator, hello) =
-            Initiator::start(&client, &peers::offer(), &mut rng).expect("a right offer");
+            Initiator::start(&client, &peers::offer(choices.compression), &mut rng)
+                .expect("a right offer");
         let hello = plain(PacketType::HandshakeInit, &hello);
         receive(&mut endpoint, id, &hello, now);
         let answer = outgoing(&mut endpoint, id, now);
@@ -148,6 +154,7 @@ impl Rig {
             endpoint,
             id,
             is_server: true,
+            compression: choices.compression,
             allowed: allowed(&outcome.grant),
             sealer: Sealer::new(secret(Direction::ClientToServer), suite, rotation, now),
             opener: Opener::new(secret(Direction::ServerToClient), suite, rotation, now),
@@ -180,7 +187,13 @@ impl Rig {
         };
         let session = new_session_id(&mut rng);
         let (outcome, answer) = responder
-            .accept(None, &Suite::ALL, session, peers::grant(), &mut rng)
+            .accept(
+                None,
+                &Suite::ALL,
+                session,
+                peers::grant(choices.compression),
+                &mut rng,
+            )
             .expect("a right offer");
         let answer = plain(PacketType::HandshakeResponse, &answer);
         receive(&mut endpoint, id, &answer, now);
@@ -190,6 +203,7 @@ impl Rig {
             endpoint,
             id,
             is_server: false,
+            compression: choices.compression,
             allowed: allowed(&outcome.grant),
             sealer: Sealer::new(secret(Direction::ServerToClient), suite, rotation, now),
             opener: Opener::new(secret(Direction::ClientToServer), suite, rotation, now),
@@ -245,14 +259,30 @@ impl Rig {
             _ => usize::from(input.u16()).clamp(64, 60_000),
         };
         let stream = u16::from(control >> 4) + 1;
-        let marks = Flags::from_bits(input.u8() & 7).unwrap_or_default();
+        let marks = Flags::from_bits(input.u8() & 0x47).unwrap_or_default();
         let mut pieces = plaintext.chunks(cut).peekable();
         while let Some(piece) = pieces.next() {
             let more = match pieces.peek() {
                 Some(_) => Flags::MORE,
                 None => Flags::NONE,
             };
-            self.send((PacketType::Data, stream, more | marks), piece);
+            self.send_data(stream, more | marks, piece);
+        }
+    }
+
+    /// Sends a payload, compressed if that is asked for and makes it shorter.
+    fn send_data(&mut self, stream: u16, flags: Flags, payload: &[u8]) {
+        let mut room = vec![0; Compressor::room_for(payload.len())];
+        let wanted = flags.contains(Flags::COMPRESSED) && self.compression;
+        let compressed = wanted
+            .then(|| Compressor::default().compress(payload, &mut room))
+            .flatten();
+        match compressed {
+            Some(len) => self.send((PacketType::Data, stream, flags), &room[..len]),
+            None => {
+                let flags = flags.without(Flags::COMPRESSED);
+                self.send((PacketType::Data, stream, flags), payload);
+            }
         }
     }
 
@@ -337,11 +367,19 @@ impl Rig {
         let mut stream = outgoing(&mut self.endpoint, self.id, self.now);
         let mut start = 0;
         while start < stream.len() && !self.has_lost_keys {
-            let frame = next_packet(&stream[start..], Protection::Sealed);
+            let protection = match self.compression {
+                true => Protection::Compressible,
+                false => Protection::Sealed,
+            };
+            let frame = next_packet(&stream[start..], protection);
             let frame = frame.expect("a record").expect("a whole record");
             let record = &mut stream[start..start + frame.len];
             let payload = self.opener.open(&frame.header, record, self.now);
             let payload = payload.expect("the endpoint's records open").to_vec();
+            if frame.header.flags.contains(Flags::COMPRESSED) {
+                let mut original = vec![0; original_len(&payload).expect("a length")];
+                decompress(&payload, &mut original).expect("what it compresses");
+            }
             self.answer(&frame.header, &payload);
             start += frame.len;
         }
@@ -431,7 +469,7 @@ impl Rig {
 }
 
 fn flags(input: &mut Input<'_>) -> Flags {
-    Flags::from_bits(input.u8() & 0x3f).unwrap_or_default()
+    Flags::from_bits(input.u8() & 0x7f).unwrap_or_default()
 }
 
 /// A packet on its way to the TUN device must be one, and be allowed there.

@@ -13,6 +13,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "ip" => ip(),
         "sealed" => sealed(),
         "endpoint" => endpoint(),
+        "compression" => compression(),
         "config" => config(),
         _ => Vec::new(),
     }
@@ -95,8 +96,8 @@ fn wire() -> Vec<Vec<u8>> {
 fn hello() -> Vec<Vec<u8>> {
     let (client, server) = genuine();
     let probe = format!(" {} ", probe_hello());
-    let offer = crate::peers::offer().encode().unwrap_or_default();
-    let grant = crate::peers::grant().encode().unwrap_or_default();
+    let offer = crate::peers::offer(false).encode().unwrap_or_default();
+    let grant = crate::peers::grant(false).encode().unwrap_or_default();
     vec![
         join(&[&[0], client.as_slice()]),
         join(&[&[0], probe.as_bytes()]),
@@ -262,6 +263,17 @@ fn sealed() -> Vec<Vec<u8>> {
         ]));
     }
     seeds
+}
+
+fn compression() -> Vec<Vec<u8>> {
+    let block = [&[0x4f][..], b"ABCD", &[4, 0, 102, 0x50], b"EFGHI"].concat();
+    vec![
+        join(&[&[0, 0, 130], &block]),
+        join(&[&[0, 255, 223], &block]),
+        join(&[&[0, 0, 6, 0x60], b"ABCDEF"]),
+        join(&[&[1, 40, 0], b"GET / HTTP/1.1\r\n"]),
+        join(&[&[1, 1, 200], &[7; 200]]),
+    ]
 }
 
 fn endpoint() -> Vec<Vec<u8>> {

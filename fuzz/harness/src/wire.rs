@@ -27,10 +27,10 @@ pub fn wire(data: &[u8]) {
     if control & 2 != 0 {
         mend(&mut stream);
     }
-    let protection = if control & 1 == 0 {
-        Protection::Unsealed
-    } else {
-        Protection::Sealed
+    let protection = match control & 9 {
+        1 => Protection::Sealed,
+        9 => Protection::Compressible,
+        _ => Protection::Unsealed,
     };
     framing(&stream, cuts, protection);
     controls(&stream);
@@ -84,10 +84,12 @@ fn framing(stream: &[u8], mut cuts: Vec<usize>, protection: Protection) {
     assert_eq!(frames_of(stream, cuts.into_iter(), protection), whole);
     assert_eq!(frames_of(stream, 0..stream.len(), protection), whole);
     let (frames, refused) = whole;
-    let must_be_sealed = protection == Protection::Sealed;
+    let must_be_sealed = protection != Protection::Unsealed;
+    let compressible = protection == Protection::Compressible;
+    let naive = |stream: &[u8]| naive::packet(stream, must_be_sealed, compressible);
     let mut end = 0;
     for (start, Frame { header, len }) in frames {
-        let Verdict::Packet(packet) = naive::packet(&stream[start..], must_be_sealed) else {
+        let Verdict::Packet(packet) = naive(&stream[start..]) else {
             panic!("the second reader does not see {header:?}");
         };
         assert_eq!(
@@ -104,7 +106,7 @@ fn framing(stream: &[u8], mut cuts: Vec<usize>, protection: Protection) {
         }
         end = start + len;
     }
-    let last = naive::packet(&stream[end..], must_be_sealed);
+    let last = naive(&stream[end..]);
     let expected = if refused {
         Verdict::Refused
     } else {

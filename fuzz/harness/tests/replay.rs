@@ -62,6 +62,11 @@ fn endpoint() {
 }
 
 #[test]
+fn compression() {
+    replay("compression");
+}
+
+#[test]
 fn config() {
     replay("config");
 }

@@ -151,6 +151,7 @@ impl Setup {
             rotation: Rotation::default(),
             limits: self.limits.clone(),
             mtu: self.mtu,
+            compression: false,
         }
     }
 

@@ -118,6 +118,7 @@ fn answer(client: &mut Machine, now: Instant) -> (ConnectionId, (Sealer, Opener)
         mtu: 1400,
         rotation: Rotation::default(),
         push: Push::default(),
+        compression: false,
     };
     let session = new_session_id(&mut rng);
     let (outcome, json) = responder

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod buffers;
+mod compression;
 mod crossings;
 mod floods;
 mod hasty;

@@ -95,6 +95,47 @@ fn the_smaller_value_of_both_sides_wins() {
     }
 }
 
+/// The flag 0x04 in either payload, which says the same about a client whatever its addresses.
+#[test]
+fn compression_takes_the_wish_of_both_sides() {
+    for (client, server) in [(false, false), (false, true), (true, false), (true, true)] {
+        let offer = ClientOffer {
+            compression: client,
+            ..offer()
+        };
+        let bytes = offer.encode().unwrap();
+        assert_eq!(bytes[18], if client { 0x05 } else { 0x01 });
+        assert_eq!(
+            ClientOffer::decode(vec![Suite::Hse], &bytes),
+            Ok(offer.clone())
+        );
+        let wished = Grant {
+            compression: server,
+            ..grant()
+        };
+        let agreed = wished.agree(&offer);
+        assert_eq!(agreed.compression, client && server);
+        let bytes = agreed.encode().unwrap();
+        assert_eq!(bytes[18], if client && server { 0x07 } else { 0x03 });
+        assert_eq!(Grant::decode(&bytes), Ok(agreed));
+    }
+    let forced = Grant {
+        compression: true,
+        ..grant()
+    };
+    assert!(!forced.honours(&offer()), "nobody has asked for it");
+}
+
+/// Flags of a later minor version.
+#[test]
+fn flags_that_are_not_known_mean_nothing() {
+    let (mut offered, mut granted) = (offer().encode().unwrap(), grant().encode().unwrap());
+    offered[18] |= 0xf8;
+    granted[18] |= 0xf8;
+    assert_eq!(ClientOffer::decode(vec![Suite::Hse], &offered), Ok(offer()));
+    assert_eq!(Grant::decode(&granted), Ok(grant()));
+}
+
 #[test]
 fn rotation_has_a_floor_that_a_peer_must_respect() {
     let hasty = ClientOffer {
@@ -259,6 +300,7 @@ fn offer() -> ClientOffer {
         mtu: 1400,
         address_v4: Some(Ipv4Addr::new(10, 8, 0, 7)),
         address_v6: None,
+        compression: false,
     }
 }
 
@@ -282,5 +324,6 @@ fn grant() -> Grant {
                 "fd01::/48".parse().unwrap(),
             ],
         },
+        compression: false,
     }
 }

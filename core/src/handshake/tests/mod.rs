@@ -255,6 +255,7 @@ impl Peers {
             mtu: 1400,
             address_v4: None,
             address_v6: None,
+            compression: false,
         };
         let grant = Grant {
             address_v4: Some("10.8.0.7/24".parse().unwrap()),
@@ -262,6 +263,7 @@ impl Peers {
             mtu: 1400,
             rotation: Rotation::default(),
             push: Push::default(),
+            compression: false,
         };
         Self {
             client,

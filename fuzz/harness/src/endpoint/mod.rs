@@ -25,7 +25,9 @@ const MAX_STEPS: usize = 64;
 /// When an endpoint breaks its contract.
 pub fn endpoint(data: &[u8]) {
     let mut input = Input::new(data);
-    let mut world = World::new(Choices(input.u8()));
+    let bits = input.u8();
+    let compression = bits & 0x08 != 0;
+    let mut world = World::new(Choices { bits, compression });
     for _ in 0..MAX_STEPS {
         if input.is_empty() {
             break;

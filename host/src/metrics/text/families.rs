@@ -89,6 +89,26 @@ pub(super) const FAMILIES: &[Family] = &[
         |stats| stats.sealed_out,
     ),
     counter(
+        "lostlove_compression_receive_original_bytes_total",
+        "Bytes, once restored, of what came compressed in LLP packets.",
+        |stats| stats.compression_in.original_bytes,
+    ),
+    counter(
+        "lostlove_compression_receive_compressed_bytes_total",
+        "Bytes of the same as they came.",
+        |stats| stats.compression_in.compressed_bytes,
+    ),
+    counter(
+        "lostlove_compression_transmit_original_bytes_total",
+        "Bytes of what was sent compressed in LLP packets, before it was compressed.",
+        |stats| stats.compression_out.original_bytes,
+    ),
+    counter(
+        "lostlove_compression_transmit_compressed_bytes_total",
+        "Bytes of the same as they were sent.",
+        |stats| stats.compression_out.compressed_bytes,
+    ),
+    counter(
         "lostlove_tun_read_packets_total",
         "IP packets read from the tunnel device; a super-packet counts once.",
         |stats| stats.tun_packets_in,
