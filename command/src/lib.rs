@@ -1,7 +1,23 @@
 //! What the program `lostlove` does beside the files that [`lostlove_host::setup`] makes.
 
+use std::io::{self, Write as _};
+
 pub mod demo;
 pub mod keys;
+pub mod peer;
 
 #[cfg(test)]
 mod testing;
+
+/// Says something to the person in front of the terminal.
+pub fn say(text: &str) {
+    // Nobody is left to tell when standard error is closed.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Warns if others can read what standard output goes to.
+pub fn warn_if_exposed() {
+    if keys::is_exposed(io::stdout()) {
+        say("lostlove: warning: others can read the file that this key goes to; use umask 077");
+    }
+}

@@ -1,18 +1,16 @@
-//! `lostlove`: keys, profiles and a demonstration.
+//! `lostlove`: keys, peers and a demonstration.
 
-use std::ffi::OsStr;
-use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::io;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use lostlove_command::{demo, keys};
-use lostlove_config::{ConfigError, Routes, ServerAddress};
-use lostlove_core::config::Role;
-use lostlove_host::args::{self, Exit, print_usage};
-use lostlove_host::setup::{self, AddPeer, AddedPeer, Remembered, SetupError};
+use clap::{Parser, Subcommand};
+use lostlove_command::peer::{self, AddPeerArgs, PeerCommand};
+use lostlove_command::{demo, keys, say, warn_if_exposed};
+use lostlove_config::ConfigError;
+use lostlove_host::args::{Exit, print_usage};
+use lostlove_host::setup::SetupError;
 
-/// Keys, profiles and a demonstration for the LostLove VPN
+/// Keys, peers and a demonstration for the LostLove VPN
 #[derive(Parser)]
 #[command(name = "lostlove", version, after_help = EXIT_CODES)]
 struct Cli {
@@ -31,37 +29,14 @@ enum Command {
     Pubkey,
     /// Write a fresh pre-shared key to standard output
     Genpsk,
-    /// Add a client to a server's configuration and write the client's profile
+    /// Another name for `peer add`
     AddPeer(AddPeerArgs),
+    /// Add, remove, list and limit a server's clients
+    #[command(subcommand)]
+    Peer(PeerCommand),
     /// Show a server and a client at work on this machine, with or without root, and leave nothing
     /// behind
     Demo(demo::Options),
-}
-
-#[derive(Args)]
-struct AddPeerArgs {
-    /// Name of the client, for logs and metrics
-    name: String,
-    /// The server's configuration
-    #[arg(long, short, value_name = "FILE", default_value = default_config())]
-    config: PathBuf,
-    /// Where clients reach the server; remembered as server.public_address. By default what that says, or
-    /// else the address of this host's default route
-    #[arg(long, value_name = "HOST:PORT")]
-    server: Option<ServerAddress>,
-    /// New file for the profile; by default it goes to standard output
-    #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// The client sends everything through the tunnel; this is the default
-    #[arg(long, conflicts_with = "split")]
-    full: bool,
-    /// The client sends only what is for the server's networks through the tunnel
-    #[arg(long)]
-    split: bool,
-}
-
-fn default_config() -> &'static OsStr {
-    args::default_config(Role::Server).as_os_str()
 }
 
 fn main() -> ExitCode {
@@ -83,7 +58,8 @@ fn run(command: Command) -> ExitCode {
             warn_if_exposed();
             keys::genpsk(&mut io::stdout())
         }
-        Command::AddPeer(args) => add_peer(args),
+        Command::AddPeer(args) => peer::run(PeerCommand::Add(args)),
+        Command::Peer(command) => peer::run(command),
         Command::Demo(options) => return demo::run(&options),
     };
     match result {
@@ -101,60 +77,6 @@ fn run(command: Command) -> ExitCode {
     }
 }
 
-fn add_peer(args: AddPeerArgs) -> Result<(), SetupError> {
-    if args.output.is_none() {
-        warn_if_exposed();
-    }
-    let routes = if args.split {
-        Routes::Server
-    } else {
-        Routes::Full
-    };
-    let request = AddPeer {
-        name: args.name,
-        config: args.config,
-        server: args.server,
-        output: args.output,
-        routes,
-    };
-    let added = setup::add_peer(&request, &mut io::stdout())?;
-    say(&format!(
-        "Added {} ({}) to {}; it will connect to {}.",
-        request.name,
-        added.assigned.address_v4,
-        request.config.display(),
-        added.server,
-    ));
-    if let Some(remark) = remark(&added) {
-        say(&remark);
-    }
-    say("A server that runs must be restarted before it lets the new client in.");
-    Ok(())
-}
-
-/// What is to be said of where the server is.
-fn remark(added: &AddedPeer) -> Option<String> {
-    let server = &added.server;
-    match &added.remembered {
-        Remembered::Already => None,
-        Remembered::Now => Some(format!(
-            "The next ones will, too: server.public_address is {server} from now on."
-        )),
-        Remembered::Otherwise(other) => Some(format!(
-            "The next one will connect to {other}, unless you change server.public_address."
-        )),
-        Remembered::Guessed => Some(
-            "If this host is behind NAT, set `server` in the profile to its public address; the next \
-             time, give it with --server."
-                .to_owned(),
-        ),
-        Remembered::NoPlace => Some(format!(
-            "To have the next one connect there, too, add to the configuration:\n\
-             [server]\npublic_address = \"{server}\""
-        )),
-    }
-}
-
 fn advice(error: &SetupError) -> &'static str {
     if Exit::from(error) == Exit::NoPermission {
         return "\nRun it as root, with sudo, or as the owner of the files.";
@@ -166,15 +88,4 @@ fn advice(error: &SetupError) -> &'static str {
         }
         _ => "",
     }
-}
-
-fn warn_if_exposed() {
-    if keys::is_exposed(io::stdout()) {
-        say("lostlove: warning: others can read the file that this key goes to; use umask 077");
-    }
-}
-
-fn say(text: &str) {
-    // Nobody is left to tell when standard error is closed.
-    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -144,7 +144,7 @@ fn a_peer_is_added_and_its_profile_is_private() {
     let output = run(&args, "");
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{message}");
-    assert!(message.contains("restart"), "{message}");
+    assert!(message.contains("-HUP"), "{message}");
     assert!(output.stdout.is_empty());
     for path in [&config, &profile] {
         let mode = path.metadata().unwrap().permissions().mode() & 0o7777;

@@ -62,7 +62,7 @@ fn refuse_servers_file<'t>(reader: &Reader<'t>, root: &Section<'t>) -> Result<()
         Some(at) => Err(reader.refuse(
             &at,
             "this is a server's configuration; expected a client's profile, which \
-             `lostlove add-peer NAME --output NAME.toml` makes on the server",
+             `lostlove peer add NAME --output NAME.toml` makes on the server",
         )),
         None => Ok(()),
     }

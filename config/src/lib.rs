@@ -13,7 +13,9 @@
 
 mod client;
 mod duplicate;
+mod expiry;
 mod forwarding;
+mod peer_files;
 mod peers;
 mod pool;
 mod problem;
@@ -31,6 +33,8 @@ mod tunnel;
 pub mod write;
 
 pub use client::load_client;
+pub use expiry::{Expiry, InvalidExpiry};
+pub use peer_files::{PEERS_FOLDER, peer_path};
 pub use problem::{ConfigError, Position, Problem};
 pub use server::{
     ServerCheck, ServerFile, check_server, default_key_path, load_server, open_server,

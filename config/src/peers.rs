@@ -1,4 +1,4 @@
-//! `[[peers]]`: who may connect, and how they relate to one another.
+//! `[[peers]]` and the files in `peers.d`: who may connect, and how they relate to one another.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use lostlove_core::config::Peer;
 use lostlove_core::crypto::{PublicKey, SecretKey};
 
+use crate::expiry::expiry;
 use crate::pool::reserved;
 use crate::reader::secret::PRESHARED_KEY;
 use crate::reader::value::{integer, parsed, peer_name, public_key, quoted, route};
@@ -24,25 +25,43 @@ pub(crate) struct Peers {
     pub(crate) first_route: Option<At>,
 }
 
+/// A file with one peer, all of which is its section.
+pub(crate) struct PeerFile<'t> {
+    /// The peer's, as the file's name says.
+    pub(crate) name: &'t str,
+    pub(crate) section: Section<'t>,
+}
+
 /// Reads every peer, and notes what two of them cannot share.
 pub(crate) fn read<'t>(
     reader: &mut Reader<'t>,
-    root: &Section<'t>,
+    (root, files): (&Section<'t>, &[PeerFile<'t>]),
     tunnel: &Tunnel,
     server_key: Option<&SecretKey>,
 ) -> Peers {
     let sections = reader.sections(root, "peers");
-    if sections.is_empty() {
-        let what = "none, so nobody can connect; `lostlove add-peer NAME` adds one";
+    if sections.is_empty() && files.is_empty() {
+        let what = "none, so nobody can connect; `lostlove peer add NAME` adds one";
         reader.warning(&root.missing("peers"), what);
     }
     let mut taken = Taken {
         server_key: server_key.map(SecretKey::public_key),
         ..Taken::default()
     };
-    let mut peers = Vec::with_capacity(sections.len());
+    let mut peers = Vec::with_capacity(sections.len() + files.len());
     for section in &sections {
-        peers.extend(peer(reader, section, tunnel, &mut taken));
+        let name = reader.read(section, "name", peer_name);
+        let name = required(reader, &section.missing("name"), "a name", name);
+        peers.extend(peer(reader, (section, name), tunnel, &mut taken));
+    }
+    for file in files {
+        let name = name_of(reader, file);
+        peers.extend(peer(
+            reader,
+            (&file.section, Some(name)),
+            tunnel,
+            &mut taken,
+        ));
     }
     taken.warn_of_nested_routes(reader);
     let mut routes: Vec<IpNet> = taken.routes.keys().copied().collect();
@@ -51,7 +70,7 @@ pub(crate) fn read<'t>(
     Peers {
         peers,
         routes,
-        first_route: places.min_by_key(At::offset),
+        first_route: places.min_by_key(At::order),
     }
 }
 
@@ -77,7 +96,7 @@ impl Taken {
                 (other != owner).then_some((outer, at))
             });
             if let Some((outer, outer_at)) = outer {
-                let line = reader.line(outer_at);
+                let line = reader.line(outer_at, at);
                 let message = format!("{network} is taken out of {outer} of another peer ({line})");
                 reader.warning(at, message);
             }
@@ -85,15 +104,29 @@ impl Taken {
     }
 }
 
+/// The name that a peer has from its file. It may say so itself.
+fn name_of<'t>(reader: &mut Reader<'t>, file: &PeerFile<'t>) -> Found<String> {
+    let said = reader.read(&file.section, "name", peer_name).given();
+    if let Some(Found { value, at }) = said
+        && value != file.name
+    {
+        let (expected, found) = (quoted(file.name), quoted(&value));
+        let message = format!("expected {expected}, as the file is named, found {found}");
+        reader.problem(&at, message);
+    }
+    Found {
+        value: file.name.to_owned(),
+        at: file.section.missing("name"),
+    }
+}
+
 fn peer<'t>(
     reader: &mut Reader<'t>,
-    section: &Section<'t>,
+    (section, name): (&Section<'t>, Option<Found<String>>),
     tunnel: &Tunnel,
     taken: &mut Taken,
 ) -> Option<Peer> {
     taken.sections += 1;
-    let name = reader.read(section, "name", peer_name);
-    let name = required(reader, &section.missing("name"), "a name", name);
     if let Some(name) = &name {
         claim(reader, &mut taken.names, name, |name| quoted(name));
     }
@@ -113,6 +146,7 @@ fn peer<'t>(
     let address_v6 = address(reader, v6.map(IpAddr::V6), tunnel, taken);
     let routes = routes(reader, section, tunnel, taken);
     let rate_limit = reader.read(section, "rate_limit", integer(1..=MAX_RATE));
+    let expires = reader.read(section, "expires", expiry);
     Some(Peer {
         name: name?.value,
         public_key: key?.value,
@@ -127,6 +161,7 @@ fn peer<'t>(
         }),
         routes,
         rate_limit: rate_limit.given().map(|found| found.value),
+        expires: expires.given().map(|found| found.value.unix_time()),
     })
 }
 
@@ -155,7 +190,7 @@ fn claim<T: Clone + Eq + Hash>(
             let message = format!(
                 "{} is already taken ({})",
                 show(&found.value),
-                reader.line(at)
+                reader.line(at, &found.at)
             );
             reader.problem(&found.at, message);
         }
@@ -215,7 +250,7 @@ fn routes<'t>(
                 format!("expected a network beside the tunnel's own ({network}), found {value}");
             reader.problem(at, message);
         } else if let Some((_, other)) = taken.routes.get(value) {
-            let message = format!("{value} is already taken ({})", reader.line(other));
+            let message = format!("{value} is already taken ({})", reader.line(other, at));
             reader.problem(at, message);
         } else {
             taken.routes.insert(*value, (taken.sections, at.clone()));

@@ -11,7 +11,8 @@ use lostlove_core::crypto::SecretKey;
 use toml::de::DeValue;
 
 use crate::forwarding;
-use crate::peers;
+use crate::peer_files::{self, PeerText};
+use crate::peers::{self, PeerFile};
 use crate::problem::ConfigError;
 use crate::reader::secret::PRIVATE_KEY;
 use crate::reader::value::{
@@ -37,7 +38,8 @@ const MONITORING: MonitoringDefaults = MonitoringDefaults {
     metrics_port: 9190,
 };
 
-/// Reads and judges a server's file and the key files it names. Touches nothing else.
+/// Reads and judges a server's file, those of its peers in the folder `peers.d` beside it, and the key
+/// files that these name. Touches nothing else.
 ///
 /// A file with LLP 1.0's keys alone has no key: it then takes the one at
 /// [`default_key_path`], which must exist.
@@ -48,7 +50,7 @@ const MONITORING: MonitoringDefaults = MonitoringDefaults {
 pub fn load_server(path: &Path) -> Result<ServerSettings, ConfigError> {
     let (text, mode) = read_config(path)?;
     let source = Source::new(path, &text, mode);
-    read(&source)
+    read(&source, &peer_files::read(path)?)
 }
 
 /// What is to be said of a server's file that is good, perhaps but for a key.
@@ -74,10 +76,14 @@ pub fn check_server(path: &Path) -> Result<ServerCheck, ConfigError> {
     let (text, mode) = read_config(path)?;
     let source = Source::new(path, &text, mode);
     let tree = source.parse()?;
+    let texts = peer_files::read(path)?;
+    let sources: Vec<_> = texts.iter().map(PeerText::source).collect();
+    let trees = peer_files::parse(&sources)?;
     let mut reader = Reader::new(&source);
     let root = reader.root(tree.get_ref());
     refuse_profile(&reader, &root)?;
-    let parts = settings(&mut reader, &root, path);
+    let files = peer_files::enter(&mut reader, &texts, (&sources, &trees));
+    let parts = settings(&mut reader, (&root, &files), path);
     if let Some(missing) = &parts.missing_key
         && parts.has_peers
     {
@@ -114,10 +120,14 @@ pub fn open_server(path: &Path) -> Result<ServerFile, ConfigError> {
     let (text, mode) = read_config(path)?;
     let source = Source::new(path, &text, mode);
     let tree = source.parse()?;
+    let texts = peer_files::read(path)?;
+    let sources: Vec<_> = texts.iter().map(PeerText::source).collect();
+    let trees = peer_files::parse(&sources)?;
     let mut reader = Reader::new(&source);
     let root = reader.root(tree.get_ref());
     refuse_profile(&reader, &root)?;
-    let parts = settings(&mut reader, &root, path);
+    let files = peer_files::enter(&mut reader, &texts, (&sources, &trees));
+    let parts = settings(&mut reader, (&root, &files), path);
     match parts.missing_key {
         Some(Found { value, at }) if parts.has_peers => reader.problem(&at, lost_key(&value)),
         Some(missing) => {
@@ -138,12 +148,16 @@ pub fn default_key_path(config: &Path) -> PathBuf {
 
 pub(crate) const DEFAULT_KEY_FILE: &str = "server.key";
 
-pub(crate) fn read(source: &Source<'_>) -> Result<ServerSettings, ConfigError> {
+/// Judges a server's file, with those of its peers.
+pub(crate) fn read(source: &Source<'_>, texts: &[PeerText]) -> Result<ServerSettings, ConfigError> {
     let tree = source.parse()?;
+    let sources: Vec<_> = texts.iter().map(PeerText::source).collect();
+    let trees = peer_files::parse(&sources)?;
     let mut reader = Reader::new(source);
     let root = reader.root(tree.get_ref());
     refuse_profile(&reader, &root)?;
-    let parts = settings(&mut reader, &root, source.path());
+    let files = peer_files::enter(&mut reader, texts, (&sources, &trees));
+    let parts = settings(&mut reader, (&root, &files), source.path());
     // Whoever has more to mend hears of it when a start does not make the key.
     if let Some(Found { value, at }) = parts.missing_key
         && (parts.has_peers || !reader.has_problems())
@@ -201,7 +215,11 @@ pub(crate) struct Parts {
     has_peers: bool,
 }
 
-pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>, path: &Path) -> Parts {
+pub(crate) fn settings<'t>(
+    reader: &mut Reader<'t>,
+    (root, files): (&Section<'t>, &[PeerFile<'t>]),
+    path: &Path,
+) -> Parts {
     let security = reader.section(root, "security");
     let (secret_key, missing_key) = match secret_key(reader, &security, path) {
         Key::Given(key) => (Some(key), None),
@@ -209,8 +227,8 @@ pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>, path: &P
         Key::Invalid => (None, None),
     };
     Parts {
-        has_peers: reader.has_items(root, "peers"),
-        settings: with_key(reader, root, secret_key),
+        has_peers: reader.has_items(root, "peers") || !files.is_empty(),
+        settings: with_key(reader, (root, files), secret_key),
         missing_key,
     }
 }
@@ -218,7 +236,7 @@ pub(crate) fn settings<'t>(reader: &mut Reader<'t>, root: &Section<'t>, path: &P
 /// The settings, with the problems of everything but the key.
 fn with_key<'t>(
     reader: &mut Reader<'t>,
-    root: &Section<'t>,
+    (root, files): (&Section<'t>, &[PeerFile<'t>]),
     secret_key: Option<SecretKey>,
 ) -> Option<ServerSettings> {
     let server = reader.section(root, "server");
@@ -230,7 +248,7 @@ fn with_key<'t>(
     let limits = reader.section(root, "limits");
     let rate_limit = rate_limit(reader, &limits);
     let limits = self::limits(reader, &server, &limits);
-    let peers = peers::read(reader, root, &tunnel, secret_key.as_ref());
+    let peers = peers::read(reader, (root, files), &tunnel, secret_key.as_ref());
     tunnel::warn_of_crowd(reader, &network, &tunnel, peers.peers.len());
     let client_to_client = client_to_client(reader, &network, peers.first_route.as_ref());
     let listen = listen(reader, &server, &tunnel);
@@ -470,7 +488,7 @@ fn refuse_covered(reader: &mut Reader<'_>, addresses: &[Found<IpAddr>]) {
             any.is_unspecified() && any.is_ipv4() == value.is_ipv4() && any != *value
         };
         if let Some(any) = addresses.iter().find(covers) {
-            let line = reader.line(&any.at);
+            let line = reader.line(&any.at, at);
             let message = format!("{value} is already among {} ({line})", any.value);
             reader.problem(at, message);
         }

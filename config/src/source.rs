@@ -151,6 +151,27 @@ pub(crate) fn read_config(path: &Path) -> Result<(Zeroizing<String>, Option<u32>
     }
 }
 
+/// Whether whoever reads a folder of configuration files may trust who puts files into it.
+///
+/// # Errors
+///
+/// If root reads it, and somebody else can change it; if nobody can look at it.
+pub(crate) fn check_folder(path: &Path) -> Result<(), ConfigError> {
+    let metadata = fs::metadata(path).map_err(|source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
+    match TheReader::of_this_process().distrusts(&metadata) {
+        None => Ok(()),
+        Some(message) => Err(ConfigError::Invalid(vec![Problem {
+            file: path.to_owned(),
+            position: None,
+            key: String::new(),
+            message: message.replacen("a file", "a folder", 1),
+        }])),
+    }
+}
+
 /// Permission bits of a file that may not exist (yet).
 pub(crate) fn mode_of(path: &Path) -> Option<u32> {
     let metadata = fs::metadata(path).ok()?;

@@ -47,6 +47,13 @@ impl Folder {
         self.set_mode(name, 0o600);
     }
 
+    /// A peer's own file.
+    pub(crate) fn peer(&self, name: &str, text: &str) {
+        let folder = self.path(crate::PEERS_FOLDER);
+        fs::create_dir_all(folder).unwrap();
+        self.write(&format!("{}/{name}.toml", crate::PEERS_FOLDER), text);
+    }
+
     #[cfg(unix)]
     pub(crate) fn set_mode(&self, name: &str, mode: u32) {
         use std::os::unix::fs::PermissionsExt;

@@ -208,6 +208,8 @@ pub struct Peer {
     pub routes: Vec<IpNet>,
     /// Bytes per second each way; none for the server's `rate_limit`.
     pub rate_limit: Option<u64>,
+    /// Unix time from which it may not connect any more; none for never.
+    pub expires: Option<Duration>,
 }
 
 /// What only a client needs.

@@ -99,6 +99,9 @@ pub enum HandshakeError {
     /// The client's key is not configured.
     #[error("unknown client key")]
     UnknownPeer,
+    /// The time of the client's peer is over.
+    #[error("the peer has expired")]
+    Expired,
     /// The key encapsulation key or ciphertext is unusable.
     #[error("unusable key encapsulation")]
     Kem,
@@ -189,6 +192,7 @@ reasons!(HandshakeError {
     NoCommonSuite => "no_common_suite",
     Authentication => "authentication",
     UnknownPeer => "unknown_peer",
+    Expired => "expired",
     Kem => "kem",
     ProbeRefused => "probe_refused",
     NotLlp => "not_llp",

@@ -210,6 +210,8 @@ pub enum CloseReason {
     Removed,
     /// The peer is to have another address.
     Altered,
+    /// The peer's time is over.
+    Expired,
     /// No free tunnel address.
     PoolEmpty,
     /// `max_connections` sessions are up.
@@ -248,6 +250,7 @@ labels!(CloseReason {
     Self::NoReturn => "no_return",
     Self::Removed => "removed",
     Self::Altered => "altered",
+    Self::Expired => "expired",
     Self::PoolEmpty => "pool_empty",
     Self::TooManySessions => "too_many_sessions",
     Self::ShuttingDown => "shutting_down",
@@ -269,6 +272,7 @@ impl fmt::Display for CloseReason {
             Self::NoReturn => f.write_str("connection lost, and the peer did not come back"),
             Self::Removed => f.write_str("the peer was removed"),
             Self::Altered => f.write_str("the peer's address was changed"),
+            Self::Expired => f.write_str("the peer has expired"),
             Self::Superseded => f.write_str("superseded by a newer session of the same key"),
             Self::PoolEmpty => f.write_str("no free tunnel address"),
             Self::TooManySessions => f.write_str("max_connections reached"),

@@ -18,12 +18,12 @@ use std::time::Duration;
 use lostlove_config::{LogFormat, LogLevel};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber, warn};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, format, layer};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use self::fields::QuotedFields;
 use self::queue::Lines;
@@ -42,6 +42,43 @@ pub struct Verbosity {
     pub command_line: Option<LogLevel>,
     /// The configuration's level, which counts when `RUST_LOG` is unset, empty or malformed.
     pub configured: LogLevel,
+}
+
+/// What decides now which lines are written, and why.
+static LEVEL: OnceLock<LevelInForce> = OnceLock::new();
+
+/// The filter in force, and what it was made from.
+struct LevelInForce {
+    handle: reload::Handle<EnvFilter, Registry>,
+    command_line: Option<LogLevel>,
+    rust_log: Option<String>,
+}
+
+/// Follows another level of the configuration. Says whether it counts: the command line and `RUST_LOG`
+/// win over it. Without a log nothing does.
+pub fn set_configured_level(level: LogLevel) -> bool {
+    let Some(LevelInForce {
+        handle,
+        command_line,
+        rust_log,
+    }) = LEVEL.get()
+    else {
+        return false;
+    };
+    let verbosity = Verbosity {
+        command_line: *command_line,
+        configured: level,
+    };
+    let counts = command_line.is_none() && rust_log.as_deref().is_none_or(is_no_filter);
+    counts
+        && handle
+            .reload(filter(verbosity, rust_log.as_deref()).0)
+            .is_ok()
+}
+
+/// Whether a `RUST_LOG` decides nothing.
+fn is_no_filter(text: &str) -> bool {
+    text.trim().is_empty() || EnvFilter::builder().parse(text).is_err()
 }
 
 /// Starts to log to standard error, panics too. Later calls in the same process change nothing.
@@ -64,6 +101,12 @@ pub fn init(verbosity: Verbosity, format: LogFormat, threads: &Threads) -> io::R
     let lines = LINES.get_or_init(|| started).clone();
     let rust_log = std::env::var("RUST_LOG").ok();
     let (filter, complaint) = filter(verbosity, rust_log.as_deref());
+    let (filter, handle) = reload::Layer::new(filter);
+    LEVEL.get_or_init(|| LevelInForce {
+        handle,
+        command_line: verbosity.command_line,
+        rust_log,
+    });
     let destination = Destination::of_stderr();
     report_panics(destination, lines.clone());
     let started = match (destination, format) {
@@ -137,6 +180,7 @@ fn panic_text(info: &PanicHookInfo<'_>, backtrace: &Backtrace, prefix: &str) -> 
         .collect()
 }
 
+type Filter = reload::Layer<EnvFilter, Registry>;
 type BoxedSubscriber = Box<dyn Subscriber + Send + Sync>;
 type Complaint = tracing_subscriber::filter::ParseError;
 
@@ -166,7 +210,7 @@ const fn level_filter(level: LogLevel) -> LevelFilter {
     }
 }
 
-fn journal<W>(filter: EnvFilter, kind: LogFormat, writer: W) -> BoxedSubscriber
+fn journal<W>(filter: Filter, kind: LogFormat, writer: W) -> BoxedSubscriber
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -186,7 +230,7 @@ where
     }
 }
 
-fn stream<W>(filter: EnvFilter, kind: LogFormat, ansi: Ansi, writer: W) -> BoxedSubscriber
+fn stream<W>(filter: Filter, kind: LogFormat, ansi: Ansi, writer: W) -> BoxedSubscriber
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -298,7 +342,11 @@ pub(crate) mod tests {
     #[test]
     fn a_journal_gets_a_severity_and_no_time() {
         let buffer = Buffer::default();
-        let subscriber = journal(EnvFilter::new("trace"), LogFormat::Text, buffer.clone());
+        let subscriber = journal(
+            fixed(EnvFilter::new("trace")),
+            LogFormat::Text,
+            buffer.clone(),
+        );
         tracing::subscriber::with_default(subscriber, || {
             tracing::error!(peer = "alice", "gone");
             tracing::info!("up");
@@ -314,7 +362,7 @@ pub(crate) mod tests {
     fn a_stream_gets_the_time_and_no_colours() {
         let buffer = Buffer::default();
         let filter = EnvFilter::new("info");
-        let subscriber = stream(filter, LogFormat::Text, Ansi(false), buffer.clone());
+        let subscriber = stream(fixed(filter), LogFormat::Text, Ansi(false), buffer.clone());
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(peer = "alice", "gone");
             tracing::debug!("not shown");
@@ -328,7 +376,7 @@ pub(crate) mod tests {
     fn a_terminal_gets_colours() {
         let buffer = Buffer::default();
         let filter = EnvFilter::new("info");
-        let subscriber = stream(filter, LogFormat::Text, Ansi(true), buffer.clone());
+        let subscriber = stream(fixed(filter), LogFormat::Text, Ansi(true), buffer.clone());
         tracing::subscriber::with_default(subscriber, || tracing::warn!("gone"));
         assert!(buffer.text().contains("\u{1b}["));
     }
@@ -339,9 +387,9 @@ pub(crate) mod tests {
             let buffer = Buffer::default();
             let filter = EnvFilter::new("info");
             let subscriber = if journalled {
-                journal(filter, LogFormat::Json, buffer.clone())
+                journal(fixed(filter), LogFormat::Json, buffer.clone())
             } else {
-                stream(filter, LogFormat::Json, Ansi(false), buffer.clone())
+                stream(fixed(filter), LogFormat::Json, Ansi(false), buffer.clone())
             };
             tracing::subscriber::with_default(subscriber, || tracing::info!(peer = "a", "up"));
             let text = buffer.text();
@@ -404,7 +452,11 @@ pub(crate) mod tests {
     /// Collects what is logged while `body` runs on this thread.
     pub(crate) fn capture(body: impl FnOnce()) -> String {
         let buffer = Buffer::default();
-        let subscriber = journal(EnvFilter::new("trace"), LogFormat::Text, buffer.clone());
+        let subscriber = journal(
+            fixed(EnvFilter::new("trace")),
+            LogFormat::Text,
+            buffer.clone(),
+        );
         tracing::subscriber::with_default(subscriber, body);
         buffer.text()
     }
@@ -435,5 +487,17 @@ pub(crate) mod tests {
         fn make_writer(&'a self) -> Self {
             self.clone()
         }
+    }
+
+    fn fixed(filter: EnvFilter) -> Filter {
+        reload::Layer::new(filter).0
+    }
+
+    #[test]
+    fn a_malformed_or_empty_rust_log_leaves_the_level_to_the_configuration() {
+        for text in ["", " ", "lostlove=loud"] {
+            assert!(is_no_filter(text), "{text:?}");
+        }
+        assert!(!is_no_filter("lostlove=debug"));
     }
 }

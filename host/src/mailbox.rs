@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use lostlove_core::config::ServerConfig;
 use lostlove_core::event::{ConnectionId, Event};
 use lostlove_core::stats::{Histogram, PeerStats, Stats};
 use lostlove_system::net::{AssignmentError, NetError, Sources, Verification};
@@ -77,6 +78,10 @@ pub(crate) enum Order {
     Refuse(ConnectionId),
     /// Report the figures.
     Tell,
+    /// Follow what has changed among the peers.
+    PeersChanged,
+    /// The configuration was read again.
+    Reconfigure(Box<ServerConfig>),
     /// Tell the peers good-bye, and end when they know.
     ShutDown,
     /// End without waiting for anybody.

@@ -208,6 +208,7 @@ fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importanc
             | CloseReason::NoReturn
             | CloseReason::Removed
             | CloseReason::Altered
+            | CloseReason::Expired
             | CloseReason::Superseded
             | CloseReason::ShuttingDown
             | CloseReason::Unusable,
@@ -225,6 +226,7 @@ const fn handshake_severity(error: HandshakeError) -> Severity {
         | HandshakeError::NoCommonSuite
         | HandshakeError::Authentication
         | HandshakeError::UnknownPeer
+        | HandshakeError::Expired
         | HandshakeError::Kem
         | HandshakeError::ProbeRefused
         | HandshakeError::Unproven

@@ -1,5 +1,5 @@
-//! Whoever administers the server adds peers, alters and removes them, and sees to it that nobody gets
-//! an address that was somebody else's a moment ago.
+//! Whoever administers the server adds peers, alters and removes them, lets them expire, reads the
+//! configuration again, and sees to it that nobody gets an address that was somebody else's a moment ago.
 
 use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
@@ -80,8 +80,10 @@ impl World {
         let client = self.choice.size(1, self.options.clients());
         let known = self.peers[client - 1].clone();
         let mut wanted = known.unwrap_or_else(|| self.options.peer(client));
-        match self.choice.index(6) {
+        match self.choice.index(8) {
             0 | 1 => return self.remove_peer(client),
+            5 => return self.expire_peer(client),
+            6 => return self.reload(),
             2 => wanted.rate_limit = self.choice.pick(&[None, Some(20_000), Some(5_000_000)]),
             3 if wanted.address_v4.is_some() => wanted.address_v4 = None,
             3 => wanted.address_v4 = self.free_address(client),
@@ -124,12 +126,55 @@ impl World {
         if removed.is_none_or(|it| it.name != peer.name) {
             return Err(self.failure(Kind::Safety, format!("no peer {}", peer.name)));
         }
-        self.tell(|| format!("{} is no peer any more", peer.name));
-        self.disturbed.insert(client);
-        self.leases.take_from(client, now);
-        self.flows.take_from(client);
+        self.lose_peer(client, &peer);
+        Ok(())
+    }
+
+    /// The peer's time is over: for everybody it is as if it were none, until it is one again.
+    fn expire_peer(&mut self, client: usize) -> Result<(), Failure> {
+        let Some(mut peer) = self.peers[client - 1].take() else {
+            return Ok(());
+        };
+        let now = self.now;
+        let Some(peers) = &self.nodes[0].peers else {
+            return Ok(());
+        };
+        let unix_time = now.since(Instant::ZERO);
+        peer.expires = Some(unix_time);
+        let altered = peers.with(|peers| {
+            let altered = peers.upsert(peer.clone(), now);
+            peers.expire(unix_time);
+            altered
+        });
+        if let Err(conflict) = altered {
+            return Err(self.failure(Kind::Safety, format!("{}: {conflict}", peer.name)));
+        }
+        self.lose_peer(client, &peer);
+        Ok(())
+    }
+
+    /// Nothing of the configuration has changed, but that it has nobody who has expired.
+    fn reload(&mut self) -> Result<(), Failure> {
+        let now = self.now;
+        let wanted: Vec<Peer> = self.peers.iter().flatten().cloned().collect();
+        let Some(peers) = &self.nodes[0].peers else {
+            return Ok(());
+        };
+        let replaced = peers.with(|peers| peers.replace(wanted, now));
+        if !replaced.added.is_empty() || !replaced.altered.is_empty() {
+            return Err(self.failure(Kind::Safety, format!("a reload has changed {replaced:?}")));
+        }
+        self.tell(|| format!("a reload: {replaced:?}"));
         self.spread_news(BTreeSet::new());
         Ok(())
+    }
+
+    fn lose_peer(&mut self, client: usize, peer: &Peer) {
+        self.tell(|| format!("{} is no peer any more", peer.name));
+        self.disturbed.insert(client);
+        self.leases.take_from(client, self.now);
+        self.flows.take_from(client);
+        self.spread_news(BTreeSet::new());
     }
 
     fn upsert_peer(&mut self, client: usize, wanted: &Peer) -> bool {
@@ -200,7 +245,7 @@ impl World {
         for event in events {
             if let Event::Ended {
                 peer,
-                reason: CloseReason::Removed | CloseReason::Altered,
+                reason: CloseReason::Removed | CloseReason::Altered | CloseReason::Expired,
                 ..
             } = event
                 && !self.disturbed.iter().any(|n| *peer == format!("client{n}"))

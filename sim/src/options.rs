@@ -342,6 +342,7 @@ impl Options {
             address_v6: None,
             routes: routes.into_iter().collect(),
             rate_limit: None,
+            expires: None,
         }
     }
 

@@ -3,6 +3,8 @@
 //! Plain values come in and plain answers go out: nothing here knows of configuration files, of
 //! sessions or of the daemon.
 
+#[cfg(target_os = "linux")]
+pub mod alarm;
 pub mod clock;
 pub mod congestion;
 pub mod delivery;

@@ -28,6 +28,8 @@ pub enum Signal {
     Terminate,
     /// End without waiting for anybody, but still restore the system's state.
     TerminateNow,
+    /// Read the configuration again.
+    Reload,
 }
 
 /// Turns signals into a descriptor for an event loop to wait on.
@@ -42,7 +44,7 @@ pub enum Signal {
 ///   Those that come within half a second of one that counted do not count, as it may be one wish
 ///   that several programs pass on.
 /// - SIGHUP counts as SIGTERM when standard input is a terminal, for then it says that the
-///   terminal is gone; otherwise it is ignored, as there is nothing to reload.
+///   terminal is gone; otherwise it is [`Signal::Reload`].
 /// - SIGUSR1 and SIGUSR2 are ignored, as are those of timers and of a file's size limit: nothing here
 ///   is to be restarted or printed, and a script that was written for another VPN does no harm.
 /// - SIGPIPE is already ignored by Rust's runtime.
@@ -58,6 +60,10 @@ pub struct Signals {
     receiver: UnixStream,
     registrations: Vec<SigId>,
     drained: AtomicUsize,
+    /// A signal to end has come; none where bytes alone say so.
+    ending: Option<Arc<AtomicBool>>,
+    /// A signal to reload has come.
+    reload: Arc<AtomicBool>,
     give_up: Arc<AtomicBool>,
 }
 
@@ -72,7 +78,7 @@ impl Signals {
         let hangup = if io::stdin().is_terminal() {
             Hangup::Terminates
         } else {
-            Hangup::Ignored
+            Hangup::Reloads
         };
         Self::with_hangup(hangup, exit_code)
     }
@@ -89,6 +95,8 @@ impl Signals {
             receiver,
             registrations: Vec::new(),
             drained: AtomicUsize::new(0),
+            ending: None,
+            reload: Arc::default(),
             give_up: Arc::new(AtomicBool::new(false)),
         })
     }
@@ -97,6 +105,7 @@ impl Signals {
         let (receiver, sender) = UnixStream::pair()?;
         let mut signals = Self::from_stream(receiver)?;
         let deliveries = Arc::new(Deliveries::default());
+        signals.ending = Some(Arc::default());
         for signal in ENDING {
             signals.catch(signal, &sender, exit_code)?;
             signals.count(signal, &deliveries, exit_code)?;
@@ -109,7 +118,7 @@ impl Signals {
                 signals.catch(SIGHUP, &sender, exit_code)?;
                 signals.count(SIGHUP, &deliveries, exit_code)?;
             }
-            Hangup::Ignored => signals.ignore(SIGHUP)?,
+            Hangup::Reloads => signals.note(SIGHUP, &sender)?,
         }
         Ok(signals)
     }
@@ -121,12 +130,27 @@ impl Signals {
         Ok(())
     }
 
+    /// Handlers are called in the order in which they were registered: whoever reads the byte finds the
+    /// flag.
+    fn note(&mut self, signal: i32, sender: &UnixStream) -> io::Result<()> {
+        let reload = Arc::clone(&self.reload);
+        self.registrations.push(flag::register(signal, reload)?);
+        let sender = sender.try_clone()?;
+        self.registrations
+            .push(low_level::pipe::register(signal, sender)?);
+        Ok(())
+    }
+
     fn catch(&mut self, signal: i32, sender: &UnixStream, exit_code: u8) -> io::Result<()> {
         self.registrations.push(flag::register_conditional_shutdown(
             signal,
             i32::from(exit_code),
             Arc::clone(&self.give_up),
         )?);
+        if let Some(ending) = &self.ending {
+            let ending = Arc::clone(ending);
+            self.registrations.push(flag::register(signal, ending)?);
+        }
         let sender = sender.try_clone()?;
         self.registrations
             .push(low_level::pipe::register(signal, sender)?);
@@ -154,10 +178,17 @@ impl Signals {
         self.receiver.as_fd()
     }
 
-    /// Takes what has arrived since the last call; none if that is nothing.
+    /// Takes what has arrived since the last call; none if that is nothing. Who is to end need not
+    /// reload.
     pub fn drain(&self) -> Option<Signal> {
         if !self.clear() {
             return None;
+        }
+        let ending = self.ending.as_ref();
+        let is_to_end = ending.is_none_or(|ending| ending.swap(false, Ordering::Relaxed));
+        let is_to_reload = self.reload.swap(false, Ordering::Relaxed);
+        if !is_to_end {
+            return is_to_reload.then_some(Signal::Reload);
         }
         if self.drained.fetch_add(1, Ordering::Relaxed) == 0 {
             return Some(Signal::Terminate);
@@ -191,7 +222,7 @@ impl Drop for Signals {
 #[derive(Clone, Copy)]
 enum Hangup {
     Terminates,
-    Ignored,
+    Reloads,
 }
 
 /// What the handler counts by itself, in case that nobody drains.

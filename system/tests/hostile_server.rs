@@ -480,6 +480,7 @@ fn server(dice: &mut Dice, now: Instant) -> Endpoint {
         address_v6: None,
         routes: Vec::new(),
         rate_limit: None,
+        expires: None,
     };
     let server = Server {
         secret_key: secret(0),

@@ -84,6 +84,7 @@ pub fn configs(secrets: &Secrets, suite: Suite, rotation: Rotation) -> Configs {
         address_v6: None,
         routes: Vec::new(),
         rate_limit: None,
+        expires: None,
     };
     let server = Server {
         secret_key: server_key.clone(),

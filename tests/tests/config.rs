@@ -91,7 +91,7 @@ fn a_client_without_a_profile_is_told_where_one_comes_from() {
         assert_eq!(output.status.code(), Some(78), "{output:?}");
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(text.contains("absent.toml: cannot read"), "{text}");
-        assert!(text.contains("lostlove add-peer"), "{text}");
+        assert!(text.contains("lostlove peer add"), "{text}");
     }
 }
 

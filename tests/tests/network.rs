@@ -328,6 +328,7 @@ fn serve_with_a_fault(config: &Path) {
             notsent_lowat: 16 * 1024,
             mark: None,
         },
+        reloader: None,
         leases: None,
         announce: None,
     };

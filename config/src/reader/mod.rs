@@ -15,13 +15,15 @@ use crate::source::Source;
 #[derive(Clone, Debug)]
 pub(crate) struct At {
     key: String,
+    /// Which of the reader's files, in the order in which they were added.
+    file: usize,
     offset: Option<usize>,
 }
 
 impl At {
-    /// The byte where the value starts; none for a value that is missing.
-    pub(crate) fn offset(&self) -> Option<usize> {
-        self.offset
+    /// What places are ordered by: the file, and in it the byte where the value starts.
+    pub(crate) const fn order(&self) -> (usize, Option<usize>) {
+        (self.file, self.offset)
     }
 }
 
@@ -75,10 +77,11 @@ impl<T> Entry<T> {
     }
 }
 
-/// One table of the file.
+/// One table of a file.
 #[derive(Clone)]
 pub(crate) struct Section<'t> {
     name: &'static str,
+    file: usize,
     table: Option<&'t DeTable<'t>>,
     offset: Option<usize>,
 }
@@ -88,6 +91,7 @@ impl Section<'_> {
     pub(crate) fn missing(&self, key: &str) -> At {
         At {
             key: self.path(key),
+            file: self.file,
             offset: self.offset,
         }
     }
@@ -101,9 +105,11 @@ impl Section<'_> {
     }
 }
 
-/// Reads a file. Every key that is ever asked for is known; the rest is reported in the end.
+/// Reads a file, perhaps with others beside it. Every key that is ever asked for is known; the rest
+/// is reported in the end.
 pub(crate) struct Reader<'t> {
-    source: &'t Source<'t>,
+    /// The file itself first.
+    sources: Vec<&'t Source<'t>>,
     problems: Vec<(At, String)>,
     warnings: Vec<(At, String)>,
     sections: Vec<Section<'t>>,
@@ -113,7 +119,7 @@ pub(crate) struct Reader<'t> {
 impl<'t> Reader<'t> {
     pub(crate) fn new(source: &'t Source<'t>) -> Self {
         Self {
-            source,
+            sources: vec![source],
             problems: Vec::new(),
             warnings: Vec::new(),
             sections: Vec::new(),
@@ -123,21 +129,32 @@ impl<'t> Reader<'t> {
 
     /// The whole file as a section without a name.
     pub(crate) fn root(&mut self, table: &'t DeTable<'t>) -> Section<'t> {
-        self.enter("", Some(table), None)
+        self.enter("", 0, (Some(table), None))
+    }
+
+    /// Another file, all of which is one section of this name.
+    pub(crate) fn file(
+        &mut self,
+        source: &'t Source<'t>,
+        name: &'static str,
+        table: &'t DeTable<'t>,
+    ) -> Section<'t> {
+        self.sources.push(source);
+        self.enter(name, self.sources.len() - 1, (Some(table), None))
     }
 
     /// The table `[name]`, empty if the file does not have it.
     pub(crate) fn section(&mut self, root: &Section<'t>, name: &'static str) -> Section<'t> {
         self.know(root.name, name);
         let Some((at, value)) = find(root, name) else {
-            return self.enter(name, None, None);
+            return self.enter(name, root.file, (None, None));
         };
         if let DeValue::Table(table) = value {
-            return self.enter(name, Some(table), at.offset);
+            return self.enter(name, root.file, (Some(table), at.offset));
         }
         let found = value::found(value);
         self.problem(&at, format!("expected a section [{name}], found {found}"));
-        self.enter(name, None, at.offset)
+        self.enter(name, root.file, (None, at.offset))
     }
 
     /// The tables `[[name]]`, in the file's order.
@@ -155,7 +172,7 @@ impl<'t> Reader<'t> {
         for item in items.iter() {
             let offset = Some(item.span().start);
             if let DeValue::Table(table) = item.get_ref() {
-                sections.push(self.enter(name, Some(table), offset));
+                sections.push(self.enter(name, root.file, (Some(table), offset)));
             } else {
                 let at = At {
                     offset,
@@ -170,11 +187,12 @@ impl<'t> Reader<'t> {
     fn enter(
         &mut self,
         name: &'static str,
-        table: Option<&'t DeTable<'t>>,
-        offset: Option<usize>,
+        file: usize,
+        (table, offset): (Option<&'t DeTable<'t>>, Option<usize>),
     ) -> Section<'t> {
         let section = Section {
             name,
+            file,
             table,
             offset,
         };
@@ -223,6 +241,7 @@ impl<'t> Reader<'t> {
         for item in array.iter() {
             let at = At {
                 key: at.key.clone(),
+                file: at.file,
                 offset: Some(item.span().start),
             };
             match parse(item.get_ref()) {
@@ -274,12 +293,22 @@ impl<'t> Reader<'t> {
         self.warnings.push((at.clone(), message.into()));
     }
 
-    /// `line 12`, to point from one place to another.
-    pub(crate) fn line(&self, at: &At) -> String {
-        match at.offset {
-            Some(offset) => format!("line {}", self.source.position(offset).line),
-            None => at.key.clone(),
+    /// `line 12`, to point from one place to another; with the file, if it is another one.
+    pub(crate) fn line(&self, at: &At, from: &At) -> String {
+        let source = self.source(at);
+        let line = at.offset.map(|offset| source.position(offset).line);
+        let is_here = at.file == from.file;
+        match line {
+            Some(line) if is_here => format!("line {line}"),
+            Some(line) => format!("{}, line {line}", source.path().display()),
+            None if is_here => at.key.clone(),
+            None => source.path().display().to_string(),
         }
+    }
+
+    fn source(&self, at: &At) -> &'t Source<'t> {
+        // Places are made here, and each of a file that there is.
+        self.sources.get(at.file).unwrap_or(&self.sources[0])
     }
 
     fn know(&mut self, section: &'static str, key: &'static str) {
@@ -318,6 +347,7 @@ impl<'t> Reader<'t> {
                 if !known.contains(&name) {
                     let at = At {
                         key: section.path(&value::bare(name)),
+                        file: section.file,
                         offset: Some(key.span().start),
                     };
                     let message = self.unknown(&section, name);
@@ -353,10 +383,10 @@ impl<'t> Reader<'t> {
 
     fn sorted(&self, notes: &[(At, String)]) -> Vec<Problem> {
         let mut notes: Vec<_> = notes.iter().collect();
-        notes.sort_by_key(|(at, _)| at.offset);
+        notes.sort_by_key(|(at, _)| at.order());
         let problems = notes.into_iter().map(|(at, message)| Problem {
-            file: self.source.path().to_owned(),
-            position: at.offset.map(|offset| self.source.position(offset)),
+            file: self.source(at).path().to_owned(),
+            position: at.offset.map(|offset| self.source(at).position(offset)),
             key: at.key.clone(),
             message: message.clone(),
         });
@@ -368,6 +398,7 @@ fn find<'t>(section: &Section<'t>, key: &str) -> Option<(At, &'t DeValue<'t>)> {
     let (_, value) = section.table?.get_key_value(key)?;
     let at = At {
         key: section.path(key),
+        file: section.file,
         offset: Some(value.span().start),
     };
     Some((at, value.get_ref()))

@@ -49,7 +49,7 @@ impl<'t> Reader<'t> {
             }
             (_, Entry::Invalid) => Entry::Invalid,
             (Entry::Absent, Entry::Given(Found { value, at })) => {
-                let path = self.source.resolve(&value);
+                let path = self.source(&at).resolve(&value);
                 self.key_file(&path, &at)
             }
             (Entry::Given(found), Entry::Absent) => self.owner_only(found),
@@ -89,10 +89,10 @@ impl<'t> Reader<'t> {
     }
 
     fn owner_only<T>(&mut self, found: Found<T>) -> Entry<T> {
-        let Some(mode) = self.source.exposed_mode() else {
+        let Some(mode) = self.source(&found.at).exposed_mode() else {
             return Entry::Given(found);
         };
-        let path = self.source.path().display();
+        let path = self.source(&found.at).path().display();
         let message =
             format!("expected mode 0600 of {path}, which holds a secret, found {mode:04o}");
         self.problem(&found.at, message);

@@ -76,6 +76,7 @@ const SERVER: &[(&str, &str)] = &[
     ("peers.address_v6", "'fd4c:4c50:1::7'"),
     ("peers.routes", "['192.168.7.0/24']"),
     ("peers.rate_limit", "1000000"),
+    ("peers.expires", "2027-01-31"),
 ];
 
 /// Keys of a client's file with values that are not the default.
@@ -182,7 +183,7 @@ pub(super) fn known_server_keys(folder: &Folder) -> BTreeSet<String> {
     let tree = source.parse().unwrap();
     let mut reader = Reader::new(&source);
     let root = reader.root(tree.get_ref());
-    server::settings(&mut reader, &root, &path);
+    server::settings(&mut reader, (&root, &[]), &path);
     reader.known_keys()
 }
 

@@ -324,7 +324,7 @@ fn all_problems_are_reported_in_the_files_order() {
 }
 
 const NO_PEERS: &str =
-    "server.toml: peers: none, so nobody can connect; `lostlove add-peer NAME` adds one";
+    "server.toml: peers: none, so nobody can connect; `lostlove peer add NAME` adds one";
 
 #[test]
 fn a_file_with_the_keys_of_llp_1_0_alone_loads() {
@@ -510,7 +510,7 @@ fn a_file_of_the_other_end_is_recognised_in_one_sentence() {
             folder.client_errors(&text),
             format!(
                 "client.toml:{place}: this is a server's configuration; expected a client's \
-                 profile, which `lostlove add-peer NAME --output NAME.toml` makes on the server"
+                 profile, which `lostlove peer add NAME --output NAME.toml` makes on the server"
             )
         );
     }

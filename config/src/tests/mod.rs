@@ -4,4 +4,5 @@ mod every_key;
 mod examples;
 mod messages;
 mod mutations;
+mod peer_files;
 mod relations;

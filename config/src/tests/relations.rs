@@ -216,7 +216,7 @@ fn what_is_allowed_and_probably_not_meant_is_a_warning() {
         ),
         (
             String::new(),
-            "server.toml: peers: none, so nobody can connect; `lostlove add-peer NAME` adds one",
+            "server.toml: peers: none, so nobody can connect; `lostlove peer add NAME` adds one",
         ),
         (
             format!(

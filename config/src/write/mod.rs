@@ -1,4 +1,4 @@
-//! Files for people in a hurry: a new server's, a new client's, and one more peer.
+//! Files for people in a hurry: a new server's, a new client's, and a peer's.
 
 use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,8 +17,8 @@ mod file;
 mod outline;
 mod peer;
 
-pub use file::ServerFile;
-pub use peer::{Assigned, NewPeer, add_peer};
+pub use file::{AddedPeer, ServerFile};
+pub use peer::{Assigned, NewPeer, PeerValue, line_of_peer, networks_of_peers, set_in_peer};
 
 /// Room for a client's file: growing would leave copies of its secrets behind.
 const CLIENT_CAPACITY: usize = 16 * 1024;
@@ -126,7 +126,7 @@ private_key_file = \"{DEFAULT_KEY_FILE}\"
 [monitoring]
 log_level = \"info\"
 
-# Clients. `lostlove add-peer NAME` adds one.
+# Clients have a file each, peers.d/NAME.toml. `lostlove peer add NAME` makes one.
 "
     )
 }

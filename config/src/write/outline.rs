@@ -1,4 +1,4 @@
-//! A server's file without the peers that are written as [`add_peer`](super::add_peer) writes them.
+//! A server's file without the peers that are written as they are [added](super::ServerFile::add_peer).
 //!
 //! There may be tens of thousands of them, and to read them all takes a hundred times as long as to
 //! look over their lines. What is not quite like theirs is left to the reader.
@@ -10,9 +10,11 @@ use ipnet::IpNet;
 use lostlove_core::crypto::{PresharedKey, PublicKey};
 use zeroize::Zeroizing;
 
+use crate::peer_files::PeerText;
 use crate::pool::reserved;
 use crate::reader::value::is_peer_name;
 use crate::settings::ServerSettings;
+use crate::source::without_bom;
 
 /// A file in two parts.
 pub(super) struct Outline<'a> {
@@ -82,6 +84,23 @@ fn has_stray_controls(text: &str) -> bool {
 }
 
 impl<'a> PlainPeer<'a> {
+    /// A peer's own file, if it is simple lines.
+    pub(super) fn of_file(file: &'a PeerText) -> Option<Self> {
+        let text = without_bom(file.text());
+        if has_stray_controls(text) {
+            return None;
+        }
+        let mut peer = Self::default();
+        for line in text.lines() {
+            peer.take(line.trim_matches([' ', '\t', '\r']))?;
+        }
+        if peer.name.is_some_and(|name| name != file.name()) {
+            return None;
+        }
+        peer.name = Some(file.name());
+        peer.public_key.map(|_| peer)
+    }
+
     /// Takes a line; none if it is not a plain one, or its key was there already.
     fn take(&mut self, line: &'a str) -> Option<()> {
         if line.is_empty() || line.starts_with('#') {

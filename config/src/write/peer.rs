@@ -1,39 +1,70 @@
-//! One more peer in a server's file.
+//! A peer's file: a new one, and other values in one that is there.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lostlove_core::config::Peer;
 use lostlove_core::crypto::{PresharedKey, PublicKey};
+use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
-use super::file::ServerFile;
 use super::outline::Taken;
 use super::{List, line};
+use crate::expiry::Expiry;
+use crate::peer_files::{self, PeerText};
 use crate::pool::{lowest_free_v4, lowest_free_v6};
-use crate::problem::{ConfigError, Problem};
+use crate::problem::ConfigError;
 use crate::reader::value::{PEER_NAME, is_peer_name, quoted};
 use crate::server;
 use crate::settings::ServerSettings;
-use crate::source::{Source, mode_of};
+use crate::source::{Source, read_config, without_bom};
 
-/// Room for one more peer, its routes aside: growing would leave copies of secrets behind.
+/// Room for a peer, its routes aside: growing would leave copies of secrets behind.
 const PEER_CAPACITY: usize = 1024;
 /// Bytes of one route in a list, at most.
 const ROUTE_BYTES: usize = 64;
 
-/// A peer to add to a server's file.
+/// A peer to add to a server's.
 #[derive(Clone, Debug)]
 pub struct NewPeer {
     /// A name that is not taken.
     pub name: String,
     /// A public key that is not taken.
     pub public_key: PublicKey,
-    /// Optional second secret. It goes into the server's file, which then needs mode 0600.
+    /// Optional second secret. It goes into the peer's file, which then needs mode 0600.
     pub preshared_key: Option<PresharedKey>,
     /// Networks behind the peer.
     pub routes: Vec<IpNet>,
+    /// Bytes per second each way; none for the server's limit.
+    pub rate_limit: Option<u64>,
+    /// Until when it may connect; none for ever.
+    pub expires: Option<Expiry>,
+}
+
+/// A value of a peer's file to set, or to take out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerValue {
+    /// Bytes per second each way; none for the server's limit.
+    RateLimit(Option<u64>),
+    /// Until when it may connect; none for ever.
+    Expires(Option<Expiry>),
+}
+
+impl PeerValue {
+    const fn key(self) -> &'static str {
+        match self {
+            Self::RateLimit(_) => "rate_limit",
+            Self::Expires(_) => "expires",
+        }
+    }
+
+    fn value(self) -> Option<String> {
+        match self {
+            Self::RateLimit(rate) => rate.map(|rate| rate.to_string()),
+            Self::Expires(expires) => expires.map(|expires| expires.to_string()),
+        }
+    }
 }
 
 /// The addresses that a new peer got.
@@ -43,51 +74,6 @@ pub struct Assigned {
     pub address_v4: Ipv4Addr,
     /// IPv6 address in the tunnel, if it carries IPv6.
     pub address_v6: Option<Ipv6Addr>,
-}
-
-/// Adds a peer to a server's file and leaves the rest as it is. The peer gets the lowest free
-/// addresses. `path` is where the file is or will be: key files count from there.
-///
-/// # Errors
-///
-/// If the file has problems already, if the name or the key is taken, if a route is, or if no
-/// address is left.
-pub fn add_peer(
-    server_toml: &str,
-    path: &Path,
-    peer: &NewPeer,
-) -> Result<(Zeroizing<String>, Assigned), ConfigError> {
-    let text = Zeroizing::new(server_toml.to_owned());
-    ServerFile::new(path, text, mode_of(path))?.add_peer(peer)
-}
-
-/// The same, and reads all of the file, before and after.
-pub(super) fn add_to_whole(
-    server_toml: &str,
-    path: &Path,
-    mode: Option<u32>,
-    peer: &NewPeer,
-) -> Result<(Zeroizing<String>, Assigned), ConfigError> {
-    let settings = server::read(&Source::new(path, server_toml, mode))?;
-    let refuse = |key: &str, message: String| {
-        ConfigError::Invalid(vec![Problem {
-            file: path.to_owned(),
-            position: None,
-            key: key.to_owned(),
-            message,
-        }])
-    };
-    let (key, message) = match assign(&settings, &Taken::of(&settings), peer) {
-        Ok(assigned) => {
-            let text = append(server_toml, peer, &assigned);
-            return match server::read(&Source::new(path, &text, mode)) {
-                Ok(_) => Ok((text, assigned)),
-                Err(error) => Err(about_addition(error, server_toml)),
-            };
-        }
-        Err(refusal) => refusal,
-    };
-    Err(refuse(key, message))
 }
 
 /// Addresses for `peer`, or the key and the message of what is in its way.
@@ -137,200 +123,224 @@ fn free_addresses(
     })
 }
 
-pub(super) fn append(server_toml: &str, peer: &NewPeer, assigned: &Assigned) -> Zeroizing<String> {
-    let capacity = server_toml.len() + PEER_CAPACITY + peer.routes.len() * ROUTE_BYTES;
-    let mut added = Zeroizing::new(String::with_capacity(capacity));
-    if !server_toml.is_empty() && !server_toml.ends_with('\n') {
-        added.push('\n');
-    }
-    added.push_str("\n[[peers]]\n");
-    line(&mut added, format_args!("name = \"{}\"", peer.name));
+/// The file of a new peer.
+pub(super) fn render(peer: &NewPeer, assigned: &Assigned) -> Zeroizing<String> {
+    let capacity = PEER_CAPACITY + peer.routes.len() * ROUTE_BYTES;
+    let mut text = Zeroizing::new(String::with_capacity(capacity));
     line(
-        &mut added,
+        &mut text,
         format_args!("public_key = \"{}\"", peer.public_key),
     );
     if let Some(key) = &peer.preshared_key {
         line(
-            &mut added,
+            &mut text,
             format_args!("preshared_key = \"{}\"", *key.to_base64()),
         );
     }
     line(
-        &mut added,
+        &mut text,
         format_args!("address = \"{}\"", assigned.address_v4),
     );
     if let Some(address) = assigned.address_v6 {
-        line(&mut added, format_args!("address_v6 = \"{address}\""));
+        line(&mut text, format_args!("address_v6 = \"{address}\""));
     }
     if !peer.routes.is_empty() {
         line(
-            &mut added,
+            &mut text,
             format_args!("routes = {}", List(peer.routes.iter())),
         );
     }
-    let mut text = Zeroizing::new(String::with_capacity(capacity));
-    text.push_str(server_toml);
-    if server_toml.contains("\r\n") {
-        for part in added.split_inclusive('\n') {
-            text.push_str(part.trim_end_matches('\n'));
-            text.push_str("\r\n");
+    let values = [
+        PeerValue::RateLimit(peer.rate_limit),
+        PeerValue::Expires(peer.expires),
+    ];
+    for value in values {
+        if let Some(said) = value.value() {
+            line(&mut text, format_args!("{} = {said}", value.key()));
         }
-    } else {
-        text.push_str(&added);
     }
     text
 }
 
-/// Problems of text that the caller has not seen have no place in the file.
-fn about_addition(error: ConfigError, server_toml: &str) -> ConfigError {
-    let ConfigError::Invalid(problems) = error else {
-        return error;
+/// The text of a peer's file with other values; everything else in it is as it was. None if the peer
+/// has no file of its own. Nothing is written.
+///
+/// # Errors
+///
+/// If a file cannot be read, or with everything that is wrong with the server's files, be it with the
+/// new values.
+pub fn set_in_peer(
+    config: &Path,
+    name: &str,
+    values: &[PeerValue],
+) -> Result<Option<Zeroizing<String>>, ConfigError> {
+    let (server_toml, mode) = read_config(config)?;
+    let mut texts = peer_files::read(config)?;
+    let Some(text) = texts.iter_mut().find(|text| text.name() == name) else {
+        return Ok(None);
     };
-    let last_line = server_toml.lines().count();
-    let place = |mut problem: Problem| {
-        problem.position = problem.position.filter(|at| at.line <= last_line);
-        if problem.key == "peers" {
-            // Both texts are sound by themselves, and this alone keeps them from being joined.
-            problem.message = "expected sections [[peers]], found a list".to_owned();
+    text.source().parse()?;
+    let mut changed = Zeroizing::new(text.text().to_owned());
+    for value in values {
+        changed = with_value(&changed, value.key(), value.value().as_deref());
+    }
+    *text = PeerText::new(
+        text.path().to_owned(),
+        name.to_owned(),
+        changed.clone(),
+        text.mode(),
+    );
+    server::read(&Source::new(config, &server_toml, mode), &texts)?;
+    Ok(Some(changed))
+}
+
+/// The line in which the server's own file has the peer, counted from 1; none if it has not, or cannot
+/// be read.
+pub fn line_of_peer(config: &Path, name: &str) -> Option<usize> {
+    let (text, mode) = read_config(config).ok()?;
+    let source = Source::new(config, &text, mode);
+    let (tree, _) = DeTable::parse_recoverable(without_bom(&text));
+    let DeValue::Array(peers) = tree.get_ref().get("peers")?.get_ref() else {
+        return None;
+    };
+    let place = peers.iter().find_map(|peer| {
+        let said = peer.get_ref().as_table()?.get("name")?;
+        (said.get_ref().as_str() == Some(name)).then(|| said.span().start)
+    })?;
+    Some(source.position(place).line)
+}
+
+/// Networks, each with the address of a server, that peers with files beside `config` are in: as wide as
+/// a [new server's](super::NewServer).
+///
+/// # Errors
+///
+/// If a file cannot be read or is no TOML.
+pub fn networks_of_peers(config: &Path) -> Result<(Option<Ipv4Net>, Option<Ipv6Net>), ConfigError> {
+    let mut found = (None, None);
+    for text in peer_files::read(config)? {
+        let tree = text.source().parse()?;
+        let value = |key| tree.get_ref().get(key).and_then(|it| it.get_ref().as_str());
+        let v4 = value("address").and_then(|text| text.parse::<Ipv4Addr>().ok());
+        let v6 = value("address_v6").and_then(|text| text.parse::<Ipv6Addr>().ok());
+        found = (
+            found.0.or_else(|| first_host_v4(v4?)),
+            found.1.or_else(|| first_host_v6(v6?)),
+        );
+    }
+    Ok(found)
+}
+
+fn first_host_v4(address: Ipv4Addr) -> Option<Ipv4Net> {
+    let network = Ipv4Net::new(address, 24).ok()?.trunc();
+    Ipv4Net::new(network.hosts().next()?, 24).ok()
+}
+
+fn first_host_v6(address: Ipv6Addr) -> Option<Ipv6Net> {
+    let network = Ipv6Net::new(address, 64).ok()?.trunc();
+    let first = u128::from(network.network()) | 1;
+    Ipv6Net::new(first.into(), 64).ok()
+}
+
+/// The text, which is TOML and has no sections, with this value for a key, or without it.
+fn with_value(text: &str, key: &str, value: Option<&str>) -> Zeroizing<String> {
+    let start = text.len() - without_bom(text).len();
+    let (tree, _) = DeTable::parse_recoverable(without_bom(text));
+    let known = tree.get_ref().get_key_value(key);
+    let known = known.map(|(key, value)| (start + key.span().start, value.span()));
+    let (from, to, new) = match (known, value) {
+        (None, None) => return Zeroizing::new(text.to_owned()),
+        (Some((_, span)), Some(value)) => (start + span.start, start + span.end, value.to_owned()),
+        (Some((line, span)), None) => {
+            let behind = text.get(start + span.end..).unwrap_or_default();
+            let rest = behind.split_inclusive('\n').next().unwrap_or_default();
+            (line, start + span.end + rest.len(), String::new())
         }
-        problem
+        (None, Some(value)) => {
+            let ending = if text.contains("\r\n") { "\r\n" } else { "\n" };
+            let is_open = !without_bom(text).is_empty() && !text.ends_with('\n');
+            let before = if is_open { ending } else { "" };
+            (
+                text.len(),
+                text.len(),
+                format!("{before}{key} = {value}{ending}"),
+            )
+        }
     };
-    ConfigError::Invalid(problems.into_iter().map(place).collect())
+    let mut changed = Zeroizing::new(String::with_capacity(text.len() + new.len()));
+    changed.push_str(text.get(..from).unwrap_or_default());
+    changed.push_str(&new);
+    changed.push_str(text.get(to..).unwrap_or_default());
+    changed
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
     use crate::testing::{Folder, key};
-    use crate::write::{NewServer, random_ula, server_toml};
 
-    fn new_peer(name: &str, number: u8) -> NewPeer {
-        NewPeer {
-            name: name.to_owned(),
-            public_key: key(number).public_key(),
-            preshared_key: None,
-            routes: Vec::new(),
+    /// Whatever a person wrote into it.
+    #[test]
+    fn a_value_is_set_and_taken_out_and_every_other_byte_stays() {
+        for (before, key, value, after) in [
+            ("a = 1\n", "x", Some("7"), "a = 1\nx = 7\n"),
+            ("a = 1", "x", Some("7"), "a = 1\nx = 7\n"),
+            ("", "x", Some("7"), "x = 7\n"),
+            (
+                "\u{feff}a = 1\r\n",
+                "x",
+                Some("7"),
+                "\u{feff}a = 1\r\nx = 7\r\n",
+            ),
+            (
+                "# c\n  x   =  1 # why\n",
+                "x",
+                Some("7"),
+                "# c\n  x   =  7 # why\n",
+            ),
+            (
+                "\u{feff}x = 1\r\n# c",
+                "x",
+                Some("2027-01-31"),
+                "\u{feff}x = 2027-01-31\r\n# c",
+            ),
+            ("a = 1\nx = 1 # why\n# c\n", "x", None, "a = 1\n# c\n"),
+            ("\u{feff}x = 1\r\na = 1", "x", None, "\u{feff}a = 1"),
+            ("a = 1", "x", None, "a = 1"),
+        ] {
+            assert_eq!(*with_value(before, key, value), after, "{before:?}");
         }
     }
 
-    fn refusal(folder: &Folder, text: &str, peer: &NewPeer) -> String {
-        let error = add_peer(text, &folder.server_path(), peer).unwrap_err();
-        folder.strip(&error.to_string())
+    #[test]
+    fn values_that_no_server_takes_are_refused_with_their_place() {
+        let folder = Folder::new();
+        folder.write("server.toml", "[network]\n");
+        let public_key = key(1).public_key();
+        folder.peer("a", &format!("public_key = \"{public_key}\"\n"));
+        let set = |values: &[PeerValue]| set_in_peer(&folder.server_path(), "a", values);
+        let expires = Some("2027-01-31".parse().unwrap());
+        let text = set(&[PeerValue::Expires(expires), PeerValue::RateLimit(Some(5))]);
+        let expected =
+            format!("public_key = \"{public_key}\"\nexpires = 2027-01-31\nrate_limit = 5\n");
+        assert_eq!(*text.unwrap().unwrap(), expected);
+        let error = set(&[PeerValue::RateLimit(Some(0))]).unwrap_err();
+        assert_eq!(
+            folder.strip(&error.to_string()),
+            "peers.d/a.toml:2:14: peers.rate_limit: expected 1 to 1000000000000, found 0"
+        );
+        let unknown = set_in_peer(&folder.server_path(), "b", &[]).unwrap();
+        assert_eq!(unknown, None);
     }
 
     #[test]
-    fn added_peers_load_and_leave_the_rest_as_it_was() {
+    fn a_peer_of_the_servers_own_file_is_found_by_its_line() {
         let folder = Folder::new();
-        let new = NewServer {
-            tun_address_v6: Some(random_ula([0; 5])),
-            ..NewServer::default()
-        };
-        let mut text = Zeroizing::new(server_toml(&new));
-        for number in 1..=3 {
-            let mut peer = new_peer(&format!("peer{number}"), number);
-            if number == 2 {
-                peer.preshared_key = Some(PresharedKey::from_bytes([7; 32]));
-                peer.routes = vec!["192.168.7.0/24".parse().unwrap()];
-            }
-            let (longer, assigned) = add_peer(&text, &folder.server_path(), &peer).unwrap();
-            assert!(longer.starts_with(text.as_str()), "{}", *longer);
-            assert_eq!(assigned.address_v4, Ipv4Addr::new(10, 8, 0, number + 1));
-            let v6 = format!("fd00::{}", number + 1).parse().unwrap();
-            assert_eq!(assigned.address_v6, Some(v6));
-            text = longer;
-        }
-        let settings = folder.server(&text).unwrap();
-        let peers = &settings.peers;
-        let names: Vec<_> = peers.iter().map(|peer| peer.name.as_str()).collect();
-        assert_eq!(names, ["peer1", "peer2", "peer3"]);
-        assert_eq!(
-            peers[1].preshared_key.as_ref().unwrap().as_bytes(),
-            &[7; 32]
+        folder.write(
+            "server.toml",
+            "\u{feff}\r\n[[peers]]\r\nname = 'a'\r\n[[peers]]\r\n",
         );
-        assert_eq!(settings.host.peer_routes, peers[1].routes);
-    }
-
-    #[test]
-    fn gaps_between_fixed_addresses_are_filled() {
-        let folder = Folder::new();
-        let text = format!(
-            "[network]\nenable_ipv6 = false\ntun_address = '10.8.0.2/29'\n\
-             [[peers]]\nname = 'a'\naddress = '10.8.0.1'\npublic_key = '{}'\n\
-             [[peers]]\nname = 'b'\naddress = '10.8.0.4'\npublic_key = '{}' # no line feed",
-            key(1).public_key(),
-            key(2).public_key(),
-        );
-        let mut text = Zeroizing::new(text);
-        for (number, last) in [(3, 3), (4, 5), (5, 6)] {
-            let peer = new_peer(&format!("n{number}"), number);
-            let (longer, assigned) = add_peer(&text, &folder.server_path(), &peer).unwrap();
-            assert_eq!(assigned.address_v4, Ipv4Addr::new(10, 8, 0, last));
-            text = longer;
-        }
-        assert_eq!(
-            refusal(&folder, &text, &new_peer("c", 9)),
-            "server.toml: network.tun_address: no free address in 10.8.0.0/29"
-        );
-    }
-
-    #[test]
-    fn what_is_taken_is_not_given_again() {
-        let folder = Folder::new();
-        let mut peer = new_peer("a", 1);
-        peer.routes = vec!["192.168.7.0/24".parse().unwrap()];
-        let (text, _) = add_peer("", &folder.server_path(), &peer).unwrap();
-        assert_eq!(
-            refusal(&folder, &text, &new_peer("a", 2)),
-            "server.toml: peers.name: \"a\" is already taken"
-        );
-        assert_eq!(
-            refusal(&folder, &text, &new_peer("b", 1)),
-            "server.toml: peers.public_key: this key is already taken by \"a\""
-        );
-        assert!(
-            refusal(&folder, &text, &new_peer("../b", 2))
-                .starts_with("server.toml: peers.name: expected a name of 1 to 64 letters"),
-        );
-        let mut other = new_peer("b", 2);
-        other.routes = peer.routes;
-        assert_eq!(
-            refusal(&folder, &text, &other),
-            "server.toml: peers.routes: 192.168.7.0/24 is already taken (line 7)"
-        );
-        assert_eq!(
-            refusal(&folder, "peers = []\n", &new_peer("b", 2)),
-            "server.toml: peers: expected sections [[peers]], found a list"
-        );
-        assert_eq!(
-            refusal(&folder, "[servr]\n", &new_peer("b", 2)),
-            "server.toml:1:2: servr: unknown section; did you mean server?"
-        );
-    }
-
-    #[test]
-    fn line_endings_stay_as_they_are() {
-        let folder = Folder::new();
-        let text = "[server]\r\nport = 1\r\n";
-        let (text, _) = add_peer(text, &folder.server_path(), &new_peer("a", 1)).unwrap();
-        assert_eq!(text.matches('\n').count(), text.matches("\r\n").count());
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_preshared_key_does_not_go_into_a_file_that_others_can_read() {
-        let folder = Folder::new();
-        fs::write(folder.server_path(), "").unwrap();
-        folder.set_mode("server.toml", 0o644);
-        let mut peer = new_peer("a", 1);
-        peer.preshared_key = Some(PresharedKey::from_bytes([7; 32]));
-        assert_eq!(
-            refusal(&folder, "", &peer),
-            "server.toml: peers.preshared_key: expected mode 0600 of server.toml, which holds a \
-             secret, found 0644"
-        );
-        folder.set_mode("server.toml", 0o600);
-        assert!(add_peer("", &folder.server_path(), &peer).is_ok());
+        assert_eq!(line_of_peer(&folder.server_path(), "a"), Some(3));
+        assert_eq!(line_of_peer(&folder.server_path(), "b"), None);
     }
 }

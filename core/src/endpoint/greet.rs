@@ -320,6 +320,7 @@ impl Endpoint {
             usage: client.usage().clone(),
             rate_limit: None,
             has_moved: false,
+            left_at: None,
             leased: [None; 2],
         };
         self.establish(id, Proposal { agreed, lane }, claim, now);
@@ -377,6 +378,10 @@ impl Endpoint {
                 let error = HandshakeError::UnknownPeer;
                 (None, self.abandoned(id, error))
             }
+            Unclaimed::Expired => (
+                Some(DisconnectCode::AuthenticationFailed),
+                CloseReason::Expired,
+            ),
             Unclaimed::Altered => (Some(DisconnectCode::Normal), CloseReason::Altered),
             Unclaimed::TooMany => (
                 Some(DisconnectCode::TooManySessions),

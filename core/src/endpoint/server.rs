@@ -5,7 +5,7 @@ use core::net::SocketAddr;
 use super::pressure::{Crowd, Pressure, SourcePressure};
 use super::strangers::Strangers;
 use super::{Endpoint, Side};
-use crate::config;
+use crate::config::{self, Limits, ServerConfig};
 use crate::connection::{Greeting, Stage};
 use crate::crypto::PublicKey;
 use crate::error::{HandshakeError, Refusal};
@@ -174,6 +174,39 @@ impl Endpoint {
         self.follow_all(changes, now);
     }
 
+    /// What a reload brings: suites, key rotation, limits, what is pushed, whether clients reach each
+    /// other and who may probe are as in `config` from now on. What a handshake agrees on stays for
+    /// those who have a session. Its keys, addresses, MTU, bound on memory and number of streams are
+    /// not looked at; limits on peers are the business of [`Peers::set_limits`].
+    pub fn reconfigure(&mut self, config: &ServerConfig) {
+        let Side::Server(server) = &mut self.side else {
+            return;
+        };
+        server.config.push.clone_from(&config.server.push);
+        server.config.client_to_client = config.server.client_to_client;
+        let probe_sources = &config.server.probe_sources;
+        server.config.probe_sources.clone_from(probe_sources);
+        self.common.suites.clone_from(&config.common.suites);
+        self.common.rotation = config.common.rotation;
+        let before = &self.common.limits;
+        self.common.limits = Limits {
+            memory: before.memory,
+            max_streams: before.max_streams,
+            ..config.common.limits.clone()
+        };
+        let limits = &self.common.limits;
+        for id in self.sessions.ids() {
+            if let Some(session) = self.sessions.get_mut(id) {
+                session
+                    .queue
+                    .set_bounds(limits.queue_bytes, limits.queue_age);
+            }
+        }
+        for id in self.connections.ids() {
+            self.rearm(id);
+        }
+    }
+
     pub(super) fn follow_all(&mut self, changes: Vec<Change>, now: Instant) {
         for change in changes {
             self.follow(change, now);
@@ -218,17 +251,17 @@ impl Endpoint {
         let Some(session) = self.sessions.get_mut(id) else {
             return;
         };
-        let (rate_limit, may_stay) = server.peers.with(|peers| {
-            let may_stay = peers.may_keep(peer, session.addresses);
-            (peers.rate_limit(peer), may_stay)
+        let (rate_limit, objection) = server.peers.with(|peers| {
+            let objection = peers.objection(peer, session.addresses);
+            (peers.rate_limit(peer), objection)
         });
         session.set_rate_limit(rate_limit, now);
-        if !may_stay {
-            let ending = Ending {
-                code: DisconnectCode::Normal,
-                reason: CloseReason::Altered,
+        if let Some(reason) = objection {
+            let code = match reason {
+                CloseReason::Altered => DisconnectCode::Normal,
+                _ => DisconnectCode::AuthenticationFailed,
             };
-            self.close(id, ending, now);
+            self.close(id, Ending { code, reason }, now);
         }
     }
 

@@ -89,6 +89,7 @@ pub(super) fn server_config(clients: u8) -> ServerSetup {
         address_v6: None,
         routes: Vec::new(),
         rate_limit: None,
+        expires: None,
     });
     ServerSetup {
         common: common(),

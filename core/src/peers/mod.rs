@@ -7,13 +7,16 @@
 mod addresses;
 mod admission;
 mod changes;
+mod expiry;
 mod place;
 mod pools;
+mod replace;
 mod shared;
 mod source;
 
 use core::fmt;
 use core::net::IpAddr;
+use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -21,6 +24,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::{Lease, Peer, ServerConfig};
 use crate::crypto::PublicKey;
+use crate::event::CloseReason;
 use crate::slab::{Slab, impl_id};
 use crate::stats::{PeerStats, Usage};
 use crate::time::Instant;
@@ -30,6 +34,7 @@ pub(crate) use addresses::AddressPool;
 pub(crate) use admission::Admission;
 pub(crate) use changes::Change;
 pub(crate) use place::{Claim, Offer, Unclaimed};
+pub use replace::Replaced;
 pub use shared::SharedPeers;
 pub use source::Source;
 
@@ -77,6 +82,8 @@ pub struct Peers {
     /// How many may be connected at once.
     max_connected: usize,
     connected: usize,
+    /// Unix time, as it was last told.
+    unix_time: Duration,
     pub(crate) admission: Admission,
     /// The newest changes, as far back as some endpoint has not seen them.
     changes: VecDeque<Change>,
@@ -92,6 +99,9 @@ struct Entry {
     name: Arc<str>,
     usage: Arc<Usage>,
     place: Option<Place>,
+    is_expired: bool,
+    /// When its last session ended.
+    left_at: Option<Instant>,
     /// Hellos in this peer's name that are answered and not proved.
     offers: u32,
     /// Its hellos that were answered last, the newest at the end.
@@ -147,7 +157,7 @@ impl Peers {
         let (v4, v6) = pools(server, (&peers, &keys), leases, now);
         let mut entries = Slab::<PeerId, _>::new();
         for peer in peers {
-            entries.insert(|_| Entry::new(peer));
+            entries.insert(|_| Entry::new(peer, Duration::ZERO));
         }
         Self {
             entries,
@@ -158,6 +168,7 @@ impl Peers {
             rate_limit: server.rate_limit,
             max_connected: config.common.limits.max_connections,
             connected: 0,
+            unix_time: Duration::ZERO,
             admission: Admission::new(now),
             changes: VecDeque::new(),
             version: 0,
@@ -181,25 +192,43 @@ impl Peers {
             self.remove(id, now);
             return Ok(self.insert(peer));
         }
-        self.unroute_leases(id, &peer);
+        self.withdraw(id, &peer, now);
+        self.confer(id);
+        Ok(id)
+    }
+
+    /// Makes a peer what it is to be, and takes from it what it is to have no more.
+    fn withdraw(&mut self, id: PeerId, altered: &Peer, now: Instant) {
+        self.unroute_leases(id, altered);
+        let unix_time = self.unix_time;
         let Some(entry) = self.entries.get_mut(id) else {
-            return Ok(self.insert(peer));
+            return;
         };
-        let before = core::mem::replace(&mut entry.peer, peer.clone());
-        for network in networks_of(&before).filter(|it| !networks_of(&peer).any(|new| new == *it)) {
+        let before = core::mem::replace(&mut entry.peer, altered.clone());
+        entry.is_expired = expiry::has_expired(altered, unix_time);
+        let is_kept = |network: &IpNet| networks_of(altered).any(|new| new == *network);
+        for network in networks_of(&before).filter(|it| !is_kept(it)) {
             self.log(Change::Unrouted(network));
         }
         for address in fixed(&before) {
             self.free_up(address, now);
         }
-        for address in fixed(&peer) {
+    }
+
+    /// Gives a peer what it is to have. Nobody else has it by configuration.
+    fn confer(&mut self, id: PeerId) {
+        let Some(entry) = self.entries.get(id) else {
+            return;
+        };
+        let addresses: Vec<_> = fixed(&entry.peer).collect();
+        let networks: Vec<_> = networks_of(&entry.peer).collect();
+        for address in addresses {
             self.set_aside(address);
         }
-        for network in networks_of(&peer) {
+        for network in networks {
             self.log(Change::Routed(network, id));
         }
         self.log(Change::Altered(id));
-        Ok(id)
     }
 
     /// Whether the peer had another preshared key until now: who knows only that is no longer it.
@@ -269,16 +298,25 @@ impl Peers {
         entry.peer.rate_limit.or(self.rate_limit)
     }
 
-    /// Whether a session with these addresses is still as its peer is meant to be.
-    pub(crate) fn may_keep(&self, peer: PeerId, [v4, v6]: [Option<IpAddr>; 2]) -> bool {
-        let Some(Entry { peer, leased, .. }) = self.entries.get(peer) else {
-            return false;
+    /// Why a session with these addresses is not to go on, as its peer is by now; none if it may.
+    pub(crate) fn objection(
+        &self,
+        peer: PeerId,
+        [v4, v6]: [Option<IpAddr>; 2],
+    ) -> Option<CloseReason> {
+        let Some(entry) = self.entries.get(peer) else {
+            return Some(CloseReason::Removed);
         };
+        if entry.is_expired {
+            return Some(CloseReason::Expired);
+        }
+        let Entry { peer, leased, .. } = entry;
         let is_own = |fixed: Option<IpAddr>, leased: Option<IpAddr>, used: Option<IpAddr>| {
             used.is_none() || used == fixed.or(leased)
         };
-        is_own(peer.address_v4.map(IpAddr::V4), leased[0], v4)
-            && is_own(peer.address_v6.map(IpAddr::V6), leased[1], v6)
+        let may_stay = is_own(peer.address_v4.map(IpAddr::V4), leased[0], v4)
+            && is_own(peer.address_v6.map(IpAddr::V6), leased[1], v6);
+        (!may_stay).then_some(CloseReason::Altered)
     }
 
     /// Whether nobody but `known` has something of `peer`.
@@ -312,7 +350,8 @@ impl Peers {
         }
         let (key, networks) = (peer.public_key, networks_of(&peer).collect::<Vec<_>>());
         let has_fixed = (peer.address_v4.is_some(), peer.address_v6.is_some());
-        let id = self.entries.insert(|_| Entry::new(peer));
+        let unix_time = self.unix_time;
+        let id = self.entries.insert(|_| Entry::new(peer, unix_time));
         self.keys.insert(key, id);
         if !has_fixed.0 {
             self.v4.prefer(id, &key);
@@ -351,10 +390,18 @@ impl Peers {
         }
     }
 
+    /// Keeps an address for whom the configuration gives it to. Whoever had it from a pool has it no
+    /// longer.
     fn set_aside(&mut self, address: IpAddr) {
-        self.v4.set_aside(address);
-        if let Some(pool) = &mut self.v6 {
-            pool.set_aside(address);
+        let holder = self.v4.set_aside(address);
+        let pool = self.v6.as_mut();
+        let holder = holder.or_else(|| pool.and_then(|pool| pool.set_aside(address)));
+        let Some(holder) = holder else { return };
+        let entry = self.entries.get_mut(holder);
+        let leased = entry.map(|entry| &mut entry.leased[usize::from(address.is_ipv6())]);
+        if leased.is_some_and(|it| it.take_if(|leased| *leased == address).is_some()) {
+            self.log(Change::Unrouted(address.into()));
+            self.log(Change::Altered(holder));
         }
     }
 
@@ -367,12 +414,14 @@ impl Peers {
 }
 
 impl Entry {
-    fn new(peer: Peer) -> Self {
+    fn new(peer: Peer, unix_time: Duration) -> Self {
         Self {
+            is_expired: expiry::has_expired(&peer, unix_time),
             name: peer.name.as_str().into(),
             peer,
             usage: Arc::new(Usage::new()),
             place: None,
+            left_at: None,
             offers: 0,
             hellos: VecDeque::new(),
             leased: [None; 2],
@@ -419,6 +468,7 @@ pub(crate) mod tests {
             address_v6: None,
             routes: Vec::new(),
             rate_limit: None,
+            expires: None,
         }
     }
 

@@ -29,6 +29,8 @@ pub(crate) struct Claim {
     pub(crate) rate_limit: Option<u64>,
     /// It had a session at another endpoint until now.
     pub(crate) has_moved: bool,
+    /// When its last session ended.
+    pub(crate) left_at: Option<Instant>,
     /// Addresses from the pools.
     pub(crate) leased: [Option<IpAddr>; 2],
 }
@@ -38,6 +40,8 @@ pub(crate) struct Claim {
 pub(crate) enum Unclaimed {
     /// It was removed since its hello.
     Removed,
+    /// It may connect no longer since its hello.
+    Expired,
     /// It has a session by a later hello.
     Outdated,
     /// Since the hello it was given another address.
@@ -63,6 +67,9 @@ impl Peers {
             .entries
             .get_mut(peer)
             .ok_or(HandshakeError::UnknownPeer)?;
+        if entry.is_expired {
+            return Err(HandshakeError::Expired);
+        }
         if entry.hellos.contains(&hello) {
             return Err(HandshakeError::Replayed);
         }
@@ -121,6 +128,9 @@ impl Peers {
         if entry.place.is_some_and(|place| place.began_at > began_at) {
             return Err(Unclaimed::Outdated);
         }
+        if entry.is_expired {
+            return Err(Unclaimed::Expired);
+        }
         if !is_as_fixed(&entry.peer, addresses) {
             return Err(Unclaimed::Altered);
         }
@@ -147,6 +157,7 @@ impl Peers {
             usage: entry.usage.clone(),
             rate_limit: entry.peer.rate_limit.or(self.rate_limit),
             has_moved,
+            left_at: entry.left_at,
         };
         self.connected += usize::from(!is_connected);
         for address in leased.into_iter().flatten() {
@@ -183,6 +194,7 @@ impl Peers {
         let key = entry.peer.public_key;
         entry.usage.forget_round_trips();
         let place = entry.place.take();
+        entry.left_at = Some(now);
         if place.is_some_and(|place| !place.is_absent) {
             self.connected -= 1;
         }

@@ -136,6 +136,7 @@ mod tests {
                 address_v6: None,
                 routes: Vec::new(),
                 rate_limit: None,
+                expires: None,
             }
         };
         numbers.map(peer).collect()

@@ -118,13 +118,18 @@ impl Session {
             usage,
             rate_limit,
             has_moved,
+            left_at,
             ..
         } = claim;
-        let mut bucket = rate_limit.map(|rate| bucket(rate, now));
-        if let Some(bucket) = bucket.as_mut().filter(|_| has_moved) {
-            // Its level is where it was: coming back is not to buy a burst.
-            bucket.empty();
-        }
+        // The level is where the last session was: coming back is not to buy a burst.
+        let emptied_at = if has_moved { Some(now) } else { left_at };
+        let bucket = rate_limit.map(|rate| {
+            let mut bucket = bucket(rate, emptied_at.unwrap_or(now));
+            if emptied_at.is_some() {
+                bucket.empty();
+            }
+            bucket
+        });
         Self {
             uuid: agreed.uuid,
             peer: agreed.peer,

@@ -116,6 +116,7 @@ impl Choices {
             address_v6: None,
             routes: routes(n),
             rate_limit: (self.bits & 0x40 != 0).then_some(100_000),
+            expires: None,
         });
         peers.collect()
     }

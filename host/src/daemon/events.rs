@@ -48,6 +48,7 @@ impl Daemon {
                 }
             }
             Source::Watch => self.handle_changes(),
+            Source::Day => self.look_at_the_day(),
             Source::Metrics => {
                 // The figures that are under way serve whoever has asked meanwhile.
                 if self.metrics.wants_update() && self.worker.is_some() && !self.is_asking {
@@ -126,6 +127,7 @@ impl Daemon {
             Some(Signal::TerminateNow) => {
                 info!("still putting the network back; one more signal ends at once");
             }
+            Some(Signal::Reload) => self.demand_reload(Instant::now()),
             None => {}
         }
     }

@@ -8,12 +8,14 @@
 //! also after a panic on any of the [threads](crate::threads), which goes on here afterwards.
 
 mod check;
+mod day;
 mod driving;
 mod events;
 mod network;
 mod path;
 mod predecessor;
 mod readiness;
+mod reload;
 mod setups;
 mod start;
 mod vigil;
@@ -31,6 +33,7 @@ use lostlove_core::endpoint::Endpoint;
 use lostlove_core::peers::SharedPeers;
 use lostlove_core::stats::Stats;
 use lostlove_core::turn::Entropy;
+use lostlove_system::alarm::DayAlarm;
 use lostlove_system::clock::Clock;
 use lostlove_system::net::{NetError, NetworkWatch};
 use lostlove_system::signal::Signals;
@@ -42,6 +45,7 @@ use tracing::warn;
 
 pub use network::Network;
 pub use path::PathWatch;
+pub use reload::{ReloadOutcome, Reloader};
 pub use start::main;
 
 use crate::dial::Dialer;
@@ -85,6 +89,8 @@ pub struct DaemonParts {
     pub network: Option<Network>,
     /// Options for accepted connections.
     pub socket_options: SocketOptions,
+    /// Reads the configuration again; none where there is none.
+    pub reloader: Option<Reloader>,
     /// Remembers a server's leases; none to forget them.
     pub leases: Option<Leases>,
     /// To be said, once, when the driver has begun.
@@ -113,7 +119,11 @@ pub struct Daemon {
     /// The worker has been asked for figures.
     is_asking: bool,
     leases: Option<Leases>,
+    reloader: Option<Reloader>,
     peers: Option<SharedPeers>,
+    clock: Clock,
+    /// Rings when a peer expires.
+    alarm: Option<DayAlarm>,
     announce: Option<Box<dyn FnOnce() + Send>>,
     reports: Arc<Mailbox<Report>>,
     /// What begins once the network is set up.
@@ -155,6 +165,8 @@ enum Source {
     Metrics,
     /// Something of the network has changed.
     Watch,
+    /// A peer expires, or somebody has set the clock.
+    Day,
 }
 
 impl Daemon {
@@ -190,6 +202,7 @@ impl Daemon {
         let role = parts.endpoint.role();
         let peers = parts.endpoint.peers().cloned();
         let network = parts.network;
+        let clock = parts.clock.clone();
         let threads = parts.threads;
         let is_watching = network.is_some() || parts.paths.is_some();
         let watch = is_watching.then(NetworkWatch::new).transpose();
@@ -218,7 +231,10 @@ impl Daemon {
             metrics: parts.metrics,
             is_asking: false,
             leases: parts.leases,
+            reloader: parts.reloader,
             peers,
+            clock,
+            alarm: None,
             announce: parts.announce,
             reports,
             pending: Some(pending),
@@ -237,6 +253,7 @@ impl Daemon {
             device,
             signals: parts.signals,
         };
+        daemon.look_at_the_day();
         if daemon.network.is_none() {
             daemon.start_worker()?;
         }
@@ -275,6 +292,8 @@ impl Daemon {
         let sleep = sleep.map(|fd| (Source::Sleep, fd));
         let watch = self.watch.as_ref();
         let watch = watch.map(|watch| (Source::Watch, watch.as_fd()));
+        let alarm = self.alarm.as_ref();
+        let alarm = alarm.map(|alarm| (Source::Day, alarm.as_fd()));
         [
             (Source::Signals, self.signals.fd()),
             (Source::Reports, self.reports.as_fd()),
@@ -285,6 +304,7 @@ impl Daemon {
         .chain(metrics)
         .chain(sleep)
         .chain(watch)
+        .chain(alarm)
     }
 
     /// Waits until something is to be done, and says what.
@@ -310,7 +330,11 @@ impl Daemon {
         let look = self.looks_after_itself().then(|| self.vigil.poll_timeout());
         let dial = self.dial.map(|(_, until)| until);
         let path = self.paths.as_ref().and_then(PathWatch::poll_timeout);
-        [look.flatten(), dial, path].into_iter().flatten().min()
+        let reload = self.reloader.as_ref().and_then(Reloader::poll_timeout);
+        [look.flatten(), dial, path, reload]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn handle_timeout(&mut self, now: Instant) {
@@ -327,6 +351,7 @@ impl Daemon {
         if self.dial.is_some_and(|(_, until)| until <= now) {
             self.dial();
         }
+        self.reload_if_due(now);
     }
 
     /// Whether what was set up is to stay so.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lostlove_system::signal::Signals;
+use lostlove_system::signal::{Signal, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::info;
 
@@ -93,7 +93,11 @@ impl<'a> Predecessor<'a> {
         let mut fds = [PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN)];
         // Interrupted, it is tried again sooner.
         let _ = poll(&mut fds, Some(&RETRY));
-        self.signals.drain().is_some()
+        // What is to be read again is about to be read.
+        matches!(
+            self.signals.drain(),
+            Some(Signal::Terminate | Signal::TerminateNow)
+        )
     }
 }
 

@@ -30,7 +30,7 @@ use super::network::Network;
 use super::path::PathWatch;
 use super::predecessor::Predecessor;
 use super::setups::socket_options;
-use super::{Daemon, DaemonParts, Ending, check};
+use super::{Daemon, DaemonParts, Ending, Reloader, check};
 use crate::args::{self, DaemonArgs, Exit};
 use crate::dial::Dialer;
 use crate::leases::{self, Leases};
@@ -169,7 +169,7 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     if args.check_config {
         return check::check(role, args);
     }
-    let (settings, made) = load(role, args)?;
+    let (settings, reloader, made) = load(role, args)?;
     let verbosity = Verbosity {
         command_line: args.log_level,
         configured: settings.monitoring.log_level,
@@ -184,7 +184,7 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
         warn!(%key, "there was no key, so a new one was made; keep a copy of it");
     }
     let first = FirstReport::new(made, threads.clone());
-    let ending = prepare(role, settings, threads, Arc::clone(&first))
+    let ending = prepare(role, (settings, reloader), threads, Arc::clone(&first))
         .and_then(|parts| Daemon::run(parts, run).map_err(some));
     first.tell(false);
     match ending {
@@ -214,7 +214,7 @@ pub(super) fn load_client(config: &Path) -> Result<ClientSettings, Failure> {
 
 /// What a client without a profile is told.
 const NO_PROFILE: &str = "\n\
-    A client needs a profile. On the server, `sudo lostlove add-peer NAME --output NAME.toml` makes one \
+    A client needs a profile. On the server, `sudo lostlove peer add NAME --output NAME.toml` makes one \
     (its first\nstart has made client1.toml); copy it here and name it: \
     sudo lostlove-client --config NAME.toml";
 
@@ -241,25 +241,38 @@ enum Made {
     Everything(Box<FirstStart>),
 }
 
-/// What the files say, those made first that a server lacks. They may be large, so each is read once.
-fn load(role: Role, args: &DaemonArgs) -> Result<(Settings, Made), Failure> {
-    let config = &args.config;
+/// What the files say, those made first that a server lacks, and what is to read them again. They may be
+/// large, so each is read once.
+fn load(role: Role, args: &DaemonArgs) -> Result<(Settings, Reloader, Made), Failure> {
+    let config = args.config.clone();
     if role == Role::Client {
-        return Ok((load_client(config)?.into(), Made::Nothing));
+        let settings = load_client(&config)?;
+        let reloader = Reloader::client(config, settings.clone());
+        return Ok((settings.into(), reloader, Made::Nothing));
     }
+    let (mut settings, made) = load_server(role, args)?;
+    // Who reads them again knows all but the peers, of which there may be very many.
+    let peers = std::mem::take(&mut settings.peers);
+    let reloader = Reloader::server(config, settings.clone());
+    settings.peers = peers;
+    Ok((settings.into(), reloader, made))
+}
+
+fn load_server(role: Role, args: &DaemonArgs) -> Result<(ServerSettings, Made), Failure> {
+    let config = &args.config;
     let made = if makes_everything(role, args) {
         let first = setup::first_start(config).map_err(before_the_log)?;
         Made::Everything(Box::new(first))
     } else {
         match lostlove_config::open_server(config)? {
-            ServerFile::Complete(settings) => return Ok(((*settings).into(), Made::Nothing)),
+            ServerFile::Complete(settings) => return Ok((*settings, Made::Nothing)),
             ServerFile::KeyMissing(_) => {
                 let key = setup::make_default_key(config).map_err(before_the_log)?;
                 Made::Key(key)
             }
         }
     };
-    Ok((lostlove_config::load_server(config)?.into(), made))
+    Ok((lostlove_config::load_server(config)?, made))
 }
 
 /// Whether a start finds nothing where its configuration would be, and makes all of it. Where
@@ -315,7 +328,7 @@ impl FirstReport {
 /// came before a predecessor had ended.
 fn prepare(
     role: Role,
-    settings: Settings,
+    (settings, reloader): (Settings, Reloader),
     threads: Threads,
     first: Arc<FirstReport>,
 ) -> Result<DaemonParts, Option<Failure>> {
@@ -375,6 +388,7 @@ fn prepare(
         metrics,
         network: Some(network),
         socket_options: socket_options(&socket, mark),
+        reloader: Some(reloader),
         leases,
         announce: Some(Box::new(move || {
             first.tell(true);

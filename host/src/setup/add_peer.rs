@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use lostlove_config::write::{self, Assigned, NewClient, NewPeer, ServerFile};
-use lostlove_config::{ConfigError, Routes, ServerAddress};
+use lostlove_config::{ConfigError, Expiry, Routes, ServerAddress};
 use lostlove_core::crypto::{PresharedKey, PublicKey, SecretKey};
 use lostlove_system::lock::LockFile;
 use zeroize::Zeroizing;
@@ -26,6 +26,10 @@ pub struct AddPeer {
     pub output: Option<PathBuf>,
     /// What the client sends through the tunnel.
     pub routes: Routes,
+    /// Bytes per second each way; none for the server's limit.
+    pub rate_limit: Option<u64>,
+    /// Until when it may connect; none for ever.
+    pub expires: Option<Expiry>,
 }
 
 /// What was added.
@@ -54,11 +58,12 @@ pub enum Remembered {
     NoPlace,
 }
 
-/// Makes keys for a client, adds it to the server's configuration and writes its profile: to
-/// `request.output`, or else to `output`. Where the server is, once said, is written down as well.
+/// Makes keys for a client, writes its file in `peers.d` beside the server's configuration, and its
+/// profile: to `request.output`, or else to `output`. Where the server is, once said, is written down in
+/// the server's own file, which is otherwise left alone.
 ///
-/// The profile comes first, so that the configuration knows no client that nobody is; a profile's
-/// file is removed again when the configuration cannot be replaced.
+/// The profile comes first, so that the server knows no client that nobody is; a profile's file is
+/// removed again when the peer's cannot be written.
 ///
 /// # Errors
 ///
@@ -69,7 +74,11 @@ pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer,
     let mut file = ServerFile::read(&request.config)?;
     let (server, remembered) = server_of(request.server.as_ref(), &mut file)?;
     let client = Client::new(&request.name)?;
-    let (text, assigned) = file.add_peer(&client.peer())?;
+    let added = file.add_peer(&NewPeer {
+        rate_limit: request.rate_limit,
+        expires: request.expires,
+        ..client.peer()
+    })?;
     let profile = client.profile(&server, file.public_key(), &request.routes);
     match &request.output {
         Some(path) => files::create(path, &profile)?,
@@ -78,7 +87,15 @@ pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer,
             .and_then(|()| output.flush())
             .map_err(SetupError::io("write the profile"))?,
     }
-    if let Err(error) = files::replace(&request.config, &text) {
+    let mut written = files::create_beside(&added.path, &added.text, &request.config);
+    if written.is_ok() && remembered == Remembered::Now {
+        written = files::replace(&request.config, file.text());
+        if written.is_err() {
+            // As below.
+            let _ = fs::remove_file(&added.path);
+        }
+    }
+    if let Err(error) = written {
         if let Some(path) = &request.output {
             // The error that is returned says more than that this failed too.
             let _ = fs::remove_file(path);
@@ -86,7 +103,7 @@ pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer,
         return Err(error);
     }
     Ok(AddedPeer {
-        assigned,
+        assigned: added.assigned,
         server,
         remembered,
     })
@@ -116,7 +133,7 @@ fn server_of(
 }
 
 /// Locks the folder of a configuration; if there is none, that is what is said.
-fn lock(config: &Path) -> Result<LockFile, SetupError> {
+pub(super) fn lock(config: &Path) -> Result<LockFile, SetupError> {
     if let Err(source) = fs::metadata(config) {
         let path = config.to_owned();
         return Err(ConfigError::Unreadable { path, source }.into());
@@ -147,6 +164,8 @@ impl<'a> Client<'a> {
             public_key: self.private_key.public_key(),
             preshared_key: Some(self.preshared_key.clone()),
             routes: Vec::new(),
+            rate_limit: None,
+            expires: None,
         }
     }
 
@@ -250,11 +269,11 @@ mod tests {
         let otherwise = Remembered::Otherwise(said.parse().unwrap());
         assert_eq!(add("d", Some("other:1")), ("other:1".to_owned(), otherwise));
         assert_eq!(add("e", None), (said, Remembered::Already));
-        // Nothing else has changed but what was appended.
+        // Nothing else has changed in it.
         let text = fs::read_to_string(&config).unwrap();
         let line = "public_address = \"vpn.example:8443\"\n";
         assert_eq!(text.matches(line).count(), 1);
-        assert!(text.replace(line, "").starts_with(&untouched), "{text}");
+        assert_eq!(text.replace(line, ""), untouched);
     }
 
     #[test]
@@ -343,6 +362,8 @@ mod tests {
             server: Some("vpn.example".parse().unwrap()),
             output,
             routes: Routes::Full,
+            rate_limit: None,
+            expires: None,
         }
     }
 }

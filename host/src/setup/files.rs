@@ -1,6 +1,6 @@
 //! Files with secrets: whole or absent, and never readable by others.
 
-use std::fs::{DirBuilder, File, Permissions};
+use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,37 @@ pub(super) fn create(path: &Path, text: &str) -> Result<(), SetupError> {
     sync_folder(path).map_err(action())
 }
 
+/// The same in a folder that is made if need be, with the owner that `beside` has.
+///
+/// # Errors
+///
+/// As for [`create`], and when the folder cannot be made.
+pub(super) fn create_beside(path: &Path, text: &str, beside: &Path) -> Result<(), SetupError> {
+    let action = || SetupError::io(format!("write {}", path.display()));
+    let owner = beside.metadata().map_err(action())?;
+    if !folder_of(path).exists() {
+        create_folder_of(path)?;
+        let folder = File::open(folder_of(path)).map_err(action())?;
+        take_owner(&folder, &owner).map_err(action())?;
+    }
+    let file = prepare(path, text).map_err(action())?;
+    take_owner(file.as_file(), &owner).map_err(action())?;
+    file.persist_noclobber(path)
+        .map_err(|error| action()(error.error))?;
+    sync_folder(path).map_err(action())
+}
+
+/// Removes a file, also from the disk.
+///
+/// # Errors
+///
+/// When there is none, or it cannot be removed.
+pub(super) fn remove(path: &Path) -> Result<(), SetupError> {
+    let action = || SetupError::io(format!("remove {}", path.display()));
+    std::fs::remove_file(path).map_err(action())?;
+    sync_folder(path).map_err(action())
+}
+
 /// Whether [`create`] would find `path` free.
 ///
 /// # Errors
@@ -58,11 +89,7 @@ pub(super) fn replace(path: &Path, text: &str) -> Result<(), SetupError> {
     let path = path.canonicalize().map_err(action())?;
     let old = path.metadata().map_err(action())?;
     let file = prepare(&path, text).map_err(action())?;
-    let new = file.as_file().metadata().map_err(action())?;
-    if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
-        std::os::unix::fs::fchown(file.as_file(), Some(old.uid()), Some(old.gid()))
-            .map_err(action())?;
-    }
+    take_owner(file.as_file(), &old).map_err(action())?;
     let mode = Permissions::from_mode(old.permissions().mode() & 0o7777);
     file.as_file().set_permissions(mode).map_err(action())?;
     file.persist(&path).map_err(|error| action()(error.error))?;
@@ -92,6 +119,15 @@ pub(super) fn create_folder_of(path: &Path) -> Result<(), SetupError> {
 pub(super) fn lock_folder_of(path: &Path) -> Result<LockFile, SetupError> {
     let lock = folder_of(path).join(LOCK_NAME);
     Ok(LockFile::acquire(&lock, LOCK_PATIENCE)?)
+}
+
+/// Gives `file` the owner of another one.
+fn take_owner(file: &File, other: &Metadata) -> io::Result<()> {
+    let own = file.metadata()?;
+    if (own.uid(), own.gid()) == (other.uid(), other.gid()) {
+        return Ok(());
+    }
+    std::os::unix::fs::fchown(file, Some(other.uid()), Some(other.gid()))
 }
 
 /// A temporary file beside `path` that holds `text`, with mode 0600.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
-use lostlove_config::write::{self, NewServer, random_ula};
+use lostlove_config::write::{self, NewServer, ServerFile, random_ula};
 use lostlove_config::{Routes, ServerAddress, default_key_path, overlaps, read_key_file};
 use lostlove_core::crypto::SecretKey;
 use lostlove_system::net::local_networks;
@@ -44,8 +44,9 @@ pub enum Reach {
 }
 
 /// Makes what a server needs when `config` does not exist: the folder (mode 0700), `server.key`
-/// beside `config` unless that exists, `config` itself with one client, and the client's profile
-/// `client1.toml` (each mode 0600). Nothing that exists is overwritten.
+/// beside `config` unless that exists, a client's profile `client1.toml` and its file in `peers.d`, and
+/// `config` itself (each mode 0600). Nothing that exists is overwritten: the tunnel has the networks of
+/// peers that have files there already.
 ///
 /// The configuration comes last: until then the next start begins anew.
 ///
@@ -63,14 +64,20 @@ pub fn first_start(config: &Path) -> Result<FirstStart, SetupError> {
         .into_iter()
         .map(|(_, network)| network)
         .collect();
+    let known = write::networks_of_peers(config)?;
+    let tun_address_v6 = match known.1 {
+        Some(network) => Some(network),
+        None => has_ipv6().then_some(random_ula(*random()?)),
+    };
     let new = NewServer {
-        tun_address: free_network(&local),
-        tun_address_v6: has_ipv6().then_some(random_ula(*random()?)),
+        tun_address: known.0.unwrap_or_else(|| free_network(&local)),
+        tun_address_v6,
         ..NewServer::default()
     };
     let (name, profile) = free_profile(config);
     let client = Client::new(&name)?;
-    let (text, _) = write::add_peer(&write::server_toml(&new), config, &client.peer())?;
+    let file = ServerFile::of_text(config, &write::server_toml(&new))?;
+    let added = file.add_peer(&client.peer())?;
     let found = address::of_default_route();
     let ip = found.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let server = ServerAddress {
@@ -79,7 +86,8 @@ pub fn first_start(config: &Path) -> Result<FirstStart, SetupError> {
     };
     let profile_text = client.profile(&server, secret_key.public_key(), &Routes::Full);
     files::create(&profile, &profile_text)?;
-    files::create(config, &text)?;
+    files::create_beside(&added.path, &added.text, &key)?;
+    files::create(config, file.text())?;
     Ok(FirstStart {
         config: config.to_owned(),
         key,
@@ -165,7 +173,7 @@ impl fmt::Display for FirstStart {
         writeln!(f, "{}", self.reach.advice())?;
         write!(
             f,
-            "One more client: lostlove add-peer NAME --output NAME.toml"
+            "One more client: lostlove peer add NAME --output NAME.toml"
         )
     }
 }
@@ -306,7 +314,7 @@ mod tests {
         let error = first_start(&config).unwrap_err();
         assert!(error.to_string().contains("server.toml"), "{error}");
         assert_eq!(read(), before);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
     }
 
     #[test]
@@ -369,6 +377,7 @@ mod tests {
         assert_eq!(fs::read(&first.key).unwrap(), key);
         assert_eq!(fs::read(&first.profile).unwrap(), profile);
         assert_eq!(second.profile, folder.path().join("client2.toml"));
+        assert_eq!(load_server(&config).unwrap().peers.len(), 2);
     }
 
     /// Case 61.

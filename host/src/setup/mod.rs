@@ -1,12 +1,13 @@
-//! The files that a server's first start and `lostlove add-peer` make: configurations, profiles and
-//! keys.
+//! The files that a server's first start and `lostlove peer` make: configurations, profiles and keys.
 
 mod add_peer;
 mod address;
 mod files;
 mod first_start;
+mod peers;
 
 use std::io;
+use std::path::PathBuf;
 
 use lostlove_config::ConfigError;
 use lostlove_core::crypto::KeyError;
@@ -18,6 +19,7 @@ pub use self::first_start::{
     FirstStart, FirstStartPlan, Reach, first_start, make_default_key, plan_default_key,
     plan_first_start,
 };
+pub use self::peers::{ListedPeer, list_peers, remove_peer, set_peer};
 use crate::args::Exit;
 
 /// Why a key or a profile could not be made.
@@ -40,6 +42,23 @@ pub enum SetupError {
     /// Another process changes the same files, or holds their lock.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// A peer whose file is the server's own, where a person has written it.
+    #[error(
+        "{}:{line}: peer {name:?} is written there by hand and left alone: change it there, then \
+         reload the server",
+        config.display()
+    )]
+    ByHand {
+        /// The peer.
+        name: String,
+        /// The server's configuration.
+        config: PathBuf,
+        /// The line with the peer's name.
+        line: usize,
+    },
+    /// There is no such peer.
+    #[error("there is no peer {0:?}; `lostlove peer list` names all")]
+    NoPeer(String),
     /// There is no default route to guess this host's public address from.
     #[error("cannot tell where clients reach this server: say it with --server HOST:PORT")]
     NoAddress,
@@ -61,7 +80,10 @@ impl From<&SetupError> for Exit {
             }
             SetupError::Lock(LockError::Held { .. }) => Self::Failure,
             SetupError::Config(error) => Self::from(error),
-            SetupError::Key(_) | SetupError::NoAddress => Self::Failure,
+            SetupError::Key(_)
+            | SetupError::NoAddress
+            | SetupError::ByHand { .. }
+            | SetupError::NoPeer(_) => Self::Failure,
         }
     }
 }

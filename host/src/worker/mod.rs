@@ -328,6 +328,11 @@ impl Worker {
                 self.assignment.refuse(id);
             }
             Order::Tell => self.tell(),
+            Order::PeersChanged => self.endpoint.handle_peers_changed(now),
+            Order::Reconfigure(config) => {
+                self.endpoint.reconfigure(&config);
+                self.endpoint.handle_peers_changed(now);
+            }
             Order::ShutDown => self.endpoint.shut_down(now),
             Order::StopNow => self.must_stop_now = true,
         }

@@ -164,6 +164,7 @@ impl Setup {
             address_v6: None,
             routes: Vec::new(),
             rate_limit: None,
+            expires: None,
         });
         peers.collect()
     }
@@ -225,6 +226,7 @@ impl Parts {
                 metrics,
                 network: None,
                 socket_options: socket_options(),
+                reloader: None,
                 leases: None,
                 announce: None,
             },

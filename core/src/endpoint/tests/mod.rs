@@ -7,6 +7,7 @@ mod crossings;
 mod floods;
 mod hasty;
 mod idle;
+mod live;
 mod memory;
 mod peers;
 mod probes;

@@ -73,6 +73,12 @@ impl SendQueue {
         }
     }
 
+    /// Other bounds. What waits already is looked at when the next packet comes.
+    pub(crate) const fn set_bounds(&mut self, max_bytes: usize, max_age: Duration) {
+        self.max_bytes = max_bytes;
+        self.max_age = max_age;
+    }
+
     pub(crate) const fn is_empty(&self) -> bool {
         self.flows.count == 0
     }

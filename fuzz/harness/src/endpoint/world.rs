@@ -349,11 +349,14 @@ impl World {
         hosts.chain(routes(client as u8)).collect()
     }
 
-    /// Whether a client has not been removed.
+    /// Whether a client has not been removed, and has not expired.
     fn is_peer(&self, client: usize) -> bool {
         let key = &self.peers[client - 1].public_key;
         let shared = self.nodes[SERVER].endpoint.peers();
-        shared.is_some_and(|shared| shared.with(|peers| peers.find(key).is_some()))
+        let may_connect = |peer: &Peer| peer.public_key == *key && peer.expires.is_none();
+        shared.is_some_and(|shared| {
+            shared.with(|peers| peers.iter().any(|(_, peer, _)| may_connect(peer)))
+        })
     }
 
     pub(super) fn corrupt(&mut self, link: usize, to_server: bool, at: usize, value: u8) {
@@ -470,7 +473,8 @@ impl World {
         }
     }
 
-    /// An operator removes a peer, or adds one that is not there, or alters it.
+    /// An operator removes a peer, or adds one that is not there, or alters it, or its time is over, or
+    /// the configuration is read again.
     fn change_peers(&mut self, choice: u8) {
         let (now, known) = (self.now, &self.peers);
         let Some(at) = usize::from(choice >> 2).checked_rem(known.len()) else {
@@ -485,6 +489,21 @@ impl World {
                     assert!(peers.remove(id, now).is_some_and(|it| it.name == peer.name));
                 }
             }
+            2 if choice & 24 == 8 => {
+                peer.expires = Some(Duration::from_secs(1));
+                drop(peers.upsert(peer, now));
+                assert_eq!(peers.expire(Duration::from_secs(1)), None);
+            }
+            2 if choice & 24 == 16 => {
+                let mut others = known.clone();
+                others.remove(at);
+                peers.replace(others, now);
+                assert_eq!(peers.find(&peer.public_key), None);
+            }
+            2 if choice & 24 == 24 => {
+                peers.replace(known.clone(), now);
+                assert_eq!(peers.iter().count(), known.len());
+            }
             2 => drop(peers.upsert(peer, now)),
             _ => {
                 if choice & 8 == 0 {
@@ -498,6 +517,13 @@ impl World {
                 drop(peers.upsert(peer, now));
             }
         });
+        if choice & 31 == 26 {
+            let choices = Choices {
+                bits: choice,
+                compression: choice & 32 != 0,
+            };
+            server.reconfigure(&choices.server());
+        }
         server.handle_peers_changed(now);
     }
 

@@ -1,0 +1,298 @@
+//! The configuration, read again while the daemon runs: what has changed is applied, or is said to
+//! need a restart.
+
+mod differences;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use lostlove_config::{ClientSettings, ConfigError, LogLevel, ServerSettings};
+use lostlove_core::peers::Replaced;
+use lostlove_system::limits::raise_descriptor_limit;
+use tracing::{error, info, warn};
+
+use self::differences::Differences;
+use super::Daemon;
+use crate::log;
+use crate::mailbox::Order;
+
+/// Signals that follow each other within this time are answered by one reload.
+const APART: Duration = Duration::from_secs(1);
+/// Names of peers that one line of the log has at most.
+const MAX_NAMES: usize = 20;
+
+/// What has come of a reload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReloadOutcome {
+    /// What has changed and is in force: keys of the configuration, and peers.
+    pub applied: Vec<String>,
+    /// What has changed, or changed earlier, and is in force after a restart.
+    pub needs_restart: Vec<String>,
+    /// What is wrong with the files. Then nothing has changed.
+    pub error: Option<String>,
+}
+
+/// Knows where the configuration is, and what of it is in force.
+#[derive(Debug)]
+pub struct Reloader {
+    config: PathBuf,
+    in_force: InForce,
+    /// When it was read last on demand.
+    read_at: Option<Instant>,
+    /// When it is to be read.
+    due_at: Option<Instant>,
+}
+
+/// Without peers, which are where they belong.
+#[derive(Debug)]
+enum InForce {
+    Server(Box<ServerSettings>),
+    Client(Box<ClientSettings>),
+}
+
+impl Reloader {
+    /// For a server that has started with these settings.
+    pub fn server(config: PathBuf, mut settings: ServerSettings) -> Self {
+        settings.peers = Vec::new();
+        Self::new(config, InForce::Server(Box::new(settings)))
+    }
+
+    /// For a client that has started with these settings.
+    pub fn client(config: PathBuf, settings: ClientSettings) -> Self {
+        Self::new(config, InForce::Client(Box::new(settings)))
+    }
+
+    const fn new(config: PathBuf, in_force: InForce) -> Self {
+        Self {
+            config,
+            in_force,
+            read_at: None,
+            due_at: None,
+        }
+    }
+
+    /// When it is to be read.
+    pub(super) const fn poll_timeout(&self) -> Option<Instant> {
+        self.due_at
+    }
+
+    /// Somebody wants it read.
+    fn demand(&mut self, now: Instant) {
+        let earliest = self.read_at.map_or(now, |at| at + APART);
+        self.due_at.get_or_insert(earliest.max(now));
+    }
+}
+
+impl Daemon {
+    /// Reads the configuration again soon: at once, but once a second at most.
+    pub(super) fn demand_reload(&mut self, now: Instant) {
+        match &mut self.reloader {
+            Some(reloader) => reloader.demand(now),
+            None => info!("there is no configuration to read again"),
+        }
+    }
+
+    pub(super) fn reload_if_due(&mut self, now: Instant) {
+        let due = self.reloader.as_mut().map(|reloader| &mut reloader.due_at);
+        if due.is_some_and(|due| due.take_if(|at| *at <= now).is_some()) {
+            self.reload();
+        }
+    }
+
+    /// Reads the configuration again, applies what can be applied, and says so in the log. A file that
+    /// cannot be used changes nothing.
+    pub(super) fn reload(&mut self) -> ReloadOutcome {
+        let Some(mut reloader) = self.reloader.take() else {
+            return ReloadOutcome::default();
+        };
+        let result = if self.readiness.is_ending() {
+            Ok(ReloadOutcome::default())
+        } else {
+            self.read_again(&mut reloader)
+        };
+        reloader.read_at = Some(Instant::now());
+        reloader.due_at = None;
+        let config = reloader.config.display().to_string();
+        self.reloader = Some(reloader);
+        self.metrics.note_reload(result.is_ok());
+        match result {
+            Ok(outcome) => {
+                tell(&config, &outcome);
+                outcome
+            }
+            Err(problem) => {
+                let problem = problem.to_string();
+                for line in problem.lines() {
+                    error!("{line}");
+                }
+                error!(
+                    config,
+                    "the configuration cannot be used, and nothing has changed"
+                );
+                ReloadOutcome {
+                    error: Some(problem),
+                    ..ReloadOutcome::default()
+                }
+            }
+        }
+    }
+
+    fn read_again(&mut self, reloader: &mut Reloader) -> Result<ReloadOutcome, ConfigError> {
+        match &mut reloader.in_force {
+            InForce::Server(known) => {
+                let settings = lostlove_config::load_server(&reloader.config)?;
+                warn_of(&settings.warnings);
+                Ok(self.follow_server(known, settings))
+            }
+            InForce::Client(known) => {
+                let settings = lostlove_config::load_client(&reloader.config)?;
+                warn_of(&settings.warnings);
+                Ok(follow_client(known, &settings))
+            }
+        }
+    }
+
+    fn follow_server(&mut self, known: &mut ServerSettings, new: ServerSettings) -> ReloadOutcome {
+        let mut found = Differences::of_servers(known, &new);
+        let is_same_tunnel = known.endpoint.server.address_v4 == new.endpoint.server.address_v4
+            && known.endpoint.server.address_v6 == new.endpoint.server.address_v6;
+        if is_same_tunnel {
+            found.applied.extend(self.replace_peers(&new));
+        } else {
+            // They are judged by a network that is not there yet.
+            found.needs_restart.push("peers".to_owned());
+        }
+        let level = (
+            known.host.monitoring.log_level,
+            new.host.monitoring.log_level,
+        );
+        found.note_level(level, log::set_configured_level);
+        let limits = &new.endpoint.common.limits;
+        raise_descriptor_limit(limits.max_connections.saturating_add(limits.max_handshakes));
+        self.order(Order::Reconfigure(Box::new(new.endpoint.clone())));
+        self.look_at_the_day();
+        known.host.monitoring.log_level = new.host.monitoring.log_level;
+        known.host.public_address = new.host.public_address;
+        known.endpoint = differences::in_force(&known.endpoint, new.endpoint);
+        found.into()
+    }
+
+    /// What there is to say of peers that have come, changed or gone.
+    fn replace_peers(&mut self, new: &ServerSettings) -> Vec<String> {
+        let Some(peers) = &self.peers else {
+            return Vec::new();
+        };
+        let now = self.clock.now();
+        let (rate_limit, limits) = (new.endpoint.server.rate_limit, &new.endpoint.common.limits);
+        let replaced = peers.with(|peers| {
+            peers.set_limits(rate_limit, limits.max_connections);
+            peers.replace(new.peers.clone(), now)
+        });
+        words_for(&replaced)
+    }
+}
+
+fn words_for(replaced: &Replaced) -> Vec<String> {
+    let Replaced {
+        added,
+        altered,
+        removed,
+    } = replaced;
+    let kinds = [("added", added), ("altered", altered), ("removed", removed)];
+    let kinds = kinds.into_iter().filter(|(_, names)| !names.is_empty());
+    kinds
+        .map(|(what, names)| match names.len().checked_sub(MAX_NAMES) {
+            Some(rest @ 1..) => {
+                let names = names[..MAX_NAMES].join(", ");
+                format!("peers {what}: {names} and {rest} more")
+            }
+            _ => format!("peers {what}: {}", names.join(", ")),
+        })
+        .collect()
+}
+
+/// Of a client's profile, the level of its log is followed.
+fn follow_client(known: &mut ClientSettings, new: &ClientSettings) -> ReloadOutcome {
+    let mut found = Differences::of_clients(known, new);
+    let level: (LogLevel, LogLevel) = (
+        known.host.monitoring.log_level,
+        new.host.monitoring.log_level,
+    );
+    found.note_level(level, log::set_configured_level);
+    known.host.monitoring.log_level = new.host.monitoring.log_level;
+    found.into()
+}
+
+impl From<Differences> for ReloadOutcome {
+    fn from(found: Differences) -> Self {
+        Self {
+            applied: found.applied,
+            needs_restart: found.needs_restart,
+            error: None,
+        }
+    }
+}
+
+fn warn_of(warnings: &[String]) {
+    for warning in warnings {
+        warn!("{warning}");
+    }
+}
+
+fn tell(config: &str, outcome: &ReloadOutcome) {
+    let list = |names: &[String]| (!names.is_empty()).then(|| names.join("; "));
+    let applied = list(&outcome.applied);
+    let needs_restart = list(&outcome.needs_restart);
+    if applied.is_none() && needs_restart.is_none() {
+        info!(
+            config,
+            "the configuration was read again, and nothing has changed"
+        );
+    } else if needs_restart.is_none() {
+        info!(config, applied, "the configuration was read again");
+    } else {
+        warn!(
+            config,
+            applied, needs_restart, "the configuration was read again; some of it needs a restart"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn demands_that_follow_each_other_are_answered_by_one_reload_a_second() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("server.toml");
+        crate::setup::first_start(&config).unwrap();
+        let settings = lostlove_config::load_server(&config).unwrap();
+        let mut reloader = Reloader::server(config, settings);
+        let start = Instant::now();
+        reloader.demand(start);
+        assert_eq!(reloader.poll_timeout(), Some(start));
+        reloader.due_at = None;
+        reloader.read_at = Some(start);
+        for milli in [1, 10, 999] {
+            reloader.demand(start + Duration::from_millis(milli));
+            assert_eq!(reloader.poll_timeout(), Some(start + APART));
+        }
+        reloader.due_at = None;
+        reloader.demand(start + 5 * APART);
+        assert_eq!(reloader.poll_timeout(), Some(start + 5 * APART));
+    }
+
+    #[test]
+    fn many_names_are_counted() {
+        let names = |count: usize| (0..count).map(|n| format!("p{n}")).collect::<Vec<_>>();
+        let replaced = Replaced {
+            added: names(2),
+            altered: Vec::new(),
+            removed: names(22),
+        };
+        let words = words_for(&replaced);
+        assert_eq!(words[0], "peers added: p0, p1");
+        assert!(words[1].ends_with("p19 and 2 more"), "{words:?}");
+    }
+}

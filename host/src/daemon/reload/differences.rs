@@ -1,0 +1,320 @@
+//! What is other in a configuration than in the one in force, by the keys of its file.
+
+use std::net::IpAddr;
+
+use lostlove_config::{
+    AccessScope, ClientAccess, ClientSettings, LogLevel, Monitoring, ServerSettings, TunOptions,
+};
+use lostlove_core::config::{Common, Limits, ServerConfig};
+
+/// Keys of a file whose values are others now.
+#[derive(Debug, Default)]
+pub(super) struct Differences {
+    pub(super) applied: Vec<String>,
+    pub(super) needs_restart: Vec<String>,
+}
+
+impl Differences {
+    pub(super) fn of_servers(old: &ServerSettings, new: &ServerSettings) -> Self {
+        let mut found = Self::default();
+        found.of_protocols(&old.endpoint, &new.endpoint);
+        let (a, b) = (&old.host, &new.host);
+        found.tun(&a.tun, &b.tun);
+        found.monitoring(&a.monitoring, &b.monitoring);
+        let key = |settings: &ServerSettings| settings.endpoint.server.secret_key.public_key();
+        for (key, differs) in [
+            ("server.bind_address, server.port", a.listen != b.listen),
+            (
+                "server.worker_threads",
+                a.worker_threads != b.worker_threads,
+            ),
+            ("network.forwarding", a.forwarding != b.forwarding),
+            ("network.nat", a.nat != b.nat),
+            ("network.inbound", a.inbound != b.inbound),
+            (
+                "network.client_access, network.client_deny",
+                !is_same_access(&a.client_access, &b.client_access),
+            ),
+            (
+                "network.congestion_control, network.notsent_lowat",
+                a.socket != b.socket,
+            ),
+            ("peers.routes", a.peer_routes != b.peer_routes),
+            ("security.private_key", key(old) != key(new)),
+        ] {
+            found.restart(key, differs);
+        }
+        found.apply(
+            "server.public_address",
+            a.public_address != b.public_address,
+        );
+        found
+    }
+
+    pub(super) fn of_clients(old: &ClientSettings, new: &ClientSettings) -> Self {
+        let mut found = Self::default();
+        let (a, b) = (&old.host, &new.host);
+        found.tun(&a.tun, &b.tun);
+        found.monitoring(&a.monitoring, &b.monitoring);
+        let (c, d) = (&old.endpoint.client, &new.endpoint.client);
+        let preshared = |it: &ClientSettings| {
+            it.endpoint
+                .client
+                .preshared_key
+                .as_ref()
+                .map(|key| *key.as_bytes())
+        };
+        let is_same_key = c.secret_key.public_key() == d.secret_key.public_key();
+        let reconnect = |it: &ClientSettings| {
+            let client = &it.endpoint.client;
+            (client.reconnect_min, client.reconnect_max)
+        };
+        let (e, f) = (&old.endpoint.common, &new.endpoint.common);
+        for (key, differs) in [
+            ("client.server", a.server != b.server),
+            ("client.server_public_key", c.server_key != d.server_key),
+            ("client.private_key", !is_same_key),
+            ("client.preshared_key", preshared(old) != preshared(new)),
+            ("client.routes", a.routes != b.routes),
+            ("client.dns", a.dns != b.dns),
+            ("client.inbound", a.inbound != b.inbound),
+            (
+                "client.direct_replies",
+                a.direct_replies != b.direct_replies,
+            ),
+            ("client.local_routes", c.routes != d.routes),
+            (
+                "client.reconnect_min, client.reconnect_max",
+                reconnect(old) != reconnect(new),
+            ),
+            (
+                "network.congestion_control, network.notsent_lowat",
+                a.socket != b.socket,
+            ),
+            ("security.suites", e.suites != f.suites),
+            (
+                "security.rotate_bytes, security.rotate_interval",
+                e.rotation != f.rotation,
+            ),
+            ("limits", e.limits != f.limits),
+        ] {
+            found.restart(key, differs);
+        }
+        found
+    }
+
+    /// Another level of the log counts if nothing else decides it.
+    pub(super) fn note_level(
+        &mut self,
+        (old, new): (LogLevel, LogLevel),
+        set: impl FnOnce(LogLevel) -> bool,
+    ) {
+        if old == new {
+            return;
+        }
+        if set(new) {
+            self.applied.push("monitoring.log_level".to_owned());
+        } else {
+            let why = "monitoring.log_level (--log-level or RUST_LOG decides)";
+            self.needs_restart.push(why.to_owned());
+        }
+    }
+
+    fn of_protocols(&mut self, old: &ServerConfig, new: &ServerConfig) {
+        let (a, b) = (&old.server, &new.server);
+        let (c, d) = (&old.common, &new.common);
+        for (key, differs) in [
+            ("network.dns", a.push.dns != b.push.dns),
+            ("network.push_routes", a.push.routes != b.push.routes),
+            (
+                "network.client_to_client",
+                a.client_to_client != b.client_to_client,
+            ),
+            ("security.probe_from", a.probe_sources != b.probe_sources),
+            ("security.suites", c.suites != d.suites),
+            (
+                "security.rotate_bytes, security.rotate_interval",
+                c.rotation != d.rotation,
+            ),
+            ("limits.rate_limit_per_user", a.rate_limit != b.rate_limit),
+        ] {
+            self.apply(key, differs);
+        }
+        let (a, b) = (&c.limits, &d.limits);
+        self.apply(
+            "server.max_connections",
+            a.max_connections != b.max_connections,
+        );
+        self.apply("limits", !is_same_but_for_memory(a, b));
+        self.restart("limits.memory", a.memory != b.memory);
+        let streams = a.max_streams != b.max_streams;
+        self.restart("limits.max_streams_per_connection", streams);
+        let tunnel = |config: &ServerConfig| (config.server.address_v4, config.server.address_v6);
+        let key = "network.tun_address, network.tun_address_v6, network.enable_ipv6";
+        self.restart(key, tunnel(old) != tunnel(new));
+    }
+
+    fn tun(&mut self, old: &TunOptions, new: &TunOptions) {
+        self.restart("network.tun_name", old.name != new.name);
+        self.restart("network.mtu", old.mtu != new.mtu);
+        self.restart("network.offload", old.offload != new.offload);
+    }
+
+    fn monitoring(&mut self, old: &Monitoring, new: &Monitoring) {
+        let key = "monitoring.enable_metrics, monitoring.metrics_address, monitoring.metrics_port";
+        self.restart(key, old.metrics != new.metrics);
+        let differs = old.metrics_per_peer != new.metrics_per_peer;
+        self.restart("monitoring.metrics_per_peer", differs);
+        self.restart("monitoring.log_format", old.log_format != new.log_format);
+    }
+
+    fn apply(&mut self, key: &str, differs: bool) {
+        self.applied.extend(differs.then(|| key.to_owned()));
+    }
+
+    fn restart(&mut self, key: &str, differs: bool) {
+        self.needs_restart.extend(differs.then(|| key.to_owned()));
+    }
+}
+
+/// What is in force when a new configuration has been followed.
+pub(super) fn in_force(old: &ServerConfig, new: ServerConfig) -> ServerConfig {
+    let mut server = old.server.clone();
+    server.push = new.server.push;
+    server.client_to_client = new.server.client_to_client;
+    server.probe_sources = new.server.probe_sources;
+    server.rate_limit = new.server.rate_limit;
+    let limits = Limits {
+        memory: old.common.limits.memory,
+        max_streams: old.common.limits.max_streams,
+        ..new.common.limits
+    };
+    let common = Common {
+        limits,
+        mtu: old.common.mtu,
+        ..new.common
+    };
+    ServerConfig { common, server }
+}
+
+/// Whether a firewall is told the same: what clients are told of counts only where they would not get
+/// there otherwise.
+fn is_same_access(old: &ClientAccess, new: &ClientAccess) -> bool {
+    effective(old) == effective(new)
+}
+
+fn effective(access: &ClientAccess) -> ClientAccess {
+    let mut access = access.clone();
+    if access.scope == AccessScope::All {
+        access.routes.clear();
+        let deny = &access.deny;
+        let is_denied = |address: &IpAddr| deny.iter().any(|net| net.contains(address));
+        access.dns.retain(is_denied);
+    }
+    access
+}
+
+/// Of `[limits]`, what is applied as one.
+fn is_same_but_for_memory(old: &Limits, new: &Limits) -> bool {
+    let limits = Limits {
+        memory: old.memory,
+        max_streams: old.max_streams,
+        max_connections: old.max_connections,
+        ..new.clone()
+    };
+    limits == *old
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn server(folder: &Path, text: &str) -> ServerSettings {
+        let config = folder.join("server.toml");
+        std::fs::write(&config, text).unwrap();
+        lostlove_config::load_server(&config).unwrap()
+    }
+
+    /// As it stands in the operator's manual.
+    #[test]
+    fn each_key_is_applied_or_needs_a_restart_and_then_is_in_force() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::setup::make_default_key(&folder.path().join("server.toml")).unwrap();
+        let applied = [
+            ("network", "dns = ['10.8.0.1']", "network.dns"),
+            (
+                "network",
+                "push_routes = ['192.168.1.0/24']",
+                "network.push_routes",
+            ),
+            (
+                "network",
+                "client_to_client = true",
+                "network.client_to_client",
+            ),
+            ("server", "max_connections = 5", "server.max_connections"),
+            (
+                "server",
+                "public_address = 'a.example:1'",
+                "server.public_address",
+            ),
+            ("limits", "queue_age_ms = 100", "limits"),
+            (
+                "limits",
+                "rate_limit_per_user = 1000",
+                "limits.rate_limit_per_user",
+            ),
+            ("security", "suites = ['aes-256-gcm']", "security.suites"),
+            ("security", "probe_from = []", "security.probe_from"),
+            (
+                "security",
+                "rotate_interval = 60",
+                "security.rotate_bytes, security.rotate_interval",
+            ),
+        ];
+        let needs_restart = [
+            ("server", "port = 1", "server.bind_address, server.port"),
+            ("server", "worker_threads = 2", "server.worker_threads"),
+            ("network", "mtu = 1380", "network.mtu"),
+            ("network", "nat = false", "network.nat"),
+            (
+                "network",
+                "client_access = 'internet'",
+                "network.client_access, network.client_deny",
+            ),
+            ("limits", "memory = 67108864", "limits.memory"),
+            ("monitoring", "log_format = 'json'", "monitoring.log_format"),
+        ];
+        let old = server(folder.path(), "");
+        for (section, line, key) in applied {
+            let new = server(folder.path(), &format!("[{section}]\n{line}\n"));
+            let found = Differences::of_servers(&old, &new);
+            assert_eq!(
+                (found.applied, found.needs_restart),
+                (vec![key.to_owned()], vec![])
+            );
+            let mut after = old.clone();
+            after.endpoint = in_force(&old.endpoint, new.endpoint.clone());
+            after
+                .host
+                .public_address
+                .clone_from(&new.host.public_address);
+            let found = Differences::of_servers(&after, &new);
+            assert!(found.applied.is_empty(), "{found:?}");
+        }
+        for (section, line, key) in needs_restart {
+            let new = server(folder.path(), &format!("[{section}]\n{line}\n"));
+            let found = Differences::of_servers(&old, &new);
+            assert_eq!(
+                (found.applied, found.needs_restart),
+                (vec![], vec![key.to_owned()])
+            );
+            let mut after = old.clone();
+            after.endpoint = in_force(&old.endpoint, new.endpoint.clone());
+            let found = Differences::of_servers(&after, &new);
+            assert_eq!(found.needs_restart, [key], "it still does");
+        }
+    }
+}
