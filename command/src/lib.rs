@@ -2,9 +2,11 @@
 
 use std::io::{self, Write as _};
 
+pub mod control;
 pub mod demo;
 pub mod keys;
 pub mod peer;
+pub mod status;
 
 #[cfg(test)]
 mod testing;

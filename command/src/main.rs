@@ -1,16 +1,16 @@
-//! `lostlove`: keys, peers and a demonstration.
+//! `lostlove`: keys, peers, what daemons do, and a demonstration.
 
 use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lostlove_command::peer::{self, AddPeerArgs, PeerCommand};
-use lostlove_command::{demo, keys, say, warn_if_exposed};
+use lostlove_command::{demo, keys, say, status, warn_if_exposed};
 use lostlove_config::ConfigError;
 use lostlove_host::args::{Exit, print_usage};
 use lostlove_host::setup::SetupError;
 
-/// Keys, peers and a demonstration for the LostLove VPN
+/// Keys, peers, status and a demonstration for the LostLove VPN
 #[derive(Parser)]
 #[command(name = "lostlove", version, after_help = EXIT_CODES)]
 struct Cli {
@@ -34,6 +34,12 @@ enum Command {
     /// Add, remove, list and limit a server's clients
     #[command(subcommand)]
     Peer(PeerCommand),
+    /// Show what the daemons of this machine do
+    Status(status::StatusOptions),
+    /// End the session of a client, which may come back
+    Disconnect(status::DisconnectOptions),
+    /// Log more, or less, until the daemon ends
+    LogLevel(status::LogLevelOptions),
     /// Show a server and a client at work on this machine, with or without root, and leave nothing
     /// behind
     Demo(demo::Options),
@@ -60,6 +66,9 @@ fn run(command: Command) -> ExitCode {
         }
         Command::AddPeer(args) => peer::run(PeerCommand::Add(args)),
         Command::Peer(command) => peer::run(command),
+        Command::Status(options) => return status::status(&options),
+        Command::Disconnect(options) => return status::disconnect(&options),
+        Command::LogLevel(options) => return status::log_level(&options),
         Command::Demo(options) => return demo::run(&options),
     };
     match result {

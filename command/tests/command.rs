@@ -15,7 +15,17 @@ fn the_help_lists_every_command_and_the_exit_codes() {
     let output = run(&["--help"], "");
     assert_eq!(output.status.code(), Some(0));
     let help = text(&output.stdout);
-    for word in ["genkey", "pubkey", "genpsk", "add-peer", "77", "78"] {
+    for word in [
+        "genkey",
+        "pubkey",
+        "genpsk",
+        "add-peer",
+        "status",
+        "disconnect",
+        "log-level",
+        "77",
+        "78",
+    ] {
         assert!(help.contains(word), "{word} in {help}");
     }
     let output = run(&["add-peer", "--help"], "");
@@ -41,6 +51,10 @@ fn nonsense_exits_with_2_and_points_to_the_help() {
         &["genkey", "extra"],
         &["add-peer"],
         &["add-peer", "a", "--full", "--split"],
+        &["disconnect"],
+        &["log-level"],
+        &["log-level", "loud"],
+        &["status", "a", "b"],
         &["add-peer", "a", "--server", "https://x:1"],
         &["add-peer", "a", "--server", "0.0.0.0"],
         &["add-peer", "a", "--server", "[::]:8443"],

@@ -212,6 +212,8 @@ pub enum CloseReason {
     Altered,
     /// The peer's time is over.
     Expired,
+    /// The operator wants the session ended; its peer may come back.
+    Disconnected,
     /// No free tunnel address.
     PoolEmpty,
     /// `max_connections` sessions are up.
@@ -251,6 +253,7 @@ labels!(CloseReason {
     Self::Removed => "removed",
     Self::Altered => "altered",
     Self::Expired => "expired",
+    Self::Disconnected => "disconnected",
     Self::PoolEmpty => "pool_empty",
     Self::TooManySessions => "too_many_sessions",
     Self::ShuttingDown => "shutting_down",
@@ -273,6 +276,7 @@ impl fmt::Display for CloseReason {
             Self::Removed => f.write_str("the peer was removed"),
             Self::Altered => f.write_str("the peer's address was changed"),
             Self::Expired => f.write_str("the peer has expired"),
+            Self::Disconnected => f.write_str("disconnected by the operator"),
             Self::Superseded => f.write_str("superseded by a newer session of the same key"),
             Self::PoolEmpty => f.write_str("no free tunnel address"),
             Self::TooManySessions => f.write_str("max_connections reached"),

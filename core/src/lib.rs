@@ -30,6 +30,7 @@ pub mod crypto;
 pub mod endpoint;
 pub mod error;
 pub mod event;
+pub mod figures;
 pub mod foreign;
 #[cfg(feature = "internals")]
 pub mod internals;

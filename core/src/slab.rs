@@ -105,7 +105,8 @@ impl<I: Id, T> Slab<I, T> {
     /// Everything in `count` slots from the one with this number on.
     pub(crate) fn iter_slots(&self, first: u32, count: usize) -> impl Iterator<Item = (I, &T)> {
         let slots = self.slots.iter().skip(first as usize).take(count);
-        (first..).zip(slots).filter_map(|(index, slot)| {
+        // In this order, or the number behind the last one would be needed.
+        slots.zip(first..).filter_map(|(slot, index)| {
             let value = slot.value.as_ref()?;
             Some((I::new(index, slot.generation), value))
         })

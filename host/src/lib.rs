@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod control;
 pub mod daemon;
 pub mod dial;
 pub mod leases;

@@ -4,6 +4,7 @@
 //! nobody who has something to say waits for it.
 
 mod fields;
+mod level;
 mod queue;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -18,14 +19,15 @@ use std::time::Duration;
 use lostlove_config::{LogFormat, LogLevel};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber, warn};
+use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, format, layer};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use self::fields::QuotedFields;
+use self::level::Adjustable;
 use self::queue::Lines;
 use crate::threads::Threads;
 
@@ -42,43 +44,6 @@ pub struct Verbosity {
     pub command_line: Option<LogLevel>,
     /// The configuration's level, which counts when `RUST_LOG` is unset, empty or malformed.
     pub configured: LogLevel,
-}
-
-/// What decides now which lines are written, and why.
-static LEVEL: OnceLock<LevelInForce> = OnceLock::new();
-
-/// The filter in force, and what it was made from.
-struct LevelInForce {
-    handle: reload::Handle<EnvFilter, Registry>,
-    command_line: Option<LogLevel>,
-    rust_log: Option<String>,
-}
-
-/// Follows another level of the configuration. Says whether it counts: the command line and `RUST_LOG`
-/// win over it. Without a log nothing does.
-pub fn set_configured_level(level: LogLevel) -> bool {
-    let Some(LevelInForce {
-        handle,
-        command_line,
-        rust_log,
-    }) = LEVEL.get()
-    else {
-        return false;
-    };
-    let verbosity = Verbosity {
-        command_line: *command_line,
-        configured: level,
-    };
-    let counts = command_line.is_none() && rust_log.as_deref().is_none_or(is_no_filter);
-    counts
-        && handle
-            .reload(filter(verbosity, rust_log.as_deref()).0)
-            .is_ok()
-}
-
-/// Whether a `RUST_LOG` decides nothing.
-fn is_no_filter(text: &str) -> bool {
-    text.trim().is_empty() || EnvFilter::builder().parse(text).is_err()
 }
 
 /// Starts to log to standard error, panics too. Later calls in the same process change nothing.
@@ -100,13 +65,7 @@ pub fn init(verbosity: Verbosity, format: LogFormat, threads: &Threads) -> io::R
     let started = Lines::start((threads, "log"), io::stderr(), tell_of_dropped)?;
     let lines = LINES.get_or_init(|| started).clone();
     let rust_log = std::env::var("RUST_LOG").ok();
-    let (filter, complaint) = filter(verbosity, rust_log.as_deref());
-    let (filter, handle) = reload::Layer::new(filter);
-    LEVEL.get_or_init(|| LevelInForce {
-        handle,
-        command_line: verbosity.command_line,
-        rust_log,
-    });
+    let (filter, complaint) = level::start(verbosity, rust_log);
     let destination = Destination::of_stderr();
     report_panics(destination, lines.clone());
     let started = match (destination, format) {
@@ -123,6 +82,9 @@ pub fn init(verbosity: Verbosity, format: LogFormat, threads: &Threads) -> io::R
     }
     Ok(())
 }
+
+pub use self::level::set_configured_level;
+pub(crate) use self::level::{level_set, set_level};
 
 /// Log lines that were dropped since the process began, for want of somebody who reads them.
 pub(crate) fn dropped_lines() -> u64 {
@@ -180,7 +142,6 @@ fn panic_text(info: &PanicHookInfo<'_>, backtrace: &Backtrace, prefix: &str) -> 
         .collect()
 }
 
-type Filter = reload::Layer<EnvFilter, Registry>;
 type BoxedSubscriber = Box<dyn Subscriber + Send + Sync>;
 type Complaint = tracing_subscriber::filter::ParseError;
 
@@ -210,7 +171,7 @@ const fn level_filter(level: LogLevel) -> LevelFilter {
     }
 }
 
-fn journal<W>(filter: Filter, kind: LogFormat, writer: W) -> BoxedSubscriber
+fn journal<W>(filter: Adjustable, kind: LogFormat, writer: W) -> BoxedSubscriber
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -230,7 +191,7 @@ where
     }
 }
 
-fn stream<W>(filter: Filter, kind: LogFormat, ansi: Ansi, writer: W) -> BoxedSubscriber
+fn stream<W>(filter: Adjustable, kind: LogFormat, ansi: Ansi, writer: W) -> BoxedSubscriber
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -342,11 +303,7 @@ pub(crate) mod tests {
     #[test]
     fn a_journal_gets_a_severity_and_no_time() {
         let buffer = Buffer::default();
-        let subscriber = journal(
-            fixed(EnvFilter::new("trace")),
-            LogFormat::Text,
-            buffer.clone(),
-        );
+        let subscriber = journal(fixed("trace"), LogFormat::Text, buffer.clone());
         tracing::subscriber::with_default(subscriber, || {
             tracing::error!(peer = "alice", "gone");
             tracing::info!("up");
@@ -361,8 +318,8 @@ pub(crate) mod tests {
     #[test]
     fn a_stream_gets_the_time_and_no_colours() {
         let buffer = Buffer::default();
-        let filter = EnvFilter::new("info");
-        let subscriber = stream(fixed(filter), LogFormat::Text, Ansi(false), buffer.clone());
+        let filter = fixed("info");
+        let subscriber = stream(filter, LogFormat::Text, Ansi(false), buffer.clone());
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(peer = "alice", "gone");
             tracing::debug!("not shown");
@@ -375,8 +332,8 @@ pub(crate) mod tests {
     #[test]
     fn a_terminal_gets_colours() {
         let buffer = Buffer::default();
-        let filter = EnvFilter::new("info");
-        let subscriber = stream(fixed(filter), LogFormat::Text, Ansi(true), buffer.clone());
+        let filter = fixed("info");
+        let subscriber = stream(filter, LogFormat::Text, Ansi(true), buffer.clone());
         tracing::subscriber::with_default(subscriber, || tracing::warn!("gone"));
         assert!(buffer.text().contains("\u{1b}["));
     }
@@ -385,11 +342,11 @@ pub(crate) mod tests {
     fn json_lines_are_objects() {
         for journalled in [false, true] {
             let buffer = Buffer::default();
-            let filter = EnvFilter::new("info");
+            let filter = fixed("info");
             let subscriber = if journalled {
-                journal(fixed(filter), LogFormat::Json, buffer.clone())
+                journal(filter, LogFormat::Json, buffer.clone())
             } else {
-                stream(fixed(filter), LogFormat::Json, Ansi(false), buffer.clone())
+                stream(filter, LogFormat::Json, Ansi(false), buffer.clone())
             };
             tracing::subscriber::with_default(subscriber, || tracing::info!(peer = "a", "up"));
             let text = buffer.text();
@@ -449,14 +406,14 @@ pub(crate) mod tests {
         assert!(!is_stream(&file, &format!("{name}0")));
     }
 
+    fn fixed(level: &str) -> Adjustable {
+        Adjustable::new(EnvFilter::new(level)).0
+    }
+
     /// Collects what is logged while `body` runs on this thread.
     pub(crate) fn capture(body: impl FnOnce()) -> String {
         let buffer = Buffer::default();
-        let subscriber = journal(
-            fixed(EnvFilter::new("trace")),
-            LogFormat::Text,
-            buffer.clone(),
-        );
+        let subscriber = journal(fixed("trace"), LogFormat::Text, buffer.clone());
         tracing::subscriber::with_default(subscriber, body);
         buffer.text()
     }
@@ -487,17 +444,5 @@ pub(crate) mod tests {
         fn make_writer(&'a self) -> Self {
             self.clone()
         }
-    }
-
-    fn fixed(filter: EnvFilter) -> Filter {
-        reload::Layer::new(filter).0
-    }
-
-    #[test]
-    fn a_malformed_or_empty_rust_log_leaves_the_level_to_the_configuration() {
-        for text in ["", " ", "lostlove=loud"] {
-            assert!(is_no_filter(text), "{text:?}");
-        }
-        assert!(!is_no_filter("lostlove=debug"));
     }
 }

@@ -3,15 +3,20 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ipnet::IpNet;
 use lostlove_core::config::ServerConfig;
 use lostlove_core::event::{ConnectionId, Event};
+use lostlove_core::figures::SessionFigures;
+use lostlove_core::peers::PeerId;
 use lostlove_core::stats::{Histogram, PeerStats, Stats};
 use lostlove_system::net::{AssignmentError, NetError, Sources, Verification};
 use lostlove_system::wake::Wake;
+
+use crate::control::{Asker, Wish};
 
 /// A queue to one thread from others, first in, first out. Its descriptor is readable while
 /// something is in it.
@@ -82,6 +87,10 @@ pub(crate) enum Order {
     PeersChanged,
     /// The configuration was read again.
     Reconfigure(Box<ServerConfig>),
+    /// Report a portion of the sessions, from this place on.
+    TellSessions(u32),
+    /// End the session of this peer, as this client of the control socket wants.
+    Disconnect(Asker, PeerId),
     /// Tell the peers good-bye, and end when they know.
     ShutDown,
     /// End without waiting for anybody.
@@ -101,6 +110,12 @@ pub(crate) enum Report {
     },
     /// The answer to [`Order::Tell`].
     Figures(Box<Figures>),
+    /// The answer to [`Order::TellSessions`].
+    Sessions(Box<Sessions>),
+    /// The answer to [`Order::Disconnect`]: whether there was a session.
+    Disconnected(Asker, bool),
+    /// A client of the control socket wants something.
+    Control(Wish),
     /// The worker's thread ends, for whatever reason.
     WorkerEnded,
     /// Of the network's thread.
@@ -119,6 +134,16 @@ pub(crate) struct Figures {
     pub(crate) turns: Histogram,
 }
 
+/// A portion of one worker's sessions.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    /// With the first portion.
+    pub(crate) figures: Option<Figures>,
+    pub(crate) sessions: Vec<SessionFigures>,
+    /// Where the next portion begins; none after the last one.
+    pub(crate) next: Option<u32>,
+}
+
 /// How far the system is: at the start, and then with what a server assigned on a connection, or how
 /// it is.
 #[derive(Debug)]
@@ -129,6 +154,13 @@ pub(crate) enum NetworkReport {
     Usable(ConnectionId, Sources),
     /// Everything is set up.
     Configured(ConnectionId),
+    /// On a client, something of this is other than before.
+    InForce {
+        /// What is routed into the tunnel.
+        routes: Vec<IpNet>,
+        /// The name servers that are set.
+        name_servers: Vec<IpAddr>,
+    },
     /// It cannot be used here.
     Refused(ConnectionId, AssignmentError),
     /// The system does not do what it is asked for, or the device is gone.

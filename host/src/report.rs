@@ -209,6 +209,7 @@ fn importance(role: Role, peer: Option<&str>, reason: &CloseReason) -> Importanc
             | CloseReason::Removed
             | CloseReason::Altered
             | CloseReason::Expired
+            | CloseReason::Disconnected
             | CloseReason::Superseded
             | CloseReason::ShuttingDown
             | CloseReason::Unusable,

@@ -7,6 +7,8 @@
 pub mod alarm;
 pub mod clock;
 pub mod congestion;
+#[cfg(target_os = "linux")]
+pub mod control_socket;
 pub mod delivery;
 pub mod entropy;
 pub mod limits;

@@ -203,7 +203,7 @@ fn pid_of(locks: &str, dev: u64, ino: u64) -> Option<u32> {
 }
 
 /// The name of a process's program, without what could disturb a terminal.
-fn name_of(pid: u32) -> Option<String> {
+pub(crate) fn name_of(pid: u32) -> Option<String> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     let name: String = name
         .trim_end()

@@ -321,6 +321,7 @@ fn serve_with_a_fault(config: &Path) {
         signals: Signals::new(1).unwrap(),
         metrics: Metrics::start(None, Role::Server, &threads).unwrap(),
         threads,
+        control: None,
         network: Some(Network::server(&settings.host, tun.name())),
         tun,
         socket_options: SocketOptions {

@@ -53,6 +53,9 @@ impl Endpoint {
             });
         if let Err(reason) = result {
             self.tools.stats.drop_packet(reason);
+            if let Some(session) = self.sessions.get_mut(from) {
+                session.dropped.count(reason);
+            }
             self.explain_to_peer(from, packet, reason, now);
         }
     }

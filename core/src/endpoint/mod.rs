@@ -34,6 +34,7 @@ mod budget;
 mod client;
 mod crossing;
 mod device;
+mod figures;
 mod forward;
 mod greet;
 mod memory;

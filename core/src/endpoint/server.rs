@@ -266,7 +266,7 @@ impl Endpoint {
     }
 
     /// Ends a session, wherever it is, with a Disconnect if it has a connection.
-    fn close(&mut self, id: SessionId, ending: Ending, now: Instant) {
+    pub(super) fn close(&mut self, id: SessionId, ending: Ending, now: Instant) {
         match self.sessions.get(id).map(|session| session.connection()) {
             Some(Some(on)) => self.disconnect(on, ending, now),
             Some(None) => self.end_session(id, ending.reason, now),

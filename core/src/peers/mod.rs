@@ -8,6 +8,7 @@ mod addresses;
 mod admission;
 mod changes;
 mod expiry;
+mod figures;
 mod place;
 mod pools;
 mod replace;

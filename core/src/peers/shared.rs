@@ -7,7 +7,7 @@ use super::Peers;
 use crate::stats::PeerStats;
 
 /// Peers whose figures are copied before somebody else may have the lock.
-const PORTION: u32 = 256;
+pub(super) const PORTION: u32 = 256;
 
 /// A share of a server's [`Peers`]: a clone is a share of the same.
 ///
@@ -72,7 +72,7 @@ impl SharedPeers {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(stats.len(), 1);
     }
 
-    fn many(numbers: core::ops::Range<u32>) -> Vec<Peer> {
+    pub(in crate::peers) fn many(numbers: core::ops::Range<u32>) -> Vec<Peer> {
         let peer = |n: u32| {
             let mut key = [0; 32];
             key[..4].copy_from_slice(&(n + 1).to_le_bytes());

@@ -1,5 +1,7 @@
 //! The sending half of one direction.
 
+use core::time::Duration;
+
 use super::SEQUENCE_LIMIT;
 use super::epoch::Epoch;
 use crate::config::Rotation;
@@ -104,6 +106,16 @@ impl Sealer {
         self.epoch.key().suite().tag_len()
     }
 
+    /// What it seals with.
+    pub(crate) const fn suite(&self) -> Suite {
+        self.epoch.key().suite()
+    }
+
+    /// Since the key was replaced last, or the direction began.
+    pub(crate) fn key_age(&self, now: Instant) -> Duration {
+        self.epoch.age(now)
+    }
+
     /// How often the key was replaced because of its use or age. Fresh exchanges do not count.
     pub const fn rotations(&self) -> u64 {
         self.rotations
@@ -130,7 +142,6 @@ impl Sealer {
 
 #[cfg(test)]
 mod tests {
-    use core::time::Duration;
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;

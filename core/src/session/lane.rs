@@ -188,6 +188,16 @@ impl Lane {
         now.since(self.began_at) >= long || self.carried >= WORTHWHILE
     }
 
+    /// What packets are sealed with.
+    pub(crate) const fn suite(&self) -> Suite {
+        self.sealer.suite()
+    }
+
+    /// Since the key that seals was replaced last.
+    pub(crate) fn key_age(&self, now: Instant) -> Duration {
+        self.sealer.key_age(now)
+    }
+
     /// Whether a control packet waits to be sealed.
     pub(crate) fn has_control(&self) -> bool {
         !self.control.is_empty()

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::config::Limits;
 use crate::crypto::Suite;
 use crate::event::{CloseReason, ConnectionId};
+use crate::figures::Drops;
 use crate::peers::Claim;
 use crate::peers::PeerId;
 use crate::rate::TokenBucket;
@@ -62,6 +63,8 @@ pub(crate) struct Session {
     pub(crate) upload: Option<TokenBucket>,
     pub(crate) download: Option<TokenBucket>,
     pub(crate) usage: Arc<Usage>,
+    /// Packets from the peer that did not go on.
+    pub(crate) dropped: Drops,
     pub(crate) place: Where,
     /// Set while the peer's rate limit holds the queue back.
     pub(crate) paced_until: Option<Instant>,
@@ -141,6 +144,7 @@ impl Session {
             upload: bucket.clone(),
             download: bucket,
             usage,
+            dropped: Drops::default(),
             place: Where::On(on),
             paced_until: None,
             stale_at: None,

@@ -26,7 +26,7 @@ const CONTESTED: &str = "somebody else undoes again and again what is put back; 
 
 /// For a worker that waits for the lock on the peers to get it, while the figures of very many are
 /// copied: it is woken by then.
-const PAUSE: Duration = Duration::from_micros(50);
+pub(super) const PAUSE: Duration = Duration::from_micros(50);
 
 impl Daemon {
     pub(super) fn handle_source(&mut self, source: Source) {
@@ -142,6 +142,7 @@ impl Daemon {
             }
             Some(Err(error)) => {
                 report::dial_failed(&error);
+                self.control.history.handle_dial_failed(&error);
                 self.order(Order::DialFailed(self.dials));
             }
             None => {}
@@ -159,6 +160,11 @@ impl Daemon {
             }
             Report::Event { event, tun_packets } => self.handle_event(event, tun_packets),
             Report::Figures(figures) => self.publish(*figures),
+            Report::Control(wish) => self.handle_wish(wish),
+            Report::Sessions(sessions) => self.handle_sessions(*sessions),
+            Report::Disconnected(asker, was_connected) => {
+                self.handle_disconnected(asker, was_connected);
+            }
             Report::WorkerEnded => self.handle_worker_end(),
             Report::Network(report) => self.handle_network(report),
             Report::NetworkEnded => self.handle_network_end(),
@@ -168,6 +174,7 @@ impl Daemon {
     fn handle_event(&mut self, event: Event, tun_packets: u64) {
         report::report(self.role, &event);
         self.readiness.handle_event(&event);
+        self.control.history.handle_event(&event, Instant::now());
         if let Some(dialer) = &mut self.dialer {
             dialer.handle_event(&event);
         }
@@ -276,6 +283,10 @@ impl Daemon {
                 }
             }
             NetworkReport::Usable(id, sources) => self.order(Order::Accept(id, Some(sources))),
+            NetworkReport::InForce {
+                routes,
+                name_servers,
+            } => self.control.history.set_in_force(routes, name_servers),
             NetworkReport::Configured(id) => {
                 self.readiness.handle_configured(id);
                 self.tell_readiness();
@@ -335,6 +346,7 @@ impl Daemon {
         }
         self.readiness.handle_ending();
         self.tell_readiness();
+        self.give_up_gathering();
         if let Some(network) = &mut self.network {
             network.restore();
         }

@@ -8,6 +8,7 @@
 //! also after a panic on any of the [threads](crate::threads), which goes on here afterwards.
 
 mod check;
+mod control;
 mod day;
 mod driving;
 mod events;
@@ -48,12 +49,14 @@ pub use path::PathWatch;
 pub use reload::{ReloadOutcome, Reloader};
 pub use start::main;
 
+use crate::control::ControlParts;
 use crate::dial::Dialer;
 use crate::leases::Leases;
 use crate::mailbox::{Mailbox, Order, Report};
 use crate::metrics::Metrics;
 use crate::threads::{Panic, Threads};
 use crate::worker::{Worker, WorkerParts};
+use control::Controlling;
 use driving::{PendingWorker, WorkerThread};
 use network::{NetworkOrder, NetworkThread};
 use readiness::Readiness;
@@ -85,6 +88,8 @@ pub struct DaemonParts {
     pub threads: Threads,
     /// Serves the figures.
     pub metrics: Metrics,
+    /// Tells of the daemon, and takes orders; none to do neither.
+    pub control: Option<ControlParts>,
     /// The system's network, which is set up before anything else is done; none to leave it alone.
     pub network: Option<Network>,
     /// Options for accepted connections.
@@ -116,6 +121,7 @@ pub struct Daemon {
     dials: u64,
     paths: Option<PathWatch>,
     metrics: Metrics,
+    control: Controlling,
     /// The worker has been asked for figures.
     is_asking: bool,
     leases: Option<Leases>,
@@ -210,6 +216,7 @@ impl Daemon {
         let network =
             network.map(|network| NetworkThread::start(network, &threads, Arc::clone(&reports)));
         let network = network.transpose()?;
+        let control = Controlling::start(parts.control, &threads, &reports)?;
         let pending = PendingWorker {
             parts: WorkerParts {
                 endpoint: parts.endpoint,
@@ -229,6 +236,7 @@ impl Daemon {
             dials: 0,
             paths: parts.paths,
             metrics: parts.metrics,
+            control,
             is_asking: false,
             leases: parts.leases,
             reloader: parts.reloader,
@@ -271,6 +279,7 @@ impl Daemon {
         // Their last words count too.
         self.leases = None;
         self.metrics.stop();
+        self.control.stop();
         if let Some(panic) = self.panic.take().or_else(|| self.threads.take_panic()) {
             resume_unwind(panic);
         }

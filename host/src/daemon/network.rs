@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -197,6 +198,10 @@ struct ClientNetwork {
     current: Option<Current>,
     /// The last assignment that carried packets.
     proven: Option<Assignment>,
+    /// What is routed into the tunnel.
+    routes: Vec<IpNet>,
+    /// The routes and the name servers that were reported last.
+    told: (Vec<IpNet>, Vec<IpAddr>),
 }
 
 /// What the client's file says.
@@ -274,6 +279,8 @@ impl Made {
             },
             current: None,
             proven: None,
+            routes: Vec::new(),
+            told: Default::default(),
         })))
     }
 
@@ -282,7 +289,10 @@ impl Made {
         let report = |report| reports.post(Report::Network(report));
         while let Some(order) = pending.next() {
             match (&mut self, order) {
-                (made, NetworkOrder::Verify) => report(made.verify()),
+                (made, NetworkOrder::Verify) => {
+                    report(made.verify());
+                    made.tell_in_force(&report);
+                }
                 (
                     Self::Client(client),
                     NetworkOrder::SetUp {
@@ -301,15 +311,23 @@ impl Made {
                         Err(NetError::Refused(refusal)) => NetworkReport::Refused(id, refusal),
                         Err(error) => NetworkReport::Failed(error),
                     });
+                    client.tell_in_force(&report);
                 }
                 (Self::Client(client), NetworkOrder::SessionEnded { packets }) => {
                     client.session_ended(packets);
+                    client.tell_in_force(&report);
                 }
                 // It is set up already, for all sessions.
                 (Self::Server(_), _) => {}
             }
         }
         self.restore();
+    }
+
+    fn tell_in_force(&mut self, report: &impl Fn(NetworkReport)) {
+        if let Self::Client(client) = self {
+            client.tell_in_force(report);
+        }
     }
 
     fn verify(&mut self) -> NetworkReport {
@@ -350,6 +368,11 @@ impl ClientNetwork {
         // A session that came back is told anew; what it has carried so far counts.
         self.note_proof(packets);
         self.net.set_session(true);
+        let routes = &mut self.routes;
+        let usable = |sources: Sources| {
+            routes.clone_from(&sources.inside);
+            usable(sources);
+        };
         let result = self.profile.apply(&mut self.net, &assignment, usable);
         match &result {
             Err(NetError::Refused(_)) => self.reconsider(),
@@ -361,6 +384,19 @@ impl ClientNetwork {
             }
         }
         result
+    }
+
+    /// Reports what is in force, if that is not what was reported before.
+    fn tell_in_force(&mut self, report: &impl Fn(NetworkReport)) {
+        let now = (self.routes.clone(), self.net.name_servers().to_vec());
+        if self.told != now {
+            self.told.clone_from(&now);
+            let (routes, name_servers) = now;
+            report(NetworkReport::InForce {
+                routes,
+                name_servers,
+            });
+        }
     }
 
     /// What was in order before may no longer be: the host may have moved to another network.
@@ -402,7 +438,9 @@ impl ClientNetwork {
         let Some(assignment) = self.proven.clone() else {
             return self.clear();
         };
-        match self.profile.apply(&mut self.net, &assignment, drop) {
+        let routes = &mut self.routes;
+        let usable = |sources: Sources| *routes = sources.inside;
+        match self.profile.apply(&mut self.net, &assignment, usable) {
             Ok(()) => {
                 self.current = Some(Current {
                     assignment,
@@ -418,6 +456,7 @@ impl ClientNetwork {
 
     fn clear(&mut self) {
         self.current = None;
+        self.routes.clear();
         for error in self.net.clear() {
             warn!(%error, "cannot restore the system's network");
         }

@@ -17,6 +17,9 @@ const RETRY: Timespec = Timespec {
     tv_nsec: 20_000_000,
 };
 
+/// What somebody has, and who that is.
+type What<'a> = (&'a str, &'a dyn Fn() -> Option<String>);
+
 /// Somebody who may still have what this process needs.
 pub(super) struct Predecessor<'a> {
     signals: &'a Signals,
@@ -34,7 +37,8 @@ impl<'a> Predecessor<'a> {
         }
     }
 
-    /// Opens what only a living daemon with the same configuration has, and waits for it.
+    /// Opens what only a living daemon with the same configuration has, and waits for it. `what` says
+    /// what that is, and who has it, as far as that is known.
     ///
     /// # Errors
     ///
@@ -42,7 +46,7 @@ impl<'a> Predecessor<'a> {
     /// wait.
     pub(super) fn outlive<T, E>(
         &mut self,
-        what: &str,
+        what: What<'_>,
         is_taken: impl Fn(&E) -> bool,
         open: impl FnMut() -> Result<T, E>,
     ) -> Result<T, Option<E>> {
@@ -67,7 +71,7 @@ impl<'a> Predecessor<'a> {
     fn retry<T, E>(
         &mut self,
         patience: Duration,
-        what: Option<&str>,
+        what: Option<What<'_>>,
         is_taken: impl Fn(&E) -> bool,
         mut open: impl FnMut() -> Result<T, E>,
     ) -> Result<T, Option<E>> {
@@ -79,8 +83,9 @@ impl<'a> Predecessor<'a> {
             if self.began.elapsed() >= patience {
                 return Err(Some(error));
             }
-            if let Some(what) = what.filter(|_| !self.has_been_seen) {
-                info!("another process has {what}; waiting for it to end");
+            if let Some((what, holder)) = what.filter(|_| !self.has_been_seen) {
+                let holder = holder();
+                info!(holder, "another process has {what}; waiting for it to end");
                 self.has_been_seen = true;
             }
             if self.is_told_to_end() {
@@ -117,7 +122,7 @@ mod tests {
             busy -= 1;
             if busy > 0 { Err("busy") } else { Ok("open") }
         };
-        assert_eq!(predecessor.outlive("it", is_busy, open), Ok("open"));
+        assert_eq!(predecessor.outlive(IT, is_busy, open), Ok("open"));
         assert!(predecessor.has_been_seen);
         assert_eq!(busy, 0);
     }
@@ -127,7 +132,7 @@ mod tests {
         let (signals, _operator) = signals();
         let mut predecessor = Predecessor::new(&signals);
         let open = || Err::<(), _>("refused");
-        let failed = predecessor.outlive("it", is_busy, open);
+        let failed = predecessor.outlive(IT, is_busy, open);
         assert_eq!(failed, Err(Some("refused")));
         assert!(!predecessor.has_been_seen);
     }
@@ -141,7 +146,7 @@ mod tests {
         assert_eq!(failed, Err(Some("busy")));
         assert!(predecessor.began.elapsed() >= DOUBT);
         predecessor.began -= PATIENCE;
-        let failed = predecessor.outlive("it", is_busy, open);
+        let failed = predecessor.outlive(IT, is_busy, open);
         assert_eq!(failed, Err(Some("busy")));
     }
 
@@ -150,10 +155,12 @@ mod tests {
         let (signals, mut operator) = signals();
         operator.write_all(&[0]).unwrap();
         let mut predecessor = Predecessor::new(&signals);
-        let failed = predecessor.outlive("it", is_busy, || Err::<(), _>("busy"));
+        let failed = predecessor.outlive(IT, is_busy, || Err::<(), _>("busy"));
         assert_eq!(failed, Err(None));
         assert!(predecessor.began.elapsed() < PATIENCE);
     }
+
+    const IT: What<'static> = ("it", &|| None);
 
     fn is_busy(error: &&str) -> bool {
         *error == "busy"

@@ -75,6 +75,16 @@ impl Readiness {
         self.is_ending = true;
     }
 
+    /// Whether the driver has made its first round.
+    pub(super) const fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// Whether the system is set up for a client's session.
+    pub(super) const fn is_configured(&self) -> bool {
+        self.is_configured
+    }
+
     /// Whether everything is about to end.
     pub(super) const fn is_ending(&self) -> bool {
         self.is_ending

@@ -17,10 +17,11 @@ use lostlove_core::endpoint::Endpoint;
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::time::Instant;
 use lostlove_system::clock::Clock;
+use lostlove_system::control_socket::{self, ControlSocket, SocketError};
 use lostlove_system::entropy::SystemEntropy;
 use lostlove_system::limits::raise_descriptor_limit;
 use lostlove_system::memory;
-use lostlove_system::net::{Mark, NetError};
+use lostlove_system::net::{Mark, NetError, namespace_name};
 use lostlove_system::signal::Signals;
 use lostlove_system::socket::listen;
 use lostlove_system::tun::{Tun, TunConfig, TunError};
@@ -32,6 +33,7 @@ use super::predecessor::Predecessor;
 use super::setups::socket_options;
 use super::{Daemon, DaemonParts, Ending, Reloader, check};
 use crate::args::{self, DaemonArgs, Exit};
+use crate::control::{ControlParts, Facts};
 use crate::dial::Dialer;
 use crate::leases::{self, Leases};
 use crate::log::{self, FlushAtEnd, Verbosity};
@@ -363,6 +365,7 @@ fn prepare(
     let mark = dialer.as_ref().map(|_| Mark::PAST_ALL.get());
     let metrics = predecessor.outlive_if_any(is_in_use, || metrics(&monitoring, role, &threads));
     let metrics = metrics.map_err(|error| error.map(Failure::from))?;
+    let control = control(facts(&endpoint, &host, &tun), &mut predecessor)?;
     let entropy = SystemEntropy::new().map_err(|error| some(io::Error::from(error)))?;
     let clock = Clock::new();
     let found = surroundings(&tun, &clock);
@@ -386,6 +389,7 @@ fn prepare(
         signals,
         threads,
         metrics,
+        control,
         network: Some(network),
         socket_options: socket_options(&socket, mark),
         reloader: Some(reloader),
@@ -395,6 +399,49 @@ fn prepare(
             announcement.tell();
         })),
     })
+}
+
+/// Opens the control socket. The daemon does its work without one as well.
+fn control(
+    facts: Facts,
+    predecessor: &mut Predecessor<'_>,
+) -> Result<Option<ControlParts>, Option<Failure>> {
+    let is_taken = |error: &SocketError| matches!(error, SocketError::Taken { .. });
+    match predecessor.outlive_if_any(is_taken, || ControlSocket::open(&facts.tun)) {
+        Ok(socket) => Ok(Some(ControlParts { socket, facts })),
+        Err(Some(error @ SocketError::Io { .. })) => {
+            warn!("{error}: going on without");
+            Ok(None)
+        }
+        Err(error) => Err(error.map(|error| Failure::new(Exit::Failure, error))),
+    }
+}
+
+/// What is told on the control socket and does not change.
+fn facts(endpoint: &Protocol, host: &Host, tun: &Tun) -> Facts {
+    let (role, public_key) = match endpoint {
+        Protocol::Server(config, _) => (Role::Server, config.server.secret_key.public_key()),
+        Protocol::Client(config) => (Role::Client, config.client.server_key),
+    };
+    let (options, listen, servers) = match host {
+        Host::Server(host) => (&host.tun, host.listen.clone(), Vec::new()),
+        Host::Client(host) => {
+            let servers = host.server.iter().map(ToString::to_string).collect();
+            (&host.tun, Vec::new(), servers)
+        }
+    };
+    Facts {
+        role,
+        tun: tun.name().to_owned(),
+        namespace: namespace_name(),
+        mtu: options.mtu,
+        started: std::time::Instant::now(),
+        public_key,
+        addresses: options.addresses.clone(),
+        listen,
+        max_sessions: endpoint.common().limits.max_connections,
+        servers,
+    }
 }
 
 /// Opens the device, which nobody but a predecessor should have.
@@ -407,9 +454,18 @@ fn open_tun(
         offload: options.offload,
     };
     let what = format!("the device {:?}", options.name);
+    let holder = || control_socket::holder(&options.name).map(|it| it.to_string());
     let is_busy = |error: &TunError| matches!(error, TunError::Busy(_));
-    let opened = predecessor.outlive(&what, is_busy, || Tun::open(&config));
-    opened.map_err(|error| error.map(Failure::from))
+    let opened = predecessor.outlive((&what, &holder), is_busy, || Tun::open(&config));
+    opened.map_err(|error| {
+        let error = error?;
+        let holder = is_busy(&error).then(holder).flatten();
+        let mut failure = Failure::from(error);
+        if let Some(holder) = holder {
+            failure.message = format!("{}: {holder} has it", failure.message);
+        }
+        Some(failure)
+    })
 }
 
 fn metrics(

@@ -46,12 +46,15 @@ use tracing::{debug, warn};
 pub use sockets::SocketId;
 pub use table::{Slot, Table};
 
-use crate::mailbox::{Figures, Mailbox, Order, Report};
+use crate::mailbox::{Figures, Mailbox, Order, Report, Sessions};
 use crate::report;
 use acceptance::Acceptance;
 use assignment::Judged;
 use moderation::Moderation;
 use sockets::Sockets;
+
+/// Sessions that are told of before packets get their turn.
+const SESSIONS_PORTION: u32 = 256;
 
 /// Connections accepted before others get their turn.
 const ACCEPT_BUDGET: usize = 64;
@@ -327,7 +330,16 @@ impl Worker {
                 self.endpoint.refuse_assignment(id, now);
                 self.assignment.refuse(id);
             }
-            Order::Tell => self.tell(),
+            Order::Tell => {
+                let figures = Box::new(self.figures());
+                self.reports.post(Report::Figures(figures));
+            }
+            Order::TellSessions(first) => self.tell_sessions(first, now),
+            Order::Disconnect(asker, peer) => {
+                let was_connected = self.endpoint.disconnect_peer(peer, now);
+                self.reports
+                    .post(Report::Disconnected(asker, was_connected));
+            }
             Order::PeersChanged => self.endpoint.handle_peers_changed(now),
             Order::Reconfigure(config) => {
                 self.endpoint.reconfigure(&config);
@@ -362,17 +374,28 @@ impl Worker {
         }
     }
 
-    fn tell(&self) {
+    fn figures(&self) -> Figures {
         let peers = match self.role {
             Role::Server => Vec::new(),
             Role::Client => self.endpoint.peer_stats().collect(),
         };
         let stats = self.endpoint.stats().clone();
-        self.reports.post(Report::Figures(Box::new(Figures {
+        Figures {
             stats,
             peers,
             turns: self.turns.clone(),
-        })));
+        }
+    }
+
+    fn tell_sessions(&self, first: u32, now: Instant) {
+        let portion = self.endpoint.session_figures(first, SESSIONS_PORTION, now);
+        let (sessions, next) = portion;
+        let sessions = Sessions {
+            figures: (first == 0).then(|| self.figures()),
+            sessions,
+            next,
+        };
+        self.reports.post(Report::Sessions(Box::new(sessions)));
     }
 
     fn accept(&mut self, listener: usize, now: Instant) -> bool {

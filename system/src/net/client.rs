@@ -174,6 +174,11 @@ impl ClientNet {
         Ok(verification)
     }
 
+    /// The name servers that are set.
+    pub fn name_servers(&self) -> &[IpAddr] {
+        &self.dns
+    }
+
     /// Has other clients of this host know whether this one has a session: their connections go through
     /// its tunnel then, if they are opened later.
     pub fn set_session(&mut self, is_up: bool) {

@@ -19,6 +19,7 @@ pub use self::mark::Mark;
 pub use self::overlap::local_networks;
 pub use self::passage::PassageFigures;
 pub use self::patience::Patience;
+pub use self::place::namespace_name;
 pub use self::server::{ServerNet, missing_nat_interface};
 pub use self::setup::{
     Access, ClientRoutes, ClientSetup, Masquerade, NameServers, Paths, PortRange, Scope,

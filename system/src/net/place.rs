@@ -30,11 +30,16 @@ impl Place {
     pub(super) fn current(paths: &Paths) -> Self {
         Self {
             boot: sysctl::read(paths, BOOT_ID).unwrap_or_default(),
-            namespace: match cookie() {
-                Ok(cookie) => cookie.to_string(),
-                Err(_) => format!("inode-{}", inode()),
-            },
+            namespace: namespace_name(),
         }
+    }
+}
+
+/// What the calling thread's network namespace is called, which no other one of this boot is.
+pub fn namespace_name() -> String {
+    match cookie() {
+        Ok(cookie) => cookie.to_string(),
+        Err(_) => format!("inode-{}", inode()),
     }
 }
 

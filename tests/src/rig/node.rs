@@ -224,6 +224,7 @@ impl Parts {
                 signals: Signals::from_stream(receiver).unwrap(),
                 threads,
                 metrics,
+                control: None,
                 network: None,
                 socket_options: socket_options(),
                 reloader: None,

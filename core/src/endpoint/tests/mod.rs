@@ -4,6 +4,7 @@ mod addresses;
 mod buffers;
 mod compression;
 mod crossings;
+mod figures;
 mod floods;
 mod hasty;
 mod idle;

@@ -50,6 +50,38 @@ pub(crate) struct Turn {
     pub(crate) len: usize,
 }
 
+/// Packets that were dropped while they waited, by why. Most sessions have lost none, so this is small.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WaitedInVain {
+    full: u32,
+    age: u32,
+    memory: u32,
+    closed: u32,
+}
+
+impl WaitedInVain {
+    const fn count(&mut self, reason: DropReason) {
+        let count = match reason {
+            DropReason::QueueFull => &mut self.full,
+            DropReason::QueueAge => &mut self.age,
+            DropReason::MemoryFull => &mut self.memory,
+            // No queue drops for another reason.
+            _ => &mut self.closed,
+        };
+        *count = count.saturating_add(1);
+    }
+
+    /// How many for each reason there is.
+    pub(crate) const fn by_reason(self) -> [(DropReason, u32); 4] {
+        [
+            (DropReason::QueueFull, self.full),
+            (DropReason::QueueAge, self.age),
+            (DropReason::MemoryFull, self.memory),
+            (DropReason::Closed, self.closed),
+        ]
+    }
+}
+
 /// The queue of one session. It holds something of a flow only while packets wait.
 #[derive(Debug)]
 pub(crate) struct SendQueue {
@@ -58,6 +90,9 @@ pub(crate) struct SendQueue {
     ahead: usize,
     /// Bytes that old flows are to send before new ones go on.
     owed: usize,
+    /// How long the packet that was taken last had waited.
+    delay: Duration,
+    dropped: WaitedInVain,
     max_bytes: usize,
     max_age: Duration,
 }
@@ -68,6 +103,8 @@ impl SendQueue {
             flows: Flows::default(),
             ahead: 0,
             owed: 0,
+            delay: Duration::ZERO,
+            dropped: WaitedInVain::default(),
             max_bytes,
             max_age,
         }
@@ -132,8 +169,9 @@ impl SendQueue {
         self.flows.get_mut(turn.flow)?.pay(turn.len);
         self.count_turn(turn);
         let packet = self.flows.pop_front(turn.flow)?;
+        self.delay = now.since(packet.queued_at);
+        stats.queue_delay.observe(self.delay);
         account(&packet, stats);
-        stats.queue_delay.observe(now.since(packet.queued_at));
         self.forget_if_empty(pool);
         Some((turn, packet))
     }
@@ -213,6 +251,7 @@ impl SendQueue {
         let packet = heaviest.and_then(|id| self.flows.pop_front(id));
         let found = packet.is_some();
         if let Some(packet) = packet {
+            self.dropped.count(reason);
             discard(packet, reason, pool, stats);
         }
         self.forget_if_empty(pool);
@@ -245,6 +284,7 @@ impl SendQueue {
             let Some(packet) = self.flows.pop_front(id) else {
                 break;
             };
+            self.dropped.count(reason);
             discard(packet, reason, pool, stats);
         }
     }
@@ -255,6 +295,21 @@ impl SendQueue {
             self.drop_older(id, self.max_age(), DropReason::QueueAge, (now, pool, stats));
         }
         self.forget_if_empty(pool);
+    }
+
+    /// Packets that wait.
+    pub(crate) const fn len(&self) -> usize {
+        self.flows.count
+    }
+
+    /// How long the packet that was taken last had waited.
+    pub(crate) const fn delay(&self) -> Duration {
+        self.delay
+    }
+
+    /// Packets that waited in vain.
+    pub(crate) const fn dropped(&self) -> WaitedInVain {
+        self.dropped
     }
 
     /// Memory behind the waiting packets, in bytes.
@@ -299,6 +354,7 @@ impl SendQueue {
     pub(crate) fn clear(&mut self, pool: &mut Pool, stats: &mut Stats) {
         for id in self.flows.ids() {
             while let Some(packet) = self.flows.pop_front(id) {
+                self.dropped.count(DropReason::Closed);
                 discard(packet, DropReason::Closed, pool, stats);
             }
         }

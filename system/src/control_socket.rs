@@ -1,0 +1,378 @@
+//! The socket that a daemon is controlled by: a file that names the device and its network namespace,
+//! and who is at its other end.
+
+#![expect(unsafe_code, reason = "no safe crate asks for SO_PEERGROUPS")]
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{getegid, geteuid};
+
+use crate::lock::name_of;
+use crate::net::namespace_name;
+
+/// Where the sockets are.
+pub const FOLDER: &str = "/run/lostlove";
+/// What their files end with.
+pub const SUFFIX: &str = ".sock";
+/// What the file of one ends with that is not open yet.
+const DRAFT: &str = ".new";
+/// The group that may control daemons as well, if the system has it.
+pub const GROUP: &str = "lostlove";
+/// Its owner and its group may write to it, and so connect.
+const MODE: u32 = 0o660;
+/// For the folder: who may not connect may see what is there.
+const FOLDER_MODE: u32 = 0o755;
+/// More groups than a process can be in (`NGROUPS_MAX`).
+const MAX_GROUPS: usize = 65_536;
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another process answers there.
+    #[error("{} belongs to {holder}, which runs", path.display())]
+    Taken {
+        /// The socket.
+        path: PathBuf,
+        /// Who.
+        holder: Holder,
+    },
+    /// The system refuses it.
+    #[error("cannot make the socket {}: {source}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// A process at the other end of a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number; none if it is in a PID namespace that cannot be seen from here.
+    pub pid: Option<u32>,
+    name: Option<String>,
+}
+
+impl Holder {
+    /// The process that listens where `stream` is connected to.
+    ///
+    /// # Errors
+    ///
+    /// The system's answer.
+    pub fn of(stream: &UnixStream) -> io::Result<Self> {
+        let pid = socket_peercred(stream)?.pid.as_raw_nonzero().get();
+        let pid = u32::try_from(pid).ok();
+        Ok(Self {
+            name: pid.and_then(name_of),
+            pid,
+        })
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.pid, &self.name) {
+            (Some(pid), Some(name)) => write!(f, "process {pid} ({name})"),
+            (Some(pid), None) => write!(f, "process {pid}"),
+            (None, _) => f.write_str("another process"),
+        }
+    }
+}
+
+/// A listening socket whose file goes with it.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    group: u32,
+    file: (u64, u64),
+}
+
+impl ControlSocket {
+    /// Opens the socket for the device `tun` of this network namespace, for this process's user and for
+    /// the group [`GROUP`], or this process's own where the system has none of that name. What a dead
+    /// process has left is replaced; a new socket has its mode from the first moment on.
+    ///
+    /// # Errors
+    ///
+    /// When a process answers there already, or the system refuses it.
+    pub fn open(tun: &str) -> Result<Self, SocketError> {
+        let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+        let group = group_id(&groups, GROUP).unwrap_or_else(|| getegid().as_raw());
+        Self::open_in(Path::new(FOLDER), &file_name(tun), group)
+    }
+
+    /// Opens a socket at any path, for this process's user and group.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::open`].
+    pub fn open_at(path: &Path) -> Result<Self, SocketError> {
+        let (folder, name) = (path.parent(), path.file_name().and_then(OsStr::to_str));
+        let (Some(folder), Some(name)) = (folder, name) else {
+            return Err(SocketError::Io {
+                path: path.to_owned(),
+                source: io::ErrorKind::InvalidInput.into(),
+            });
+        };
+        Self::open_in(folder, name, getegid().as_raw())
+    }
+
+    fn open_in(folder: &Path, name: &str, group: u32) -> Result<Self, SocketError> {
+        let path = folder.join(name);
+        if let Ok(holder) = UnixStream::connect(&path).and_then(|stream| Holder::of(&stream)) {
+            return Err(SocketError::Taken { path, holder });
+        }
+        let opened = make_folder(folder).and_then(|()| listen(&path, group));
+        match opened {
+            Ok((listener, file)) => Ok(Self {
+                listener,
+                path,
+                group,
+                file,
+            }),
+            Err(source) => Err(SocketError::Io { path, source }),
+        }
+    }
+
+    /// The listener, non-blocking.
+    pub const fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// The socket's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether whoever has connected may give orders: root, this process's user, and members of the
+    /// socket's group. The file's mode says the same, but it can be changed.
+    pub fn may_control(&self, stream: &UnixStream) -> bool {
+        let Ok(peer) = socket_peercred(stream) else {
+            return false;
+        };
+        let own = geteuid().as_raw();
+        let (user, group) = (peer.uid.as_raw(), peer.gid.as_raw());
+        [0, own].contains(&user)
+            || group == self.group
+            || groups_of(stream).is_ok_and(|groups| groups.contains(&self.group))
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // Another process may have its own there by now.
+        if identity(&self.path).is_ok_and(|file| file == self.file) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The process that has the socket of a device of this network namespace, if one does.
+pub fn holder(tun: &str) -> Option<Holder> {
+    let stream = UnixStream::connect(Path::new(FOLDER).join(file_name(tun))).ok()?;
+    Holder::of(&stream).ok()
+}
+
+/// What the socket of a device of this network namespace is called: `DEVICE.NAMESPACE.sock`.
+pub fn file_name(tun: &str) -> String {
+    format!("{tun}.{}{SUFFIX}", namespace_name())
+}
+
+fn make_folder(folder: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
+        // Whatever the umask.
+        Ok(()) => fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Listens at a path of its own, and puts that in the place of what is at `path` once nobody can
+/// connect who may not.
+fn listen(path: &Path, group: u32) -> io::Result<(UnixListener, (u64, u64))> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(DRAFT);
+    let draft = PathBuf::from(draft);
+    // Of one that died before it was done.
+    if let Err(error) = fs::remove_file(&draft)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let listener = UnixListener::bind(&draft)?;
+    listener.set_nonblocking(true)?;
+    let opened = allow(&draft, group)
+        .and_then(|()| identity(&draft))
+        .and_then(|file| fs::rename(&draft, path).map(|()| file));
+    match opened {
+        Ok(file) => Ok((listener, file)),
+        Err(error) => {
+            let _ = fs::remove_file(&draft);
+            Err(error)
+        }
+    }
+}
+
+fn allow(path: &Path, group: u32) -> io::Result<()> {
+    // Its group is right already where this process may not give it to another one.
+    if let Err(error) = chown(path, None, Some(group))
+        && fs::metadata(path)?.gid() != group
+    {
+        return Err(error);
+    }
+    fs::set_permissions(path, Permissions::from_mode(MODE))
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Finds a group in the text of `/etc/group`.
+fn group_id(groups: &str, name: &str) -> Option<u32> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then_some(())?;
+        fields.nth(1)?.parse().ok()
+    })
+}
+
+/// The name of a group, as far as `/etc/group` has one; else its number.
+pub fn group_name(group: u32) -> String {
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let name = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(group)).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| group.to_string())
+}
+
+/// The supplementary groups of the process at the other end, as of when it connected (Linux 4.13).
+fn groups_of(stream: &UnixStream) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let bytes = size_of::<libc::gid_t>() * groups.len();
+        let mut len = libc::socklen_t::try_from(bytes).unwrap_or(0);
+        // SAFETY: the kernel writes at most `len` bytes to `groups`, which are that long.
+        let result = unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        let count = usize::try_from(len).unwrap_or(0) / size_of::<libc::gid_t>();
+        if result == 0 {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        if Errno::from_io_error(&error) != Some(Errno::RANGE) || count > MAX_GROUPS {
+            return Err(error);
+        }
+        groups.resize(count.max(groups.len() * 2), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_has_its_mode_and_goes_with_its_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("run");
+        let own = getegid().as_raw();
+        let socket = ControlSocket::open_in(&folder, "a.1.sock", own).unwrap();
+        let metadata = fs::symlink_metadata(socket.path()).unwrap();
+        assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o660, own));
+        assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o7777, 0o755);
+        let names = || fs::read_dir(&folder).unwrap().count();
+        assert_eq!(names(), 1, "no draft is left");
+        drop(socket);
+        assert_eq!(names(), 0);
+    }
+
+    #[test]
+    fn a_living_socket_is_left_alone_and_its_process_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || ControlSocket::open_in(folder.path(), "a.1.sock", getegid().as_raw());
+        let socket = open().unwrap();
+        let error = open().unwrap_err();
+        let pid = std::process::id();
+        let name = name_of(pid).unwrap();
+        let path = socket.path().display();
+        let expected = format!("{path} belongs to process {pid} ({name}), which runs");
+        assert_eq!(error.to_string(), expected);
+        assert!(UnixStream::connect(socket.path()).is_ok());
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.1.sock");
+        for left in [&path, &folder.path().join("a.1.sock.new")] {
+            drop(UnixListener::bind(left).unwrap());
+        }
+        let own = getegid().as_raw();
+        let socket = ControlSocket::open_in(folder.path(), "a.1.sock", own).unwrap();
+        assert!(UnixStream::connect(&path).is_ok());
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_socket_of_a_successor_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || ControlSocket::open_in(folder.path(), "a.1.sock", getegid().as_raw());
+        let before = open().unwrap();
+        fs::remove_file(before.path()).unwrap();
+        let after = open().unwrap();
+        drop(before);
+        assert!(UnixStream::connect(after.path()).is_ok());
+    }
+
+    #[test]
+    fn who_connects_as_the_same_user_may_control() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = getegid().as_raw();
+        let socket = ControlSocket::open_in(folder.path(), "a.1.sock", own).unwrap();
+        let _stream = UnixStream::connect(socket.path()).unwrap();
+        let (accepted, _) = socket.listener().accept().unwrap();
+        assert!(socket.may_control(&accepted));
+        let expected = rustix::process::getgroups().unwrap();
+        let groups: Vec<_> = expected.iter().map(|group| group.as_raw()).collect();
+        assert_eq!(groups_of(&accepted).unwrap(), groups);
+    }
+
+    #[test]
+    fn a_group_is_found_by_its_name() {
+        let groups = "root:x:0:\nlostlovers:x:7:\nlostlove:x:998:alice,bob\nbroken\n";
+        assert_eq!(group_id(groups, "lostlove"), Some(998));
+        assert_eq!(group_id(groups, "broken"), None);
+        assert_eq!(group_id(groups, "wheel"), None);
+        assert_eq!(group_name(u32::MAX - 7), (u32::MAX - 7).to_string());
+    }
+
+    #[test]
+    fn sockets_are_told_apart_by_device_and_namespace() {
+        let name = file_name("lostlove0");
+        let namespace = name.strip_prefix("lostlove0.").unwrap();
+        let namespace = namespace.strip_suffix(".sock").unwrap();
+        assert!(!namespace.is_empty() && !namespace.contains('/'), "{name}");
+    }
+}
