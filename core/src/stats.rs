@@ -148,6 +148,10 @@ impl Stats {
 
 /// The figures of several endpoints together; present levels add up as well.
 impl AddAssign<&Self> for Stats {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "two lines for each figure, and nothing to decide"
+    )]
     fn add_assign(&mut self, other: &Self) {
         // In full, so that no field is forgotten.
         let Self {
