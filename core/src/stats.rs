@@ -117,13 +117,6 @@ impl Compression {
     }
 }
 
-impl AddAssign<&Self> for Compression {
-    fn add_assign(&mut self, other: &Self) {
-        self.original_bytes += other.original_bytes;
-        self.compressed_bytes += other.compressed_bytes;
-    }
-}
-
 impl Stats {
     /// Counts one dropped packet.
     pub(crate) fn drop_packet(&mut self, reason: DropReason) {
@@ -146,6 +139,14 @@ impl Stats {
     }
 }
 
+/// Adds up all fields of two values. One that is left out does not compile.
+macro_rules! add_fields {
+    ($self:ident, $other:ident; $($field:ident,)+) => {
+        let Self { $($field),+ } = $other;
+        $($self.$field.include($field);)+
+    };
+}
+
 /// The figures of several endpoints together; present levels add up as well.
 impl AddAssign<&Self> for Stats {
     #[expect(
@@ -153,8 +154,7 @@ impl AddAssign<&Self> for Stats {
         reason = "two lines for each figure, and nothing to decide"
     )]
     fn add_assign(&mut self, other: &Self) {
-        // In full, so that no field is forgotten.
-        let Self {
+        add_fields!(self, other;
             connections_opened,
             connections_closed,
             refused,
@@ -193,51 +193,40 @@ impl AddAssign<&Self> for Stats {
             queued_packets,
             buffer_bytes,
             queue_delay,
-        } = other;
-        self.connections_opened += connections_opened;
-        add_each(&mut self.connections_closed, connections_closed);
-        add_each(&mut self.refused, refused);
-        add_each(&mut self.handshakes_failed, handshakes_failed);
-        self.sessions_established += sessions_established;
-        self.sessions_resumed += sessions_resumed;
-        add_each(&mut self.sessions_ended, sessions_ended);
-        self.sessions += sessions;
-        self.sessions_absent += sessions_absent;
-        self.probes += probes;
-        self.handshaking += handshaking;
-        self.socket_bytes_in += socket_bytes_in;
-        self.socket_bytes_out += socket_bytes_out;
-        self.sealed_in += sealed_in;
-        self.sealed_out += sealed_out;
-        self.compression_in += compression_in;
-        self.compression_out += compression_out;
-        self.tun_packets_in += tun_packets_in;
-        self.tun_bytes_in += tun_bytes_in;
-        self.tun_packets_out += tun_packets_out;
-        self.tun_bytes_out += tun_bytes_out;
-        self.segments_added += segments_added;
-        self.coalesced_datagrams += coalesced_datagrams;
-        add_each(&mut self.tun_refused, tun_refused);
-        self.forwarded_packets += forwarded_packets;
-        self.peer_packets_out += peer_packets_out;
-        self.peer_packets_in += peer_packets_in;
-        self.fragments += fragments;
-        self.superseded_acks += superseded_acks;
-        self.icmp_out += icmp_out;
-        add_each(&mut self.dropped, dropped);
-        self.rotations += rotations;
-        self.exchanges += exchanges;
-        add_each(&mut self.protocol_errors, protocol_errors);
-        self.queued_bytes += queued_bytes;
-        self.queued_packets += queued_packets;
-        self.buffer_bytes += buffer_bytes;
-        self.queue_delay += queue_delay;
+        );
     }
 }
 
-fn add_each<const N: usize>(sums: &mut [u64; N], more: &[u64; N]) {
-    for (sum, more) in sums.iter_mut().zip(more) {
-        *sum += more;
+/// What can be summed up over endpoints.
+trait Total {
+    /// Adds another endpoint's.
+    fn include(&mut self, more: &Self);
+}
+
+impl Total for u64 {
+    fn include(&mut self, more: &Self) {
+        *self += more;
+    }
+}
+
+impl<const N: usize> Total for [u64; N] {
+    fn include(&mut self, more: &Self) {
+        for (sum, more) in self.iter_mut().zip(more) {
+            *sum += more;
+        }
+    }
+}
+
+impl Total for Compression {
+    fn include(&mut self, more: &Self) {
+        self.original_bytes += more.original_bytes;
+        self.compressed_bytes += more.compressed_bytes;
+    }
+}
+
+impl Total for Histogram {
+    fn include(&mut self, more: &Self) {
+        *self += more;
     }
 }
 

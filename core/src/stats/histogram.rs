@@ -3,6 +3,8 @@
 use core::ops::AddAssign;
 use core::time::Duration;
 
+use super::Total as _;
+
 /// Counts durations by size, in a fixed place: to count one costs an addition, and no memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
@@ -55,7 +57,7 @@ impl Histogram {
 impl AddAssign<&Self> for Histogram {
     fn add_assign(&mut self, other: &Self) {
         let Self { counts, nanos } = other;
-        super::add_each(&mut self.counts, counts);
+        self.counts.include(counts);
         self.nanos = self.nanos.saturating_add(*nanos);
     }
 }
