@@ -58,6 +58,9 @@ pub enum ControlError {
         "the daemon is older than this program and does not know this request: {0}; restart it"
     )]
     Older(String),
+    /// It cannot use its configuration.
+    #[error("the configuration cannot be used, and nothing has changed\n{0}")]
+    BadConfiguration(String),
     /// It refuses.
     #[error("{0}")]
     Refused(String),
@@ -70,6 +73,7 @@ impl From<&ControlError> for Exit {
     fn from(error: &ControlError) -> Self {
         match error {
             ControlError::Denied { .. } => Self::NoPermission,
+            ControlError::BadConfiguration(_) => Self::BadConfiguration,
             _ => Self::Failure,
         }
     }
@@ -254,6 +258,7 @@ fn understand(line: String) -> Result<(String, Body), ControlError> {
             ErrorCode::UnknownRequest | ErrorCode::UnsupportedVersion => {
                 ControlError::Older(message)
             }
+            ErrorCode::BadConfiguration => ControlError::BadConfiguration(message),
             _ => ControlError::Refused(message),
         }),
         body => Ok((line, body)),
@@ -300,6 +305,10 @@ mod tests {
         assert!(say(older).starts_with("the daemon is older than this program"));
         let refused = r#"{"version":1,"error":{"code":"no_such_peer","message":"no"}}"#;
         assert_eq!(say(refused), "no");
+        let bad = r#"{"version":1,"error":{"code":"bad_configuration","message":"a.toml:1"}}"#;
+        assert!(say(bad).ends_with("nothing has changed\na.toml:1"));
+        let error = understand(bad.to_owned()).unwrap_err();
+        assert_eq!(Exit::from(&error), Exit::BadConfiguration);
         assert!(say(r#"{"version":1,"poem":{}}"#).contains("update the older one"));
         assert!(say("").contains("update the older one"));
     }

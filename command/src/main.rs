@@ -38,6 +38,8 @@ enum Command {
     Status(status::StatusOptions),
     /// End the session of a client, which may come back
     Disconnect(status::DisconnectOptions),
+    /// Have a daemon read its configuration again
+    Reload(status::ReloadOptions),
     /// Log more, or less, until the daemon ends
     LogLevel(status::LogLevelOptions),
     /// Show a server and a client at work on this machine, with or without root, and leave nothing
@@ -68,6 +70,7 @@ fn run(command: Command) -> ExitCode {
         Command::Peer(command) => peer::run(command),
         Command::Status(options) => return status::status(&options),
         Command::Disconnect(options) => return status::disconnect(&options),
+        Command::Reload(options) => return status::reload(&options),
         Command::LogLevel(options) => return status::log_level(&options),
         Command::Demo(options) => return demo::run(&options),
     };

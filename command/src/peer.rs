@@ -271,9 +271,7 @@ fn remark(added: &AddedPeer) -> Option<String> {
 
 /// How a server that runs hears of it.
 fn tell_server() {
-    say(
-        "A server that runs follows when it reads its files again: `sudo pkill -HUP -x lostlove-server`.",
-    );
+    say("A server that runs follows when it reads its files again: `sudo lostlove reload`.");
 }
 
 #[cfg(test)]

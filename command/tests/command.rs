@@ -23,6 +23,7 @@ fn the_help_lists_every_command_and_the_exit_codes() {
         "status",
         "disconnect",
         "log-level",
+        "reload",
         "77",
         "78",
     ] {
@@ -158,7 +159,7 @@ fn a_peer_is_added_and_its_profile_is_private() {
     let output = run(&args, "");
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{message}");
-    assert!(message.contains("-HUP"), "{message}");
+    assert!(message.contains("lostlove reload"), "{message}");
     assert!(output.stdout.is_empty());
     for path in [&config, &profile] {
         let mode = path.metadata().unwrap().permissions().mode() & 0o7777;

@@ -88,6 +88,28 @@ fn daemons_tell_what_they_do_and_take_orders() {
     let why = told["client"]["ends"][0]["reason"].as_str().unwrap();
     assert!(why.contains("disconnected by the operator"), "{why}");
 
+    // Its file is read again: a peer's limit applies at once, another port after a restart.
+    let mut settings = lab.server_settings();
+    settings
+        .peer(0)
+        .insert("rate_limit".into(), "5000000".into());
+    settings.set("server.port", 8444);
+    server.write_settings(&settings);
+    let text = said(server, "reload");
+    assert!(text.contains("client0"), "{text}");
+    let later = text.split_once("after a restart: ").unwrap().1;
+    assert!(later.contains("server.port"), "{text}");
+    assert_eq!(
+        status(server)["server"]["peers"][0]["rate_limit"],
+        5_000_000
+    );
+    settings.set("server.prot", 1);
+    server.write_settings(&settings);
+    let output = lostlove(server, "reload");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{error}");
+    assert!(error.contains("did you mean port"), "{error}");
+
     for (host, arguments, expected) in [
         (server, "disconnect nobody", "no peer of this name"),
         (client, "disconnect client0", "this is a client"),

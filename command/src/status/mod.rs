@@ -1,4 +1,4 @@
-//! `lostlove status`, `lostlove disconnect`, `lostlove log-level`: what daemons do, and orders to them.
+//! `lostlove status`, `disconnect`, `log-level` and `reload`: what daemons do, and orders to them.
 
 mod text;
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use lostlove_config::LogLevel;
 use lostlove_host::args::Exit;
-use lostlove_host::control::protocol::{Body, Request};
+use lostlove_host::control::protocol::{Body, Reloaded, Request};
 use lostlove_host::control::status::Status;
 
 use crate::control::{Connection, ControlError, find, find_all};
@@ -42,6 +42,14 @@ pub struct DisconnectOptions {
     /// The client's name
     peer: String,
     /// The server's tunnel device, where several daemons run
+    #[arg(long, value_name = "NAME")]
+    daemon: Option<String>,
+}
+
+/// `lostlove reload`.
+#[derive(Args, Clone, Debug)]
+pub struct ReloadOptions {
+    /// The daemon's tunnel device, where several run
     #[arg(long, value_name = "NAME")]
     daemon: Option<String>,
 }
@@ -81,6 +89,11 @@ pub fn disconnect(options: &DisconnectOptions) -> ExitCode {
     exit(order(options.daemon.as_deref(), &request).map(|()| true))
 }
 
+/// Has a daemon read its configuration again.
+pub fn reload(options: &ReloadOptions) -> ExitCode {
+    exit(order(options.daemon.as_deref(), &Request::reload()).map(|()| true))
+}
+
 /// Sets the level of a daemon's log.
 pub fn log_level(options: &LogLevelOptions) -> ExitCode {
     let request = Request::log_level(options.level.0);
@@ -106,6 +119,7 @@ fn order(daemon: Option<&str>, request: &Request) -> Result<(), ControlError> {
     let mut connection = find(daemon)?;
     let said = match connection.ask(request)?.1 {
         Body::Done(done) => done.message,
+        Body::Reloaded(reloaded) => words_for(&reloaded),
         _ => {
             return Err(ControlError::Foreign(
                 "no answer to this request".to_owned(),
@@ -116,6 +130,25 @@ fn order(daemon: Option<&str>, request: &Request) -> Result<(), ControlError> {
     let mut output = io::stdout();
     let written = output.write_all(said.as_bytes());
     written.map_err(ControlError::Output)
+}
+
+fn words_for(reloaded: &Reloaded) -> String {
+    let Reloaded {
+        applied,
+        needs_restart,
+    } = reloaded;
+    let mut words = match (applied.is_empty(), needs_restart.is_empty()) {
+        (true, true) => "the configuration was read again, and nothing has changed".to_owned(),
+        (true, false) => "the configuration was read again".to_owned(),
+        (false, _) => format!("in force from now on: {}", applied.join("; ")),
+    };
+    if !needs_restart.is_empty() {
+        words.push_str(&format!(
+            "\n  after a restart: {}",
+            needs_restart.join("; ")
+        ));
+    }
+    words
 }
 
 /// Whether there was something to show.
@@ -190,4 +223,26 @@ fn page(before: &[(String, Status)], now: &[(String, Status)]) -> String {
         )
     });
     pages.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_force_and_what_needs_a_restart_is_said() {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let say = |applied, needs_restart| {
+            words_for(&Reloaded {
+                applied: list(applied),
+                needs_restart: list(needs_restart),
+            })
+        };
+        assert!(say(&[], &[]).ends_with("nothing has changed"));
+        let said = say(&["peers added: a", "network.dns"], &["server.port"]);
+        let expected =
+            "in force from now on: peers added: a; network.dns\n  after a restart: server.port";
+        assert_eq!(said, expected);
+        assert!(say(&[], &["server.port"]).contains("server.port"));
+    }
 }

@@ -7,6 +7,11 @@ use super::{PeerId, Peers, SharedPeers};
 use crate::figures::PeerFigures;
 
 impl Peers {
+    /// How many may be connected at once.
+    pub const fn max_connected(&self) -> usize {
+        self.max_connected
+    }
+
     /// The peers in `count` places from this one on, and the first place after those; none if there is
     /// none.
     fn figures(&self, first: u32, count: u32) -> (impl Iterator<Item = PeerFigures>, Option<u32>) {

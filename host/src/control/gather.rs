@@ -37,7 +37,6 @@ pub(crate) struct Facts {
     pub(crate) addresses: Vec<IpNet>,
     /// Where a server accepts connections.
     pub(crate) listen: Vec<SocketAddr>,
-    pub(crate) max_sessions: usize,
     /// Those of a client's profile.
     pub(crate) servers: Vec<String>,
 }
@@ -149,6 +148,8 @@ pub(crate) struct Material {
     pub(crate) log_level: Option<&'static str>,
     pub(crate) stats: Stats,
     pub(crate) sessions: Vec<SessionFigures>,
+    /// How many a server may have at once.
+    pub(crate) max_sessions: usize,
     /// A server's.
     pub(crate) peers: Vec<PeerFigures>,
     /// A client's.
@@ -216,7 +217,11 @@ impl Material {
             client: None,
         };
         match self.client {
-            None => status.server = Some(server(facts, &self.stats, self.peers, &self.sessions)),
+            None => {
+                let mut told = server(facts, &self.stats, self.peers, &self.sessions);
+                told.max_sessions = self.max_sessions as u64;
+                status.server = Some(told);
+            }
             Some(client) => {
                 let ClientMaterial {
                     addresses,
@@ -258,7 +263,7 @@ fn server(
         sessions: stats.sessions,
         sessions_away: stats.sessions_absent,
         handshaking: stats.handshaking,
-        max_sessions: facts.max_sessions as u64,
+        max_sessions: 0,
         peers: peers.collect(),
     }
 }

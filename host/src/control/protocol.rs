@@ -37,6 +37,11 @@ pub enum Request {
         /// `error`, `warn`, `info`, `debug` or `trace`; none for what the daemon began with.
         level: Option<String>,
     },
+    /// Read the configuration again.
+    Reload {
+        /// [`VERSION`].
+        version: u32,
+    },
 }
 
 /// What every request has.
@@ -48,7 +53,7 @@ struct Head {
 
 impl Request {
     /// Names of all requests, as of this version.
-    pub const NAMES: [&'static str; 3] = ["status", "disconnect", "log-level"];
+    pub const NAMES: [&'static str; 4] = ["status", "disconnect", "log-level", "reload"];
 
     /// Reads a line.
     ///
@@ -93,6 +98,11 @@ impl Request {
         }
     }
 
+    /// A request to read the configuration again.
+    pub const fn reload() -> Self {
+        Self::Reload { version: VERSION }
+    }
+
     /// A request for another level of the log.
     pub fn log_level(level: Option<LogLevel>) -> Self {
         Self::LogLevel {
@@ -134,6 +144,8 @@ pub enum Body {
     Status(Box<Status>),
     /// It is done.
     Done(Done),
+    /// The configuration was read again.
+    Reloaded(Reloaded),
     /// It is not.
     Error(Failure),
 }
@@ -178,6 +190,16 @@ pub struct Done {
     pub message: String,
 }
 
+/// What has come of reading the configuration again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reloaded {
+    /// What has changed and is in force: keys of the configuration, and peers.
+    pub applied: Vec<String>,
+    /// What has changed, now or earlier, and is in force after a restart.
+    pub needs_restart: Vec<String>,
+}
+
 /// Why something was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -216,6 +238,8 @@ pub enum ErrorCode {
     NotConnected,
     /// A client has no peers to disconnect.
     NotAServer,
+    /// The configuration cannot be used, and nothing has changed.
+    BadConfiguration,
     /// The daemon did not get to it in time.
     Busy,
     /// The daemon is ending.
@@ -240,6 +264,7 @@ mod tests {
             Request::disconnect("alice"),
             Request::log_level(Some(LogLevel::Debug)),
             Request::log_level(None),
+            Request::reload(),
         ];
         for request in requests {
             let line = serde_json::to_vec(&request).unwrap();

@@ -15,7 +15,7 @@ use tracing::info;
 
 use super::Daemon;
 use super::events::PAUSE;
-use crate::control::protocol::{self, Answer, ErrorCode, Failure, Request};
+use crate::control::protocol::{self, Answer, Body, ErrorCode, Failure, Reloaded, Request};
 use crate::control::status::State;
 use crate::control::{
     Asker, ClientMaterial, Control, ControlParts, History, Material, Reply, Wish,
@@ -80,6 +80,7 @@ impl Daemon {
                 Err(failure) => failure.into(),
             },
             Request::LogLevel { level, .. } => set_level(level.as_deref()),
+            Request::Reload { .. } => self.reload_on_request(),
         };
         self.control.reply(Reply::To(asker, answer));
     }
@@ -98,6 +99,21 @@ impl Daemon {
             let what = "there is no peer of this name; `lostlove status` lists them";
             Failure::new(ErrorCode::NoSuchPeer, what)
         })
+    }
+
+    fn reload_on_request(&mut self) -> Answer {
+        if self.readiness.is_ending() {
+            return Failure::new(ErrorCode::Ending, "the daemon is ending").into();
+        }
+        let outcome = self.reload();
+        match outcome.error {
+            Some(problem) => Failure::new(ErrorCode::BadConfiguration, problem).into(),
+            None => Body::Reloaded(Reloaded {
+                applied: outcome.applied,
+                needs_restart: outcome.needs_restart,
+            })
+            .into(),
+        }
     }
 
     pub(super) fn handle_disconnected(&self, asker: Asker, was_connected: bool) {
@@ -150,6 +166,7 @@ impl Daemon {
             None => (self.stats.clone(), Vec::new()),
         };
         let peers = self.peers.as_ref();
+        let max_sessions = peers.map(|peers| peers.with(|peers| peers.max_connected()));
         let peers = peers.map(|peers| peers.figures(|| thread::sleep(PAUSE)));
         let now = Instant::now();
         let client = (self.role == Role::Client).then(|| {
@@ -164,6 +181,7 @@ impl Daemon {
             log_level: log::level_set(),
             stats,
             sessions,
+            max_sessions: max_sessions.unwrap_or_default(),
             peers: peers.unwrap_or_default(),
             client,
         })));

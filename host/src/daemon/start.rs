@@ -439,7 +439,6 @@ fn facts(endpoint: &Protocol, host: &Host, tun: &Tun) -> Facts {
         public_key,
         addresses: options.addresses.clone(),
         listen,
-        max_sessions: endpoint.common().limits.max_connections,
         servers,
     }
 }

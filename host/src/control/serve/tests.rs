@@ -89,13 +89,14 @@ fn a_line_without_an_end_is_refused_and_takes_no_memory() {
     let rig = Rig::start();
     let mut client = rig.connect();
     let stream = client.stream.try_clone().unwrap();
-    let sender = std::thread::spawn(move || {
+    let sender = Threads::new().unwrap().spawn("sender", move || {
         let megabyte = vec![b'x'; 1024 * 1024];
         // It is not read to its end.
         (0..10)
             .take_while(|_| (&stream).write_all(&megabyte).is_ok())
             .count()
     });
+    let sender = sender.unwrap();
     assert_eq!(client.hear()["error"]["code"], "too_long");
     assert!(client.is_over());
     sender.join().unwrap();
@@ -281,7 +282,6 @@ fn facts() -> Facts {
         public_key: PublicKey::from_bytes([3; 32]),
         addresses: Vec::new(),
         listen: Vec::new(),
-        max_sessions: 10,
         servers: Vec::new(),
     }
 }
@@ -294,6 +294,7 @@ fn material() -> Material {
         log_level: None,
         stats: Default::default(),
         sessions: Vec::new(),
+        max_sessions: 10,
         peers: Vec::new(),
         client: None,
     }
