@@ -1,7 +1,7 @@
 //! Pooled packet buffers with room for the protocol's own bytes on both sides.
 
 use crate::crypto::Suite;
-use crate::session::queue::flow::Flows;
+use crate::session::queue::flow::{Line, Many};
 use crate::wire::{ENTRY_HEADER_LEN, HEADER_LEN};
 
 /// Bytes in front of a packet: LLP header and entry header.
@@ -175,11 +175,19 @@ pub(crate) struct Pool {
     in_use: usize,
     /// Bytes given back to the allocator.
     freed: usize,
-    /// Lists of queues of which nothing waits.
-    flows: Vec<Flows>,
+    /// Lines of flows of which nothing waits.
+    lines: Vec<Line>,
+    /// Packets that they have room for.
+    room: usize,
+    /// Tables of queues of which nothing waits.
+    flows: Vec<Box<Many>>,
 }
 
-/// How many lists of queues are kept; each holds thirty kilobytes at most.
+/// For how many packets a line of a flow keeps memory.
+const LINE_KEPT: usize = 64;
+/// For how many packets all unused lines have room at most: a quarter of a megabyte.
+const ROOM_KEPT: usize = 4096;
+/// How many tables of queues are kept; each holds ten kilobytes at most.
 const KEPT_FLOWS: usize = 8;
 
 impl Pool {
@@ -216,13 +224,29 @@ impl Pool {
         }
     }
 
-    /// Lists for a queue in which something begins to wait.
-    pub(crate) fn take_flows(&mut self) -> Flows {
+    /// A line for a flow of which something begins to wait.
+    pub(crate) fn take_line(&mut self) -> Line {
+        let line = self.lines.pop().unwrap_or_default();
+        self.room -= line.capacity();
+        line
+    }
+
+    /// Takes the line of a flow back, in which nothing is left.
+    pub(crate) fn put_line(&mut self, mut line: Line) {
+        line.shrink_to(LINE_KEPT);
+        if self.room + line.capacity() <= ROOM_KEPT {
+            self.room += line.capacity();
+            self.lines.push(line);
+        }
+    }
+
+    /// Tables for a queue in which several flows begin to wait.
+    pub(crate) fn take_flows(&mut self) -> Box<Many> {
         self.flows.pop().unwrap_or_default()
     }
 
-    /// Takes the lists of a queue back, in which nothing is left.
-    pub(crate) fn put_flows(&mut self, flows: Flows) {
+    /// Takes the tables of a queue back, in which nothing is left.
+    pub(crate) fn put_flows(&mut self, flows: Box<Many>) {
         if self.flows.len() < KEPT_FLOWS {
             self.flows.push(flows);
         }

@@ -15,7 +15,7 @@ use crate::error::DropReason;
 use crate::ip::{self, Offload};
 use crate::stats::Stats;
 use crate::time::Instant;
-use flow::{Flow, Flows, MaxAge, QUANTUM};
+use flow::{Flow, Flows, Many, MaxAge, QUANTUM};
 
 /// Bytes that new flows may send in a row while old ones wait: the first turns of sixteen. Then the
 /// old ones send as much, so that a flood of which each packet is a flow of its own takes half.
@@ -116,8 +116,8 @@ impl SendQueue {
         self.max_age = max_age;
     }
 
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.flows.count == 0
+    pub(crate) fn is_empty(&self) -> bool {
+        self.flows.count() == 0
     }
 
     /// Queues `packet`, and drops the TCP acknowledgement that it supersedes, and what no longer
@@ -126,9 +126,6 @@ impl SendQueue {
         stats.queued_bytes += packet.buffer.capacity() as u64;
         stats.queued_packets += 1;
         let id = packet.flow;
-        if self.is_empty() {
-            self.flows = pool.take_flows();
-        }
         if self.is_superseded_by(&packet)
             && let Some(old) = self.flows.pop_back(id)
         {
@@ -136,11 +133,9 @@ impl SendQueue {
             pool.put(old.buffer);
             stats.superseded_acks += 1;
         }
-        if self.flows.push(packet) {
-            self.flows.new.push_back(id);
-        }
+        self.flows.push(packet, pool);
         // At least one packet stays, however large.
-        while self.flows.memory > self.max_bytes && self.flows.count > 1 {
+        while self.bytes() > self.max_bytes && self.flows.count() > 1 {
             if !self.drop_of_heaviest(DropReason::QueueFull, pool, stats) {
                 break;
             }
@@ -176,50 +171,69 @@ impl SendQueue {
         Some((turn, packet))
     }
 
-    /// Brings the flow whose turn it is to the front of its list.
+    /// Whose turn it is. What has waited too long is dropped before.
     fn next(&mut self, now: Instant, pool: &mut Pool, stats: &mut Stats) -> Option<Turn> {
         while !self.is_empty() {
-            let (precedence, id) = self.first()?;
+            let id = match &self.flows {
+                Flows::None => return None,
+                Flows::One(lone) => lone.id,
+                Flows::Many(many) => self.first(many)?.1,
+            };
             self.drop_older(id, self.max_age(), DropReason::QueueAge, (now, pool, stats));
-            let flow = self.flows.get_mut(id)?;
-            match (precedence, flow.front_len()) {
-                (Precedence::New, Some(len)) if flow.has_credit_for(len) => {
-                    return Some(Turn {
-                        precedence,
-                        flow: id,
-                        len,
-                    });
-                }
-                // Even if nothing of it waits: else who stays away for a moment is new again.
-                (Precedence::New, _) => {
-                    self.flows.new.pop_front();
-                    self.flows.old.push_back(id);
-                }
-                (Precedence::Old, _) if flow.is_spent() => {
-                    flow.renew();
-                    self.flows.old.rotate_left(1);
-                }
-                (Precedence::Old, Some(len)) => {
-                    return Some(Turn {
-                        precedence,
-                        flow: id,
-                        len,
-                    });
-                }
-                (Precedence::Old, None) => {
-                    self.flows.old.pop_front();
-                    self.flows.remove(id);
-                }
+            let found = match &mut self.flows {
+                Flows::None => None,
+                Flows::One(lone) => lone.next(),
+                Flows::Many(_) => self.next_of_many(pool),
+            };
+            if let Some((precedence, len)) = found {
+                return Some(Turn {
+                    precedence,
+                    flow: id,
+                    len,
+                });
             }
         }
         self.forget_if_empty(pool);
         None
     }
 
+    /// The list in which the flow to be served stands, and bytes of its oldest packet; none if its
+    /// turn is over.
+    fn next_of_many(&mut self, pool: &mut Pool) -> Option<(Precedence, usize)> {
+        let Flows::Many(many) = &self.flows else {
+            return None;
+        };
+        let (precedence, id) = self.first(many)?;
+        let Flows::Many(many) = &mut self.flows else {
+            return None;
+        };
+        let flow = many.get_mut(id)?;
+        match (precedence, flow.front_len()) {
+            (Precedence::New, Some(len)) if flow.has_credit_for(len) => {
+                return Some((precedence, len));
+            }
+            // Even if nothing of it waits: else who stays away for a moment is new again.
+            (Precedence::New, _) => {
+                many.new.pop_front();
+                many.old.push_back(id);
+            }
+            (Precedence::Old, _) if flow.is_spent() => {
+                flow.renew();
+                many.old.rotate_left(1);
+            }
+            (Precedence::Old, Some(len)) => return Some((precedence, len)),
+            (Precedence::Old, None) => {
+                many.old.pop_front();
+                many.remove(id, pool);
+            }
+        }
+        None
+    }
+
     /// The list to serve, and the flow that stands first in it.
-    fn first(&self) -> Option<(Precedence, u32)> {
-        let new = self.flows.new.front().map(|id| (Precedence::New, *id));
-        let old = self.flows.old.front().map(|id| (Precedence::Old, *id));
+    fn first(&self, many: &Many) -> Option<(Precedence, u32)> {
+        let new = many.new.front().map(|id| (Precedence::New, *id));
+        let old = many.old.front().map(|id| (Precedence::Old, *id));
         if self.owed > 0 {
             old.or(new)
         } else {
@@ -231,7 +245,7 @@ impl SendQueue {
     fn count_turn(&mut self, turn: Turn) {
         let len = turn.len;
         match turn.precedence {
-            Precedence::New if self.flows.old.is_empty() => (self.ahead, self.owed) = (0, 0),
+            Precedence::New if !self.flows.has_old() => (self.ahead, self.owed) = (0, 0),
             Precedence::New => {
                 self.ahead += len;
                 if self.ahead >= MAX_AHEAD {
@@ -298,8 +312,8 @@ impl SendQueue {
     }
 
     /// Packets that wait.
-    pub(crate) const fn len(&self) -> usize {
-        self.flows.count
+    pub(crate) fn len(&self) -> usize {
+        self.flows.count()
     }
 
     /// How long the packet that was taken last had waited.
@@ -314,7 +328,7 @@ impl SendQueue {
 
     /// Memory behind the waiting packets, in bytes.
     pub(crate) const fn bytes(&self) -> usize {
-        self.flows.memory
+        self.flows.memory()
     }
 
     /// Since when the oldest packet waits. This looks at all flows.
@@ -343,7 +357,7 @@ impl SendQueue {
     /// Drops the oldest packet of the flow that holds most, until no more than `bytes` wait, for
     /// want of memory.
     pub(crate) fn shed_to(&mut self, bytes: usize, pool: &mut Pool, stats: &mut Stats) {
-        while self.flows.memory > bytes {
+        while self.bytes() > bytes {
             if !self.drop_of_heaviest(DropReason::MemoryFull, pool, stats) {
                 break;
             }
@@ -364,13 +378,10 @@ impl SendQueue {
     /// Gives the memory of flows back when nothing waits: many sessions have nothing to send, and one
     /// working set serves all that do.
     fn forget_if_empty(&mut self, pool: &mut Pool) {
-        if !self.is_empty() || self.flows.is_bare() {
-            return;
+        if self.is_empty() {
+            self.flows.clear(pool);
+            (self.ahead, self.owed) = (0, 0);
         }
-        let mut flows = core::mem::take(&mut self.flows);
-        flows.clear();
-        pool.put_flows(flows);
-        (self.ahead, self.owed) = (0, 0);
     }
 }
 

@@ -352,9 +352,10 @@ fn an_idle_queue_holds_nothing_of_its_flows() {
     assert_eq!(rig.queue.flows.known(), 400);
     assert_eq!(rig.drain().len(), 800);
     assert_eq!(rig.queue.flows.known(), 0);
-    assert_eq!(rig.queue.flows.old.capacity(), 0);
+    assert!(matches!(rig.queue.flows, Flows::None));
     // The next one in need of it has it from the pool.
     assert!(rig.pool.take_flows().old.capacity() > 0);
+    assert!(rig.pool.take_line().capacity() > 0);
     assert!(size_of::<SendQueue>() <= 256);
 }
 
@@ -414,5 +415,30 @@ proptest! {
         let waiting = rig.stats.queued_packets;
         prop_assert_eq!(rig.drain().len() as u64, waiting);
         prop_assert_eq!((rig.queue.bytes(), rig.stats.queued_bytes), (0, 0));
+    }
+
+    /// A flow that is alone needs no tables, and that shows in nothing that is sent or dropped.
+    #[test]
+    fn a_flow_that_is_alone_is_served_as_one_among_others(
+        steps in prop::collection::vec((0..3_u32, 40..20_000_usize, 0..4_u8), 1..200),
+    ) {
+        let (mut rig, mut with_tables) = (Rig::new(60_000), Rig::new(60_000));
+        for (at, (flow, len, takes)) in (1..).zip(steps) {
+            if with_tables.queue.is_empty() {
+                with_tables.queue.flows = Flows::Many(with_tables.pool.take_flows());
+            }
+            for rig in [&mut rig, &mut with_tables] {
+                rig.push(len, flow, 0, at);
+            }
+            for _ in 0..takes {
+                let [one, other] = [&mut rig, &mut with_tables].map(|rig| {
+                    let (turn, taken) = rig.take()?;
+                    Some((turn.precedence, turn.len, taken.flow, taken.queued_at))
+                });
+                prop_assert_eq!(one, other);
+            }
+            prop_assert_eq!(rig.queue.bytes(), with_tables.queue.bytes());
+            prop_assert_eq!(rig.queue.oldest(), with_tables.queue.oldest());
+        }
     }
 }
