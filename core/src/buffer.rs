@@ -49,11 +49,12 @@ impl Class {
         }
     }
 
-    /// How many unused buffers are kept: about 1 MiB of each class, but of super-packets as many
-    /// as a queue of the default length holds, and what is on its way out.
+    /// How many unused buffers are kept: about 1 MiB of each class, but of ordinary packets as many
+    /// as a turn brings for many sessions, and of super-packets as many as a queue of the default
+    /// length holds, and what is on its way out.
     const fn kept(self) -> usize {
         match self {
-            Self::Small => 512,
+            Self::Small => 1024,
             Self::Medium => 64,
             Self::Large => 36,
             Self::Receive => 8,

@@ -8,7 +8,7 @@ use crate::event::ConnectionId;
 /// Sealed bytes to offer a socket at once. Fewer cost more system calls; more delay what is queued
 /// later and is more urgent, if the socket is slow. So one that was full is offered little, and
 /// twice as much each time it takes all.
-const MAX_TARGET: usize = 64 * 1024;
+pub(crate) const MAX_TARGET: usize = 64 * 1024;
 const MIN_TARGET: usize = 8 * 1024;
 /// Pieces offered to one vectored write.
 pub const MAX_PIECES: usize = 16;

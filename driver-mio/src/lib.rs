@@ -22,7 +22,7 @@ use alarm::Alarm;
 use sockets::Sockets;
 
 /// Events taken from the kernel at once.
-const EVENTS: usize = 256;
+const EVENTS: usize = 1024;
 /// Tokens from here on are the worker's sources; below are sockets of connections.
 const FIRST_SOURCE: usize = usize::MAX / 2;
 /// No socket gets as far as this.
@@ -155,7 +155,8 @@ impl Driver {
             }
         }
         let worker = &mut self.worker;
-        self.sockets.read_all(|id| worker.handle_readable(id, now));
+        self.sockets
+            .read_all(|id, has_ended| worker.handle_readable(id, has_ended, now));
         self.settle(now);
     }
 
@@ -172,8 +173,9 @@ impl Driver {
         if event.is_writable() || event.is_write_closed() {
             self.worker.handle_writable(id, now);
         }
-        if event.is_readable() || event.is_read_closed() || event.is_error() {
-            self.sockets.set_readable(id);
+        let has_ended = event.is_read_closed() || event.is_error();
+        if event.is_readable() || has_ended {
+            self.sockets.set_readable(id, has_ended);
         }
     }
 

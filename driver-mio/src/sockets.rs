@@ -11,9 +11,17 @@ use mio::{Interest, Registry, Token};
 /// All sockets, each under its [slot](lostlove_host::worker::Slot::slot) as token.
 #[derive(Default)]
 pub(crate) struct Sockets {
-    /// Whether the socket is in the list of readable ones.
-    is_readable: Table<SocketId, bool>,
+    latches: Table<SocketId, Latch>,
     readable: Vec<SocketId>,
+}
+
+/// What the events of a socket have said.
+#[derive(Default)]
+struct Latch {
+    /// It is in the list of readable ones.
+    is_readable: bool,
+    /// Nothing comes behind what can be read now. There is no other event for that.
+    has_ended: bool,
 }
 
 impl Sockets {
@@ -30,27 +38,28 @@ impl Sockets {
             Token(id.slot()),
             interest,
         )?;
-        self.is_readable.insert(id, false);
+        self.latches.insert(id, Latch::default());
         Ok(())
     }
 
     /// Forgets a socket.
     pub(crate) fn remove(&mut self, id: SocketId) {
-        self.is_readable.remove(id);
+        self.latches.remove(id);
     }
 
     /// The socket of `token`.
     pub(crate) fn find(&mut self, token: Token) -> Option<SocketId> {
-        let (id, _) = self.is_readable.at_mut(token.0)?;
+        let (id, _) = self.latches.at_mut(token.0)?;
         Some(id)
     }
 
-    /// Notes that the socket may have bytes.
-    pub(crate) fn set_readable(&mut self, id: SocketId) {
-        if let Some(is_readable) = self.is_readable.get_mut(id)
-            && !std::mem::replace(is_readable, true)
-        {
-            self.readable.push(id);
+    /// Notes that the socket may have bytes, and perhaps that its end has come.
+    pub(crate) fn set_readable(&mut self, id: SocketId, has_ended: bool) {
+        if let Some(latch) = self.latches.get_mut(id) {
+            latch.has_ended |= has_ended;
+            if !std::mem::replace(&mut latch.is_readable, true) {
+                self.readable.push(id);
+            }
         }
     }
 
@@ -59,15 +68,16 @@ impl Sockets {
         !self.readable.is_empty()
     }
 
-    /// Gives every readable socket to `read`, which says whether it may have more.
-    pub(crate) fn read_all(&mut self, mut read: impl FnMut(SocketId) -> bool) {
-        let latches = &mut self.is_readable;
+    /// Gives every readable socket to `read`, with whether its end has come; that says whether it may
+    /// have more.
+    pub(crate) fn read_all(&mut self, mut read: impl FnMut(SocketId, bool) -> bool) {
+        let latches = &mut self.latches;
         self.readable.retain(|id| {
-            let has_more = read(*id);
-            if let Some(is_readable) = latches.get_mut(*id) {
-                *is_readable = has_more;
-            }
-            has_more
+            let Some(latch) = latches.get_mut(*id) else {
+                return false;
+            };
+            latch.is_readable = read(*id, latch.has_ended);
+            latch.is_readable
         });
     }
 }

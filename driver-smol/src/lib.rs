@@ -164,7 +164,7 @@ impl Driver {
     /// Reads from a connection until the task is dropped with it.
     async fn read(&self, id: SocketId, socket: Rc<Socket>) {
         loop {
-            if self.turn(|worker, now| worker.handle_readable(id, now)) {
+            if self.turn(|worker, now| worker.handle_readable(id, false, now)) {
                 self.end_turn().await;
             } else if let Err(error) = socket.readable().await {
                 return self.give_up(id, &error);

@@ -11,6 +11,10 @@ use crate::Progress;
 /// Packets that the TUN device may deliver before the sockets get their turn: more than local
 /// connections leave in its queue, as an urgent packet may be the last one.
 const BUDGET_PACKETS: usize = 128;
+/// As many, and so many bytes, while they are for so many sessions that none of these has enough for
+/// a write: what is written for one packet costs as much as for twenty. That takes some milliseconds.
+const MAX_PACKETS: usize = 1024;
+const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// What a turn of the TUN device has brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,11 +79,16 @@ pub fn drain_device(
         packets: 0,
         largest: 0,
     };
-    for _ in 0..BUDGET_PACKETS {
+    let (mut reads, mut bytes) = (0, 0);
+    while reads < BUDGET_PACKETS
+        || (reads < MAX_PACKETS && bytes < MAX_BYTES && !endpoint.has_full_write())
+    {
+        reads += 1;
         let mut buffer = endpoint.take_tun_buffer();
         match device.recv(buffer.unfilled()) {
             Ok((len, header)) => {
                 drained.packets += 1;
+                bytes += len;
                 drained.largest = drained.largest.max(len);
                 endpoint.handle_tun(buffer, len, &header, now);
                 send_reply(endpoint, device);
@@ -120,5 +129,79 @@ fn send_reply(endpoint: &mut Endpoint, device: &impl PacketDevice) {
             header: VirtioHeader::default(),
         };
         send_packet(device, &packet);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use lostlove_core::config::{Client, ClientConfig, Common, Environment, Limits, Rotation};
+    use lostlove_core::crypto::{SecretKey, Suite};
+
+    use super::*;
+
+    /// Has so many packets of so many bytes, to a network behind the server.
+    struct Device {
+        left: Cell<usize>,
+        len: usize,
+    }
+
+    impl PacketDevice for Device {
+        fn recv(&self, buf: &mut [u8]) -> io::Result<(usize, VirtioHeader)> {
+            let Some(left) = self.left.get().checked_sub(1) else {
+                return Err(io::ErrorKind::WouldBlock.into());
+            };
+            self.left.set(left);
+            buf[..self.len].fill(0);
+            Ok((self.len, VirtioHeader::default()))
+        }
+
+        fn send(&self, _: &[u8], _: &VirtioHeader) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A client without a session: nothing waits for anybody.
+    fn client() -> Endpoint {
+        let key = SecretKey::from_bytes([1; 32]);
+        let config = ClientConfig {
+            common: Common {
+                suites: Suite::ALL.to_vec(),
+                rotation: Rotation {
+                    bytes: 1 << 30,
+                    interval: Duration::from_secs(600),
+                },
+                limits: Limits::default(),
+                mtu: 1400,
+                compression: false,
+            },
+            client: Client {
+                server_key: key.public_key(),
+                secret_key: key,
+                preshared_key: None,
+                routes: Vec::new(),
+                reconnect_min: Duration::from_secs(1),
+                reconnect_max: Duration::from_secs(30),
+            },
+        };
+        Endpoint::client(config, Environment::default(), Instant::ZERO)
+    }
+
+    #[test]
+    fn a_turn_brings_a_bounded_number_of_packets_and_bytes() {
+        for (len, left, packets, progress) in [
+            (1400, 5000, MAX_PACKETS, Progress::Ready),
+            (1400, 1000, 1000, Progress::Blocked),
+            (20_000, 5000, 1 + MAX_BYTES / 20_000, Progress::Ready),
+            (65_000, 5000, BUDGET_PACKETS, Progress::Ready),
+        ] {
+            let left = Cell::new(left);
+            let device = Device { left, len };
+            let drained = drain_device(&mut client(), &device, Instant::ZERO).unwrap();
+            assert_eq!((drained.packets, drained.largest), (packets, len));
+            assert_eq!(drained.progress, progress);
+        }
     }
 }

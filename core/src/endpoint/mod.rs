@@ -133,6 +133,8 @@ pub struct Endpoint {
     routes: Routes,
     crossings: Crossings,
     transmit: VecDeque<ConnectionId>,
+    /// A session among those of `transmit` has as much waiting as one write takes.
+    has_full_write: bool,
     deadlines: BTreeSet<(Instant, Due)>,
     /// An ICMP error that waits for the TUN device.
     reply: Option<IcmpPacket>,
@@ -193,6 +195,7 @@ impl Endpoint {
             routes,
             crossings: Crossings::default(),
             transmit: VecDeque::new(),
+            has_full_write: false,
             deadlines: BTreeSet::new(),
             reply: None,
             icmp_budget: IcmpBudget::new(now),
@@ -382,7 +385,14 @@ impl Endpoint {
                 return Some(id);
             }
         }
+        self.has_full_write = false;
         None
+    }
+
+    /// Whether there is, for one of the connections that [`Endpoint::poll_transmit`] is about to name,
+    /// as much as it writes at once. Until then it pays to read on: more packets cost no more writes.
+    pub const fn has_full_write(&self) -> bool {
+        self.has_full_write
     }
 
     /// When [`Endpoint::handle_timeout`] is due.

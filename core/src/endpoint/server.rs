@@ -174,7 +174,7 @@ impl Endpoint {
         self.follow_all(changes, now);
     }
 
-    /// What a reload brings: suites, key rotation, limits, what is pushed, whether clients reach each
+    /// What a reload brings: suites, key rotation, compression, limits, what is pushed, whether clients reach each
     /// other and who may probe are as in `config` from now on. What a handshake agrees on stays for
     /// those who have a session. Its keys, addresses, MTU, bound on memory and number of streams are
     /// not looked at; limits on peers are the business of [`Peers::set_limits`].
@@ -188,6 +188,7 @@ impl Endpoint {
         server.config.probe_sources.clone_from(probe_sources);
         self.common.suites.clone_from(&config.common.suites);
         self.common.rotation = config.common.rotation;
+        self.common.compression = config.common.compression;
         let before = &self.common.limits;
         self.common.limits = Limits {
             memory: before.memory,

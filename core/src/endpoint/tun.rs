@@ -241,6 +241,7 @@ impl Endpoint {
         let on = session.connection();
         let connection = on.and_then(|on| self.connections.get(on));
         let is_open = connection.is_some_and(|connection| connection.outbox.is_empty());
+        self.has_full_write |= is_open && session.has_full_write();
         // Its socket is full, or there is none, so it may be long until `prepare`.
         if !is_open && session.stale_at.is_none() {
             session.watch_age(&self.common.limits, now);

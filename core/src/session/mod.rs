@@ -14,6 +14,7 @@ use crate::config::Limits;
 use crate::crypto::Suite;
 use crate::event::{CloseReason, ConnectionId};
 use crate::figures::Drops;
+use crate::outbox;
 use crate::peers::Claim;
 use crate::peers::PeerId;
 use crate::rate::TokenBucket;
@@ -196,6 +197,11 @@ impl Session {
     /// Queues a packet.
     pub(crate) fn push(&mut self, queued: Queued, tools: &mut Tools) {
         self.queue.push(queued, &mut tools.pool, &mut tools.stats);
+    }
+
+    /// Whether as much waits as one write takes, and nothing but the write holds it back.
+    pub(crate) const fn has_full_write(&self) -> bool {
+        self.queue.bytes() >= outbox::MAX_TARGET && self.paced_until.is_none()
     }
 
     /// Sees to it that packets which wait grow too old even if the socket never takes a byte again.

@@ -227,12 +227,14 @@ impl Worker {
     }
 
     /// Reads from a readable socket. Says whether it may have more: then this is to be called again,
-    /// else when it becomes readable.
-    pub fn handle_readable(&mut self, id: SocketId, now: Instant) -> bool {
+    /// else when it becomes readable, which it is at once if its end is still to be read. A driver
+    /// that is told of changes alone has to say here that the end has come, as it is told of that
+    /// once.
+    pub fn handle_readable(&mut self, id: SocketId, has_ended: bool, now: Instant) -> bool {
         let entropy = &mut *self.entropy;
         let progress = self.sockets.fill(
             &mut self.endpoint,
-            id,
+            (id, has_ended),
             &*self.device,
             &mut Turn { now, entropy },
         );
@@ -287,7 +289,9 @@ impl Worker {
     fn handle_packets(&mut self, now: Instant) -> bool {
         match pump::drain_device(&mut self.endpoint, &*self.device, now) {
             Ok(drained) => {
-                self.moderation.handle_drained(&drained);
+                let has_full_write = self.endpoint.has_full_write();
+                self.moderation
+                    .handle_drained(&drained, has_full_write, now);
                 drained.progress == Progress::Ready || self.moderation.is_held_off()
             }
             // The peers are to know; then the daemon ends.

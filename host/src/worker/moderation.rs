@@ -12,8 +12,10 @@ use lostlove_core::time::Instant;
 use lostlove_pump::{Drained, Progress};
 
 /// From the end of one turn's work to the beginning of the next: ten thousand wake-ups in a second
-/// cost little.
-const HOLD_OFF: Duration = Duration::from_micros(100);
+/// cost little. But where the packets are for so many sessions that none has enough for a write, as
+/// long as the work took: each of these costs a write. Nobody notices half a millisecond.
+const MIN_HOLD_OFF: Duration = Duration::from_micros(100);
+const MAX_HOLD_OFF: Duration = Duration::from_micros(500);
 /// So many packets at once begin a hold-off. Fewer may be questions that each wait for an answer.
 const MANY: usize = 8;
 /// Bytes of the largest packet that counts as small. Super-packets have gathered already.
@@ -24,6 +26,8 @@ const SMALL: usize = 2048;
 pub(super) struct Moderation {
     /// It begins when what was read has been dealt with.
     is_due: bool,
+    /// Since when that is under way, if it lasts as long.
+    gathers_since: Option<Instant>,
     resumes: Option<Instant>,
 }
 
@@ -43,16 +47,20 @@ impl Moderation {
         self.resumes = self.resumes.filter(|at| *at > now);
     }
 
-    /// Judges by what has been read whether the device is to be held off.
-    pub(super) const fn handle_drained(&mut self, drained: &Drained) {
+    /// Judges by what has been read whether the device is to be held off, and by whether a session
+    /// has enough for a write, for how long.
+    pub(super) fn handle_drained(&mut self, drained: &Drained, has_full_write: bool, now: Instant) {
         let is_empty = matches!(drained.progress, Progress::Blocked);
+        self.gathers_since = (!has_full_write).then_some(now);
         self.is_due = is_empty && drained.packets >= MANY && drained.largest <= SMALL;
     }
 
     /// Begins the hold-off if one is due, `now` that the packets read have been dealt with.
     pub(super) fn begin(&mut self, now: Instant) {
         if std::mem::take(&mut self.is_due) {
-            self.resumes = Some(now + HOLD_OFF);
+            let work = self.gathers_since.map(|since| now.since(since));
+            let work = work.unwrap_or_default();
+            self.resumes = Some(now + work.clamp(MIN_HOLD_OFF, MAX_HOLD_OFF));
         }
     }
 }
@@ -64,12 +72,22 @@ mod tests {
     const NOW: Instant = Instant::from_millis(1);
 
     fn after(progress: Progress, packets: usize, largest: usize) -> Moderation {
+        after_turn(progress, packets, largest, false)
+    }
+
+    fn after_turn(
+        progress: Progress,
+        packets: usize,
+        largest: usize,
+        has_full_write: bool,
+    ) -> Moderation {
         let mut moderation = Moderation::default();
-        moderation.handle_drained(&Drained {
+        let drained = Drained {
             progress,
             packets,
             largest,
-        });
+        };
+        moderation.handle_drained(&drained, has_full_write, NOW);
         moderation
     }
 
@@ -81,13 +99,28 @@ mod tests {
             "it is not read again in this turn"
         );
         moderation.begin(NOW);
-        assert_eq!(moderation.poll_timeout(), Some(NOW + HOLD_OFF));
-        moderation.handle_timeout(NOW + HOLD_OFF - Duration::from_micros(1));
+        assert_eq!(moderation.poll_timeout(), Some(NOW + MIN_HOLD_OFF));
+        moderation.handle_timeout(NOW + MIN_HOLD_OFF - Duration::from_micros(1));
         assert!(moderation.is_held_off());
-        moderation.begin(NOW + HOLD_OFF);
-        moderation.handle_timeout(NOW + HOLD_OFF);
+        moderation.begin(NOW + MIN_HOLD_OFF);
+        moderation.handle_timeout(NOW + MIN_HOLD_OFF);
         assert!(!moderation.is_held_off());
         assert_eq!(moderation.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_hold_off_lasts_as_long_as_the_work_before_it_if_more_packets_are_of_use() {
+        for (has_full_write, work, hold_off) in [
+            (false, 10, 100),
+            (false, 300, 300),
+            (false, 5000, 500),
+            (true, 5000, 100),
+        ] {
+            let [work, hold_off] = [work, hold_off].map(Duration::from_micros);
+            let mut moderation = after_turn(Progress::Blocked, MANY, 1500, has_full_write);
+            moderation.begin(NOW + work);
+            assert_eq!(moderation.poll_timeout(), Some(NOW + work + hold_off));
+        }
     }
 
     #[test]

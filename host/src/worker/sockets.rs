@@ -1,6 +1,7 @@
 //! The sockets, whose connections they are, and whether they take bytes.
 
 use std::collections::VecDeque;
+use std::io::{self, Read};
 use std::mem;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
@@ -156,14 +157,19 @@ impl Sockets {
     pub(super) fn fill(
         &mut self,
         endpoint: &mut Endpoint,
-        id: SocketId,
+        (id, has_ended): (SocketId, bool),
         device: &impl PacketDevice,
         turn: &mut Turn<'_>,
     ) -> Progress {
-        match self.open.get(id) {
-            Some(socket) => pump::fill(endpoint, socket.connection, &*socket.stream, device, turn),
-            None => Progress::Closed,
-        }
+        let Some(socket) = self.open.get(id) else {
+            return Progress::Closed;
+        };
+        let reader = Reader {
+            stream: &socket.stream,
+            has_ended,
+            is_drained: false,
+        };
+        pump::fill(endpoint, socket.connection, reader, device, turn)
     }
 
     /// Writes what the connection has to send, unless its socket is known to be full.
@@ -228,9 +234,29 @@ impl Sockets {
     }
 }
 
+/// Reads what has come. A stream that gives less than there is room for has no more, but its end, and
+/// whether that has come is known: so nobody asks it in vain each time.
+struct Reader<'a> {
+    stream: &'a TcpStream,
+    has_ended: bool,
+    is_drained: bool,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.is_drained && !self.has_ended {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut stream = self.stream;
+        let len = stream.read(buf)?;
+        self.is_drained = len < buf.len();
+        Ok(len)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
+    use std::io::Write as _;
     use std::net::{Ipv4Addr, TcpListener};
 
     use super::*;
@@ -289,6 +315,27 @@ mod tests {
             sockets.remove(connection);
             assert!(matches!(sockets.next_change(), Some(SocketChange::Closed(of)) if of == id));
         }
+    }
+
+    #[test]
+    fn a_stream_is_asked_again_only_if_there_may_be_more() {
+        let (mut far, near) = pair();
+        far.write_all(b"packet").unwrap();
+        let mut reader = Reader {
+            stream: &near,
+            has_ended: false,
+            is_drained: false,
+        };
+        let mut buf = [0; 4];
+        near.set_nonblocking(false).unwrap();
+        assert_eq!(reader.read(&mut buf).unwrap(), 4, "there may be more");
+        assert_eq!(reader.read(&mut buf).unwrap(), 2);
+        // The stream would wait.
+        let error = reader.read(&mut buf).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        drop(far);
+        reader.has_ended = true;
+        assert_eq!(reader.read(&mut buf).unwrap(), 0);
     }
 
     fn options() -> SocketOptions {

@@ -41,6 +41,25 @@ fn one_batch_is_out_at_a_time_and_nothing_is_sealed_meanwhile() {
     assert!(!bytes_of(&next).is_empty());
 }
 
+/// More packets for a connection that has as much as it writes at once would only wait.
+#[test]
+fn a_connection_that_has_enough_for_a_write_is_told_of_until_it_may_write() {
+    let mut net = Net::connected(1);
+    let id = queue_for_client(&mut net, 31);
+    assert!(!net.server.has_full_write());
+    queue_for_client(&mut net, 1);
+    assert!(net.server.has_full_write());
+    assert_eq!(net.server.poll_transmit(), Some(id));
+    assert_eq!(net.server.poll_transmit(), None);
+    assert!(!net.server.has_full_write());
+
+    let now = net.now;
+    let batch = net.server.take_batch(id, now).unwrap();
+    net.server.handle_written(batch, 0, now);
+    queue_for_client(&mut net, 100);
+    assert!(!net.server.has_full_write(), "its socket is full");
+}
+
 #[test]
 fn what_a_socket_did_not_take_goes_first_the_next_time() {
     let mut net = Net::connected(1);

@@ -96,6 +96,7 @@ impl Differences {
                 "security.rotate_bytes, security.rotate_interval",
                 e.rotation != f.rotation,
             ),
+            ("network.compression", e.compression != f.compression),
             ("limits", e.limits != f.limits),
         ] {
             found.restart(key, differs);
@@ -130,6 +131,7 @@ impl Differences {
                 "network.client_to_client",
                 a.client_to_client != b.client_to_client,
             ),
+            ("network.compression", c.compression != d.compression),
             ("security.probe_from", a.probe_sources != b.probe_sources),
             ("security.suites", c.suites != d.suites),
             (
@@ -254,6 +256,7 @@ mod tests {
                 "client_to_client = true",
                 "network.client_to_client",
             ),
+            ("network", "compression = true", "network.compression"),
             ("server", "max_connections = 5", "server.max_connections"),
             (
                 "server",
