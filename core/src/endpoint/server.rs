@@ -174,10 +174,10 @@ impl Endpoint {
         self.follow_all(changes, now);
     }
 
-    /// What a reload brings: suites, key rotation, compression, limits, what is pushed, whether clients reach each
-    /// other and who may probe are as in `config` from now on. What a handshake agrees on stays for
-    /// those who have a session. Its keys, addresses, MTU, bound on memory and number of streams are
-    /// not looked at; limits on peers are the business of [`Peers::set_limits`].
+    /// What a reload brings: suites, key rotation, compression, limits, what is pushed, whether clients
+    /// reach each other and who may probe are as in `config` from now on. What a handshake agrees on
+    /// stays for those who have a session. Its keys, addresses, MTU, bound on memory and number of
+    /// streams are not looked at; limits on peers are the business of [`Peers::set_limits`].
     pub fn reconfigure(&mut self, config: &ServerConfig) {
         let Side::Server(server) = &mut self.side else {
             return;
