@@ -9,8 +9,9 @@ impl Peers {
     /// Says what time it is, as Unix time. Whoever has [expired](Peer::expires) by then has no session
     /// any more and is not let in; whoever has not, as the clock was put back, may connect.
     ///
-    /// Returns when the next peer expires. The clock may be set meanwhile: whoever hears of that calls
-    /// again. Takes a look at each peer.
+    /// Returns when the next peer expires; [`Duration::MAX`] if all that may expire have, and none if
+    /// none may. The clock may be set meanwhile: whoever hears of that calls again. Takes a look at
+    /// each peer.
     pub fn expire(&mut self, unix_time: Duration) -> Option<Duration> {
         self.unix_time = unix_time;
         let mut next: Option<Duration> = None;
@@ -24,7 +25,8 @@ impl Peers {
                 expired.push(id);
             }
             entry.is_expired = is_expired;
-            if let Some(at) = entry.peer.expires.filter(|_| !is_expired) {
+            if let Some(at) = entry.peer.expires {
+                let at = if is_expired { Duration::MAX } else { at };
                 next = Some(next.map_or(at, |next| next.min(at)));
             }
         }

@@ -21,8 +21,7 @@ impl Daemon {
         if has_changed {
             self.order(Order::PeersChanged);
         }
-        // Without a peer that is to expire there is no need for a descriptor. One that has expired may
-        // be a peer again when the clock is put back.
+        // Without a peer that may expire there is no need for a descriptor.
         if next.is_none() && self.alarm.is_none() {
             return;
         }

@@ -56,7 +56,8 @@ fn an_expired_peer_is_out_with_a_reason_and_back_once_it_is_renewed() {
     assert_eq!(say_the_time(&mut net, NOON), Some(expires));
     assert_eq!(net.close_reasons(SERVER), []);
 
-    assert_eq!(say_the_time(&mut net, expires), None);
+    let only_a_clock_put_back = Some(Duration::MAX);
+    assert_eq!(say_the_time(&mut net, expires), only_a_clock_put_back);
     assert_eq!(net.close_reasons(SERVER), [CloseReason::Expired]);
     let told = |reason: &CloseReason| {
         matches!(
@@ -82,7 +83,7 @@ fn an_expired_peer_is_out_with_a_reason_and_back_once_it_is_renewed() {
 fn a_clock_that_is_put_back_lets_the_peer_in_again() {
     let mut net = Net::new(server_config(0), vec![client_config(1)]);
     replace(&mut net, vec![expiring(NOON)]);
-    say_the_time(&mut net, NOON);
+    assert_eq!(say_the_time(&mut net, NOON), Some(Duration::MAX));
     net.run(Duration::from_secs(5));
     assert_eq!(net.server.stats().sessions, 0);
     let before = NOON - Duration::from_secs(1);
