@@ -316,6 +316,20 @@ mod tests {
     }
 
     #[test]
+    fn packets_of_some_are_checked_and_not_counted() {
+        let mut ledger = ledger();
+        ledger.count_from(2);
+        for client in [1, 2] {
+            let tag = send(&mut ledger, Way::Down, client);
+            ledger.note_at_client(client, &down(client, &tag), NOW);
+            ledger.note_at_client(client, &down(client, &tag), NOW);
+        }
+        let tally = ledger.tally();
+        let counts = [&tally.sent, &tally.arrived].map(|by_way| by_way[Way::Down.index()].packets);
+        assert_eq!((counts, ledger.faults.count), ([1, 1], 2));
+    }
+
+    #[test]
     fn what_was_not_sent_is_a_fault() {
         let mut ledger = ledger();
         let tag = ledger.next_tag(Way::Down, 1, NOW);

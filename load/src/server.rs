@@ -7,6 +7,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lostlove_host::args::Exit;
 use lostlove_system::netns::Netns;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -37,7 +38,7 @@ pub(crate) struct Launch {
 /// The server.
 pub(crate) enum Server {
     /// Started here.
-    Ours(Ours),
+    Ours(Box<Ours>),
     /// Somebody else's, and its process, if that is known.
     Theirs(Option<u32>),
 }
@@ -116,7 +117,13 @@ impl Ours {
             return Ok(true);
         }
         if let Some(status) = self.child.try_wait()? {
-            return Err(self.failed(&format!("the server ended with {status}")));
+            let error = self.failed(&format!("the server ended with {status}"));
+            let is_refused = status.code() == Some(Exit::NoPermission.code().into());
+            return Err(if is_refused {
+                io::Error::new(io::ErrorKind::PermissionDenied, error.to_string())
+            } else {
+                error
+            });
         }
         if self.begun.elapsed() > START_TIMEOUT {
             let seconds = START_TIMEOUT.as_secs();

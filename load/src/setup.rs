@@ -33,7 +33,7 @@ pub(crate) enum Error {
     NoProgram(PathBuf),
     #[error(
         "{clients} clients need more open files than the {available} that there may be: raise the limit \
-         (ulimit -Hn), or start this as root"
+         (ulimit -Hn)"
     )]
     TooFewDescriptors { clients: usize, available: u64 },
     #[error("--pin needs two CPUs: there is one")]
@@ -120,7 +120,7 @@ pub(crate) fn play(
             .map_err(Error::io("making a folder"))?;
         let server = start(options, program, place, dir.path())?;
         let fleet = fleet(options, LISTEN)?;
-        Ok(run(options, fleet, Server::Ours(server)).play(plan))
+        Ok(run(options, fleet, Server::Ours(Box::new(server))).play(plan))
     })?
 }
 

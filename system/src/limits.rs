@@ -61,3 +61,17 @@ fn raise_descriptors(wanted: Option<u64>) -> Option<u64> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_there_is_is_said_where_it_is_too_little() {
+        assert_eq!(allow_descriptors(1), Ok(()));
+        // More than a kernel allows anybody.
+        let available = allow_descriptors(usize::MAX >> 1).unwrap_err();
+        assert_eq!(getrlimit(Resource::Nofile).current, Some(available));
+        assert!(available > OTHER_DESCRIPTORS);
+    }
+}

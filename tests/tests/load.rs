@@ -56,6 +56,11 @@ fn every_step_is_played_and_every_packet_is_checked() {
     let traffic = row(&tables, "traffic");
     assert!(number(&traffic, "packets/s") > 1000.0, "{traffic:?}");
     assert!(number(&traffic, "lost, %") < 10.0, "{traffic:?}");
+    assert!(number(&traffic, "sessions lost") < 1.0, "{tables}");
+    assert!(
+        number(&row(&tables, "churn"), "others lost") < 1.0,
+        "{tables}"
+    );
     assert!(
         number(&row(&tables, "churn"), "handshakes") > 5.0,
         "{tables}"

@@ -7,7 +7,7 @@ use super::{Report, Sample};
 const WIDTH: f64 = 900.0;
 const LEFT: f64 = 80.0;
 const RIGHT: f64 = 20.0;
-const TOP: f64 = 50.0;
+const TOP: f64 = 66.0;
 const PANEL: f64 = 110.0;
 const GAP: f64 = 34.0;
 
@@ -36,7 +36,7 @@ pub(crate) fn svg(report: &Report) -> String {
         escaped(&report.title)
     );
     let last = report.samples.last().map_or(0.0, |it| it.at.as_secs_f64());
-    let times = Scale::new(last.max(1.0), LEFT, WIDTH - RIGHT);
+    let times = Scale::exact(last.max(1.0), LEFT, WIDTH - RIGHT);
     for (index, panel) in PANELS.iter().enumerate() {
         let top = TOP + index as f64 * (PANEL + GAP);
         draw_panel(&mut text, report, panel, top, &times);
@@ -91,16 +91,19 @@ fn draw_panel(text: &mut String, report: &Report, panel: &Panel, top: f64, times
 
 /// Where each step begins.
 fn draw_marks(text: &mut String, report: &Report, times: &Scale, height: f64) {
-    for (at, name) in &report.marks {
+    for (index, (at, name)) in report.marks.iter().enumerate() {
         let x = times.place(at.as_secs_f64());
+        // Neighbours have room for their names in two rows.
+        let row = if index % 2 == 0 { 0.0 } else { 12.0 };
+        let name = name.split(',').next().unwrap_or(name);
         let _ = writeln!(
             text,
             "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" stroke=\"#999\" \
              stroke-dasharray=\"3 3\"/><text x=\"{:.1}\" y=\"{:.1}\" font-size=\"10\">{}</text>",
-            TOP - 18.0,
+            TOP - 30.0 + row - 8.0,
             height - GAP,
             x + 3.0,
-            TOP - 20.0,
+            TOP - 30.0 + row,
             escaped(name)
         );
     }
@@ -127,12 +130,20 @@ impl Scale {
         }
     }
 
+    /// The same, up to exactly `largest`.
+    fn exact(largest: f64, from: f64, to: f64) -> Self {
+        Self {
+            largest,
+            ..Self::new(largest, from, to)
+        }
+    }
+
     fn place(&self, value: f64) -> f64 {
         self.from + (self.to - self.from) * value / self.largest
     }
 
     fn ticks(&self) -> impl Iterator<Item = f64> {
-        let count = (self.largest / self.step).round() as u32;
+        let count = (self.largest / self.step + 1e-9).floor() as u32;
         let step = self.step;
         (0..=count).map(move |index| f64::from(index) * step)
     }
@@ -188,6 +199,12 @@ mod tests {
         );
         let scale = Scale::new(1001.0, 100.0, 0.0);
         assert!(scale.place(1001.0) > 0.0);
+        let exact = Scale::exact(37.0, 0.0, 100.0);
+        assert!((exact.place(37.0) - 100.0).abs() < 1e-9);
+        assert_eq!(
+            exact.ticks().map(|tick| tick as u32).collect::<Vec<_>>(),
+            [0, 10, 20, 30]
+        );
         let empty = Scale::new(0.0, 100.0, 0.0);
         assert!((empty.place(0.0) - 100.0).abs() < 1e-9);
     }
@@ -202,12 +219,12 @@ mod tests {
         let report = Report {
             title: "a < b & \"c\"".to_owned(),
             samples: vec![sample(0, 0.0), sample(10, 100.0)],
-            marks: vec![(Duration::from_secs(5), "<hold>".to_owned())],
+            marks: vec![(Duration::from_secs(5), "<hold>,x=1".to_owned())],
             ..Report::default()
         };
         let text = svg(&report);
         assert!(text.contains("a &lt; b &amp; &quot;c&quot;"), "{text}");
-        assert!(text.contains("&lt;hold&gt;") && !text.contains("<hold>"));
+        assert!(text.contains(">&lt;hold&gt;<") && !text.contains("<hold>"));
         assert_eq!(text.matches("<polyline").count(), PANELS.len());
         // The first panel, from its lower left to its upper right corner.
         let (right, bottom) = (WIDTH - RIGHT - 1e-9, TOP + PANEL);

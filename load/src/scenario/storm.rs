@@ -33,8 +33,6 @@ impl Run {
             section.add("server's start, s", format!("{seconds:.2}"));
         }
         self.report.sections.push(section);
-        self.fleet.open_sinks().map_err(Error::io(
-            "opening sockets at the server's tunnel address 10.0.0.1",
-        ))
+        Ok(())
     }
 }

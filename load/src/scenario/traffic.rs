@@ -118,6 +118,9 @@ impl Source<'_> {
 
 impl Run {
     pub(super) fn traffic(&mut self, mix: &Mix, stalled: usize) -> Result<(), Error> {
+        self.fleet.open_sinks().map_err(Error::io(
+            "opening sockets at the server's tunnel address, 10.0.0.1",
+        ))?;
         let start = self.start();
         let active = mix.active.unwrap_or(self.clients).min(self.clients);
         let stalled = stalled.min(active.saturating_sub(1));
