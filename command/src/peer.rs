@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use lostlove_config::write::PeerValue;
-use lostlove_config::{Expiry, Routes, ServerAddress};
+use lostlove_config::{Expiry, Routes, ServerAddress, peer_path};
 use lostlove_core::config::Role;
 use lostlove_host::args;
 use lostlove_host::setup::{self, AddPeer, AddedPeer, ListedPeer, Remembered, SetupError};
@@ -151,7 +151,7 @@ fn add(args: AddPeerArgs) -> Result<(), SetupError> {
         "Added {} ({}) to {}; it will connect to {}.",
         request.name,
         added.assigned.address_v4,
-        request.config.display(),
+        peer_path(&request.config, &request.name).display(),
         added.server,
     ));
     if let Some(remark) = remark(&added) {
