@@ -109,7 +109,11 @@ impl ControlSocket {
     pub fn open(tun: &str) -> Result<Self, SocketError> {
         let groups = fs::read_to_string("/etc/group").unwrap_or_default();
         let group = group_id(&groups, GROUP).unwrap_or_else(|| getegid().as_raw());
-        Self::open_in(Path::new(FOLDER), &file_name(tun), group)
+        let socket = Self::open_in(Path::new(FOLDER), &file_name(tun), group)?;
+        if let Err(error) = remove_dead(Path::new(FOLDER)) {
+            tracing::debug!(%error, "what dead daemons have left stays");
+        }
+        Ok(socket)
     }
 
     /// Opens a socket at any path, for this process's user and group.
@@ -187,6 +191,23 @@ pub fn holder(tun: &str) -> Option<Holder> {
 /// What the socket of a device of this network namespace is called: `DEVICE.NAMESPACE.sock`.
 pub fn file_name(tun: &str) -> String {
     format!("{tun}.{}{SUFFIX}", namespace_name())
+}
+
+/// Removes the sockets that nobody listens to: of daemons that were killed, and whose device had
+/// another name than any has now.
+fn remove_dead(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let is_socket = path.to_str().is_some_and(|path| path.ends_with(SUFFIX));
+        let is_dead = || {
+            let connected = UnixStream::connect(&path);
+            connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        };
+        if is_socket && is_dead() {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn make_folder(folder: &Path) -> io::Result<()> {
@@ -319,6 +340,23 @@ mod tests {
         let expected = format!("{path} belongs to process {pid} ({name}), which runs");
         assert_eq!(error.to_string(), expected);
         assert!(UnixStream::connect(socket.path()).is_ok());
+    }
+
+    #[test]
+    fn what_dead_processes_left_for_other_devices_goes_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let living = UnixListener::bind(path("a.1.sock")).unwrap();
+        drop(UnixListener::bind(path("b.1.sock")).unwrap());
+        drop(UnixListener::bind(path("somebody's")).unwrap());
+        remove_dead(folder.path()).unwrap();
+        let mut left: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["a.1.sock", "somebody's"]);
+        drop(living);
     }
 
     #[test]
