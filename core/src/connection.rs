@@ -23,6 +23,8 @@ pub(crate) struct Connection {
     pub(crate) stage: Stage,
     /// Received bytes that are not processed yet.
     pub(crate) inbox: Option<Buffer>,
+    /// Whether whole packets are in it.
+    pub(crate) is_behind: bool,
     pub(crate) outbox: Outbox,
     pub(crate) opened_at: Instant,
     pub(crate) last_received: Instant,
@@ -79,6 +81,7 @@ impl Connection {
                 expires_at: now + limits.handshake_timeout,
             },
             inbox: None,
+            is_behind: false,
             outbox: Outbox::new(),
             opened_at: now,
             last_received: now,

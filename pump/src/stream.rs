@@ -23,7 +23,13 @@ pub fn fill(
     turn: &mut Turn<'_>,
 ) -> Progress {
     let mut budget = BUDGET_BYTES;
+    let sink = &mut |packet: TunPacket<'_>| send_packet(device, &packet);
     while budget > 0 {
+        if endpoint.has_unread(id) {
+            let work = endpoint.read_on(id, sink, turn);
+            budget = budget.saturating_sub(work);
+            continue;
+        }
         let Some(mut buffer) = endpoint.take_buffer(id) else {
             return Progress::Closed;
         };
@@ -34,9 +40,8 @@ pub fn fill(
                 return Progress::Closed;
             }
             Ok(len) => {
-                let sink = &mut |packet: TunPacket<'_>| send_packet(device, &packet);
-                endpoint.handle_received(id, buffer, len, sink, turn);
-                budget = budget.saturating_sub(len);
+                let work = endpoint.handle_received(id, buffer, len, sink, turn);
+                budget = budget.saturating_sub(len.max(work));
             }
             Err(error) => {
                 endpoint.put_back(id, buffer);

@@ -143,6 +143,8 @@ pub struct Endpoint {
     coalescer: Option<Coalescer>,
     shutting_down: bool,
     memory: Memory,
+    /// Bytes that compressed packets have become since the last read began to be worked through.
+    restored: usize,
     tools: Tools,
 }
 
@@ -202,6 +204,7 @@ impl Endpoint {
             coalescer: offloads.udp.then(Coalescer::empty),
             shutting_down: false,
             memory,
+            restored: 0,
             tools: Tools::new(surroundings.unix_time_at_zero),
         }
     }

@@ -19,6 +19,10 @@ use crate::wire::{
 /// The longest packet on the wire.
 const MAX_RECORD_LEN: usize = HEADER_LEN + MAX_PAYLOAD_LEN;
 
+/// Bytes that compressed packets may become at once; then it is another connection's turn, whatever
+/// else was read. As much as may be read at once of what is not compressed.
+const MAX_RESTORED: usize = 256 * 1024;
+
 /// Whether a client's first sealed packet says that it is longer than any hello may be.
 fn is_too_long(bytes: &[u8]) -> bool {
     let header = bytes
@@ -42,6 +46,9 @@ impl Endpoint {
     pub fn take_buffer(&mut self, id: ConnectionId) -> Option<Buffer> {
         let connection = self.connections.get_mut(id)?;
         let is_sealed = connection.is_sealed();
+        if connection.is_behind {
+            return Some(self.tools.pool.take(Class::Receive));
+        }
         let Some(inbox) = connection.inbox.take() else {
             return Some(self.tools.pool.take(Class::Receive));
         };
@@ -69,7 +76,9 @@ impl Endpoint {
     }
 
     /// `len` bytes were read into the buffer's [unfilled](Buffer::unfilled) part. Packets for the
-    /// TUN device go to `sink`, which says what the device answered.
+    /// TUN device go to `sink`, which says what the device answered. [`Self::has_unread`] says
+    /// whether anything is left for [`Self::read_on`]. Returns how many bytes were restored from
+    /// compressed packets, which took the more work the more they are.
     pub fn handle_received(
         &mut self,
         id: ConnectionId,
@@ -77,10 +86,10 @@ impl Endpoint {
         len: usize,
         sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
         turn: &mut Turn<'_>,
-    ) {
+    ) -> usize {
         let Some(connection) = self.connections.get_mut(id) else {
             self.tools.pool.put(buffer);
-            return;
+            return 0;
         };
         connection.last_received = turn.now;
         let ends_doubt = connection.lane_mut().is_some_and(Lane::note_heard);
@@ -93,10 +102,48 @@ impl Endpoint {
         if let Some(rest) = rest {
             self.join(id, rest, &mut buffer, sink, turn);
         }
-        self.process(id, &mut buffer, sink, turn);
+        self.work_through(id, buffer, sink, turn)
+    }
+
+    /// Whether whole packets of this connection wait for [`Self::read_on`]: few bytes had become very
+    /// many. Its socket can wait meanwhile.
+    pub fn has_unread(&self, id: ConnectionId) -> bool {
+        let connection = self.connections.get(id);
+        connection.is_some_and(|known| known.is_behind)
+    }
+
+    /// Goes on with what was read before, as [`Self::handle_received`] does. Without anything
+    /// [unread](Self::has_unread) it does nothing.
+    pub fn read_on(
+        &mut self,
+        id: ConnectionId,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
+        turn: &mut Turn<'_>,
+    ) -> usize {
+        let connection = self.connections.get_mut(id).filter(|it| it.is_behind);
+        let Some(inbox) = connection.and_then(|known| known.inbox.take()) else {
+            return 0;
+        };
+        self.work_through(id, inbox, sink, turn)
+    }
+
+    fn work_through(
+        &mut self,
+        id: ConnectionId,
+        mut inbox: Buffer,
+        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
+        turn: &mut Turn<'_>,
+    ) -> usize {
+        self.restored = 0;
+        self.process(id, &mut inbox, sink, turn);
         self.flush_datagrams(sink);
-        self.keep_rest(id, buffer);
+        let is_behind = self.restored >= MAX_RESTORED && inbox.len() > 0;
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.is_behind = is_behind;
+        }
+        self.keep_rest(id, inbox);
         self.after_received(id, turn.now);
+        self.restored
     }
 
     /// Another buffer came back first and left a part of a packet: completes that from the front of
@@ -109,6 +156,16 @@ impl Endpoint {
         sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
         turn: &mut Turn<'_>,
     ) {
+        // Whole packets in it come first, whatever they become.
+        while self.has_unread(id) && missing(rest.used()) == 0 {
+            let before = rest.len();
+            self.restored = 0;
+            self.process(id, &mut rest, sink, turn);
+            if rest.len() == before {
+                break;
+            }
+        }
+        self.restored = 0;
         while rest.len() > 0 && buffer.len() > 0 {
             let is_sealed = self.connections.get(id).is_some_and(Connection::is_sealed);
             rest = self.make_room(rest, is_sealed);
@@ -119,6 +176,7 @@ impl Endpoint {
             };
             let taken = rest.append(&buffer.used()[..wanted]);
             buffer.start += taken;
+            self.restored = 0;
             self.process(id, &mut rest, sink, turn);
             if taken == 0 {
                 break;
@@ -340,7 +398,7 @@ impl Endpoint {
         Ok(Step::Consumed(len))
     }
 
-    /// Opens every whole packet in the inbox.
+    /// Opens every whole packet in the inbox, or as many as may be restored at once.
     fn process_sealed(
         &mut self,
         id: ConnectionId,
@@ -349,6 +407,9 @@ impl Endpoint {
         turn: &mut Turn<'_>,
     ) {
         loop {
+            if self.restored >= MAX_RESTORED {
+                return;
+            }
             if self.awaits_proof(id) && is_too_long(inbox.used()) {
                 // A proof is short; nobody unknown gets memory for more.
                 self.fail_handshake(id, HandshakeError::TooLong, turn.now);
@@ -437,6 +498,7 @@ impl Endpoint {
             Ok(()) => {
                 let counted = &mut self.tools.stats.compression_in;
                 counted.add(len, compressed.len());
+                self.restored += len;
                 self.process_data(id, header, original, sink, now)
             }
             Err(error) => Err(error.into()),

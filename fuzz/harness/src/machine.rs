@@ -75,6 +75,9 @@ impl Machine {
         let entropy = &mut self.entropy;
         let turn = &mut Turn { now, entropy };
         self.endpoint.handle_received(id, buffer, len, sink, turn);
+        while self.endpoint.has_unread(id) {
+            self.endpoint.read_on(id, sink, turn);
+        }
     }
 
     /// Reads from a connection's socket what fits a buffer of `bytes`, and returns the rest; none

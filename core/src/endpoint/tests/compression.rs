@@ -5,6 +5,9 @@ use core::time::Duration;
 use super::super::testing::{Net, Pipe, SERVER, client_config, server_config, udp};
 use super::{SERVER_ADDRESS, super_packet_header, tcp_super_packet};
 use crate::config::Offloads;
+use crate::endpoint::{Sent, TunPacket};
+use crate::turn::Turn;
+use crate::turn::testing::Seeded;
 use crate::wire::{Flags, HEADER_LEN, Header, PacketType};
 
 /// A client and a server of which each says whether it would compress.
@@ -162,4 +165,47 @@ fn a_client_that_comes_back_agrees_anew() {
     net.settle();
     assert_eq!(net.received[0], [down]);
     assert_eq!(are_compressed(&net.link(0).down), [true]);
+}
+
+/// Else a peer whose few bytes become very many would have the loop for himself.
+#[test]
+fn what_becomes_very_much_is_worked_through_in_portions() {
+    let mut net = net(true, true);
+    let address = net.address_v4(0);
+    let header = super_packet_header(1360);
+    let packets: Vec<_> = (0..20)
+        .map(|n| tcp_super_packet(address, SERVER_ADDRESS, 60_000 + n))
+        .collect();
+    let link = net.link(0);
+    let (near, far) = (link.client_id, link.server_id);
+    let mut bytes = Vec::new();
+    for packet in &packets {
+        net.send_super_packet(0, packet, &header);
+        bytes.extend(net.clients[0].write_all(near, net.now));
+    }
+    assert!(bytes.len() < 100_000, "one read brings all of it");
+
+    let mut received = Vec::new();
+    let mut sink = |packet: TunPacket<'_>| {
+        received.push(packet.bytes.to_vec());
+        Sent::Taken
+    };
+    let server = &mut net.server;
+    let turn = &mut Turn {
+        now: net.now,
+        entropy: &mut Seeded::new(1),
+    };
+    let mut buffer = server.take_buffer(far).unwrap();
+    buffer.unfilled()[..bytes.len()].copy_from_slice(&bytes);
+    let mut portions = vec![server.handle_received(far, buffer, bytes.len(), &mut sink, turn)];
+    // Another read meanwhile stands behind what waits.
+    let spare = server.take_buffer(far).unwrap();
+    server.put_back(far, spare);
+    while server.has_unread(far) {
+        portions.push(server.read_on(far, &mut sink, turn));
+    }
+    assert_eq!(received, packets);
+    assert!(portions.len() > 3, "{portions:?}");
+    let most = portions.iter().max().unwrap();
+    assert!((256 * 1024..330 * 1024).contains(most), "{portions:?}");
 }
