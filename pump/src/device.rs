@@ -13,7 +13,7 @@ use crate::Progress;
 const BUDGET_PACKETS: usize = 128;
 /// As many, and so many bytes, while they are for so many sessions that none of these has enough for
 /// a write: what is written for one packet costs as much as for twenty. That takes some milliseconds.
-const MAX_PACKETS: usize = 1024;
+const MAX_PACKETS: usize = 512;
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// What a turn of the TUN device has brought.
@@ -193,7 +193,7 @@ mod tests {
     fn a_turn_brings_a_bounded_number_of_packets_and_bytes() {
         for (len, left, packets, progress) in [
             (1400, 5000, MAX_PACKETS, Progress::Ready),
-            (1400, 1000, 1000, Progress::Blocked),
+            (1400, 500, 500, Progress::Blocked),
             (20_000, 5000, 1 + MAX_BYTES / 20_000, Progress::Ready),
             (65_000, 5000, BUDGET_PACKETS, Progress::Ready),
         ] {
