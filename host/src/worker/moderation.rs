@@ -4,7 +4,8 @@
 //! nothing. A sender of many would wake it for every few of them, and each time the wake-up, the
 //! record and the write to the socket are paid anew. So once several small packets have come
 //! together, the device is held off and the next ones gather for a moment: what network cards call
-//! interrupt moderation. A device that brings more than a turn's packets is not left alone at all.
+//! interrupt moderation. A device that brings more than a turn's packets is not left alone at all, nor
+//! one that has brought as many as a turn takes: its queue may be full.
 
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ const MIN_HOLD_OFF: Duration = Duration::from_micros(100);
 const MAX_HOLD_OFF: Duration = Duration::from_micros(500);
 /// So many packets at once begin a hold-off. Fewer may be questions that each wait for an answer.
 const MANY: usize = 8;
+/// So many have gathered already, and the device may be about to drop what comes next.
+const ENOUGH: usize = 128;
 /// Bytes of the largest packet that counts as small. Super-packets have gathered already.
 const SMALL: usize = 2048;
 
@@ -52,7 +55,8 @@ impl Moderation {
     pub(super) fn handle_drained(&mut self, drained: &Drained, has_full_write: bool, now: Instant) {
         let is_empty = matches!(drained.progress, Progress::Blocked);
         self.gathers_since = (!has_full_write).then_some(now);
-        self.is_due = is_empty && drained.packets >= MANY && drained.largest <= SMALL;
+        let is_many = (MANY..ENOUGH).contains(&drained.packets);
+        self.is_due = is_empty && is_many && drained.largest <= SMALL;
     }
 
     /// Begins the hold-off if one is due, `now` that the packets read have been dealt with.
@@ -93,6 +97,8 @@ mod tests {
 
     #[test]
     fn several_small_packets_begin_a_hold_off_that_ends() {
+        let most = after(Progress::Blocked, ENOUGH - 1, 1500);
+        assert!(most.is_held_off());
         let mut moderation = after(Progress::Blocked, MANY, 1500);
         assert!(
             moderation.is_held_off(),
@@ -129,7 +135,9 @@ mod tests {
             (Progress::Blocked, 0, 0),
             (Progress::Blocked, MANY - 1, 84),
             (Progress::Blocked, MANY, 65_535),
-            (Progress::Ready, 128, 84),
+            (Progress::Ready, MANY, 84),
+            (Progress::Blocked, ENOUGH, 84),
+            (Progress::Blocked, 500, 84),
         ] {
             let mut moderation = after(progress, packets, largest);
             moderation.begin(NOW);
