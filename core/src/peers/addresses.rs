@@ -3,7 +3,7 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::time::Duration;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha512};
@@ -45,8 +45,10 @@ pub(crate) struct AddressPool {
     homes: BTreeMap<PeerId, u128>,
     /// All lendable addresses below this one are reserved, lent or claimed.
     frontier: u128,
-    /// Reserved addresses that cool down, and until when.
-    cooling: VecDeque<(Instant, u128)>,
+    /// Reserved addresses that cool down, by when that ends.
+    cooling: BTreeSet<(Instant, u128)>,
+    /// When that is, by the address.
+    cool_at: BTreeMap<u128, Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +118,8 @@ impl AddressPool {
             unused: BTreeSet::new(),
             homes: BTreeMap::new(),
             frontier: first,
-            cooling: VecDeque::new(),
+            cooling: BTreeSet::new(),
+            cool_at: BTreeMap::new(),
         }
     }
 
@@ -305,7 +308,9 @@ impl AddressPool {
 
     /// Reserves an address that is nobody's lease.
     fn keep_back(&mut self, address: u128) {
-        self.cooling.retain(|(_, cooling)| *cooling != address);
+        if let Some(until) = self.cool_at.remove(&address) {
+            self.cooling.remove(&(until, address));
+        }
         self.reserved.insert(address);
         if let Some(claim) = self.claims.get(&address) {
             self.unused.remove(&(*claim, address));
@@ -314,15 +319,18 @@ impl AddressPool {
 
     fn cool_down(&mut self, address: u128, now: Instant) {
         self.keep_back(address);
-        self.cooling.push_back((now + Self::COOL_DOWN, address));
+        let until = now + Self::COOL_DOWN;
+        self.cooling.insert((until, address));
+        self.cool_at.insert(address, until);
     }
 
     /// Frees the addresses that have cooled down.
     fn end_cool_downs(&mut self, now: Instant) {
-        while let Some((until, address)) = self.cooling.front().copied()
+        while let Some((until, address)) = self.cooling.first().copied()
             && until <= now
         {
-            self.cooling.pop_front();
+            self.cooling.pop_first();
+            self.cool_at.remove(&address);
             self.reserved.remove(&address);
             self.take_back(address);
         }

@@ -211,7 +211,8 @@ impl Peers {
         for network in networks_of(&before).filter(|it| !is_kept(it)) {
             self.log(Change::Unrouted(network));
         }
-        for address in fixed(&before) {
+        let stays_fixed = |address: &IpAddr| fixed(altered).any(|new| new == *address);
+        for address in fixed(&before).filter(|it| !stays_fixed(it)) {
             self.free_up(address, now);
         }
     }
@@ -521,5 +522,36 @@ pub(crate) mod tests {
         let late = WorkerId(3);
         assert_eq!(peers.join(late).len(), 2);
         assert_eq!(peers.take_changes(late), []);
+    }
+
+    /// As after a reload with other networks, under the lock that a hello needs.
+    #[test]
+    fn very_many_fixed_addresses_change_at_once() {
+        const COUNT: u32 = 50_000;
+        let mut config = config();
+        config.server.address_v4 = "10.0.0.1/8".parse().unwrap();
+        let numbered = |first: u32| -> Vec<_> {
+            let peer = |n: u32| {
+                let mut key = [0; 32];
+                key[..4].copy_from_slice(&n.to_be_bytes());
+                Peer {
+                    name: format!("client{n}"),
+                    public_key: PublicKey::from_bytes(key),
+                    address_v4: Some((0x0a00_0000 + first + n).into()),
+                    ..peer(2)
+                }
+            };
+            (0..COUNT).map(peer).collect()
+        };
+        let mut peers = Peers::new(&config, numbered(2), &[], Instant::ZERO);
+        let start = std::time::Instant::now();
+        // Each gets what the next one had, then all are others', then there are none.
+        for (first, altered) in [(3, COUNT), (1_000_000, COUNT)] {
+            let replaced = peers.replace(numbered(first), Instant::ZERO);
+            assert_eq!(replaced.altered.len(), altered as usize);
+        }
+        let replaced = peers.replace(Vec::new(), Instant::ZERO);
+        assert_eq!(replaced.removed.len(), COUNT as usize);
+        assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
     }
 }

@@ -505,3 +505,26 @@ fn the_first_choice_of_a_peer_that_is_no_more_is_anothers() {
 
     assert_eq!(choice(&mut pool, second), chosen);
 }
+
+#[test]
+fn any_of_very_many_addresses_is_freed_and_set_aside_at_once() {
+    const COUNT: u32 = 100_000;
+    let all: Vec<IpAddr> = (0..COUNT)
+        .map(|n| Ipv4Addr::from_bits(0x0a00_0002 + n).into())
+        .collect();
+    let server = "10.0.0.1/8".parse().unwrap();
+    let mut pool = AddressPool::new(server, all.iter().copied());
+    let start = std::time::Instant::now();
+    for address in &all {
+        pool.free_up(*address, NOW);
+    }
+    for address in all.iter().rev().skip(1) {
+        assert_eq!(pool.set_aside(*address), None);
+    }
+    let lent = |pool: &mut AddressPool, peer, now| pool.lease(PeerId::first(peer), None, now);
+    let beyond = address("10.1.134.162");
+    assert_eq!(lent(&mut pool, 1, NOW), Some(beyond));
+    let cool = NOW + AddressPool::COOL_DOWN;
+    assert_eq!(lent(&mut pool, 2, cool), all.last().copied());
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+}
