@@ -155,8 +155,22 @@ impl Connection {
     /// link may take its time over a packet; but where bytes were lost or put in, all that follows
     /// would be taken for the rest of one packet, and keep a useless session up for hours.
     fn dead_at(&self, lane: &Lane, limits: &Limits) -> Instant {
-        let silent = self.last_received + limits.connection_timeout;
-        silent.min(lane.last_opened() + limits.connection_timeout * PACKET_TIMEOUTS)
+        let from = lane.silence_counts_from();
+        let silent = self.last_received.max(from) + limits.connection_timeout;
+        silent.min(lane.last_opened().max(from) + limits.connection_timeout * PACKET_TIMEOUTS)
+    }
+
+    /// The limits are others by now, also for a peer that has yet to prove its key.
+    pub(crate) fn follow_limits(&mut self, limits: &Limits, is_impatient: bool, now: Instant) {
+        let lane = match &mut self.stage {
+            Stage::Active { lane, .. } => &mut **lane,
+            Stage::Greeting {
+                step: Greeting::AwaitProof(proposal),
+                ..
+            } => &mut proposal.lane,
+            _ => return,
+        };
+        lane.follow_limits(limits, is_impatient, now);
     }
 
     /// Whether nothing was heard for too long.

@@ -177,8 +177,9 @@ impl Endpoint {
     /// What a reload brings: suites, key rotation, compression, limits, what is pushed, whether clients
     /// reach each other and who may probe are as in `config` from now on. What a handshake agrees on
     /// stays for those who have a session. Its keys, addresses, MTU, bound on memory and number of
-    /// streams are not looked at; limits on peers are the business of [`Peers::set_limits`].
-    pub fn reconfigure(&mut self, config: &ServerConfig) {
+    /// streams are not looked at; limits on peers are the business of [`Peers::set_limits`]. Where a
+    /// session is to be dead after a shorter silence, none is for silence before `now`.
+    pub fn reconfigure(&mut self, config: &ServerConfig, now: Instant) {
         let Side::Server(server) = &mut self.side else {
             return;
         };
@@ -190,20 +191,27 @@ impl Endpoint {
         self.common.rotation = config.common.rotation;
         self.common.compression = config.common.compression;
         let before = &self.common.limits;
+        let is_impatient = config.common.limits.connection_timeout < before.connection_timeout;
         self.common.limits = Limits {
             memory: before.memory,
             max_streams: before.max_streams,
             ..config.common.limits.clone()
         };
-        let limits = &self.common.limits;
+        self.follow_limits(is_impatient, now);
+    }
+
+    /// The limits are others by now, and the connection timeout is shorter if that is impatient.
+    fn follow_limits(&mut self, is_impatient: bool, now: Instant) {
         for id in self.sessions.ids() {
             if let Some(session) = self.sessions.get_mut(id) {
-                session
-                    .queue
-                    .set_bounds(limits.queue_bytes, limits.queue_age);
+                session.follow_limits(&self.common.limits, now);
             }
+            self.rearm_session(id);
         }
         for id in self.connections.ids() {
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.follow_limits(&self.common.limits, is_impatient, now);
+            }
             self.rearm(id);
         }
     }
@@ -257,6 +265,11 @@ impl Endpoint {
             (peers.rate_limit(peer), objection)
         });
         session.set_rate_limit(rate_limit, now);
+        let on = session.connection();
+        self.rearm_session(id);
+        if let Some(on) = on {
+            self.wants_transmit(on);
+        }
         if let Some(reason) = objection {
             let code = match reason {
                 CloseReason::Altered => DisconnectCode::Normal,

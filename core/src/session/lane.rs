@@ -69,6 +69,8 @@ pub(crate) struct Lane {
     had_data: bool,
     /// When the peer last proved that the stream makes sense: with a packet that opened.
     last_opened: Instant,
+    /// Silence before this is no reason to take the peer for dead.
+    silence_from: Instant,
     /// What a client knows of its path; a server does not look for another.
     liveness: Option<Box<Liveness>>,
 }
@@ -167,6 +169,7 @@ impl Lane {
             keepalive_at: next_keepalive(limits, now),
             had_data: false,
             last_opened: now,
+            silence_from: now,
             liveness: None,
         }
     }
@@ -180,6 +183,21 @@ impl Lane {
     /// When the peer last sent a packet that opened.
     pub(crate) const fn last_opened(&self) -> Instant {
         self.last_opened
+    }
+
+    /// Silence before this is no reason to take the peer for dead.
+    pub(crate) const fn silence_counts_from(&self) -> Instant {
+        self.silence_from
+    }
+
+    /// The limits are others by now. A peer that fewer seconds of silence are to mean the end of
+    /// (`is_impatient`) may have been silent for longer already, as it was allowed to: it is to be
+    /// asked first.
+    pub(crate) fn follow_limits(&mut self, limits: &Limits, is_impatient: bool, now: Instant) {
+        self.keepalive_at = self.keepalive_at.min(next_keepalive(limits, now));
+        if is_impatient {
+            self.silence_from = now;
+        }
     }
 
     /// Whether the connection, which ends, was worth its handshake: it lasted for `long`, or carried

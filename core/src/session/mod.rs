@@ -169,12 +169,24 @@ impl Session {
     }
 
     /// Another limit on what the peer may send and receive, in bytes per second. One that stays as
-    /// it was keeps its level.
+    /// it was keeps its level; another one holds nothing back that waited for the one before.
     pub(crate) fn set_rate_limit(&mut self, rate_limit: Option<u64>, now: Instant) {
         for limit in [&mut self.upload, &mut self.download] {
             if limit.as_ref().map(TokenBucket::rate) != rate_limit {
                 *limit = rate_limit.map(|rate| bucket(rate, now));
+                self.paced_until = None;
             }
+        }
+    }
+
+    /// The limits are others by now: what is under way takes no longer than they allow.
+    pub(crate) fn follow_limits(&mut self, limits: &Limits, now: Instant) {
+        self.queue.set_bounds(limits.queue_bytes, limits.queue_age);
+        if let Some(at) = &mut self.stale_at {
+            *at = (*at).min(now + limits.queue_age);
+        }
+        if let Where::Away { until } = &mut self.place {
+            *until = (*until).min(now + limits.return_timeout);
         }
     }
 

@@ -346,7 +346,7 @@ impl Worker {
             }
             Order::PeersChanged => self.endpoint.handle_peers_changed(now),
             Order::Reconfigure(config) => {
-                self.endpoint.reconfigure(&config);
+                self.endpoint.reconfigure(&config, now);
                 self.endpoint.handle_peers_changed(now);
             }
             Order::ShutDown => self.endpoint.shut_down(now),

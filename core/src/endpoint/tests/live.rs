@@ -4,7 +4,7 @@
 use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
 
-use super::super::testing::{Machine, Net, SERVER, client_config, server_config, udp};
+use super::super::testing::{Machine, Net, SERVER, ServerSetup, client_config, server_config, udp};
 use super::SERVER_ADDRESS;
 use crate::config::{Peer, Push};
 use crate::error::{DropReason, HandshakeError};
@@ -253,10 +253,10 @@ fn what_is_pushed_and_the_limits_are_followed_and_sessions_stay() {
     };
     setup.common.limits.queue_bytes = 200_000;
     setup.common.limits.max_connections = 1;
-    net.server.reconfigure(&setup.config());
+    let now = net.now;
+    net.server.reconfigure(&setup.config(), now);
     let peers = net.server.peers().unwrap();
     peers.with(|peers| peers.set_limits(Some(100_000), 1));
-    let now = net.now;
     net.server.handle_peers_changed(now);
     net.settle();
     assert_eq!(net.close_reasons(SERVER), []);
@@ -295,4 +295,90 @@ fn coming_back_buys_no_burst() {
     assert_eq!(net.server.stats().sessions_established, 2);
     let second = send(&mut net);
     assert!(second < 30, "{second} of what came in two seconds");
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A server that takes silence of 90 seconds for an end, and `n` clients that say something every 25.
+fn patient(n: u8) -> (ServerSetup, Net) {
+    let mut setup = server_config(n);
+    setup.common.limits.connection_timeout = SECOND * 90;
+    let net = Net::new(setup.clone(), (1..=n).map(client_config).collect());
+    (setup, net)
+}
+
+/// Only ten seconds, by now.
+fn become_impatient(net: &mut Net, mut setup: ServerSetup) {
+    setup.common.limits.connection_timeout = SECOND * 10;
+    setup.common.limits.keepalive_interval = SECOND * 3;
+    let now = net.now;
+    net.server.reconfigure(&setup.config(), now);
+    net.settle();
+}
+
+#[test]
+fn a_shorter_connection_timeout_ends_no_session_that_is_merely_idle() {
+    for wait in [1, 7, 15, 20, 22, 24, 26, 40] {
+        let (setup, mut net) = patient(3);
+        net.run(SECOND * (200 + wait));
+        become_impatient(&mut net, setup);
+        net.run(SECOND * 300);
+        assert_eq!(net.server.stats().sessions, 3, "after {wait} seconds");
+        assert_eq!(net.close_reasons(SERVER), []);
+        assert_eq!(net.links.len(), 3);
+    }
+}
+
+/// Also one that has been answered and not come back with its proof.
+#[test]
+fn a_shorter_connection_timeout_ends_no_session_that_begins() {
+    let (setup, mut net) = patient(1);
+    net.stalls_new_links = true;
+    net.settle();
+    net.link(0).up.stalled_at = None;
+    net.settle();
+    become_impatient(&mut net, setup);
+    net.link(0).down.stalled_at = None;
+    net.run(SECOND * 300);
+    assert_eq!(net.server.stats().sessions_established, 1);
+    assert_eq!(net.close_reasons(SERVER), []);
+}
+
+#[test]
+fn a_shorter_connection_timeout_ends_who_is_silent_from_then_on() {
+    let (setup, mut net) = patient(2);
+    net.run(SECOND * 220);
+    net.unreachable_for.insert(0);
+    net.cut(0);
+    become_impatient(&mut net, setup);
+    net.run(SECOND * 10 - Duration::from_millis(1));
+    assert_eq!(net.server.stats().sessions, 2);
+    net.run(Duration::from_millis(1));
+    assert_eq!(net.server.stats().sessions, 1);
+    assert_eq!(net.close_reasons(SERVER), [CloseReason::Timeout]);
+}
+
+#[test]
+fn what_a_rate_limit_holds_back_goes_at_once_when_it_is_raised_or_lifted() {
+    for rate_limit in [None, Some(1_000_000)] {
+        let mut setup = server_config(1);
+        setup.peers[0].rate_limit = Some(10);
+        let mut net = Net::new(setup, vec![client_config(1)]);
+        net.settle();
+        let packet = udp(SERVER_ADDRESS, net.address_v4(0), 1, &[0; 1172]);
+        for _ in 0..200 {
+            net.send_from(SERVER, &packet);
+        }
+        net.settle();
+        let first = net.received[0].len();
+        assert!((100..150).contains(&first), "{first}: a burst of 128 KiB");
+        replace(
+            &mut net,
+            vec![Peer {
+                rate_limit,
+                ..peer(1)
+            }],
+        );
+        assert_eq!(net.received[0].len(), 200);
+    }
 }

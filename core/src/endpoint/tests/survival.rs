@@ -81,6 +81,37 @@ fn what_waits_for_an_absent_peer_goes_when_it_is_old() {
     assert_eq!(net.server.stats().sessions_absent, 1);
 }
 
+/// What a peer may take to come back, and packets to wait for it, is shorter by now.
+#[test]
+fn shorter_limits_hold_for_what_waits_already() {
+    let mut setup = server_config(1);
+    let limits = setup.common.limits.clone();
+    setup.common.limits.queue_age = Duration::from_secs(600);
+    setup.common.limits.return_timeout = Duration::from_secs(3600);
+    let mut net = Net::new(setup.clone(), vec![client_config(1)]);
+    net.settle();
+    let address = net.address_v4(0);
+    net.unreachable_for.insert(0);
+    break_connection(&mut net, 0);
+    for payload in [b"one", b"two"] {
+        net.send_from(SERVER, &udp(SERVER_ADDRESS, address, 5, payload));
+    }
+    net.run(Duration::from_secs(300));
+    let stats = net.server.stats();
+    assert_eq!((stats.queued_packets, stats.sessions_absent), (2, 1));
+
+    setup.common.limits = limits.clone();
+    let now = net.now;
+    net.server.reconfigure(&setup.config(), now);
+    net.run(limits.queue_age);
+    assert_eq!(net.server.stats().queued_packets, 0);
+    assert_eq!(net.server.stats().dropped(DropReason::QueueAge), 2);
+    assert_eq!(net.server.stats().sessions_absent, 1);
+    net.run(limits.return_timeout - limits.queue_age);
+    assert_eq!(net.server.stats().sessions_absent, 0);
+    assert_eq!(ended(&net, SERVER), [CloseReason::NoReturn]);
+}
+
 #[test]
 fn a_peer_that_does_not_come_back_in_time_has_no_session() {
     let mut net = Net::connected(1);

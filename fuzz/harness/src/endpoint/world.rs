@@ -523,7 +523,7 @@ impl World {
                 bits: choice,
                 compression: choice & 32 != 0,
             };
-            server.reconfigure(&choices.server());
+            server.reconfigure(&choices.server(), now);
         }
         server.handle_peers_changed(now);
     }
