@@ -149,10 +149,6 @@ macro_rules! add_fields {
 
 /// The figures of several endpoints together; present levels add up as well.
 impl AddAssign<&Self> for Stats {
-    #[expect(
-        clippy::too_many_lines,
-        reason = "two lines for each figure, and nothing to decide"
-    )]
     fn add_assign(&mut self, other: &Self) {
         add_fields!(self, other;
             connections_opened,

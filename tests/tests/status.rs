@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use lostlove_tests::lab::{DEVICE, SERVER_V4};
+use lostlove_tests::lab::{DEVICE, SERVER_V4, Tunnel};
 use lostlove_tests::programs::program;
 use lostlove_tests::traffic::tcp;
 use lostlove_tests::{Driver, Host, Lab, await_some, await_true};
@@ -29,6 +29,26 @@ fn daemons_tell_what_they_do_and_take_orders() {
     let (server, client) = (&lab.server, &lab.clients[0]);
     assert!(tcp(client, server, SERVER_V4, 1_000_000).intact);
 
+    let id = assert_server_tells(&lab, tunnel.server.pid());
+    assert_client_tells(client, &id);
+    assert_orders_are_followed(&lab, &tunnel);
+    assert_reloads(&lab);
+
+    for (host, arguments, expected) in [
+        (server, "disconnect nobody", "no peer of this name"),
+        (client, "disconnect client0", "this is a client"),
+        (server, "status lostlove9", "no daemon \"lostlove9\""),
+    ] {
+        let output = lostlove(host, arguments);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// The status of a server with one peer; the id of that peer's session.
+fn assert_server_tells(lab: &Lab, pid: u32) -> Value {
+    let (server, client) = (&lab.server, &lab.clients[0]);
     let told = await_some("a round trip", || {
         let told = status(server);
         let known = &told["server"]["peers"][0]["session"]["round_trip_seconds"];
@@ -38,7 +58,7 @@ fn daemons_tell_what_they_do_and_take_orders() {
         (&told["state"], &told["name"]),
         (&"listening".into(), &DEVICE.into())
     );
-    assert_eq!(told["pid"], tunnel.server.pid());
+    assert_eq!(told["pid"], pid);
     let peer = &told["server"]["peers"][0];
     assert_eq!(
         (&peer["name"], &peer["state"]),
@@ -56,18 +76,24 @@ fn daemons_tell_what_they_do_and_take_orders() {
     );
     assert_eq!(session["suite"], "hse");
     assert!(session["last_heard_seconds"].as_f64().unwrap() < 60.0);
+    session["id"].clone()
+}
 
+fn assert_client_tells(client: &Host, session: &Value) {
     let told = await_some("a client that is set up", || {
         let told = status(client);
         (told["state"] == "connected").then_some(told)
     });
     let client_told = &told["client"];
-    assert_eq!(client_told["session"]["id"], session["id"]);
+    assert_eq!(client_told["session"]["id"], *session);
     assert_eq!(client_told["reconnects"], 0);
     assert_eq!(told["tunnel"]["addresses"][0], "10.8.0.2/24");
     let routes = client_told["routes"].to_string();
     assert!(routes.contains("10.8.0.0/24"), "{routes}");
+}
 
+fn assert_orders_are_followed(lab: &Lab, tunnel: &Tunnel) {
+    let (server, client) = (&lab.server, &lab.clients[0]);
     // For a person, with rates.
     let text = said(server, "status");
     assert!(text.contains("client0: connected for"), "{text}");
@@ -87,7 +113,10 @@ fn daemons_tell_what_they_do_and_take_orders() {
     });
     let why = told["client"]["ends"][0]["reason"].as_str().unwrap();
     assert!(why.contains("disconnected by the operator"), "{why}");
+}
 
+fn assert_reloads(lab: &Lab) {
+    let server = &lab.server;
     // Its file is read again: a peer's limit applies at once, another port after a restart.
     let mut settings = lab.server_settings();
     settings
@@ -109,17 +138,6 @@ fn daemons_tell_what_they_do_and_take_orders() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(78), "{error}");
     assert!(error.contains("did you mean port"), "{error}");
-
-    for (host, arguments, expected) in [
-        (server, "disconnect nobody", "no peer of this name"),
-        (client, "disconnect client0", "this is a client"),
-        (server, "status lostlove9", "no daemon \"lostlove9\""),
-    ] {
-        let output = lostlove(host, arguments);
-        let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{error}");
-        assert!(error.contains(expected), "{error}");
-    }
 }
 
 #[test]

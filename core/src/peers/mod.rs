@@ -526,6 +526,11 @@ pub(crate) mod tests {
 
     /// As after a reload with other networks, under the lock that a hello needs.
     #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "how long it takes is what is tested"
+    )]
     fn very_many_fixed_addresses_change_at_once() {
         const COUNT: u32 = 50_000;
         let mut config = config();
