@@ -83,7 +83,10 @@ pub(crate) fn read(config: &Path) -> Result<Vec<PeerText>, ConfigError> {
         source,
     };
     let entries = match fs::read_dir(&folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // A link that leads nowhere is no wish to have no peers.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !folder.is_symlink() => {
+            return Ok(Vec::new());
+        }
         entries => entries.map_err(unreadable)?,
     };
     check_folder(&folder)?;

@@ -102,3 +102,13 @@ fn a_secret_in_a_peers_file_wants_a_private_one() {
     assert!(errors.starts_with("peers.d/a.toml:2:17: "), "{errors}");
     assert!(errors.contains("expected mode 0600"), "{errors}");
 }
+
+#[test]
+fn a_folder_that_is_a_link_to_nowhere_is_an_error_and_not_a_server_without_peers() {
+    let folder = Folder::new();
+    std::os::unix::fs::symlink("nowhere", folder.path("peers.d")).unwrap();
+    let error = folder.server("").unwrap_err().to_string();
+    assert!(error.contains("peers.d"), "{error}");
+    fs::remove_file(folder.path("peers.d")).unwrap();
+    assert!(folder.server("").unwrap().peers.is_empty());
+}
