@@ -31,7 +31,7 @@ pub struct ControlParts {
 
 /// Names one client of the socket. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Asker(u64);
+pub(crate) struct Asker(pub(crate) u64);
 
 /// What clients want of the daemon.
 #[derive(Debug)]

@@ -21,6 +21,8 @@ pub(super) const MAX_CLIENTS: usize = 32;
 pub(super) const IDLE: Duration = Duration::from_secs(30);
 /// How long a request waits for the daemon.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same for a reload, which may come a second later, and read the files of very many peers.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(12);
 /// From one time that the state is asked for to the next, however many clients want it: they wait that
 /// long, and all that wait share one answer.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
@@ -250,8 +252,9 @@ impl<'a> Service<'a> {
                 self.ask_at.get_or_insert(due);
             }
             Ok(request) => {
+                let is_reload = matches!(request, Request::Reload { .. });
                 client.state = State::Awaiting;
-                client.deadline = now + PATIENCE;
+                client.deadline = now + if is_reload { RELOAD_PATIENCE } else { PATIENCE };
                 (self.wish)(Wish::Of(client.id, request));
             }
         }

@@ -13,8 +13,8 @@ use lostlove_core::figures::SessionFigures;
 use lostlove_core::peers::PeerId;
 use tracing::info;
 
-use super::Daemon;
 use super::events::PAUSE;
+use super::{Daemon, ReloadOutcome};
 use crate::control::protocol::{self, Answer, Body, ErrorCode, Failure, Reloaded, Request};
 use crate::control::status::State;
 use crate::control::{
@@ -80,7 +80,7 @@ impl Daemon {
                 Err(failure) => failure.into(),
             },
             Request::LogLevel { level, .. } => set_level(level.as_deref()),
-            Request::Reload { .. } => self.reload_on_request(),
+            Request::Reload { .. } => return self.reload_for(asker),
         };
         self.control.reply(Reply::To(asker, answer));
     }
@@ -101,18 +101,31 @@ impl Daemon {
         })
     }
 
-    fn reload_on_request(&mut self) -> Answer {
-        if self.readiness.is_ending() {
-            return Failure::new(ErrorCode::Ending, "the daemon is ending").into();
+    /// Has the configuration read soon, together with all others who want that.
+    fn reload_for(&mut self, asker: Asker) {
+        match &mut self.reloader {
+            _ if self.readiness.is_ending() => self.answer_reload(&[asker], None),
+            Some(reloader) => reloader.demand_for(asker, Instant::now()),
+            None => self.answer_reload(&[asker], Some(ReloadOutcome::default())),
         }
-        let outcome = self.reload();
-        match outcome.error {
-            Some(problem) => Failure::new(ErrorCode::BadConfiguration, problem).into(),
-            None => Body::Reloaded(Reloaded {
+    }
+
+    /// Tells what has come of a reload; none if there is none, as the daemon is ending.
+    pub(super) fn answer_reload(&self, askers: &[Asker], outcome: Option<ReloadOutcome>) {
+        let answer: Answer = match outcome {
+            None => Failure::new(ErrorCode::Ending, "the daemon is ending").into(),
+            Some(ReloadOutcome {
+                error: Some(problem),
+                ..
+            }) => Failure::new(ErrorCode::BadConfiguration, problem).into(),
+            Some(outcome) => Body::Reloaded(Reloaded {
                 applied: outcome.applied,
                 needs_restart: outcome.needs_restart,
             })
             .into(),
+        };
+        for asker in askers {
+            self.control.reply(Reply::To(*asker, answer.clone()));
         }
     }
 

@@ -3,20 +3,24 @@
 
 mod differences;
 
+use std::mem;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use lostlove_config::{ClientSettings, ConfigError, LogLevel, ServerSettings};
-use lostlove_core::peers::Replaced;
+use lostlove_core::config::{Peer, ServerConfig};
+use lostlove_core::peers::{Replaced, SharedPeers};
+use lostlove_core::time;
 use lostlove_system::limits::raise_descriptor_limit;
 use tracing::{error, info, warn};
 
 use self::differences::Differences;
 use super::Daemon;
+use crate::control::Asker;
 use crate::log;
 use crate::mailbox::Order;
 
-/// Signals that follow each other within this time are answered by one reload.
+/// Signals and requests that follow each other within this time are answered by one reload.
 const APART: Duration = Duration::from_secs(1);
 /// Names of peers that one line of the log has at most.
 const MAX_NAMES: usize = 20;
@@ -41,6 +45,8 @@ pub struct Reloader {
     read_at: Option<Instant>,
     /// When it is to be read.
     due_at: Option<Instant>,
+    /// Clients of the control socket that are told what has come of it.
+    askers: Vec<Asker>,
 }
 
 /// Without peers, which are where they belong.
@@ -68,6 +74,7 @@ impl Reloader {
             in_force,
             read_at: None,
             due_at: None,
+            askers: Vec::new(),
         }
     }
 
@@ -77,9 +84,22 @@ impl Reloader {
     }
 
     /// Somebody wants it read.
-    fn demand(&mut self, now: Instant) {
+    pub(super) fn demand(&mut self, now: Instant) {
         let earliest = self.read_at.map_or(now, |at| at + APART);
         self.due_at.get_or_insert(earliest.max(now));
+    }
+
+    /// A client of the control socket wants it read, and waits for what comes of it.
+    pub(super) fn demand_for(&mut self, asker: Asker, now: Instant) {
+        self.askers.push(asker);
+        self.demand(now);
+    }
+
+    /// If it is to be read now, those who are to be told. Nobody waits for what will not be read because
+    /// the daemon `is_ending`.
+    fn take_due(&mut self, now: Instant, is_ending: bool) -> Option<Vec<Asker>> {
+        self.due_at.take_if(|at| is_ending || *at <= now)?;
+        Some(mem::take(&mut self.askers))
     }
 }
 
@@ -93,25 +113,23 @@ impl Daemon {
     }
 
     pub(super) fn reload_if_due(&mut self, now: Instant) {
-        let due = self.reloader.as_mut().map(|reloader| &mut reloader.due_at);
-        if due.is_some_and(|due| due.take_if(|at| *at <= now).is_some()) {
-            self.reload();
-        }
+        let is_ending = self.readiness.is_ending();
+        let reloader = self.reloader.as_mut();
+        let Some(askers) = reloader.and_then(|it| it.take_due(now, is_ending)) else {
+            return;
+        };
+        let outcome = (!is_ending).then(|| self.reload());
+        self.answer_reload(&askers, outcome);
     }
 
     /// Reads the configuration again, applies what can be applied, and says so in the log. A file that
     /// cannot be used changes nothing.
-    pub(super) fn reload(&mut self) -> ReloadOutcome {
+    fn reload(&mut self) -> ReloadOutcome {
         let Some(mut reloader) = self.reloader.take() else {
             return ReloadOutcome::default();
         };
-        let result = if self.readiness.is_ending() {
-            Ok(ReloadOutcome::default())
-        } else {
-            self.read_again(&mut reloader)
-        };
+        let result = self.read_again(&mut reloader);
         reloader.read_at = Some(Instant::now());
-        reloader.due_at = None;
         let config = reloader.config.display().to_string();
         self.reloader = Some(reloader);
         self.metrics.note_reload(result.is_ok());
@@ -152,15 +170,22 @@ impl Daemon {
         }
     }
 
-    fn follow_server(&mut self, known: &mut ServerSettings, new: ServerSettings) -> ReloadOutcome {
+    fn follow_server(
+        &mut self,
+        known: &mut ServerSettings,
+        mut new: ServerSettings,
+    ) -> ReloadOutcome {
         let mut found = Differences::of_servers(known, &new);
         let is_same_tunnel = known.endpoint.server.address_v4 == new.endpoint.server.address_v4
             && known.endpoint.server.address_v6 == new.endpoint.server.address_v6;
-        if is_same_tunnel {
-            found.applied.extend(self.replace_peers(&new));
-        } else {
+        let peers = is_same_tunnel.then(|| mem::take(&mut new.peers));
+        if peers.is_none() {
             // They are judged by a network that is not there yet.
             found.needs_restart.push("peers".to_owned());
+        }
+        if let Some(shared) = &self.peers {
+            let said = follow_peers(shared, &new.endpoint, peers, self.clock.now());
+            found.applied.extend(said);
         }
         let level = (
             known.host.monitoring.log_level,
@@ -176,20 +201,22 @@ impl Daemon {
         known.endpoint = differences::in_force(&known.endpoint, new.endpoint);
         found.into()
     }
+}
 
-    /// What there is to say of peers that have come, changed or gone.
-    fn replace_peers(&mut self, new: &ServerSettings) -> Vec<String> {
-        let Some(peers) = &self.peers else {
-            return Vec::new();
-        };
-        let now = self.clock.now();
-        let (rate_limit, limits) = (new.endpoint.server.rate_limit, &new.endpoint.common.limits);
-        let replaced = peers.with(|peers| {
-            peers.set_limits(rate_limit, limits.max_connections);
-            peers.replace(new.peers.clone(), now)
-        });
-        words_for(&replaced)
-    }
+/// Has the peers follow other limits, and be `new` ones if there are any. Returns what there is to say of
+/// those who have come, changed or gone.
+fn follow_peers(
+    peers: &SharedPeers,
+    config: &ServerConfig,
+    new: Option<Vec<Peer>>,
+    now: time::Instant,
+) -> Vec<String> {
+    let max_connected = config.common.limits.max_connections;
+    let replaced = peers.with(|peers| {
+        peers.set_limits(config.server.rate_limit, max_connected);
+        new.map(|new| peers.replace(new, now))
+    });
+    replaced.as_ref().map(words_for).unwrap_or_default()
 }
 
 fn words_for(replaced: &Replaced) -> Vec<String> {
@@ -260,14 +287,75 @@ fn tell(config: &str, outcome: &ReloadOutcome) {
 
 #[cfg(test)]
 mod tests {
+    use lostlove_core::peers::Peers;
+
     use super::*;
 
-    #[test]
-    fn demands_that_follow_each_other_are_answered_by_one_reload_a_second() {
+    fn settings() -> (tempfile::TempDir, PathBuf, ServerSettings) {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("server.toml");
         crate::setup::first_start(&config).unwrap();
         let settings = lostlove_config::load_server(&config).unwrap();
+        (folder, config, settings)
+    }
+
+    #[test]
+    fn all_who_ask_within_a_second_are_told_of_one_reload() {
+        let (_folder, config, settings) = settings();
+        let mut reloader = Reloader::server(config, settings);
+        let start = Instant::now();
+        reloader.demand_for(Asker(1), start);
+        reloader.demand(start);
+        reloader.demand_for(Asker(2), start);
+        let told = reloader.take_due(start, false);
+        assert_eq!(told, Some(vec![Asker(1), Asker(2)]));
+        assert_eq!(reloader.take_due(start, false), None);
+        reloader.read_at = Some(start);
+        for (asker, milli) in [(3, 1), (4, 999)] {
+            let now = start + Duration::from_millis(milli);
+            reloader.demand_for(Asker(asker), now);
+            assert_eq!(reloader.take_due(now, false), None);
+        }
+        let told = reloader.take_due(start + APART, false);
+        assert_eq!(told, Some(vec![Asker(3), Asker(4)]));
+    }
+
+    #[test]
+    fn a_daemon_that_ends_keeps_nobody_waiting_for_a_reload() {
+        let (_folder, config, settings) = settings();
+        let mut reloader = Reloader::server(config, settings);
+        let start = Instant::now();
+        assert_eq!(reloader.take_due(start, true), None);
+        reloader.read_at = Some(start);
+        reloader.demand_for(Asker(1), start);
+        assert_eq!(reloader.take_due(start, true), Some(vec![Asker(1)]));
+        assert_eq!(reloader.poll_timeout(), None);
+    }
+
+    #[test]
+    fn limits_are_followed_also_where_the_peers_wait_for_another_tunnel() {
+        let (_folder, _config, mut settings) = settings();
+        let now = time::Instant::ZERO;
+        let peers = Peers::new(&settings.endpoint, settings.peers.clone(), &[], now);
+        let peers = SharedPeers::new(peers);
+        let version = peers.version();
+        settings.endpoint.common.limits.max_connections = 7;
+        settings.endpoint.server.rate_limit = Some(1000);
+        let said = follow_peers(&peers, &settings.endpoint, None, now);
+        assert!(said.is_empty(), "{said:?}");
+        assert_eq!(peers.with(|peers| peers.max_connected()), 7);
+        assert_ne!(
+            peers.version(),
+            version,
+            "another limit is told to the worker"
+        );
+        let said = follow_peers(&peers, &settings.endpoint, Some(Vec::new()), now);
+        assert_eq!(said, ["peers removed: client1"]);
+    }
+
+    #[test]
+    fn demands_that_follow_each_other_are_answered_by_one_reload_a_second() {
+        let (_folder, config, settings) = settings();
         let mut reloader = Reloader::server(config, settings);
         let start = Instant::now();
         reloader.demand(start);
