@@ -14,6 +14,14 @@ pub(super) struct PendingWorker {
 }
 
 impl PendingWorker {
+    /// Leaves an order for when it begins, if it is about what the worker is made of. All else is of what
+    /// is not there yet.
+    pub(super) fn order(&self, order: Order) {
+        if matches!(order, Order::Reconfigure(_) | Order::PeersChanged) {
+            self.parts.orders.post(order);
+        }
+    }
+
     pub(super) fn start(self, threads: &Threads) -> io::Result<WorkerThread> {
         let Self { parts, drive } = self;
         let orders = Arc::clone(&parts.orders);

@@ -375,6 +375,8 @@ impl Daemon {
     fn order(&self, order: Order) {
         if let Some(worker) = &self.worker {
             worker.orders.post(order);
+        } else if let Some(pending) = &self.pending {
+            pending.order(order);
         }
     }
 }

@@ -25,6 +25,7 @@ pub(super) struct Predecessor<'a> {
     signals: &'a Signals,
     began: Instant,
     has_been_seen: bool,
+    wants_reload: bool,
 }
 
 impl<'a> Predecessor<'a> {
@@ -34,7 +35,19 @@ impl<'a> Predecessor<'a> {
             signals,
             began: Instant::now(),
             has_been_seen: false,
+            wants_reload: false,
         }
+    }
+
+    /// Whether the operator wants read again what was read before this wait.
+    pub(super) const fn wants_reload(&self) -> bool {
+        self.wants_reload
+    }
+
+    /// Whether a signal has come by now that is to end the process.
+    pub(super) fn is_told_to_end(&mut self) -> bool {
+        let signal = self.signals.drain();
+        self.handle(signal)
     }
 
     /// Opens what only a living daemon with the same configuration has, and waits for it. `what` says
@@ -88,21 +101,28 @@ impl<'a> Predecessor<'a> {
                 info!(holder, "another process has {what}; waiting for it to end");
                 self.has_been_seen = true;
             }
+            self.wait();
             if self.is_told_to_end() {
                 return Err(None);
             }
         }
     }
 
-    fn is_told_to_end(&self) -> bool {
+    fn wait(&self) {
         let mut fds = [PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN)];
         // Interrupted, it is tried again sooner.
         let _ = poll(&mut fds, Some(&RETRY));
-        // What is to be read again is about to be read.
-        matches!(
-            self.signals.drain(),
-            Some(Signal::Terminate | Signal::TerminateNow)
-        )
+    }
+
+    fn handle(&mut self, signal: Option<Signal>) -> bool {
+        match signal {
+            Some(Signal::Terminate | Signal::TerminateNow) => true,
+            Some(Signal::Reload) => {
+                self.wants_reload = true;
+                false
+            }
+            None => false,
+        }
     }
 }
 
@@ -158,6 +178,18 @@ mod tests {
         let failed = predecessor.outlive(IT, is_busy, || Err::<(), _>("busy"));
         assert_eq!(failed, Err(None));
         assert!(predecessor.began.elapsed() < PATIENCE);
+    }
+
+    #[test]
+    fn a_reload_that_is_wanted_meanwhile_is_remembered() {
+        let (signals, _operator) = signals();
+        let mut predecessor = Predecessor::new(&signals);
+        assert!(!predecessor.wants_reload());
+        for signal in [Some(Signal::Reload), None] {
+            assert!(!predecessor.handle(signal));
+            assert!(predecessor.wants_reload());
+        }
+        assert!(predecessor.handle(Some(Signal::Terminate)));
     }
 
     const IT: What<'static> = ("it", &|| None);

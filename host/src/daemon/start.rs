@@ -171,6 +171,11 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     if args.check_config {
         return check::check(role, args);
     }
+    // Before the files are read, which may take a while: SIGHUP would end the process.
+    let signals = Signals::new(Exit::Failure.code()).map_err(|error| Failure {
+        is_logging: false,
+        ..Failure::from(error)
+    })?;
     let (settings, reloader, made) = load(role, args)?;
     let verbosity = Verbosity {
         command_line: args.log_level,
@@ -186,7 +191,8 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
         warn!(%key, "there was no key, so a new one was made; keep a copy of it");
     }
     let first = FirstReport::new(made, threads.clone());
-    let ending = prepare(role, (settings, reloader), threads, Arc::clone(&first))
+    let told = Arc::clone(&first);
+    let ending = prepare(role, (settings, reloader), signals, threads, told)
         .and_then(|parts| Daemon::run(parts, run).map_err(some));
     first.tell(false);
     match ending {
@@ -327,10 +333,11 @@ impl FirstReport {
 }
 
 /// Opens everything. The TUN device first, for it is what most often fails. No failure where a signal
-/// came before a predecessor had ended.
+/// came while the files were read, or before a predecessor had ended.
 fn prepare(
     role: Role,
-    (settings, reloader): (Settings, Reloader),
+    (settings, mut reloader): (Settings, Reloader),
+    signals: Signals,
     threads: Threads,
     first: Arc<FirstReport>,
 ) -> Result<DaemonParts, Option<Failure>> {
@@ -342,8 +349,10 @@ fn prepare(
         host,
         ..
     } = settings;
-    let signals = Signals::new(Exit::Failure.code()).map_err(some)?;
     let mut predecessor = Predecessor::new(&signals);
+    if predecessor.is_told_to_end() {
+        return Err(None);
+    }
     let tun = open_tun(&tun, &mut predecessor)?;
     let (network, listeners, dialer, paths) = match &host {
         Host::Server(host) => {
@@ -366,6 +375,9 @@ fn prepare(
     let metrics = predecessor.outlive_if_any(is_in_use, || metrics(&monitoring, role, &threads));
     let metrics = metrics.map_err(|error| error.map(Failure::from))?;
     let control = control(facts(&endpoint, &host, &tun), &mut predecessor)?;
+    if predecessor.wants_reload() {
+        reloader.demand(std::time::Instant::now());
+    }
     let entropy = SystemEntropy::new().map_err(|error| some(io::Error::from(error)))?;
     let clock = Clock::new();
     let found = surroundings(&tun, &clock);
