@@ -33,12 +33,14 @@ impl DayAlarm {
         Ok(Self(timerfd_create(TimerfdClockId::Realtime, flags)?))
     }
 
-    /// Sets it, in place of what it was set to, to a Unix time.
+    /// Sets it, in place of what it was set to, to a Unix time. Says whether somebody has set the system's
+    /// clock since this was last heard of: then the time is to be looked at again, for the descriptor
+    /// does not tell it any more.
     ///
     /// # Errors
     ///
     /// Whatever the system reports.
-    pub fn set(&self, unix_time: Duration) -> io::Result<()> {
+    pub fn set(&self, unix_time: Duration) -> io::Result<bool> {
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
         let at = Itimerspec {
             it_interval: Timespec::default(),
@@ -49,8 +51,9 @@ impl DayAlarm {
             },
         };
         match timerfd_settime(&self.0, flags, &at) {
-            // The clock was set meanwhile; it is armed all the same.
-            Ok(_) | Err(Errno::CANCELED) => Ok(()),
+            Ok(_) => Ok(false),
+            // It is armed all the same.
+            Err(Errno::CANCELED) => Ok(true),
             Err(error) => Err(error.into()),
         }
     }
@@ -83,7 +86,7 @@ mod tests {
         };
         assert!(!is_readable());
         for past in [Duration::ZERO, unix_time() - Duration::from_secs(1)] {
-            alarm.set(past).unwrap();
+            assert!(!alarm.set(past).unwrap());
             assert!(is_readable(), "{past:?}");
             alarm.clear();
             assert!(!is_readable());
