@@ -68,10 +68,13 @@ impl Level {
         is_done
     }
 
-    /// Whether the configuration decides, as far as no request does.
+    /// Whether the configuration decides.
     fn is_configured(&self) -> bool {
         let rust_log = self.rust_log.as_deref();
-        self.lock().verbosity.command_line.is_none() && rust_log.is_none_or(is_no_filter)
+        let wanted = *self.lock();
+        wanted.set.is_none()
+            && wanted.verbosity.command_line.is_none()
+            && rust_log.is_none_or(is_no_filter)
     }
 }
 
@@ -160,5 +163,10 @@ mod tests {
             ..QUIET
         };
         assert!(!decides(told, None));
+        let (_layer, level, _) = Level::new(QUIET, None);
+        for (set, is_configured) in [(Some(LogLevel::Debug), false), (None, true)] {
+            assert!(level.change(|wanted| wanted.set = set));
+            assert_eq!(level.is_configured(), is_configured);
+        }
     }
 }

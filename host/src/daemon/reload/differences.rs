@@ -116,7 +116,8 @@ impl Differences {
         if set(new) {
             self.applied.push("monitoring.log_level".to_owned());
         } else {
-            let why = "monitoring.log_level (--log-level or RUST_LOG decides)";
+            let why =
+                "monitoring.log_level (--log-level, RUST_LOG or `lostlove log-level` decides)";
             self.needs_restart.push(why.to_owned());
         }
     }
@@ -237,6 +238,16 @@ mod tests {
         let config = folder.join("server.toml");
         std::fs::write(&config, text).unwrap();
         lostlove_config::load_server(&config).unwrap()
+    }
+
+    #[test]
+    fn another_level_that_does_not_count_is_not_said_to_be_applied() {
+        let levels = (LogLevel::Info, LogLevel::Debug);
+        for (counts, lists) in [(true, [1, 0]), (false, [0, 1])] {
+            let mut found = Differences::default();
+            found.note_level(levels, |_| counts);
+            assert_eq!([found.applied.len(), found.needs_restart.len()], lists);
+        }
     }
 
     /// As it stands in the operator's manual.
