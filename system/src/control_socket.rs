@@ -134,11 +134,14 @@ impl ControlSocket {
 
     fn open_in(folder: &Path, name: &str, group: u32) -> Result<Self, SocketError> {
         let path = folder.join(name);
+        // First of all: in a folder of somebody else, his process could pass for a daemon.
+        if let Err(source) = make_folder(folder) {
+            return Err(SocketError::Io { path, source });
+        }
         if let Ok(holder) = UnixStream::connect(&path).and_then(|stream| Holder::of(&stream)) {
             return Err(SocketError::Taken { path, holder });
         }
-        let opened = make_folder(folder).and_then(|()| listen(&path, group));
-        match opened {
+        match listen(&path, group) {
             Ok((listener, file)) => Ok(Self {
                 listener,
                 path,
@@ -214,9 +217,27 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
         // Whatever the umask.
         Ok(()) => fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_folder(folder),
         Err(error) => Err(error),
     }
+}
+
+/// Whether nobody but root and this process's user can replace what is in a folder.
+fn check_folder(folder: &Path) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(folder)?;
+    let own = geteuid().as_raw();
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    let folder = folder.display();
+    let problem = if !metadata.is_dir() {
+        format!("expected {folder} to be a folder, found something else")
+    } else if ![0, own].contains(&owner) {
+        format!("expected root or user {own} to own {folder}, found user {owner}")
+    } else if mode & 0o022 != 0 {
+        format!("expected that only its owner can write to {folder}, found mode {mode:04o}")
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::other(problem))
 }
 
 /// Listens at a path of its own, and puts that in the place of what is at `path` once nobody can
@@ -326,6 +347,32 @@ mod tests {
         assert_eq!(names(), 1, "no draft is left");
         drop(socket);
         assert_eq!(names(), 0);
+    }
+
+    #[test]
+    fn no_socket_is_made_in_a_folder_that_others_can_change() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("run");
+        fs::create_dir(&folder).unwrap();
+        let open = |folder: &Path| ControlSocket::open_in(folder, "a.1.sock", getegid().as_raw());
+        for (mode, is_fine) in [(0o700, true), (0o755, true), (0o775, false), (0o757, false)] {
+            fs::set_permissions(&folder, Permissions::from_mode(mode)).unwrap();
+            let opened = open(&folder).map_err(|error| error.to_string());
+            assert_eq!(opened.is_ok(), is_fine, "{mode:o}");
+            if let Err(error) = opened {
+                assert!(error.contains(&format!("found mode {mode:04o}")), "{error}");
+            }
+        }
+        fs::set_permissions(&folder, Permissions::from_mode(FOLDER_MODE)).unwrap();
+        let link = temporary.path().join("link");
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        let error = open(&link).unwrap_err().to_string();
+        assert!(error.contains("to be a folder"), "{error}");
+        // Root alone can give a folder away.
+        if chown(&folder, Some(4711), None).is_ok() {
+            let error = open(&folder).unwrap_err().to_string();
+            assert!(error.contains("found user 4711"), "{error}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lostlove_system::lock::LockFile;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
@@ -44,7 +45,10 @@ pub(super) fn create_beside(path: &Path, text: &str, beside: &Path) -> Result<()
     let owner = beside.metadata().map_err(action())?;
     if !folder_of(path).exists() {
         create_folder_of(path)?;
-        let folder = File::open(folder_of(path)).map_err(action())?;
+        // What somebody has put in its place is not given away.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(folder_of(path), flags, Mode::empty());
+        let folder = File::from(folder.map_err(io::Error::from).map_err(action())?);
         take_owner(&folder, &owner).map_err(action())?;
     }
     let file = prepare(path, text).map_err(action())?;
@@ -239,6 +243,18 @@ mod tests {
     fn a_bare_name_is_in_the_current_folder() {
         assert_eq!(folder_of(Path::new("a.toml")), Path::new("."));
         assert_eq!(folder_of(Path::new("/etc/a.toml")), Path::new("/etc"));
+    }
+
+    #[test]
+    fn what_a_link_leads_to_does_not_pass_for_a_new_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("server.toml");
+        fs::write(&config, "").unwrap();
+        std::os::unix::fs::symlink("nowhere", folder.path().join("peers.d")).unwrap();
+        let path = folder.path().join("peers.d/a.toml");
+        let error = create_beside(&path, "", &config).unwrap_err();
+        assert!(error.to_string().contains("peers.d/a.toml"), "{error}");
+        assert!(!folder.path().join("nowhere").exists());
     }
 
     fn mode(path: &Path) -> u32 {
