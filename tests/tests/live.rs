@@ -5,10 +5,6 @@
 //! ```
 
 #![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
-#![expect(
-    clippy::print_stderr,
-    reason = "the test runner shows what was measured with a failure"
-)]
 
 use std::fs;
 use std::net::IpAddr;

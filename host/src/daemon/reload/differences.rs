@@ -250,64 +250,68 @@ mod tests {
         }
     }
 
+    /// A section, a line of it, and what is said of that.
+    const APPLIED: &[(&str, &str, &str)] = &[
+        ("network", "dns = ['10.8.0.1']", "network.dns"),
+        (
+            "network",
+            "push_routes = ['192.168.1.0/24']",
+            "network.push_routes",
+        ),
+        (
+            "network",
+            "client_to_client = true",
+            "network.client_to_client",
+        ),
+        ("network", "compression = true", "network.compression"),
+        ("server", "max_connections = 5", "server.max_connections"),
+        (
+            "server",
+            "public_address = 'a.example:1'",
+            "server.public_address",
+        ),
+        ("limits", "queue_age_ms = 100", "limits"),
+        (
+            "limits",
+            "rate_limit_per_user = 1000",
+            "limits.rate_limit_per_user",
+        ),
+        ("security", "suites = ['aes-256-gcm']", "security.suites"),
+        ("security", "probe_from = []", "security.probe_from"),
+        (
+            "security",
+            "rotate_interval = 60",
+            "security.rotate_bytes, security.rotate_interval",
+        ),
+    ];
+
+    /// The same.
+    const NEEDS_RESTART: &[(&str, &str, &str)] = &[
+        ("server", "port = 1", "server.bind_address, server.port"),
+        ("server", "worker_threads = 2", "server.worker_threads"),
+        ("network", "mtu = 1380", "network.mtu"),
+        ("network", "nat = false", "network.nat"),
+        (
+            "network",
+            "client_access = 'internet'",
+            "network.client_access, network.client_deny",
+        ),
+        ("limits", "memory = 67108864", "limits.memory"),
+        ("monitoring", "log_format = 'json'", "monitoring.log_format"),
+    ];
+
     /// As it stands in the operator's manual.
     #[test]
     fn each_key_is_applied_or_needs_a_restart_and_then_is_in_force() {
         let folder = tempfile::tempdir().unwrap();
         crate::setup::make_default_key(&folder.path().join("server.toml")).unwrap();
-        let applied = [
-            ("network", "dns = ['10.8.0.1']", "network.dns"),
-            (
-                "network",
-                "push_routes = ['192.168.1.0/24']",
-                "network.push_routes",
-            ),
-            (
-                "network",
-                "client_to_client = true",
-                "network.client_to_client",
-            ),
-            ("network", "compression = true", "network.compression"),
-            ("server", "max_connections = 5", "server.max_connections"),
-            (
-                "server",
-                "public_address = 'a.example:1'",
-                "server.public_address",
-            ),
-            ("limits", "queue_age_ms = 100", "limits"),
-            (
-                "limits",
-                "rate_limit_per_user = 1000",
-                "limits.rate_limit_per_user",
-            ),
-            ("security", "suites = ['aes-256-gcm']", "security.suites"),
-            ("security", "probe_from = []", "security.probe_from"),
-            (
-                "security",
-                "rotate_interval = 60",
-                "security.rotate_bytes, security.rotate_interval",
-            ),
-        ];
-        let needs_restart = [
-            ("server", "port = 1", "server.bind_address, server.port"),
-            ("server", "worker_threads = 2", "server.worker_threads"),
-            ("network", "mtu = 1380", "network.mtu"),
-            ("network", "nat = false", "network.nat"),
-            (
-                "network",
-                "client_access = 'internet'",
-                "network.client_access, network.client_deny",
-            ),
-            ("limits", "memory = 67108864", "limits.memory"),
-            ("monitoring", "log_format = 'json'", "monitoring.log_format"),
-        ];
         let old = server(folder.path(), "");
-        for (section, line, key) in applied {
+        for (section, line, key) in APPLIED {
             let new = server(folder.path(), &format!("[{section}]\n{line}\n"));
             let found = Differences::of_servers(&old, &new);
             assert_eq!(
                 (found.applied, found.needs_restart),
-                (vec![key.to_owned()], vec![])
+                (vec![(*key).to_owned()], vec![])
             );
             let mut after = old.clone();
             after.endpoint = in_force(&old.endpoint, new.endpoint.clone());
@@ -318,17 +322,17 @@ mod tests {
             let found = Differences::of_servers(&after, &new);
             assert!(found.applied.is_empty(), "{found:?}");
         }
-        for (section, line, key) in needs_restart {
+        for (section, line, key) in NEEDS_RESTART {
             let new = server(folder.path(), &format!("[{section}]\n{line}\n"));
             let found = Differences::of_servers(&old, &new);
             assert_eq!(
                 (found.applied, found.needs_restart),
-                (vec![], vec![key.to_owned()])
+                (vec![], vec![(*key).to_owned()])
             );
             let mut after = old.clone();
             after.endpoint = in_force(&old.endpoint, new.endpoint.clone());
             let found = Differences::of_servers(&after, &new);
-            assert_eq!(found.needs_restart, [key], "it still does");
+            assert_eq!(found.needs_restart, [*key], "it still does");
         }
     }
 }
