@@ -532,7 +532,7 @@ pub(crate) mod tests {
         reason = "how long it takes is what is tested"
     )]
     fn very_many_fixed_addresses_change_at_once() {
-        const COUNT: u32 = 50_000;
+        const COUNT: u32 = 20_000;
         let mut config = config();
         config.server.address_v4 = "10.0.0.1/8".parse().unwrap();
         let numbered = |first: u32| -> Vec<_> {
