@@ -45,10 +45,7 @@ pub(super) fn create_beside(path: &Path, text: &str, beside: &Path) -> Result<()
     let owner = beside.metadata().map_err(action())?;
     if !folder_of(path).exists() {
         create_folder_of(path)?;
-        // What somebody has put in its place is not given away.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(folder_of(path), flags, Mode::empty());
-        let folder = File::from(folder.map_err(io::Error::from).map_err(action())?);
+        let folder = open_folder(&folder_of(path)).map_err(action())?;
         take_owner(&folder, &owner).map_err(action())?;
     }
     let file = prepare(path, text).map_err(action())?;
@@ -123,6 +120,13 @@ pub(super) fn create_folder_of(path: &Path) -> Result<(), SetupError> {
 pub(super) fn lock_folder_of(path: &Path) -> Result<LockFile, SetupError> {
     let lock = folder_of(path).join(LOCK_NAME);
     Ok(LockFile::acquire(&lock, LOCK_PATIENCE)?)
+}
+
+/// Opens a folder that was just made. What a link leads to that somebody has put in its place is not ours
+/// to give away.
+fn open_folder(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
 /// Gives `file` the owner of another one.
@@ -248,13 +252,10 @@ mod tests {
     #[test]
     fn what_a_link_leads_to_does_not_pass_for_a_new_folder() {
         let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("server.toml");
-        fs::write(&config, "").unwrap();
-        std::os::unix::fs::symlink("nowhere", folder.path().join("peers.d")).unwrap();
-        let path = folder.path().join("peers.d/a.toml");
-        let error = create_beside(&path, "", &config).unwrap_err();
-        assert!(error.to_string().contains("peers.d/a.toml"), "{error}");
-        assert!(!folder.path().join("nowhere").exists());
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(".", &link).unwrap();
+        assert!(open_folder(&link).is_err());
+        assert!(open_folder(folder.path()).is_ok());
     }
 
     fn mode(path: &Path) -> u32 {
