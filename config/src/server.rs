@@ -75,29 +75,8 @@ pub struct ServerCheck {
 pub fn check_server(path: &Path) -> Result<ServerCheck, ConfigError> {
     let (text, mode) = read_config(path)?;
     let source = Source::new(path, &text, mode);
-    let tree = source.parse()?;
     let texts = peer_files::read(path)?;
-    let sources: Vec<_> = texts.iter().map(PeerText::source).collect();
-    let trees = peer_files::parse(&sources)?;
-    let mut reader = Reader::new(&source);
-    let root = reader.root(tree.get_ref());
-    refuse_profile(&reader, &root)?;
-    let files = peer_files::enter(&mut reader, &texts, (&sources, &trees));
-    let parts = settings(&mut reader, (&root, &files), path);
-    if let Some(missing) = &parts.missing_key
-        && parts.has_peers
-    {
-        reader.problem(&missing.at, lost_key(&missing.value));
-    }
-    let ((), warnings) = reader.finish(Some(()))?;
-    let nat = parts.settings.and_then(|settings| settings.host.nat);
-    Ok(ServerCheck {
-        missing_key: parts.missing_key.map(|found| found.value),
-        nat_interfaces: nat.map_or_else(Vec::new, |nat| {
-            nat.interfaces().into_iter().map(str::to_owned).collect()
-        }),
-        warnings,
-    })
+    judge(&source, &texts, judge_check)
 }
 
 /// What a server's start finds.
@@ -119,26 +98,8 @@ pub enum ServerFile {
 pub fn open_server(path: &Path) -> Result<ServerFile, ConfigError> {
     let (text, mode) = read_config(path)?;
     let source = Source::new(path, &text, mode);
-    let tree = source.parse()?;
     let texts = peer_files::read(path)?;
-    let sources: Vec<_> = texts.iter().map(PeerText::source).collect();
-    let trees = peer_files::parse(&sources)?;
-    let mut reader = Reader::new(&source);
-    let root = reader.root(tree.get_ref());
-    refuse_profile(&reader, &root)?;
-    let files = peer_files::enter(&mut reader, &texts, (&sources, &trees));
-    let parts = settings(&mut reader, (&root, &files), path);
-    match parts.missing_key {
-        Some(Found { value, at }) if parts.has_peers => reader.problem(&at, lost_key(&value)),
-        Some(missing) => {
-            let ((), _) = reader.finish(Some(()))?;
-            return Ok(ServerFile::KeyMissing(missing.value));
-        }
-        None => {}
-    }
-    let (mut settings, warnings) = reader.finish(parts.settings)?;
-    settings.warnings = warnings;
-    Ok(ServerFile::Complete(Box::new(settings)))
+    judge(&source, &texts, judge_start)
 }
 
 /// Where a server's secret key is if its file does not say: `server.key` beside it.
@@ -150,6 +111,15 @@ pub(crate) const DEFAULT_KEY_FILE: &str = "server.key";
 
 /// Judges a server's file, with those of its peers.
 pub(crate) fn read(source: &Source<'_>, texts: &[PeerText]) -> Result<ServerSettings, ConfigError> {
+    judge(source, texts, judge_all)
+}
+
+/// Reads a server's file, with those of its peers; what is to come of it says `finish`.
+fn judge<T>(
+    source: &Source<'_>,
+    texts: &[PeerText],
+    finish: impl FnOnce(Reader<'_>, Parts) -> Result<T, ConfigError>,
+) -> Result<T, ConfigError> {
     let tree = source.parse()?;
     let sources: Vec<_> = texts.iter().map(PeerText::source).collect();
     let trees = peer_files::parse(&sources)?;
@@ -158,6 +128,10 @@ pub(crate) fn read(source: &Source<'_>, texts: &[PeerText]) -> Result<ServerSett
     refuse_profile(&reader, &root)?;
     let files = peer_files::enter(&mut reader, texts, (&sources, &trees));
     let parts = settings(&mut reader, (&root, &files), source.path());
+    finish(reader, parts)
+}
+
+fn judge_all(mut reader: Reader<'_>, parts: Parts) -> Result<ServerSettings, ConfigError> {
     // Whoever has more to mend hears of it when a start does not make the key.
     if let Some(Found { value, at }) = parts.missing_key
         && (parts.has_peers || !reader.has_problems())
@@ -176,6 +150,37 @@ pub(crate) fn read(source: &Source<'_>, texts: &[PeerText]) -> Result<ServerSett
     let (mut settings, warnings) = reader.finish(parts.settings)?;
     settings.warnings = warnings;
     Ok(settings)
+}
+
+fn judge_check(mut reader: Reader<'_>, parts: Parts) -> Result<ServerCheck, ConfigError> {
+    if let Some(missing) = &parts.missing_key
+        && parts.has_peers
+    {
+        reader.problem(&missing.at, lost_key(&missing.value));
+    }
+    let ((), warnings) = reader.finish(Some(()))?;
+    let nat = parts.settings.and_then(|settings| settings.host.nat);
+    Ok(ServerCheck {
+        missing_key: parts.missing_key.map(|found| found.value),
+        nat_interfaces: nat.map_or_else(Vec::new, |nat| {
+            nat.interfaces().into_iter().map(str::to_owned).collect()
+        }),
+        warnings,
+    })
+}
+
+fn judge_start(mut reader: Reader<'_>, parts: Parts) -> Result<ServerFile, ConfigError> {
+    match parts.missing_key {
+        Some(Found { value, at }) if parts.has_peers => reader.problem(&at, lost_key(&value)),
+        Some(missing) => {
+            let ((), _) = reader.finish(Some(()))?;
+            return Ok(ServerFile::KeyMissing(missing.value));
+        }
+        None => {}
+    }
+    let (mut settings, warnings) = reader.finish(parts.settings)?;
+    settings.warnings = warnings;
+    Ok(ServerFile::Complete(Box::new(settings)))
 }
 
 /// A client's profile is a file of another kind, and what it lacks here says nothing.

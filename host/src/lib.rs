@@ -19,6 +19,7 @@ pub mod setup;
 pub mod threads;
 pub mod worker;
 
+mod answers;
 mod mailbox;
 #[cfg(test)]
 mod testing;

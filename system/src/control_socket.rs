@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{getegid, geteuid};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::lock::name_of;
 use crate::net::namespace_name;
@@ -138,7 +139,7 @@ impl ControlSocket {
         if let Err(source) = make_folder(folder) {
             return Err(SocketError::Io { path, source });
         }
-        if let Ok(holder) = UnixStream::connect(&path).and_then(|stream| Holder::of(&stream)) {
+        if let Some(holder) = holder_of(&path) {
             return Err(SocketError::Taken { path, holder });
         }
         match listen(&path, group) {
@@ -187,8 +188,28 @@ impl Drop for ControlSocket {
 
 /// The process that has the socket of a device of this network namespace, if one does.
 pub fn holder(tun: &str) -> Option<Holder> {
-    let stream = UnixStream::connect(Path::new(FOLDER).join(file_name(tun))).ok()?;
-    Holder::of(&stream).ok()
+    holder_of(&Path::new(FOLDER).join(file_name(tun)))
+}
+
+/// Who listens at a path, if anybody does.
+fn holder_of(path: &Path) -> Option<Holder> {
+    match connect(path) {
+        Ok(stream) => Holder::of(&stream).ok(),
+        // So many wait for an answer that no more may: it listens, and does not look.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(Holder {
+            pid: None,
+            name: None,
+        }),
+        Err(_) => None,
+    }
+}
+
+/// Connects without waiting for a daemon that hangs.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(OwnedFd::from(socket).into())
 }
 
 /// What the socket of a device of this network namespace is called: `DEVICE.NAMESPACE.sock`.
@@ -203,7 +224,7 @@ fn remove_dead(folder: &Path) -> io::Result<()> {
         let path = entry?.path();
         let is_socket = path.to_str().is_some_and(|path| path.ends_with(SUFFIX));
         let is_dead = || {
-            let connected = UnixStream::connect(&path);
+            let connected = connect(&path);
             connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
         };
         if is_socket && is_dead() {
@@ -387,6 +408,25 @@ mod tests {
         let expected = format!("{path} belongs to process {pid} ({name}), which runs");
         assert_eq!(error.to_string(), expected);
         assert!(UnixStream::connect(socket.path()).is_ok());
+    }
+
+    /// One that has stopped must not keep others from starting.
+    #[test]
+    fn whoever_listens_and_does_not_look_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.1.sock");
+        let socket = ControlSocket::open_in(folder.path(), "a.1.sock", getegid().as_raw()).unwrap();
+        let mut waiting = Vec::new();
+        let full = loop {
+            match connect(&path) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        remove_dead(folder.path()).unwrap();
+        assert_eq!(holder_of(&path).unwrap().to_string(), "another process");
+        assert!(socket.path().exists());
     }
 
     #[test]

@@ -1,18 +1,20 @@
 //! One thread for the socket and all its clients, of which none waits for another, and the daemon for
 //! none.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::Read as _;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lostlove_pump::Progress;
 use lostlove_system::wake::Wake;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::debug;
 
 use super::protocol::{Answer, Body, ErrorCode, Failure, MAX_LINE, Request};
 use super::{Asker, ControlParts, Reply, Wish};
+use crate::answers::{discard, is_retry, write_rest};
 use crate::mailbox::Mailbox;
 
 /// Clients at once. When another comes, the one that has been idle for longest gives way.
@@ -382,15 +384,13 @@ impl Client {
         else {
             return;
         };
-        while let Some(rest) = bytes.get(*written..).filter(|rest| !rest.is_empty()) {
-            match self.stream.write(rest) {
-                Ok(count) if count > 0 => *written += count,
-                Err(error) if is_retry(&error) => return,
-                Ok(_) | Err(_) => {
-                    self.state = State::Over;
-                    return;
-                }
+        match write_rest(&mut self.stream, bytes, written) {
+            Progress::Done => {}
+            Progress::Closed => {
+                self.state = State::Over;
+                return;
             }
+            Progress::Blocked | Progress::Ready => return,
         }
         if *then == Then::Close {
             // Fails where the client is gone, which the next read tells.
@@ -404,22 +404,10 @@ impl Client {
     }
 
     fn discard(&mut self) {
-        let mut buffer = [0; 16 * 1024];
-        for _ in 0..TURN {
-            match self.stream.read(&mut buffer) {
-                Ok(count) if count > 0 => {}
-                Err(error) if is_retry(&error) => return,
-                Ok(_) | Err(_) => {
-                    self.state = State::Over;
-                    return;
-                }
-            }
+        if matches!(discard(&mut self.stream, TURN), Progress::Closed) {
+            self.state = State::Over;
         }
     }
-}
-
-fn is_retry(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock)
 }
 
 #[cfg(test)]

@@ -1,16 +1,18 @@
 //! One thread for the listener and all its connections, so that nobody who is slow or silent takes
 //! a place from somebody who asks.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Read as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use lostlove_pump::Progress;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{debug, info};
 
 use super::http::{self, Request};
 use super::{Freshness, Shared, Snapshot, text};
+use crate::answers::{discard, is_retry, write_rest};
 
 /// Connections at once. When another comes, one that has not asked for anything gives way.
 pub(super) const MAX_CONNECTIONS: usize = 128;
@@ -358,16 +360,13 @@ impl Connection {
         let State::Writing { bytes, written } = &mut self.state else {
             return;
         };
-        while let Some(rest) = bytes.get(*written..).filter(|rest| !rest.is_empty()) {
-            match self.stream.write(rest) {
-                Ok(0) => break,
-                Ok(count) => *written += count,
-                Err(error) if is_retry(&error) => return,
-                Err(_) => {
-                    self.state = State::Over;
-                    return;
-                }
+        match write_rest(&mut self.stream, bytes, written) {
+            Progress::Done => {}
+            Progress::Closed => {
+                self.state = State::Over;
+                return;
             }
+            Progress::Blocked | Progress::Ready => return,
         }
         // Fails where the client is gone, which the next read tells.
         let _ = self.stream.shutdown(Shutdown::Write);
@@ -376,20 +375,8 @@ impl Connection {
     }
 
     fn discard(&mut self) {
-        let mut buffer = [0; 16 * 1024];
-        for _ in 0..READS {
-            match self.stream.read(&mut buffer) {
-                Ok(count) if count > 0 => {}
-                Err(error) if is_retry(&error) => return,
-                Ok(_) | Err(_) => {
-                    self.state = State::Over;
-                    return;
-                }
-            }
+        if matches!(discard(&mut self.stream, READS), Progress::Closed) {
+            self.state = State::Over;
         }
     }
-}
-
-fn is_retry(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock)
 }

@@ -21,13 +21,7 @@ fn who_ends_last_restores_what_both_need() {
         let device = open();
         let _device = open_as("tun1");
         let first = set_up(ns, &SETUP).unwrap();
-        let addresses = ["10.9.0.1/24", "fd01::1/64"].map(|net| net.parse().unwrap());
-        let other = ServerSetup {
-            tun: "tun1",
-            addresses: &addresses,
-            ..SETUP
-        };
-        let second = ServerNet::set_up(&other, &ns.paths).unwrap();
+        let second = set_up_second(ns);
 
         restore(first);
         drop(device);
@@ -46,13 +40,7 @@ fn a_device_that_its_owner_is_about_to_close_relies_on_nothing() {
         let _device = open();
         let _device = open_as("tun1");
         let first = set_up(ns, &SETUP).unwrap();
-        let addresses = ["10.9.0.1/24", "fd01::1/64"].map(|net| net.parse().unwrap());
-        let other = ServerSetup {
-            tun: "tun1",
-            addresses: &addresses,
-            ..SETUP
-        };
-        let second = ServerNet::set_up(&other, &ns.paths).unwrap();
+        let second = set_up_second(ns);
 
         restore(first);
         restore(second);
@@ -152,13 +140,7 @@ fn what_the_kernel_writes_with_the_switch_is_put_back_too() {
 
         // Also by whoever ends last, and by the next after a crash.
         let first = set_up(ns, &SETUP).unwrap();
-        let addresses = ["10.9.0.1/24", "fd01::1/64"].map(|net| net.parse().unwrap());
-        let other = ServerSetup {
-            tun: "tun1",
-            addresses: &addresses,
-            ..SETUP
-        };
-        let second = ServerNet::set_up(&other, &ns.paths).unwrap();
+        let second = set_up_second(ns);
         restore(first);
         ns.shell("ip link set tun0 down");
         second.guard.crash();
@@ -232,4 +214,14 @@ fn packets_from_the_tunnel_are_forwarded_whatever_new_interfaces_have() {
         assert_eq!(own(), "1\n");
         restore(net);
     });
+}
+
+fn set_up_second(ns: &Namespace) -> ServerNet {
+    let addresses = ["10.9.0.1/24", "fd01::1/64"].map(|net| net.parse().unwrap());
+    let other = ServerSetup {
+        tun: "tun1",
+        addresses: &addresses,
+        ..SETUP
+    };
+    ServerNet::set_up(&other, &ns.paths).unwrap()
 }
