@@ -23,6 +23,9 @@ use sockets::Sockets;
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 1024;
+/// Sockets read from before it is looked again what else has come: what many send at once must not
+/// keep the TUN device waiting, whose queue is short.
+const MAX_READS: usize = 64;
 /// Tokens from here on are the worker's sources; below are sockets of connections.
 const FIRST_SOURCE: usize = usize::MAX / 2;
 /// No socket gets as far as this.
@@ -155,8 +158,9 @@ impl Driver {
             }
         }
         let worker = &mut self.worker;
-        self.sockets
-            .read_all(|id, has_ended| worker.handle_readable(id, has_ended, now));
+        self.sockets.read_some(MAX_READS, |id, has_ended| {
+            worker.handle_readable(id, has_ended, now)
+        });
         self.settle(now);
     }
 

@@ -1,5 +1,6 @@
 //! Which sockets are known to be readable.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
@@ -12,7 +13,8 @@ use mio::{Interest, Registry, Token};
 #[derive(Default)]
 pub(crate) struct Sockets {
     latches: Table<SocketId, Latch>,
-    readable: Vec<SocketId>,
+    /// In the order in which they became so.
+    readable: VecDeque<SocketId>,
 }
 
 /// What the events of a socket have said.
@@ -58,7 +60,7 @@ impl Sockets {
         if let Some(latch) = self.latches.get_mut(id) {
             latch.has_ended |= has_ended;
             if !std::mem::replace(&mut latch.is_readable, true) {
-                self.readable.push(id);
+                self.readable.push_back(id);
             }
         }
     }
@@ -68,16 +70,19 @@ impl Sockets {
         !self.readable.is_empty()
     }
 
-    /// Gives every readable socket to `read`, with whether its end has come; that says whether it may
-    /// have more.
-    pub(crate) fn read_all(&mut self, mut read: impl FnMut(SocketId, bool) -> bool) {
-        let latches = &mut self.latches;
-        self.readable.retain(|id| {
-            let Some(latch) = latches.get_mut(*id) else {
-                return false;
+    /// Gives readable sockets to `read`, one after the other and no more than `limit`, with whether its
+    /// end has come; that says whether it may have more.
+    pub(crate) fn read_some(&mut self, limit: usize, mut read: impl FnMut(SocketId, bool) -> bool) {
+        for _ in 0..self.readable.len().min(limit) {
+            let Some(id) = self.readable.pop_front() else {
+                return;
             };
-            latch.is_readable = read(*id, latch.has_ended);
-            latch.is_readable
-        });
+            if let Some(latch) = self.latches.get_mut(id) {
+                latch.is_readable = read(id, latch.has_ended);
+                if latch.is_readable {
+                    self.readable.push_back(id);
+                }
+            }
+        }
     }
 }

@@ -25,6 +25,8 @@ pub struct Drained {
     pub packets: usize,
     /// Bytes of the largest of them.
     pub largest: usize,
+    /// Whether a connection has got as much to write as it writes at once.
+    pub has_full_write: bool,
 }
 
 /// One IP packet at a time, each with a virtio header.
@@ -78,10 +80,12 @@ pub fn drain_device(
         progress: Progress::Ready,
         packets: 0,
         largest: 0,
+        has_full_write: false,
     };
+    endpoint.take_full_write();
     let (mut reads, mut bytes) = (0, 0);
     while reads < BUDGET_PACKETS
-        || (reads < MAX_PACKETS && bytes < MAX_BYTES && !endpoint.has_full_write())
+        || (reads < MAX_PACKETS && bytes < MAX_BYTES && !drained.has_full_write)
     {
         reads += 1;
         let mut buffer = endpoint.take_tun_buffer();
@@ -91,6 +95,7 @@ pub fn drain_device(
                 bytes += len;
                 drained.largest = drained.largest.max(len);
                 endpoint.handle_tun(buffer, len, &header, now);
+                drained.has_full_write |= endpoint.take_full_write();
                 send_reply(endpoint, device);
             }
             Err(error) => {

@@ -18,6 +18,9 @@ use crate::mail::{Letter, Mailbox, News};
 use crate::node::Outside;
 use crate::tally::Tally;
 
+/// Connections flushed in a turn. Drivers flush more, but leave some for later as well.
+const MAX_FLUSHED: usize = 1;
+
 /// A loop's share of one TCP connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Socket {
@@ -109,13 +112,14 @@ impl Loop {
         self.next_at().is_some_and(|at| at <= now)
             || !self.backlog.is_empty()
             || self.tun_ready
+            || self.endpoint.has_transmit()
             || self.sockets.iter().any(|s| s.is_readable || s.is_unblocked)
     }
 
     /// Whether some socket will be written to by and by.
     pub(crate) fn has_output(&self) -> bool {
         let goes_on = |socket: &Socket| socket.is_blocked || socket.is_unblocked;
-        self.sockets.iter().any(goes_on)
+        self.endpoint.has_transmit() || self.sockets.iter().any(goes_on)
     }
 
     /// One turn of a driver's loop. Empty buffers in exchange for what came from other loops go to
@@ -218,9 +222,13 @@ impl Loop {
     }
 
     fn settle(&mut self, world: &mut Outside<'_>, turned: &mut Turned) -> Result<(), String> {
+        let mut flushed = 0;
         loop {
-            while let Some(id) = self.endpoint.poll_transmit() {
+            while flushed < MAX_FLUSHED
+                && let Some(id) = self.endpoint.poll_transmit()
+            {
                 self.flush(id, world);
+                flushed += 1;
             }
             while let Some((to, crossing)) = self.endpoint.poll_crossing() {
                 turned.crossings.push((usize::from(to.0), crossing));

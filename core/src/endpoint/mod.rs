@@ -4,7 +4,8 @@
 //!
 //! 1. After any input, handle every [`Endpoint::poll_event`], flush every connection that
 //!    [`Endpoint::poll_transmit`] names, and wait no longer than [`Endpoint::poll_timeout`].
-//!    Several inputs may come first.
+//!    Several inputs may come first, and between two flushes; who flushes in this order is fair to
+//!    all connections.
 //! 2. `now` never goes backwards.
 //! 3. No input from a peer or from the TUN device panics.
 //! 4. Every queue is bounded by [`Limits`](crate::config::Limits).
@@ -133,7 +134,7 @@ pub struct Endpoint {
     routes: Routes,
     crossings: Crossings,
     transmit: VecDeque<ConnectionId>,
-    /// A session among those of `transmit` has as much waiting as one write takes.
+    /// A packet has come for a session that has as much waiting as one write takes.
     has_full_write: bool,
     deadlines: BTreeSet<(Instant, Due)>,
     /// An ICMP error that waits for the TUN device.
@@ -388,14 +389,25 @@ impl Endpoint {
                 return Some(id);
             }
         }
-        self.has_full_write = false;
         None
     }
 
-    /// Whether there is, for one of the connections that [`Endpoint::poll_transmit`] is about to name,
-    /// as much as it writes at once. Until then it pays to read on: more packets cost no more writes.
-    pub const fn has_full_write(&self) -> bool {
-        self.has_full_write
+    /// Whether [`Endpoint::poll_transmit`] may have more to name.
+    pub fn has_transmit(&self) -> bool {
+        !self.transmit.is_empty()
+    }
+
+    /// Has [`Endpoint::poll_transmit`] name the connection once more, behind those that it is about to
+    /// name: there was more to write than the driver writes at a time.
+    pub fn transmit_again(&mut self, id: ConnectionId) {
+        self.wants_transmit(id);
+    }
+
+    /// Whether, since this was asked last, a packet has come from the TUN device for a connection that
+    /// has as much to write now as it writes at once. Until then it pays to read on: more packets cost
+    /// no more writes.
+    pub const fn take_full_write(&mut self) -> bool {
+        core::mem::replace(&mut self.has_full_write, false)
     }
 
     /// When [`Endpoint::handle_timeout`] is due.

@@ -51,7 +51,7 @@ use crate::report;
 use acceptance::Acceptance;
 use assignment::Judged;
 use moderation::Moderation;
-use sockets::Sockets;
+use sockets::{Share, Sockets};
 
 /// Sessions that are told of before packets get their turn.
 const SESSIONS_PORTION: u32 = 256;
@@ -192,6 +192,9 @@ impl Worker {
 
     /// When [`Worker::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.endpoint.has_transmit() {
+            return Some(Instant::ZERO);
+        }
         let due = [
             self.endpoint.poll_timeout(),
             self.acceptance.poll_timeout(),
@@ -255,17 +258,16 @@ impl Worker {
     }
 
     /// Writes what is to be written and tells the daemon what has happened, until nothing happens
-    /// any more. A connection that has very much to write goes on in the next round, which is due at
-    /// once.
+    /// any more. Where there is very much to write, that goes on in the next round, which is due at once:
+    /// the device's queue is short, and what comes meanwhile for a connection that waits for its turn
+    /// costs no write of its own.
     pub fn settle(&mut self, now: Instant) {
         if !mem::replace(&mut self.has_begun, true) {
             self.reports.post(Report::Began);
         }
-        self.sockets.resume(&mut self.endpoint, now);
+        let mut share = Share::begin(&self.endpoint);
         loop {
-            while let Some(connection) = self.endpoint.poll_transmit() {
-                self.sockets.flush(&mut self.endpoint, connection, now);
-            }
+            self.sockets.flush(&mut self.endpoint, &mut share, now);
             let Some(event) = self.endpoint.poll_event() else {
                 break;
             };
@@ -289,9 +291,7 @@ impl Worker {
     fn handle_packets(&mut self, now: Instant) -> bool {
         match pump::drain_device(&mut self.endpoint, &*self.device, now) {
             Ok(drained) => {
-                let has_full_write = self.endpoint.has_full_write();
-                self.moderation
-                    .handle_drained(&drained, has_full_write, now);
+                self.moderation.handle_drained(&drained, now);
                 drained.progress == Progress::Ready || self.moderation.is_held_off()
             }
             // The peers are to know; then the daemon ends.

@@ -52,9 +52,9 @@ impl Moderation {
 
     /// Judges by what has been read whether the device is to be held off, and by whether a session
     /// has enough for a write, for how long.
-    pub(super) fn handle_drained(&mut self, drained: &Drained, has_full_write: bool, now: Instant) {
+    pub(super) fn handle_drained(&mut self, drained: &Drained, now: Instant) {
         let is_empty = matches!(drained.progress, Progress::Blocked);
-        self.gathers_since = (!has_full_write).then_some(now);
+        self.gathers_since = (!drained.has_full_write).then_some(now);
         let is_many = (MANY..ENOUGH).contains(&drained.packets);
         self.is_due = is_empty && is_many && drained.largest <= SMALL;
     }
@@ -90,8 +90,9 @@ mod tests {
             progress,
             packets,
             largest,
+            has_full_write,
         };
-        moderation.handle_drained(&drained, has_full_write, NOW);
+        moderation.handle_drained(&drained, NOW);
         moderation
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::mem;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 
@@ -17,6 +16,34 @@ use lostlove_system::delivery::Delivery;
 use lostlove_system::socket::SocketOptions;
 
 use super::{Slot, SocketChange, Table};
+
+/// Connections written to in a turn.
+const MAX_CONNECTIONS: usize = 64;
+/// Bytes written in a turn.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// What is left of a turn's writing: half a millisecond's work, or two where much is sealed. Meanwhile
+/// the TUN device's queue, which is short, does not overflow, and what comes next for connections that
+/// have yet to wait for their turn costs no write of its own.
+pub(super) struct Share {
+    connections: usize,
+    /// When so many bytes have been written since the endpoint began.
+    ends_at: u64,
+}
+
+impl Share {
+    /// A whole turn's.
+    pub(super) fn begin(endpoint: &Endpoint) -> Self {
+        Self {
+            connections: MAX_CONNECTIONS,
+            ends_at: endpoint.stats().socket_bytes_out + MAX_BYTES,
+        }
+    }
+
+    fn lasts(&self, endpoint: &Endpoint) -> bool {
+        self.connections > 0 && endpoint.stats().socket_bytes_out < self.ends_at
+    }
+}
 
 /// Names one socket of a worker, for its driver. Never used again: a late wake-up with an old id is
 /// harmless.
@@ -41,8 +68,6 @@ pub(super) struct Sockets {
     slots: u32,
     of_connections: Table<ConnectionId, SocketId>,
     changes: VecDeque<SocketChange>,
-    /// Sockets that take bytes, of connections that have more to write.
-    unfinished: Vec<SocketId>,
     /// A client's, of which it is watched whether what is sent arrives.
     watched: Vec<(SocketId, Delivery)>,
     options: SocketOptions,
@@ -64,7 +89,6 @@ impl Sockets {
             slots: 0,
             of_connections: Table::default(),
             changes: VecDeque::new(),
-            unfinished: Vec::new(),
             watched: Vec::new(),
             options,
         }
@@ -172,15 +196,16 @@ impl Sockets {
         pump::fill(endpoint, socket.connection, reader, device, turn)
     }
 
-    /// Writes what the connection has to send, unless its socket is known to be full.
-    pub(super) fn flush(
-        &mut self,
-        endpoint: &mut Endpoint,
-        connection: ConnectionId,
-        now: Instant,
-    ) {
-        if let Some(id) = self.of_connections.get(connection) {
-            self.flush_socket(endpoint, *id, now);
+    /// Writes what connections have to send, one after the other, as long as `share` lasts. The others
+    /// are named first in the next turn, and one that has more to write than it writes at a time last.
+    pub(super) fn flush(&mut self, endpoint: &mut Endpoint, share: &mut Share, now: Instant) {
+        while share.lasts(endpoint)
+            && let Some(connection) = endpoint.poll_transmit()
+        {
+            share.connections -= 1;
+            if let Some(id) = self.of_connections.get(connection) {
+                self.flush_socket(endpoint, *id, now);
+            }
         }
     }
 
@@ -200,27 +225,17 @@ impl Sockets {
                 socket.is_blocked = true;
                 self.changes.push_back(SocketChange::Blocked(id));
             }
-            Progress::Ready => self.unfinished.push(id),
+            Progress::Ready => endpoint.transmit_again(socket.connection),
             Progress::Done | Progress::Closed => {}
         }
     }
 
-    /// At once, if a connection has more to write; else when [`Self::take_undelivered`] is due.
+    /// When [`Self::take_undelivered`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        if !self.unfinished.is_empty() {
-            return Some(Instant::ZERO);
-        }
         let looks = self.watched.iter();
         looks
             .filter_map(|(_, delivery)| delivery.poll_timeout())
             .min()
-    }
-
-    /// Goes on where a budget had stopped [`Self::flush`].
-    pub(super) fn resume(&mut self, endpoint: &mut Endpoint, now: Instant) {
-        for id in mem::take(&mut self.unfinished) {
-            self.flush_socket(endpoint, id, now);
-        }
     }
 
     /// Goes on where a full socket had stopped [`Self::flush`].
@@ -257,7 +272,7 @@ impl Read for Reader<'_> {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::net::{Ipv4Addr, TcpListener};
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
     use super::*;
     use crate::testing::{NOW, remote, server};
@@ -315,6 +330,47 @@ mod tests {
             sockets.remove(connection);
             assert!(matches!(sockets.next_change(), Some(SocketChange::Closed(of)) if of == id));
         }
+    }
+
+    /// Each in its turn, and nobody twice before all have been written to.
+    #[test]
+    fn a_turn_writes_to_so_many_connections_and_the_next_one_goes_on() {
+        let mut endpoint = server();
+        let mut sockets = Sockets::new(options());
+        let connections: Vec<_> = (0..=2 * MAX_CONNECTIONS)
+            .map(|n| {
+                let remote = SocketAddr::from(([192, 0, n.try_into().unwrap(), 1], 5000));
+                endpoint.handle_accepted(remote, NOW).unwrap()
+            })
+            .collect();
+        for connection in &connections {
+            endpoint.transmit_again(*connection);
+        }
+        for flushed in [MAX_CONNECTIONS, 2 * MAX_CONNECTIONS] {
+            let mut share = Share::begin(&endpoint);
+            for _ in 0..2 {
+                sockets.flush(&mut endpoint, &mut share, NOW);
+                endpoint.transmit_again(connections[0]);
+            }
+            let mut left = std::iter::from_fn(|| endpoint.poll_transmit()).collect::<Vec<_>>();
+            assert_eq!(left, [&connections[flushed..], &connections[..1]].concat());
+            left.pop();
+            left.into_iter().for_each(|id| endpoint.transmit_again(id));
+        }
+        let mut share = Share::begin(&endpoint);
+        sockets.flush(&mut endpoint, &mut share, NOW);
+        assert!(!endpoint.has_transmit());
+    }
+
+    #[test]
+    fn a_turn_writes_so_many_bytes() {
+        let mut endpoint = server();
+        let connection = endpoint.handle_accepted(remote(), NOW).unwrap();
+        let mut share = Share::begin(&endpoint);
+        share.ends_at = endpoint.stats().socket_bytes_out;
+        endpoint.transmit_again(connection);
+        Sockets::new(options()).flush(&mut endpoint, &mut share, NOW);
+        assert!(endpoint.has_transmit());
     }
 
     #[test]

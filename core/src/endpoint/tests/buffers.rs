@@ -16,11 +16,16 @@ fn bytes_of(batch: &Batch) -> Vec<u8> {
 
 /// Queues `count` packets for the first client; the server's id of its connection.
 fn queue_for_client(net: &mut Net, count: usize) -> ConnectionId {
-    let packet = udp(SERVER_ADDRESS, net.address_v4(0), 5, &[7; 1200]);
+    queue_for(net, 0, count)
+}
+
+/// The same for any client.
+fn queue_for(net: &mut Net, client: usize, count: usize) -> ConnectionId {
+    let packet = udp(SERVER_ADDRESS, net.address_v4(client), 5, &[7; 1200]);
     for _ in 0..count {
         net.send_from(SERVER, &packet);
     }
-    net.link(0).server_id
+    net.link(client).server_id
 }
 
 #[test]
@@ -43,21 +48,33 @@ fn one_batch_is_out_at_a_time_and_nothing_is_sealed_meanwhile() {
 
 /// More packets for a connection that has as much as it writes at once would only wait.
 #[test]
-fn a_connection_that_has_enough_for_a_write_is_told_of_until_it_may_write() {
+fn a_packet_for_a_connection_that_has_enough_for_a_write_is_told_of_once() {
     let mut net = Net::connected(1);
     let id = queue_for_client(&mut net, 31);
-    assert!(!net.server.has_full_write());
+    assert!(!net.server.take_full_write());
     queue_for_client(&mut net, 1);
-    assert!(net.server.has_full_write());
-    assert_eq!(net.server.poll_transmit(), Some(id));
-    assert_eq!(net.server.poll_transmit(), None);
-    assert!(!net.server.has_full_write());
+    assert!(net.server.take_full_write());
+    assert!(!net.server.take_full_write());
 
     let now = net.now;
     let batch = net.server.take_batch(id, now).unwrap();
     net.server.handle_written(batch, 0, now);
     queue_for_client(&mut net, 100);
-    assert!(!net.server.has_full_write(), "its socket is full");
+    assert!(!net.server.take_full_write(), "its socket is full");
+}
+
+#[test]
+fn connections_are_named_in_turn_and_who_has_more_to_write_once_more() {
+    let mut net = Net::connected(2);
+    let ids = [0, 1].map(|client| queue_for(&mut net, client, 1));
+    assert_eq!(net.server.poll_transmit(), Some(ids[0]));
+    net.server.transmit_again(ids[0]);
+    net.server.transmit_again(ids[0]);
+    for id in [ids[1], ids[0]] {
+        assert!(net.server.has_transmit());
+        assert_eq!(net.server.poll_transmit(), Some(id));
+    }
+    assert!(!net.server.has_transmit());
 }
 
 #[test]
