@@ -7,12 +7,13 @@ import time
 from .lab import two_ends
 from .peer import Peer
 from .system import Failure
-from .traffic import flood, iperf3, one_stream, ping
+from .traffic import calls, flood, iperf3, one_stream, ping
 from .usage import CpuMeter, peak_rss_mib
 
 GIB = 2**30
 SMALL = 64  # bytes of UDP payload
 FLOOD = 1.2  # times the link's rate
+CALLS = {"voice": (300, 120), "video": (1000, 400)}  # bytes of UDP payload, kbit/s
 IDLE_INTERVAL, LOADED_INTERVAL = 0.002, 0.01  # seconds between pings
 
 
@@ -81,6 +82,14 @@ class Rig:
         with flood(*self.ends, FLOOD * self.rate):
             self.tcp_and_ping("flood")
 
+    def calls(self):
+        def meanwhile():
+            time.sleep(1)  # until the stream has found its speed
+            return calls(*self.ends, max(self.seconds - 1, 0.5), CALLS)
+
+        for name, heard in self._tcp("calls", (), meanwhile).items():
+            self.found.update({f"calls_{name}_{which}": heard[which] for which in heard})
+
     def memory(self):
         for role, pids in self.tunnel.items():
             if pids:
@@ -106,6 +115,7 @@ LINK = {
     "down": lambda rig: rig.tcp_and_ping("down", "-R"),
     "eight": lambda rig: rig.tcp_and_ping("eight", "-P", 8),
     "flood": Rig.flood,
+    "calls": Rig.calls,
 }
 TESTS = {"fast": FAST, "link": LINK}
 PAUSE = 0.5  # seconds between tests, for the queues to drain

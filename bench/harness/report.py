@@ -43,6 +43,11 @@ LINK = {
     "flood_p50": ("ping p50 ms", 0),
     "flood_p99": ("p99 ms", 0),
     "flood_lost": ("lost %", 1),
+    "calls_mbps": ("up beside calls Mbit/s", 2),
+    "calls_voice_p99": ("voice p99 ms", 0),
+    "calls_voice_lost": ("lost %", 1),
+    "calls_video_p99": ("video p99 ms", 0),
+    "calls_video_lost": ("lost %", 1),
     "start_s": ("first ping s", 2),
 }
 COLUMNS = {"fast": FAST, "link": LINK}

@@ -6,11 +6,13 @@ import re
 import signal
 import statistics
 import subprocess
+import sys
+from pathlib import Path
 
 from .system import Failure
 
 LATE = 3  # seconds after which a ping that has not come back is lost
-PORT, FLOOD_PORT = 5201, 5202
+PORT, FLOOD_PORT, CALL_PORT = 5201, 5202, 5203
 FLOOD_LEN = 200  # bytes of UDP payload
 
 
@@ -81,6 +83,40 @@ def ping(client, seconds, interval):
     sent = max(int(sequence) for sequence, _ in replies)
     return {"avg": statistics.mean(times), "p50": percentile(times, 50),
             "p99": percentile(times, 99), "lost": 100 * (1 - len(times) / sent)}
+
+
+def calls(server, client, seconds, kinds):
+    """{name: {"p99": milliseconds of the round trip, "lost": per cent}} of the UDP flows of `kinds`,
+    {name: (bytes of payload, kbit/s)}, all at once."""
+    script = Path(__file__).with_name("call.py")
+
+    def command(*arguments):
+        return sys.executable, script, *arguments
+
+    with contextlib.ExitStack() as stack:
+        where = server.tun_local, CALL_PORT
+        answer = stack.enter_context(
+            server.background(*command("answer", *where), stdout=subprocess.PIPE))
+        if not answer.stdout.readline():
+            raise Failure("nobody answers calls")
+        under_way = {}
+        for name, (length, kbits) in kinds.items():
+            options = client.tun_remote, CALL_PORT, length, kbits, seconds
+            under_way[name] = stack.enter_context(
+                client.background(*command("call", *options), stdout=subprocess.PIPE))
+        return {name: _heard(process, seconds) for name, process in under_way.items()}
+
+
+def _heard(process, seconds):
+    try:
+        output, _ = process.communicate(timeout=seconds + 30)
+    except subprocess.TimeoutExpired:
+        raise Failure("a call does not end") from None
+    *times, sent = output.split() or [0]
+    if not times:
+        raise Failure("a call was not heard")
+    times = sorted(map(float, times))
+    return {"p99": percentile(times, 99), "lost": 100 * (1 - len(times) / int(sent))}
 
 
 def percentile(ascending, per_cent):
