@@ -133,11 +133,11 @@ impl Connection {
 
     /// Whether there is anything to write, or a connection to end once all is written.
     pub(crate) fn has_output(&self) -> bool {
-        let has_control = match &self.stage {
-            Stage::Active { lane, .. } => lane.has_control(),
+        let has_more = match &self.stage {
+            Stage::Active { lane, .. } => lane.has_control() || lane.has_rest(),
             _ => self.is_closing(),
         };
-        has_control || !self.outbox.is_empty()
+        has_more || !self.outbox.is_empty()
     }
 
     /// Gives all buffers back.

@@ -1,15 +1,21 @@
 //! What is sealed, or plain and of the handshake, and on its way to a socket.
 
+use core::time::Duration;
 use std::collections::VecDeque;
 
 use crate::buffer::{Buffer, Class, Pool};
 use crate::event::ConnectionId;
+use crate::time::Instant;
 
 /// Sealed bytes to offer a socket at once. Fewer cost more system calls; more delay what is queued
 /// later and is more urgent, if the socket is slow. So one that was full is offered little, and
 /// twice as much each time it takes all.
-pub(crate) const MAX_TARGET: usize = 64 * 1024;
-const MIN_TARGET: usize = 8 * 1024;
+pub(crate) const MAX_TARGET: u32 = 64 * 1024;
+const MIN_TARGET: u32 = 8 * 1024;
+/// How long a write keeps a slow link busy: whatever is more urgent waits for so long.
+const PIECE_TIME: Duration = Duration::from_millis(5);
+/// Bytes that are written at once on any link: records of less are mostly header and tag.
+const MIN_PIECE: u32 = 2048;
 /// Pieces offered to one vectored write.
 pub const MAX_PIECES: usize = 16;
 
@@ -48,7 +54,12 @@ pub(crate) struct Outbox {
     /// A driver has a batch.
     is_out: bool,
     /// Sealed bytes to have ready at once.
-    target: usize,
+    target: u32,
+    /// When the socket was full last, and the bytes that it has taken since.
+    full_at: Option<Instant>,
+    taken: u32,
+    /// Bytes that last for [`PIECE_TIME`].
+    piece: u32,
 }
 
 impl Outbox {
@@ -57,7 +68,36 @@ impl Outbox {
             buffers: VecDeque::new(),
             is_out: false,
             target: MAX_TARGET,
+            full_at: None,
+            taken: 0,
+            piece: u32::MAX,
         }
+    }
+
+    /// Bytes that a record should have at most, so that others go before the next one soon. They last
+    /// for [`PIECE_TIME`], as far as is known: without bound unless the socket is full now and then, and
+    /// slow.
+    pub(crate) const fn piece(&self) -> usize {
+        self.piece as usize
+    }
+
+    /// Whether its socket is so slow that a write of the usual size keeps it busy for longer.
+    pub(crate) const fn is_slow(&self) -> bool {
+        self.piece < MAX_TARGET
+    }
+
+    /// The socket is full. The bytes that it has taken since it was the last time have left it.
+    fn note_full(&mut self, now: Instant) {
+        if self.taken == 0 {
+            return;
+        }
+        if let Some(full_at) = self.full_at {
+            let elapsed = now.since(full_at).as_nanos();
+            let lasting = u128::from(self.taken) * PIECE_TIME.as_nanos();
+            let piece = lasting.checked_div(elapsed).unwrap_or(u128::MAX);
+            self.piece = u32::try_from(piece).map_or(u32::MAX, |piece| piece.max(MIN_PIECE));
+        }
+        (self.full_at, self.taken) = (Some(now), 0);
     }
 
     /// Gives memory back that nothing needs now.
@@ -77,7 +117,7 @@ impl Outbox {
 
     /// Whether there is room for one more piece, and it would be welcome.
     pub(crate) fn has_room(&self, ready: usize) -> bool {
-        ready < self.target && self.buffers.len() < MAX_PIECES
+        ready < self.target.min(self.piece) as usize && self.buffers.len() < MAX_PIECES
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -117,8 +157,11 @@ impl Outbox {
 
     /// The socket took `len` bytes of the batch that was out: the rest goes before what was sealed
     /// meanwhile.
-    pub(crate) fn put_back(&mut self, batch: Batch, mut len: usize, pool: &mut Pool) {
+    pub(crate) fn put_back(&mut self, batch: Batch, mut len: usize, pool: &mut Pool, now: Instant) {
         let is_blocked = len == 0;
+        self.taken = self
+            .taken
+            .saturating_add(u32::try_from(len).unwrap_or(u32::MAX));
         let mut buffers = batch.buffers;
         while let Some(front) = buffers.front_mut() {
             if len < front.len() {
@@ -131,6 +174,7 @@ impl Outbox {
             }
         }
         if is_blocked {
+            self.note_full(now);
             self.target = MIN_TARGET;
         } else if buffers.is_empty() {
             self.target = (2 * self.target).min(MAX_TARGET);
@@ -165,9 +209,52 @@ mod tests {
         let batch = outbox.take_batch(id).unwrap();
         outbox.push_plain(b"second", b"", &mut pool);
         assert!(outbox.is_out() && outbox.take_batch(id).is_none());
-        outbox.put_back(batch, 2, &mut pool);
+        outbox.put_back(batch, 2, &mut pool, Instant::ZERO);
         let batch = outbox.take_batch(id).unwrap();
         let bytes: Vec<u8> = batch.pieces().flatten().copied().collect();
         assert_eq!(bytes, b"rstsecond");
+    }
+
+    /// Has the socket take `len` bytes, and then no more.
+    fn fill(outbox: &mut Outbox, len: usize, now: Instant) {
+        let (mut pool, id) = (Pool::default(), ConnectionId::new(0, 0));
+        for len in [len, 0] {
+            outbox.push_plain(&[0; 15_000], b"", &mut pool);
+            let batch = outbox.take_batch(id).unwrap();
+            outbox.put_back(batch, len, &mut pool, now);
+        }
+        outbox.release(&mut pool);
+    }
+
+    #[test]
+    fn a_piece_is_what_a_slow_socket_takes_in_five_milliseconds() {
+        for (len, millis, piece) in [
+            (12_500, 10, 6250),
+            (12_500, 0, u32::MAX),
+            (12_500, 1, 62_500),
+            (1, 1000, MIN_PIECE),
+        ] {
+            let mut outbox = Outbox::new();
+            let start = Instant::from_millis(7);
+            fill(&mut outbox, 100, start);
+            assert_eq!(outbox.piece, u32::MAX, "nothing is known yet");
+            fill(&mut outbox, len, start + Duration::from_millis(millis));
+            assert_eq!(outbox.piece, piece);
+            assert_eq!(outbox.is_slow(), piece < MAX_TARGET);
+            let room = piece.min(MIN_TARGET) as usize;
+            assert!(outbox.has_room(room - 1) && !outbox.has_room(room));
+        }
+    }
+
+    /// A driver may try once more although nothing has changed.
+    #[test]
+    fn a_socket_that_is_still_full_says_nothing_of_its_speed() {
+        let mut outbox = Outbox::new();
+        let start = Instant::from_millis(7);
+        for millis in [0, 10] {
+            fill(&mut outbox, 12_500, start + Duration::from_millis(millis));
+        }
+        fill(&mut outbox, 0, start + Duration::from_millis(500));
+        assert_eq!(outbox.piece, 6250);
     }
 }

@@ -25,6 +25,7 @@ pub mod socket;
 #[cfg(target_os = "linux")]
 pub mod tun;
 pub mod wake;
+pub mod writer;
 
 #[cfg(test)]
 mod testing;

@@ -8,6 +8,13 @@ use crate::session::Ending;
 use crate::time::Instant;
 
 impl Endpoint {
+    /// Whether the connection's link is so slow, as far as is known, that its socket should hold as few
+    /// unsent bytes as it can: below some 100 Mbit/s.
+    pub fn is_slow(&self, id: ConnectionId) -> bool {
+        let connection = self.connections.get(id);
+        connection.is_some_and(|connection| connection.outbox.is_slow())
+    }
+
     /// Seals what is due on the connection, and gives it out to be written; call it when the socket
     /// takes bytes. [`Endpoint::handle_written`] ends that, and then this is to be called again,
     /// until there is nothing to write. None as well while a batch of this connection is out.
@@ -34,7 +41,8 @@ impl Endpoint {
             return;
         };
         self.tools.stats.socket_bytes_out += len as u64;
-        connection.outbox.put_back(batch, len, &mut self.tools.pool);
+        let pool = &mut self.tools.pool;
+        connection.outbox.put_back(batch, len, pool, now);
         let lane = connection.lane_mut();
         if lane.is_some_and(|lane| lane.note_written(len, now)) {
             self.path_works(now);
@@ -76,7 +84,9 @@ impl Endpoint {
             // Without a code: nothing more can be sealed.
             self.tools.stats.break_protocol(error);
             self.begin_closing(id, None, CloseReason::Protocol(error), now);
-        } else if let Some(Ending { code, reason }) = session.drained() {
+        } else if !lane.has_rest()
+            && let Some(Ending { code, reason }) = session.drained()
+        {
             self.begin_closing(id, Some(code), reason, now);
         } else {
             session.watch_age(&self.common.limits, now);

@@ -5,6 +5,7 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 use super::liveness::{Finding, Liveness};
+use super::rest::Rest;
 use crate::buffer::{Buffer, Class};
 use crate::config::{Limits, Role};
 use crate::crypto::{Direction, FreshSecret, Master, Suite};
@@ -52,6 +53,9 @@ pub(crate) struct Lane {
     control: VecDeque<Control>,
     /// Entries that continue in the next packet of their stream.
     unfinished: Vec<Unfinished>,
+    /// What is to be sealed of a packet that goes out in pieces, before others of its stream. Few
+    /// lanes ever have any.
+    rest: Option<Box<Rest>>,
     exchange: Exchange,
     /// When a client starts the next exchange; never on a server.
     exchange_at: Instant,
@@ -160,6 +164,7 @@ impl Lane {
             compression: grant.compression.then(Box::default),
             control: VecDeque::new(),
             unfinished: Vec::new(),
+            rest: None,
             exchange: Exchange::Idle,
             exchange_at,
             exchange_interval,
@@ -299,8 +304,26 @@ impl Lane {
         }
     }
 
+    /// Whether part of a packet is still to be sealed.
+    pub(crate) fn has_rest(&self) -> bool {
+        self.rest_of().is_some()
+    }
+
+    /// The flow of a packet of which part is still to be sealed.
+    pub(crate) fn rest_of(&self) -> Option<u32> {
+        self.rest.as_ref()?.flow()
+    }
+
+    /// What is still to be sealed of a packet.
+    pub(crate) fn rest(&mut self) -> &mut Rest {
+        self.rest.get_or_insert_default()
+    }
+
     /// Gives the memory of unfinished entries back, at the end.
     pub(crate) fn release(&mut self, tools: &mut Tools) {
+        if let Some(rest) = &mut self.rest {
+            rest.release(&mut tools.pool);
+        }
         for it in self.unfinished.drain(..) {
             tools.release_unfinished(it.partial.capacity());
             tools.pool.note_freed(it.partial.capacity());

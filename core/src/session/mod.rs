@@ -3,6 +3,7 @@
 pub(crate) mod lane;
 mod liveness;
 pub(crate) mod queue;
+mod rest;
 mod seal;
 
 use core::net::IpAddr;
@@ -213,7 +214,7 @@ impl Session {
 
     /// Whether as much waits as one write takes, and nothing but the write holds it back.
     pub(crate) const fn has_full_write(&self) -> bool {
-        self.queue.bytes() >= outbox::MAX_TARGET && self.paced_until.is_none()
+        self.queue.bytes() >= outbox::MAX_TARGET as usize && self.paced_until.is_none()
     }
 
     /// Sees to it that packets which wait grow too old even if the socket never takes a byte again.

@@ -47,32 +47,59 @@ impl Session {
             now,
         };
         while sink.outbox.has_room(ready) {
-            if self.queue.is_empty() {
+            let rest = sink.lane.rest_of();
+            let may_take = self.may_take(now);
+            if !may_take && rest.is_none() {
                 break;
             }
-            if let Some(bucket) = &mut self.download
-                && !bucket.is_open(now)
-            {
-                self.paced_until = Some(bucket.opens_at());
-                break;
-            }
-            ready += self.seal_next(&mut sink)?;
+            let sealed = if may_take {
+                self.seal_next(rest, &mut sink)?
+            } else {
+                None
+            };
+            ready += match (sealed, rest) {
+                (Some(len), _) => len,
+                (None, Some(flow)) => sink.seal_piece(flow)?,
+                (None, None) => 0,
+            };
         }
         Ok(())
     }
 
-    /// Seals the packet whose turn it is, with those that follow it if they are small. Returns how
-    /// many bytes there are now.
-    fn seal_next(&mut self, sink: &mut Sink<'_>) -> Result<usize, ProtocolError> {
-        let Some((turn, first)) = self.take_if(sink, |_| true) else {
-            return Ok(0);
-        };
-        if turn.len < IN_PLACE_LEN
-            && let Some(second) = self.take_if(sink, |next| joins(turn, next))
-        {
-            return self.seal_gathered(first, second, sink);
+    /// Whether a packet waits, and the peer's rate limit lets it go.
+    fn may_take(&mut self, now: Instant) -> bool {
+        if self.queue.is_empty() {
+            return false;
         }
-        seal_in_place(turn.precedence, first, sink)
+        if let Some(bucket) = &mut self.download
+            && !bucket.is_open(now)
+        {
+            self.paced_until = Some(bucket.opens_at());
+            return false;
+        }
+        true
+    }
+
+    /// Seals the packet whose turn it is, with those that follow it if they are small; while there is a
+    /// rest of one of the flow `rest`, only if it goes before that. Returns how many bytes it makes.
+    fn seal_next(
+        &mut self,
+        rest: Option<u32>,
+        sink: &mut Sink<'_>,
+    ) -> Result<Option<usize>, ProtocolError> {
+        let Some((turn, first)) = self.take_if(sink, |turn| passes(turn, rest)) else {
+            return Ok(None);
+        };
+        let sealed = if turn.len < IN_PLACE_LEN
+            && let Some(second) = self.take_if(sink, |next| joins(turn, next, rest))
+        {
+            self.seal_gathered(first, second, sink)
+        } else if turn.precedence == Precedence::Old && turn.len > sink.outbox.piece() {
+            sink.begin_pieces(first)
+        } else {
+            seal_in_place(turn.precedence, first, sink)
+        };
+        sealed.map(Some)
     }
 
     /// Takes the packet whose turn it is, if it is wanted, and accounts for it.
@@ -109,10 +136,13 @@ impl Session {
             writer.push(queued.buffer.used(), queued.offload);
             sink.tools.pool.put(queued.buffer);
         }
-        let fits = |writer: &EntryWriter<'_>, len| ENTRY_HEADER_LEN + len <= writer.room();
-        while let Some((next, queued)) =
-            self.take_if(sink, |next| joins(turn, next) && fits(&writer, next.len))
-        {
+        let (piece, rest) = (sink.outbox.piece(), sink.lane.rest_of());
+        let fits = |writer: &EntryWriter<'_>, len| {
+            ENTRY_HEADER_LEN + len <= writer.room() && writer.len() + len <= piece
+        };
+        while let Some((next, queued)) = self.take_if(sink, |next| {
+            joins(turn, next, rest) && fits(&writer, next.len)
+        }) {
             writer.push(queued.buffer.used(), queued.offload);
             sink.tools.pool.put(queued.buffer);
             turn = next;
@@ -125,8 +155,16 @@ impl Session {
 
 /// Whether a packet goes into the record of the one before it. One that has precedence does not
 /// wait for the bulk behind it, unless that is of its own flow.
-fn joins(before: Turn, next: Turn) -> bool {
-    next.len < IN_PLACE_LEN && (next.precedence == before.precedence || next.flow == before.flow)
+fn joins(before: Turn, next: Turn, rest: Option<u32>) -> bool {
+    next.len < IN_PLACE_LEN
+        && (next.precedence == before.precedence || next.flow == before.flow)
+        && passes(next, rest)
+}
+
+/// Whether a packet may go before what is left of one of the flow `rest`, if there is any. It must not
+/// be of the same stream; nor of the same flow, which keeps its order even if it is a new one by now.
+fn passes(turn: Turn, rest: Option<u32>) -> bool {
+    rest.is_none_or(|flow| turn.precedence == Precedence::New && turn.flow != flow)
 }
 
 /// Seals one packet in the buffer it lies in; the end of an entry that does not fit one packet
@@ -159,6 +197,27 @@ fn seal_in_place(
 }
 
 impl Sink<'_> {
+    /// Seals the first piece of a packet, and leaves the others to the lane. Returns how many bytes it
+    /// makes.
+    fn begin_pieces(&mut self, queued: Queued) -> Result<usize, ProtocolError> {
+        let mut buffer = queued.buffer;
+        put_entry_header(&mut buffer, queued.offload);
+        self.lane.rest().begin(buffer, queued.flow);
+        self.seal_piece(queued.flow)
+    }
+
+    /// Seals the next piece of the packet of `flow` that goes out in pieces. Returns how many bytes it
+    /// makes.
+    fn seal_piece(&mut self, flow: u32) -> Result<usize, ProtocolError> {
+        let len = self.outbox.piece();
+        let cut = self.lane.rest().cut(len, &mut self.tools.pool);
+        let Some((piece, more)) = cut else {
+            return Ok(0);
+        };
+        let (stream, flags) = marks(Precedence::Old);
+        self.seal((stream, flags | more), flow, piece)
+    }
+
     /// Seals a payload. Returns how many bytes it makes, of those that compressing it has saved too:
     /// they were work, and others wait for their turn.
     fn seal(

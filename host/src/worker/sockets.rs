@@ -14,6 +14,7 @@ use lostlove_pump::{PacketDevice, Progress};
 use lostlove_system::congestion::Congestion;
 use lostlove_system::delivery::Delivery;
 use lostlove_system::socket::SocketOptions;
+use lostlove_system::writer::Writer;
 
 use super::{Slot, SocketChange, Table};
 
@@ -220,7 +221,11 @@ impl Sockets {
         if let Some((_, delivery)) = self.watched.iter_mut().find(|(of, _)| *of == id) {
             delivery.handle_written(now);
         }
-        match pump::flush(endpoint, socket.connection, &*socket.stream, now) {
+        let writer = Writer {
+            is_apart: endpoint.is_slow(socket.connection),
+            stream: &socket.stream,
+        };
+        match pump::flush(endpoint, socket.connection, writer, now) {
             Progress::Blocked => {
                 socket.is_blocked = true;
                 self.changes.push_back(SocketChange::Blocked(id));

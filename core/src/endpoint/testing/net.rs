@@ -15,7 +15,7 @@ const SEGMENT: usize = 128 * 1024;
 /// One direction of a TCP connection.
 #[derive(Default)]
 pub(in crate::endpoint) struct Pipe {
-    bytes: VecDeque<u8>,
+    pub(in crate::endpoint) bytes: VecDeque<u8>,
     /// Everything that ever went through.
     pub(in crate::endpoint) transcript: Vec<u8>,
     /// The reader takes nothing, so the writer sees a full socket beyond this many bytes.

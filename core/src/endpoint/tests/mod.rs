@@ -11,6 +11,7 @@ mod idle;
 mod live;
 mod memory;
 mod peers;
+mod pieces;
 mod probes;
 mod randomness;
 mod recordings;
