@@ -12,10 +12,11 @@ use lostlove_core::event::{CloseReason, ConnectionId, Event};
 use lostlove_core::figures::{PeerFigures, SessionFigures};
 use lostlove_core::peers::PeerId;
 use lostlove_core::stats::{PeerStats, Stats};
+use lostlove_system::net::PassageFigures;
 
 use super::status::{
-    ClientStatus, End, PeerState, PeerStatus, Queue, ServerStatus, SessionStatus, State, Status,
-    Totals, Tunnel,
+    Blocked, ClientStatus, Configuration, End, PeerState, PeerStatus, Queue, ServerStatus,
+    SessionStatus, State, Status, Totals, Tunnel,
 };
 
 /// How many ends of connections are remembered.
@@ -39,6 +40,8 @@ pub(crate) struct Facts {
     pub(crate) listen: Vec<SocketAddr>,
     /// Those of a client's profile.
     pub(crate) servers: Vec<String>,
+    /// The file that it was started with.
+    pub(crate) config: String,
 }
 
 /// What has become of a client's connections, as the daemon hears of it.
@@ -146,6 +149,12 @@ pub(crate) struct Material {
     pub(crate) state: State,
     pub(crate) problem: Option<String>,
     pub(crate) log_level: Option<&'static str>,
+    /// Why the configuration could not be used when it was last read again.
+    pub(crate) reload_error: Option<String>,
+    /// What the system has dropped in front of the device.
+    pub(crate) tun_dropped: Option<u64>,
+    /// A server's: what others let pass.
+    pub(crate) passage: PassageFigures,
     pub(crate) stats: Stats,
     pub(crate) sessions: Vec<SessionFigures>,
     /// How many a server may have at once.
@@ -207,10 +216,15 @@ impl Material {
             state: self.state,
             problem: self.problem,
             log_level: self.log_level.map(str::to_owned),
+            configuration: Configuration {
+                path: facts.config.clone(),
+                reload_error: self.reload_error,
+            },
             tunnel: Tunnel {
                 device: facts.tun.clone(),
                 mtu: facts.mtu,
                 addresses: facts.addresses.clone(),
+                dropped_packets: self.tun_dropped,
             },
             totals: totals(&self.stats),
             server: None,
@@ -220,6 +234,7 @@ impl Material {
             None => {
                 let mut told = server(facts, &self.stats, self.peers, &self.sessions);
                 told.max_sessions = self.max_sessions as u64;
+                told.blocked = blocked(&self.passage);
                 status.server = Some(told);
             }
             Some(client) => {
@@ -264,8 +279,20 @@ fn server(
         sessions_away: stats.sessions_absent,
         handshaking: stats.handshaking,
         max_sessions: 0,
+        blocked: Vec::new(),
         peers: peers.collect(),
     }
+}
+
+fn blocked(passage: &PassageFigures) -> Vec<Blocked> {
+    let ways = PassageFigures::LABELS.iter().zip(passage.is_blocked);
+    let blocked = ways.filter(|(_, is_blocked)| *is_blocked);
+    blocked
+        .map(|((family, from), _)| Blocked {
+            family: (*family).to_owned(),
+            from: (*from).to_owned(),
+        })
+        .collect()
 }
 
 fn peer(figures: PeerFigures, found: Option<&SessionFigures>) -> PeerStatus {
@@ -403,6 +430,18 @@ mod tests {
             history.handle_event(&closed(first, CloseReason::Socket), now);
         }
         assert_eq!(history.ends.len(), MAX_ENDS);
+    }
+
+    #[test]
+    fn what_others_let_nothing_of_pass_is_named() {
+        let mut passage = PassageFigures::default();
+        assert_eq!(blocked(&passage), []);
+        passage.is_blocked[1] = true;
+        let expected = Blocked {
+            family: "ipv4".to_owned(),
+            from: "outside".to_owned(),
+        };
+        assert_eq!(blocked(&passage), [expected]);
     }
 
     #[test]

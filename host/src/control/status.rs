@@ -33,6 +33,8 @@ pub struct Status {
     pub problem: Option<String>,
     /// The least severe level that is logged, if it was set by a request.
     pub log_level: Option<String>,
+    /// Its configuration.
+    pub configuration: Configuration,
     /// Its end of the tunnel.
     pub tunnel: Tunnel,
     /// What it has done since it began.
@@ -69,6 +71,17 @@ pub enum State {
     Other,
 }
 
+/// The files that a daemon was started with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Configuration {
+    /// The file; empty where the daemon does not say.
+    pub path: String,
+    /// Why the files could not be used when they were last read again, one line for each problem. What
+    /// was in force before still is.
+    pub reload_error: Option<String>,
+}
+
 /// A daemon's end of the tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -79,6 +92,9 @@ pub struct Tunnel {
     pub mtu: u16,
     /// Its addresses, with the prefix lengths of the tunnel's networks.
     pub addresses: Vec<IpNet>,
+    /// Packets that the system has dropped in front of the device since that was made, mostly those
+    /// that found its queue full.
+    pub dropped_packets: Option<u64>,
 }
 
 /// What a daemon has done since it began. By reason: those that never came about are left out; the names
@@ -128,8 +144,20 @@ pub struct ServerStatus {
     pub handshaking: u64,
     /// How many sessions may be up at once.
     pub max_sessions: u64,
+    /// What other firewalls let nothing of pass.
+    pub blocked: Vec<Blocked>,
     /// All peers, in the order of the configuration.
     pub peers: Vec<PeerStatus>,
+}
+
+/// Packets none of which pass the firewalls of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Blocked {
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// `clients` for what they send to other networks, `outside` for the answers.
+    pub from: String,
 }
 
 /// Where a peer is.

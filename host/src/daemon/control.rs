@@ -11,6 +11,7 @@ use std::time::Instant;
 use lostlove_core::config::Role;
 use lostlove_core::figures::SessionFigures;
 use lostlove_core::peers::PeerId;
+use lostlove_system::net::PassageFigures;
 use tracing::info;
 
 use super::events::PAUSE;
@@ -31,6 +32,10 @@ pub(super) struct Controlling {
     control: Option<Control>,
     /// What has become of a client's connections.
     pub(super) history: History,
+    /// Why the configuration could not be used when it was last read again.
+    pub(super) reload_error: Option<String>,
+    /// What others let pass of a server's packets.
+    pub(super) passage: PassageFigures,
     /// What a status is made of, as far as the worker has told.
     gathering: Option<Gathering>,
 }
@@ -192,6 +197,9 @@ impl Daemon {
             state: self.state(),
             problem: self.readiness.problem().map(str::to_owned),
             log_level: log::level_set(),
+            reload_error: self.control.reload_error.clone(),
+            tun_dropped: self.tun_dropped(),
+            passage: self.control.passage,
             stats,
             sessions,
             max_sessions: max_sessions.unwrap_or_default(),

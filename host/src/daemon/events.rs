@@ -85,6 +85,7 @@ impl Daemon {
         self.metrics.count_repairs(&verification.repairs);
         if let Some(passage) = verification.passage {
             self.metrics.set_passage(passage);
+            self.control.passage = passage;
         }
         if let (Some(mark), Some(dialer)) = (verification.mark, &mut self.dialer) {
             dialer.set_mark(mark);
@@ -261,7 +262,7 @@ impl Daemon {
     }
 
     /// What the system has dropped in front of the TUN device; none for what only stands in for one.
-    fn tun_dropped(&self) -> Option<u64> {
+    pub(super) fn tun_dropped(&self) -> Option<u64> {
         let tun = self.device.name();
         if tun.is_empty() {
             return None;

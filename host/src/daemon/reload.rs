@@ -4,7 +4,7 @@
 mod differences;
 
 use std::mem;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lostlove_config::{ClientSettings, ConfigError, LogLevel, ServerSettings};
@@ -24,6 +24,9 @@ use crate::mailbox::Order;
 const APART: Duration = Duration::from_secs(1);
 /// Names of peers that one line of the log has at most.
 const MAX_NAMES: usize = 20;
+
+/// Problems of the files that a status names at most.
+const MAX_PROBLEMS: usize = 8;
 
 /// What has come of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +79,11 @@ impl Reloader {
             due_at: None,
             askers: Vec::new(),
         }
+    }
+
+    /// The file.
+    pub(super) fn config(&self) -> &Path {
+        &self.config
     }
 
     /// When it is to be read.
@@ -133,6 +141,7 @@ impl Daemon {
         let config = reloader.config.display().to_string();
         self.reloader = Some(reloader);
         self.metrics.note_reload(result.is_ok());
+        self.control.reload_error = result.as_ref().err().map(first_problems);
         match result {
             Ok(outcome) => {
                 tell(&config, &outcome);
@@ -217,6 +226,16 @@ fn follow_peers(
         new.map(|new| peers.replace(new, now))
     });
     replaced.as_ref().map(words_for).unwrap_or_default()
+}
+
+/// What is wrong with the files, as far as a status has room for it.
+fn first_problems(error: &ConfigError) -> String {
+    let all = error.to_string();
+    let first: Vec<_> = all.lines().take(MAX_PROBLEMS).collect();
+    match all.lines().count() - first.len() {
+        0 => all,
+        rest => format!("{}\nand {rest} more", first.join("\n")),
+    }
 }
 
 fn words_for(replaced: &Replaced) -> Vec<String> {
@@ -369,6 +388,21 @@ mod tests {
         reloader.due_at = None;
         reloader.demand(start + 5 * APART);
         assert_eq!(reloader.poll_timeout(), Some(start + 5 * APART));
+    }
+
+    #[test]
+    fn a_status_names_the_first_problems_of_many() {
+        let problem = |number: usize| lostlove_config::Problem {
+            file: "a.toml".into(),
+            position: None,
+            key: format!("key{number}"),
+            message: "unknown key".to_owned(),
+        };
+        let said = |count| first_problems(&ConfigError::Invalid((0..count).map(problem).collect()));
+        assert_eq!(said(1), "a.toml: key0: unknown key");
+        assert_eq!(said(MAX_PROBLEMS).lines().count(), MAX_PROBLEMS);
+        let many = said(MAX_PROBLEMS + 3);
+        assert!(many.ends_with("key7: unknown key\nand 3 more"), "{many}");
     }
 
     #[test]

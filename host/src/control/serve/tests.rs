@@ -282,6 +282,7 @@ fn facts() -> Facts {
         addresses: Vec::new(),
         listen: Vec::new(),
         servers: Vec::new(),
+        config: "/etc/lostlove/server.toml".to_owned(),
     }
 }
 
@@ -291,6 +292,9 @@ fn material() -> Material {
         state: DaemonState::Listening,
         problem: None,
         log_level: None,
+        reload_error: None,
+        tun_dropped: Some(7),
+        passage: Default::default(),
         stats: Default::default(),
         sessions: Vec::new(),
         max_sessions: 10,
@@ -307,5 +311,6 @@ fn a_status_is_an_object_that_its_reader_knows() {
     assert_eq!(read, answer);
     let value: Value = serde_json::from_slice(&answer.line()).unwrap();
     assert_eq!(value["status"]["problem"], json!(null));
+    assert_eq!(value["status"]["tunnel"]["dropped_packets"], 7);
     assert!(value["status"].get("client").is_none());
 }
