@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use lostlove_core::config::{Client, ClientConfig, Common};
+use lostlove_core::config::{Client, ClientConfig, Common, Role};
 use lostlove_core::crypto::SecretKey;
 use toml::de::DeValue;
 
@@ -38,6 +38,25 @@ pub fn load_client(path: &Path) -> Result<ClientSettings, ConfigError> {
     let (text, mode) = read_config(path)?;
     let source = Source::new(path, &text, mode);
     read(&source)
+}
+
+/// Whose configuration a file is, as far as its sections tell: where none does, it is a server's, which
+/// can do without any.
+///
+/// # Errors
+///
+/// If the file cannot be read, or is no TOML.
+pub fn role_of(path: &Path) -> Result<Role, ConfigError> {
+    let (text, mode) = read_config(path)?;
+    let source = Source::new(path, &text, mode);
+    let tree = source.parse()?;
+    let has = |name: &str| tree.get_ref().iter().any(|(key, _)| key.get_ref() == name);
+    let is_client = has("client") && !["server", "peers"].into_iter().any(has);
+    Ok(if is_client {
+        Role::Client
+    } else {
+        Role::Server
+    })
 }
 
 pub(crate) fn read(source: &Source<'_>) -> Result<ClientSettings, ConfigError> {

@@ -32,7 +32,7 @@ mod tests;
 mod tunnel;
 pub mod write;
 
-pub use client::load_client;
+pub use client::{load_client, role_of};
 pub use expiry::{Expiry, InvalidExpiry};
 pub use peer_files::{PEERS_FOLDER, peer_path};
 pub use problem::{ConfigError, Position, Problem};

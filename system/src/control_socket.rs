@@ -204,8 +204,13 @@ fn holder_of(path: &Path) -> Option<Holder> {
     }
 }
 
-/// Connects without waiting for a daemon that hangs.
-fn connect(path: &Path) -> io::Result<UnixStream> {
+/// Connects without waiting for a daemon that hangs. The stream is non-blocking.
+///
+/// # Errors
+///
+/// The system's answer; [`io::ErrorKind::WouldBlock`] where so many wait for a daemon that does not
+/// look that no more may.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.connect(&SockAddr::unix(path)?)?;

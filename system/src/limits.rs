@@ -6,10 +6,15 @@ use tracing::{debug, warn};
 /// Descriptors beside those of connections: device, listeners, signals, metrics, log, helpers.
 const OTHER_DESCRIPTORS: u64 = 64;
 
+/// How many descriptors a process with so many connections needs.
+pub const fn descriptors_needed(connections: usize) -> u64 {
+    (connections as u64).saturating_add(OTHER_DESCRIPTORS)
+}
+
 /// Lets the process have as many descriptors as the system allows, and warns if `connections` may
 /// still be too many.
 pub fn raise_descriptor_limit(connections: usize) {
-    let needed = (connections as u64).saturating_add(OTHER_DESCRIPTORS);
+    let needed = descriptors_needed(connections);
     if let Some(available) = raise_descriptors(None).filter(|available| *available < needed) {
         warn!(
             available,
@@ -27,7 +32,7 @@ pub fn raise_descriptor_limit(connections: usize) {
 ///
 /// How many descriptors there are, if that is too few.
 pub fn allow_descriptors(connections: usize) -> Result<(), u64> {
-    let needed = (connections as u64).saturating_add(OTHER_DESCRIPTORS);
+    let needed = descriptors_needed(connections);
     match raise_descriptors(Some(needed)) {
         Some(available) if available < needed => Err(available),
         Some(_) | None => Ok(()),

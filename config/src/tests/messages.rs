@@ -1,10 +1,10 @@
 //! What people read: place, key, what was expected, and the nearest valid name.
 
-use lostlove_core::config::Offloads;
+use lostlove_core::config::{Offloads, Role};
 
-use crate::ServerFile;
 use crate::settings::{MetricsListener, Nat, NatScope, PortRange};
 use crate::testing::{Folder, key, minimal_client};
+use crate::{ConfigError, ServerFile};
 
 /// Wrong server files and all that is said about them.
 const SERVER: &[(&str, &str)] = &[
@@ -483,6 +483,27 @@ fn peers_without_a_key_are_a_problem_to_a_check_as_well() {
     assert_eq!(folder.strip(&checked.to_string()), loaded);
     folder.write("server.toml", "peers = []\n");
     assert!(crate::check_server(&folder.server_path()).is_ok());
+}
+
+#[test]
+fn whose_a_file_is_is_told_by_its_sections() {
+    let folder = Folder::new();
+    let path = folder.server_path();
+    for (text, expected) in [
+        ("[client]\n", Role::Client),
+        ("[server]\n", Role::Server),
+        ("[client]\n[server]\n", Role::Server),
+        ("[network]\nmtu = 1300\n", Role::Server),
+        ("", Role::Server),
+    ] {
+        folder.write("server.toml", text);
+        assert_eq!(crate::role_of(&path).unwrap(), expected, "{text}");
+    }
+    folder.write("server.toml", "[client\n");
+    assert!(matches!(
+        crate::role_of(&path),
+        Err(ConfigError::Invalid(_))
+    ));
 }
 
 #[test]

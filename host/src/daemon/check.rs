@@ -1,7 +1,7 @@
 //! `--check-config`: what a start would make of its files.
 
-use std::fmt::Write as _;
 use std::io::{self, ErrorKind};
+use std::path::Path;
 
 use lostlove_core::config::Role;
 use lostlove_system::net::{Paths, check_firewall, missing_nat_interface};
@@ -38,7 +38,44 @@ fn answer(role: Role, args: &DaemonArgs) -> Result<String, Failure> {
         let plan = setup::plan_first_start(config).map_err(before_the_log)?;
         return Ok(format!("{plan}\n"));
     }
-    let mut answer = String::new();
+    let Judgement { note, warnings } = judge(role, config)?;
+    let note = note.into_iter().map(|note| format!("note: {note}\n"));
+    let warnings = warnings
+        .iter()
+        .map(|warning| format!("warning: {warning}\n"));
+    let said: String = note.chain(warnings).collect();
+    Ok(format!("{said}{}: OK\n", config.display()))
+}
+
+/// What is to be said of a file that a start can use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// What a start would make.
+    pub note: Option<String>,
+    /// What is allowed and probably not meant, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Why a start cannot use a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable {
+    /// How it would end.
+    pub exit: Exit,
+    /// What is wrong, one line for each problem.
+    pub message: String,
+}
+
+/// Judges a file as `--check-config` does, and changes nothing.
+///
+/// # Errors
+///
+/// If a start cannot use it, or the system lacks what it wants.
+pub fn judge_config(role: Role, config: &Path) -> Result<Judgement, Unusable> {
+    judge(role, config).map_err(|Failure { exit, message, .. }| Unusable { exit, message })
+}
+
+fn judge(role: Role, config: &Path) -> Result<Judgement, Failure> {
+    let mut note = None;
     let warnings = match role {
         Role::Server => {
             let mut check = lostlove_config::check_server(config)?;
@@ -49,8 +86,7 @@ fn answer(role: Role, args: &DaemonArgs) -> Result<String, Failure> {
             if let Some(key) = check.missing_key {
                 setup::plan_default_key(config).map_err(before_the_log)?;
                 let key = key.display();
-                // Writing to a string does not fail, here and below.
-                let _ = writeln!(answer, "note: there is no key yet; a start makes {key}");
+                note = Some(format!("there is no key yet; a start makes {key}"));
             }
             check.warnings
         }
@@ -64,9 +100,5 @@ fn answer(role: Role, args: &DaemonArgs) -> Result<String, Failure> {
             settings.warnings
         }
     };
-    for warning in warnings {
-        let _ = writeln!(answer, "warning: {warning}");
-    }
-    let _ = writeln!(answer, "{}: OK", config.display());
-    Ok(answer)
+    Ok(Judgement { note, warnings })
 }

@@ -44,6 +44,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tracing::warn;
 
+pub use check::{Judgement, Unusable, judge_config};
 pub use network::Network;
 pub use path::PathWatch;
 pub use reload::{ReloadOutcome, Reloader};

@@ -173,8 +173,7 @@ impl Journal {
     /// Device and record of other live processes in the same network namespace.
     fn other_records(&self) -> impl Iterator<Item = (String, Record)> {
         self.siblings().filter_map(|path| {
-            let name = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
-            let (device, _) = name.rsplit_once('.')?;
+            let device = device_of(&path)?;
             let record = read_if(&path, Life::Lives)?;
             let owner = record.owner.as_ref()?;
             (owner.place == self.place).then(|| (device.to_owned(), record))
@@ -340,9 +339,15 @@ fn file_name(tun: &str, place: &Place) -> String {
     format!("{tun}.{}{SUFFIX}", place.namespace)
 }
 
+/// The device of a record's file; none if it is another file.
+pub(super) fn device_of(record: &Path) -> Option<&str> {
+    let name = record.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
+    name.rsplit_once('.').map(|(device, _)| device)
+}
+
 /// What of a record's changes is in force at this place. A boot ends all of them but what is said to
 /// resolvers, some of which outlives it.
-fn in_force(owner: Option<&Owner>, mut changes: Changes, place: &Place) -> Changes {
+pub(super) fn in_force(owner: Option<&Owner>, mut changes: Changes, place: &Place) -> Changes {
     let Some(owner) = owner else {
         return Changes::default();
     };
@@ -394,14 +399,14 @@ fn take(tun: &str, path: &Path, patience: &Patience) -> Result<File, NetError> {
 }
 
 /// Whether a record's process has ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Life {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
     Lives,
     IsOver,
 }
 
 /// Reads a record if its process lives, or is dead.
-fn read_if(path: &Path, life: Life) -> Option<Record> {
+pub(super) fn read_if(path: &Path, life: Life) -> Option<Record> {
     let mut file = File::open(path).ok()?;
     let found = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
         Err(Errno::WOULDBLOCK) => Life::Lives,

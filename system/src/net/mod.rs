@@ -14,6 +14,10 @@ pub use self::allowed::{Allowed, Sources};
 pub use self::client::{ClientNet, check_firewall};
 pub use self::error::{AssignmentError, NetError};
 pub use self::guard::clean_up_after_crash;
+pub use self::inspect::{
+    DeviceState, ForeignFirewall, Leftover, device_state, foreign_firewalls, forwarding_parameter,
+    has_nft, is_forwarding, leftovers, tcp_listeners,
+};
 pub use self::link::transmit_dropped;
 pub use self::mark::Mark;
 pub use self::overlap::local_networks;
@@ -41,6 +45,7 @@ mod firewall;
 mod foreign;
 mod found;
 mod guard;
+mod inspect;
 mod journal;
 mod leftovers;
 mod link;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::setup::PortRange;
 
@@ -29,13 +29,28 @@ pub(super) fn listening_tcp() -> BTreeSet<u16> {
     of_tables(&TABLES.into_iter().filter(is_tcp).collect::<Vec<_>>())
 }
 
+/// Where programs accept TCP connections, also from this host alone.
+pub(super) fn tcp_listeners() -> BTreeSet<SocketAddr> {
+    let mut found = BTreeSet::new();
+    for (table, state) in TABLES.iter().filter(|(table, _)| table.starts_with("tcp")) {
+        found.extend(of_table(&text_of(table), state));
+    }
+    found
+}
+
 fn of_tables(tables: &[(&str, &str)]) -> BTreeSet<u16> {
     let mut ports = BTreeSet::new();
     for (table, state) in tables {
-        let text = fs::read_to_string(format!("/proc/thread-self/net/{table}"));
-        ports.extend(of_table(&text.unwrap_or_default(), state));
+        let text = text_of(table);
+        let is_outside = |socket: &SocketAddr| !socket.ip().is_loopback();
+        let found = of_table(&text, state).filter(is_outside);
+        ports.extend(found.map(|socket| socket.port()));
     }
     ports
+}
+
+fn text_of(table: &str) -> String {
+    fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default()
 }
 
 /// The largest part of `range` without `taken` ports; of equal ones the first. None if there is
@@ -59,14 +74,14 @@ pub(super) fn largest_part(range: PortRange, taken: &BTreeSet<u16>) -> Option<Po
     .filter(|part| part.first <= part.last)
 }
 
-fn of_table<'a>(text: &'a str, state: &'a str) -> impl Iterator<Item = u16> + 'a {
+fn of_table<'a>(text: &'a str, state: &'a str) -> impl Iterator<Item = SocketAddr> + 'a {
     text.lines().filter_map(move |line| {
         let mut words = line.split_whitespace().skip(1);
         let (address, port) = words.next()?.split_once(':')?;
         let is_listening = words.nth(1)? == state;
-        let is_outside = !address_of(address)?.is_loopback();
         let port = u16::from_str_radix(port, 16).ok()?;
-        (is_listening && is_outside).then_some(port)
+        let socket = SocketAddr::new(address_of(address)?, port);
+        is_listening.then_some(socket)
     })
 }
 

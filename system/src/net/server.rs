@@ -238,7 +238,7 @@ fn watch_passage(
 }
 
 /// The interface of a default route.
-fn default_interface(netlink: &mut Netlink) -> Option<String> {
+pub(super) fn default_interface(netlink: &mut Netlink) -> Option<String> {
     let routes = netlink.main_routes().ok()?;
     let mut defaults = routes.iter().filter(|it| it.destination.prefix_len() == 0);
     let index = defaults.find_map(|route| route.interfaces.first())?;

@@ -6,12 +6,16 @@
 )]
 
 use std::ffi::{c_int, c_uint};
+use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use rustix::ioctl::{self, IntegerSetter, Opcode, Setter, opcode};
 
 use super::{Offloads, TunConfig, TunError, VNET_HEADER_LEN, ethtool};
+
+/// The driver's file.
+const DRIVER: &str = "/dev/net/tun";
 
 const TUNSETOFFLOAD: Opcode = opcode::write::<c_uint>(b'T', 208);
 const TUNSETVNETHDRSZ: Opcode = opcode::write::<c_int>(b'T', 216);
@@ -49,6 +53,14 @@ pub(super) fn open(config: &TunConfig<'_>) -> Result<(OwnedFd, Offloads), TunErr
         keep_constant_identifications(config.name);
     }
     Ok((fd, offloads))
+}
+
+/// Opens the driver's file, without a device.
+pub(super) fn check_driver() -> Result<(), TunError> {
+    let opened = File::options().read(true).write(true).open(DRIVER);
+    opened
+        .map(drop)
+        .map_err(|source| TunError::from_io(DRIVER, source))
 }
 
 /// What the kernel is told that it may hand over unfinished.

@@ -46,6 +46,16 @@ pub struct Received {
     pub header: Option<[u8; VNET_HEADER_LEN]>,
 }
 
+/// Opens the driver's file, as [`Tun::open`] does first, and closes it again: no device comes of that.
+///
+/// # Errors
+///
+/// [`TunError::NoDriver`], [`TunError::NoAccess`], or [`TunError::Permission`] where the system's
+/// policy for a container leaves the file out.
+pub fn check_driver() -> Result<(), TunError> {
+    linux::check_driver()
+}
+
 /// An open TUN device. It vanishes with this value, unless someone made it persistent.
 #[derive(Debug)]
 pub struct Tun {
