@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lostlove_host::args::Exit;
 use lostlove_host::control::protocol::{Answer, Body, ErrorCode, Failure, Request};
-use lostlove_system::control_socket::{FOLDER, GROUP, SUFFIX, group_name};
+use lostlove_system::control_socket::{self, FOLDER, GROUP, Holder, SUFFIX, group_name};
 use lostlove_system::net::namespace_name;
 
 /// How long a daemon may take. It gives up by itself sooner.
@@ -150,7 +150,43 @@ fn only(mut found: Vec<Connection>) -> Result<Connection, ControlError> {
     Ok(found.swap_remove(index))
 }
 
-fn find_in(folder: &Path, own: &str, name: Option<&str>) -> Result<Vec<Connection>, ControlError> {
+/// A daemon whose socket is there.
+#[derive(Debug)]
+pub struct Found {
+    /// What it is called by here.
+    pub name: String,
+    /// Whether it is in this network namespace.
+    pub is_here: bool,
+    /// The way to ask it, or why it cannot be asked.
+    pub connection: Result<Connection, ControlError>,
+}
+
+/// Each daemon of the machine, whether it can be asked or not; none of those that have died.
+///
+/// # Errors
+///
+/// Nobody can look.
+pub fn find_each() -> Result<Vec<Found>, ControlError> {
+    each_in(Path::new(FOLDER), &namespace_name())
+}
+
+fn each_in(folder: &Path, own: &str) -> Result<Vec<Found>, ControlError> {
+    let places = match places(folder, own) {
+        Err(ControlError::NoDaemon) => return Ok(Vec::new()),
+        places => places?,
+    };
+    let found = places.into_iter().filter_map(|place| {
+        Some(Found {
+            name: place.name(own),
+            is_here: place.namespace == own,
+            connection: open(place, own).transpose()?,
+        })
+    });
+    Ok(found.collect())
+}
+
+/// The sockets that there are, those of this namespace first.
+fn places(folder: &Path, own: &str) -> Result<Vec<Place>, ControlError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -161,6 +197,31 @@ fn find_in(folder: &Path, own: &str, name: Option<&str>) -> Result<Vec<Connectio
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
     let mut places: Vec<_> = paths.filter_map(Place::of).collect();
     places.sort_by_key(|place| (place.namespace != own, place.name(own)));
+    Ok(places)
+}
+
+/// The way to a daemon; none if a dead process has left the socket.
+fn open(place: Place, own: &str) -> Result<Option<Connection>, ControlError> {
+    match connect(&place.path) {
+        Ok(stream) => Ok(Some(Connection {
+            name: place.name(own),
+            is_here: place.namespace == own,
+            path: place.path,
+            stream,
+        })),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(failed(&place.path, error)),
+    }
+}
+
+fn find_in(folder: &Path, own: &str, name: Option<&str>) -> Result<Vec<Connection>, ControlError> {
     let is_wanted = |place: &Place| {
         let (called, full) = (
             place.name(own),
@@ -169,25 +230,14 @@ fn find_in(folder: &Path, own: &str, name: Option<&str>) -> Result<Vec<Connectio
         name.is_none_or(|name| [called, full].iter().any(|known| known == name))
     };
     let (mut found, mut others, mut denied) = (Vec::new(), Vec::new(), None);
-    for place in places {
+    for place in places(folder, own)? {
         if !is_wanted(&place) {
             others.push(place.name(own));
             continue;
         }
-        match connect(&place.path) {
-            Ok(stream) => found.push(Connection {
-                name: place.name(own),
-                is_here: place.namespace == own,
-                path: place.path,
-                stream,
-            }),
-            // Left by a dead process.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
-                ) => {}
-            Err(error) => denied = Some(failed(&place.path, error)),
+        match open(place, own) {
+            Ok(connection) => found.extend(connection),
+            Err(error) => denied = Some(error),
         }
     }
     match (found.is_empty(), denied, name) {
@@ -202,7 +252,8 @@ fn find_in(folder: &Path, own: &str, name: Option<&str>) -> Result<Vec<Connectio
 }
 
 fn connect(path: &Path) -> io::Result<BufReader<UnixStream>> {
-    let stream = UnixStream::connect(path)?;
+    let stream = control_socket::connect(path)?;
+    stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     Ok(BufReader::new(stream))
@@ -218,24 +269,38 @@ fn failed(path: &Path, source: io::Error) -> ControlError {
         };
         return ControlError::Denied { path, group };
     }
+    let source = match source.kind() {
+        io::ErrorKind::WouldBlock => io::Error::other("it does not answer"),
+        _ => source,
+    };
     ControlError::Io { path, source }
 }
 
 impl Connection {
+    /// Waits for answers no longer than this.
+    ///
+    /// # Errors
+    ///
+    /// The system's answer.
+    pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        let stream = self.stream.get_ref();
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))
+    }
+
+    /// The daemon's process; none if it is in a PID namespace that cannot be seen from here.
+    pub fn pid(&self) -> Option<u32> {
+        Holder::of(self.stream.get_ref()).ok()?.pid
+    }
+
     /// Asks, and returns what was said, as a line and as what it means.
     ///
     /// # Errors
     ///
     /// The daemon has gone, or it refuses.
     pub fn ask(&mut self, request: &Request) -> Result<(String, Body), ControlError> {
-        let line = self.exchange(request).map_err(|source| {
-            let source = match source.kind() {
-                io::ErrorKind::WouldBlock => io::Error::other("it does not answer"),
-                _ => source,
-            };
-            failed(&self.path, source)
-        })?;
-        understand(line)
+        let line = self.exchange(request);
+        understand(line.map_err(|source| failed(&self.path, source))?)
     }
 
     fn exchange(&mut self, request: &Request) -> io::Result<String> {
@@ -296,6 +361,35 @@ mod tests {
         assert!(error.ends_with("name one of a, b.0, b.7, c.7"), "{error}");
         let missing = find_in(&folder.path().join("x"), "1", None);
         assert!(matches!(missing, Err(ControlError::NoDaemon)));
+    }
+
+    #[test]
+    fn each_daemon_is_found_also_where_one_cannot_be_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let listen = |name: &str| UnixListener::bind(folder.path().join(name)).unwrap();
+        let find = || each_in(folder.path(), "1").unwrap();
+        assert!(find().is_empty());
+        assert!(each_in(&folder.path().join("x"), "1").unwrap().is_empty());
+        drop(listen("dead.1.sock"));
+        let _open = ["a.1.sock", "b.7.sock"].map(listen);
+        // It does not look, and so many wait that no more may.
+        let _stopped = listen("c.1.sock");
+        let path = folder.path().join("c.1.sock");
+        let waiting = std::iter::from_fn(|| control_socket::connect(&path).ok());
+        let _waiting: Vec<_> = waiting.collect();
+
+        let found = find();
+        let told: Vec<_> = found
+            .iter()
+            .map(|it| (it.name.as_str(), it.is_here))
+            .collect();
+        assert_eq!(told, [("a", true), ("c", true), ("b.7", false)]);
+        assert_eq!(
+            found[0].connection.as_ref().unwrap().pid(),
+            Some(std::process::id())
+        );
+        let error = found[1].connection.as_ref().unwrap_err().to_string();
+        assert!(error.ends_with("it does not answer"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 
 pub mod control;
 pub mod demo;
+pub mod doctor;
 pub mod keys;
 pub mod peer;
 pub mod status;

@@ -1,16 +1,16 @@
-//! `lostlove`: keys, peers, what daemons do, and a demonstration.
+//! `lostlove`: keys, peers, what daemons do, what is wrong with them, and a demonstration.
 
 use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lostlove_command::peer::{self, AddPeerArgs, PeerCommand};
-use lostlove_command::{demo, keys, say, status, warn_if_exposed};
+use lostlove_command::{demo, doctor, keys, say, status, warn_if_exposed};
 use lostlove_config::ConfigError;
 use lostlove_host::args::{Exit, print_usage};
 use lostlove_host::setup::SetupError;
 
-/// Keys, peers, status and a demonstration for the LostLove VPN
+/// Keys, peers, status, faults and a demonstration for the LostLove VPN
 #[derive(Parser)]
 #[command(name = "lostlove", version, after_help = EXIT_CODES)]
 struct Cli {
@@ -34,6 +34,8 @@ enum Command {
     /// Add, remove, list and limit a server's clients
     #[command(subcommand)]
     Peer(PeerCommand),
+    /// Look for what is wrong with this machine and its daemons, and say what helps
+    Doctor(doctor::Options),
     /// Show what the daemons of this machine do
     Status(status::StatusOptions),
     /// End the session of a client, which may come back
@@ -68,6 +70,7 @@ fn run(command: Command) -> ExitCode {
         }
         Command::AddPeer(args) => peer::run(PeerCommand::Add(args)),
         Command::Peer(command) => peer::run(command),
+        Command::Doctor(options) => return doctor::run(&options),
         Command::Status(options) => return status::status(&options),
         Command::Disconnect(options) => return status::disconnect(&options),
         Command::Reload(options) => return status::reload(&options),

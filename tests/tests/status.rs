@@ -7,12 +7,13 @@
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use lostlove_tests::lab::{DEVICE, SERVER_V4, Tunnel};
+use lostlove_tests::lab::{DEVICE, PORT, SERVER_V4, Tunnel};
 use lostlove_tests::programs::program;
 use lostlove_tests::traffic::tcp;
 use lostlove_tests::{Driver, Host, Lab, await_some, await_true};
@@ -225,6 +226,84 @@ fn a_socket_is_its_daemons_alone_and_of_those_who_may() {
     assert_eq!(status(host)["pid"], third.pid());
     assert!(third.terminate().success());
     assert!(!path.exists());
+}
+
+#[test]
+fn a_doctor_finds_nothing_where_all_is_well_and_names_what_is_not() {
+    let Some(lab) = Lab::new(1) else { return };
+    let tunnel = lab.start();
+    let (server, client) = (&lab.server, &lab.clients[0]);
+    await_true("a client that is set up", || {
+        status(client)["state"] == "connected"
+    });
+    for (host, looks) in [
+        (server, &["server, listening on", "firewall: no other"][..]),
+        (client, &["client, connected to 10.99.0.1:8443"]),
+    ] {
+        let (code, text) = doctor(host, "");
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.lines().all(|line| line.starts_with("ok ")), "{text}");
+        for look in [
+            looks,
+            &["/dev/net/tun: can be opened", "device: up, 10.8.0."],
+        ]
+        .concat()
+        {
+            assert!(text.contains(look), "{look} in {text}");
+        }
+    }
+    assert_failed_reload_is_named(&lab);
+
+    let config = server.write_settings(&lab.server_settings());
+    let Tunnel {
+        server: daemon,
+        clients: _clients,
+    } = tunnel;
+    daemon.kill();
+    await_true("a client that says why it has no session", || {
+        let (code, text) = doctor(client, "");
+        code == Some(1) && text.contains("not connected to 10.99.0.1:8443; the last of")
+    });
+    let listen = || TcpListener::bind(("0.0.0.0", PORT)).ok();
+    let _other = await_some("a port that is free", || server.netns.run(listen).unwrap());
+    let (code, text) = doctor(server, &format!("--config {}", config.display()));
+    assert_eq!(code, Some(1), "{text}");
+    for line in [
+        "error    port 8443: another program listens on 0.0.0.0:8443",
+        "         cure: sudo ss -ltnp 'sport = :8443'",
+        "warning  lostlove0: a killed process has left",
+        "warning  daemons: none runs on this machine",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+}
+
+/// Of a server whose file has become wrong, in words and for a program.
+fn assert_failed_reload_is_named(lab: &Lab) {
+    let server = &lab.server;
+    let mut settings = lab.server_settings();
+    settings.set("server.prot", 1);
+    server.write_settings(&settings);
+    assert_eq!(lostlove(server, "reload").status.code(), Some(78));
+    let (code, text) = doctor(server, "--json");
+    let told: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &told["version"]), (Some(1), &1.into()), "{text}");
+    assert_eq!(told["doctor"]["errors"], 2);
+    let findings = told["doctor"]["findings"].as_array().unwrap();
+    let errors = findings.iter().filter(|it| it["level"] == "error");
+    let looks: Vec<_> = errors.map(|it| it["look"].as_str().unwrap()).collect();
+    assert_eq!(looks, ["configuration", "reload"]);
+}
+
+/// How it ends, and what it says.
+fn doctor(host: &Host, arguments: &str) -> (Option<i32>, String) {
+    let output = lostlove(host, &format!("doctor {arguments}"));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.is_empty(), "{error}");
+    (
+        output.status.code(),
+        String::from_utf8(output.stdout).unwrap(),
+    )
 }
 
 fn lostlove(host: &Host, arguments: &str) -> Output {

@@ -1,6 +1,6 @@
 //! `lostlove status`, `disconnect`, `log-level` and `reload`: what daemons do, and orders to them.
 
-mod text;
+pub(crate) mod text;
 
 use std::io::{self, IsTerminal as _, Write};
 use std::process::ExitCode;

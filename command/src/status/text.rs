@@ -239,7 +239,7 @@ fn reasons(page: &mut String, title: &str, counts: &BTreeMap<String, u64>) {
     let _ = writeln!(page, "{title}{}", counts.join(", "));
 }
 
-fn list(items: &[impl Display], none: &str) -> String {
+pub(crate) fn list(items: &[impl Display], none: &str) -> String {
     if items.is_empty() {
         return none.to_owned();
     }
@@ -248,7 +248,7 @@ fn list(items: &[impl Display], none: &str) -> String {
 }
 
 /// A time with its two largest units.
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     // Negative ones and such become 0.
     let seconds = seconds as u64;
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);

@@ -1,0 +1,344 @@
+//! What a daemon tells of itself, judged.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+
+use lostlove_host::control::status::{ClientStatus, ServerStatus, State, Status};
+use lostlove_system::limits::descriptors_needed;
+use lostlove_system::net::DeviceState;
+
+use super::finding::{Finding, Look};
+use crate::status::text::{duration, list};
+
+/// One packet of so many that is dropped in front of the device is no accident.
+const RARE: u64 = 1000;
+/// Fewer packets say nothing.
+const FEW: u64 = 100;
+/// How long a daemon may take to set the system up.
+const SLOW_START_SECONDS: f64 = 30.0;
+
+/// Everything that the daemon tells.
+pub(super) fn judge(name: &str, status: &Status) -> Vec<Finding> {
+    let mut findings = vec![state(name, status)];
+    findings.extend(network(name, status));
+    findings.extend(version(name, status));
+    findings.extend(reload(name, status));
+    findings.extend(queue(name, status));
+    findings.push(drops(name, status));
+    if let Some(server) = &status.server {
+        findings.extend(sessions(name, status, server));
+        findings.extend(blocked(name, server));
+    }
+    findings
+}
+
+fn state(name: &str, status: &Status) -> Finding {
+    let look = Look::Daemon;
+    let since = duration(status.uptime_seconds);
+    let about = format!("process {}, up for {since}", status.pid);
+    match (status.state, &status.server, &status.client) {
+        (State::Listening, Some(server), _) => {
+            let (sessions, max) = (server.sessions, server.max_sessions);
+            let listen = list(&server.listen, "nothing");
+            let found =
+                format!("server, listening on {listen}; {sessions} of {max} sessions; {about}");
+            Finding::ok(look, name, found)
+        }
+        (State::Connected, _, Some(client)) => {
+            let server = client.session.as_ref().and_then(|session| session.remote);
+            let server = server.map_or_else(|| "its server".to_owned(), |it| it.to_string());
+            let routes = list(&client.routes, "nothing");
+            let dns = list(&client.name_servers, "as without the tunnel");
+            let found = format!(
+                "client, connected to {server}; routes {routes}; name servers {dns}; {about}"
+            );
+            Finding::ok(look, name, found)
+        }
+        (State::Starting, ..) => Finding::warning(
+            look,
+            name,
+            format!(
+                "{} that is still setting the system up; {about}",
+                status.role
+            ),
+            slow_start(name, status),
+        ),
+        (State::SettingUp, ..) => Finding::warning(
+            look,
+            name,
+            format!("it has a session, and is setting the system up for it; {about}"),
+            log_more(name),
+        ),
+        (State::Connecting | State::Reconnecting, _, Some(client)) => {
+            not_connected(name, client, &about)
+        }
+        (State::Ending, ..) => Finding::warning(
+            look,
+            name,
+            format!("it is about to end; {about}"),
+            format!("sudo kill {}  # ends it at once", status.pid),
+        ),
+        _ => Finding::warning(
+            look,
+            name,
+            format!("in a state that this program does not know; {about}"),
+            "lostlove --version; lostlove-server --version; lostlove-client --version",
+        ),
+    }
+}
+
+fn slow_start(name: &str, status: &Status) -> String {
+    if status.uptime_seconds < SLOW_START_SECONDS {
+        return "sudo lostlove doctor  # again, in a moment".to_owned();
+    }
+    log_more(name)
+}
+
+fn log_more(name: &str) -> String {
+    format!("sudo lostlove log-level --daemon {name} debug  # its log says what it waits for")
+}
+
+fn not_connected(name: &str, client: &ClientStatus, about: &str) -> Finding {
+    let servers = list(&client.servers, "no server");
+    let why = match &client.last_error {
+        Some(error) => format!("the last of {} attempts: {error}", client.attempts.max(1)),
+        None => "no attempt has failed yet".to_owned(),
+    };
+    let found = format!("client, not connected to {servers}; {why}; {about}");
+    let cure = match client.servers.first().and_then(|it| host_and_port(it)) {
+        Some((host, port)) => {
+            format!("nc -vz {host} {port}  # and on the server: sudo lostlove doctor")
+        }
+        None => "sudo lostlove doctor  # on the server".to_owned(),
+    };
+    match client.last_error {
+        Some(_) => Finding::error(Look::Daemon, name, found, cure),
+        None => Finding::warning(Look::Daemon, name, found, cure),
+    }
+}
+
+/// Both parts of `host:port`, the host without brackets.
+fn host_and_port(server: &str) -> Option<(&str, &str)> {
+    let (host, port) = server.rsplit_once(':')?;
+    let inner = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+    Some((inner.unwrap_or(host), port))
+}
+
+fn network(name: &str, status: &Status) -> Option<Finding> {
+    let problem = status.problem.as_ref()?;
+    let found = format!("the network is not as the daemon has set it up: {problem}");
+    let cure = "sudo timeout 60 ip monitor; sudo timeout 60 nft monitor  # who takes it away";
+    Some(Finding::error(Look::Network, name, found, cure))
+}
+
+fn version(name: &str, status: &Status) -> Option<Finding> {
+    let (own, its) = (env!("CARGO_PKG_VERSION"), &status.program_version);
+    if its == own {
+        return None;
+    }
+    let found = format!("the daemon is version {its}, and this program {own}");
+    let cure = format!("sudo kill {}  # and start it again", status.pid);
+    Some(Finding::warning(Look::Version, name, found, cure))
+}
+
+fn reload(name: &str, status: &Status) -> Option<Finding> {
+    let error = status.configuration.reload_error.as_ref()?;
+    let mut lines = error.lines();
+    let first = lines.next().unwrap_or_default();
+    let rest = match lines.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let found =
+        format!("the last reload failed, and what was in force before still is: {first}{rest}");
+    let path = &status.configuration.path;
+    let cure = format!("sudoedit {path}; sudo lostlove reload --daemon {name}");
+    Some(Finding::error(Look::Reload, name, found, cure))
+}
+
+/// What the system has dropped in front of the device, in proportion to what came through it.
+fn queue(name: &str, status: &Status) -> Option<Finding> {
+    let dropped = status.tunnel.dropped_packets?;
+    let look = Look::DeviceQueue;
+    let subject = format!("{name} queue");
+    let arrived = dropped.saturating_add(status.totals.sent_packets);
+    if dropped < FEW || dropped.saturating_mul(RARE) < arrived {
+        let found =
+            format!("the device has dropped {dropped} packets of {arrived} since it was made");
+        return Some(Finding::ok(look, subject, found));
+    }
+    let pid = status.pid;
+    let found = format!(
+        "the device has dropped {dropped} packets of {arrived}, since it was made, that the daemon did \
+         not read in time"
+    );
+    let cure = format!(
+        "top -H -p {pid}  # a worker at 100 % needs a faster CPU, or security.suites = \
+         [\"aes-256-gcm\"] at both ends; else it was a burst, or the daemon was stopped"
+    );
+    Some(Finding::warning(look, subject, found, cure))
+}
+
+/// Reasons that hint at a fault, of those that the daemon counts.
+fn drops(name: &str, status: &Status) -> Finding {
+    let look = Look::Drops;
+    let subject = format!("{name} drops");
+    let dropped = &status.totals.dropped;
+    let count = |reason: &str| dropped.get(reason).copied().unwrap_or_default();
+    let own = count("own_packet");
+    if own > 0 {
+        let server = status.client.as_ref().and_then(|it| it.servers.first());
+        let host = server.and_then(|it| host_and_port(it));
+        let host = host.map_or("SERVER", |(host, _)| host);
+        let found = format!("the way to the server has led into the tunnel itself ({own} packets)");
+        let cure = format!("ip route get {host}; ip rule; ip -6 rule  # and stop the other VPN");
+        return Finding::warning(look, subject, found, cure);
+    }
+    let full = count("memory_full");
+    if full > 0 {
+        let found = format!("{full} packets found the memory for queues full");
+        let path = &status.configuration.path;
+        let cure =
+            format!("sudoedit {path}  # a larger limits.memory; then start the daemon again");
+        return Finding::warning(look, subject, found, cure);
+    }
+    let foreign = count("foreign_source");
+    if foreign >= FEW {
+        let found = format!(
+            "{foreign} packets came from addresses that are not their sender's{}",
+            senders(status)
+        );
+        let path = &status.configuration.path;
+        let cure = format!("sudoedit {path}  # peers.routes: the networks behind that client");
+        return Finding::warning(look, subject, found, cure);
+    }
+    let all: u64 = dropped.values().sum();
+    Finding::ok(
+        look,
+        subject,
+        format!("{all} packets, none for a reason that hints at a fault"),
+    )
+}
+
+/// Whose packets those were, as far as sessions that are up can tell.
+fn senders(status: &Status) -> String {
+    let peers = status.server.iter().flat_map(|server| &server.peers);
+    let names: Vec<_> = peers
+        .filter(|peer| {
+            let session = peer.session.as_ref();
+            session.is_some_and(|it| it.dropped.contains_key("foreign_source"))
+        })
+        .map(|peer| peer.name.as_str())
+        .collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!(": {}", names.join(", "))
+}
+
+fn sessions(name: &str, status: &Status, server: &ServerStatus) -> Option<Finding> {
+    let (sessions, max) = (server.sessions, server.max_sessions);
+    if sessions < max {
+        return None;
+    }
+    let found = format!("all {max} sessions are in use, and nobody else gets in");
+    let path = &status.configuration.path;
+    let cure = format!(
+        "sudoedit {path}; sudo lostlove reload --daemon {name}  # a larger server.max_connections"
+    );
+    Some(Finding::warning(Look::Sessions, name, found, cure))
+}
+
+fn blocked(name: &str, server: &ServerStatus) -> Vec<Finding> {
+    let errors = server.blocked.iter().map(|way| {
+        let family = &way.family;
+        let found = match way.from.as_str() {
+            "clients" => format!(
+                "another firewall drops or rejects all that clients send to other networks ({family})"
+            ),
+            _ => format!("another firewall drops or rejects all answers to clients ({family})"),
+        };
+        let cure = "sudo nft list ruleset  # allow forwarding from and to the tunnel's device";
+        Finding::error(Look::Firewall, name, found, cure)
+    });
+    errors.collect()
+}
+
+/// Whether the device is as the daemon has set it up. Only of a daemon in this network namespace, once
+/// it has done so.
+pub(super) fn device(
+    name: &str,
+    status: &Status,
+    found: &io::Result<DeviceState>,
+) -> Option<Finding> {
+    let look = Look::Device;
+    let tunnel = &status.tunnel;
+    let device = &tunnel.device;
+    let subject = format!("{name} device");
+    let is_set_up = matches!(status.state, State::Listening | State::Connected);
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => {
+            let cure = format!("sudo kill {}  # and start the daemon again", status.pid);
+            let found = format!("there is no device {device}: {error}");
+            return Some(Finding::error(look, subject, found, cure));
+        }
+    };
+    if !is_set_up {
+        return None;
+    }
+    if !found.is_up {
+        let cure = format!("sudo ip link set {device} up");
+        return Some(Finding::error(look, subject, "the device is down", cure));
+    }
+    let has = |wanted: IpAddr| found.addresses.iter().any(|it| it.addr() == wanted);
+    if let Some(missing) = tunnel.addresses.iter().find(|it| !has(it.addr())) {
+        let what = format!("the device does not have the address {}", missing.addr());
+        let whole = match status.client {
+            // Its network is routed by other means.
+            Some(_) => missing.addr().to_string(),
+            None => missing.to_string(),
+        };
+        let cure = format!("sudo ip address add {whole} dev {device}");
+        return Some(Finding::error(look, subject, what, cure));
+    }
+    let addresses = list(&tunnel.addresses, "no address");
+    let what = format!("up, {addresses}, MTU {}", found.mtu);
+    Some(Finding::ok(look, subject, what))
+}
+
+/// Whether a server may open as many files as its clients need.
+pub(super) fn descriptors(name: &str, status: &Status, limit: Option<u64>) -> Option<Finding> {
+    let server = status.server.as_ref()?;
+    let max = usize::try_from(server.max_sessions).unwrap_or(usize::MAX);
+    let needed = descriptors_needed(max);
+    let (look, subject) = (Look::Descriptors, format!("{name} open files"));
+    let limit = limit?;
+    if limit >= needed {
+        let found = format!("at most {limit}, and {needed} are needed for {max} sessions");
+        return Some(Finding::ok(look, subject, found));
+    }
+    let found = format!("at most {limit}, but {needed} are needed for {max} sessions");
+    let cure = format!(
+        "sudo prlimit --pid {} --nofile={needed}:{needed}  # for good: LimitNOFILE= of systemd, or \
+         ulimit -n before the start",
+        status.pid
+    );
+    Some(Finding::warning(look, subject, found, cure))
+}
+
+/// How many files a process may open; none without a limit, or where nobody can tell.
+pub(super) fn descriptor_limit(pid: u32) -> Option<u64> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    limit_of(&limits)
+}
+
+fn limit_of(limits: &str) -> Option<u64> {
+    let mut lines = limits.lines();
+    let line = lines.find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,259 @@
+//! What the machine has for a daemon, whether one runs or not.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use lostlove_system::control_socket::FOLDER;
+use lostlove_system::net::Leftover;
+use lostlove_system::tun::{TunError, check_driver};
+
+use super::files::File;
+use super::finding::{Finding, Look};
+
+const DRIVER: &str = "/dev/net/tun";
+/// `CAP_NET_ADMIN`, as a bit of `CapEff` in `/proc/self/status`.
+const NET_ADMIN: u64 = 1 << 12;
+/// What a container is started with.
+const CONTAINER: &str = "docker run --cap-add=NET_ADMIN --device=/dev/net/tun ...";
+
+/// Looks at it. What only root can see is left out for others.
+pub(super) fn look(is_root: bool) -> Vec<Finding> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut findings = vec![
+        privileges(is_root, capabilities(&status)),
+        driver(check_driver(), is_root),
+    ];
+    if let Ok(metadata) = fs::metadata(FOLDER) {
+        findings.push(folder(metadata.mode()));
+    }
+    findings
+}
+
+/// The effective capabilities that `/proc/self/status` tells.
+fn capabilities(status: &str) -> Option<u64> {
+    let value = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(value.trim(), 16).ok()
+}
+
+fn privileges(is_root: bool, capabilities: Option<u64>) -> Finding {
+    let (look, subject) = (Look::Privileges, "privileges");
+    let may_administer = capabilities.is_none_or(|it| it & NET_ADMIN != 0);
+    match (is_root, may_administer) {
+        (true, true) => Finding::ok(look, subject, "root, with CAP_NET_ADMIN"),
+        (true, false) => Finding::error(
+            look,
+            subject,
+            "root has no CAP_NET_ADMIN here, as in a container that was not given it, so a daemon \
+             can make no device",
+            CONTAINER,
+        ),
+        (false, _) => Finding::warning(
+            look,
+            subject,
+            "not root: some of this cannot be seen",
+            "sudo lostlove doctor",
+        ),
+    }
+}
+
+fn driver(opened: Result<(), TunError>, is_root: bool) -> Finding {
+    let look = Look::TunDriver;
+    match opened {
+        Ok(()) => Finding::ok(look, DRIVER, "can be opened"),
+        Err(TunError::NoDriver) => Finding::error(
+            look,
+            DRIVER,
+            "not there, or the kernel has no TUN driver",
+            format!("sudo modprobe tun  # in a container: {CONTAINER}"),
+        ),
+        Err(TunError::NoAccess | TunError::Permission(_)) if is_root => Finding::error(
+            look,
+            DRIVER,
+            "root may not open it, as in a container that was not given it",
+            CONTAINER,
+        ),
+        Err(TunError::NoAccess | TunError::Permission(_)) => Finding::warning(
+            look,
+            DRIVER,
+            "this user may not open it",
+            "sudo lostlove doctor",
+        ),
+        Err(error) => Finding::error(look, DRIVER, error.to_string(), "ls -l /dev/net/tun"),
+    }
+}
+
+/// Of a folder that others can write to, daemons make no use.
+fn folder(mode: u32) -> Finding {
+    let look = Look::ControlFolder;
+    if mode & 0o022 == 0 {
+        return Finding::ok(look, FOLDER, "nobody but its owner can write to it");
+    }
+    let mode = mode & 0o7777;
+    let found = format!(
+        "mode {mode:04o}: others can write to it, so daemons make neither control sockets nor \
+         records there"
+    );
+    Finding::warning(look, FOLDER, found, format!("sudo chmod 755 {FOLDER}"))
+}
+
+/// What killed processes have left is undone by the next one for the same device.
+pub(super) fn left_behind(left: &[Leftover], files: &[File]) -> Vec<Finding> {
+    let (look, subject) = (Look::Leftovers, "leftovers");
+    if left.is_empty() {
+        let found = "killed processes have left nothing";
+        return vec![Finding::ok(look, subject, found)];
+    }
+    let warning = |it: &Leftover| {
+        let (changes, record) = (it.changes, it.record.display());
+        let found = format!(
+            "a killed process has left {changes} changes of the system's network ({record})"
+        );
+        let start = files
+            .iter()
+            .find(|file| file.tun == it.tun)
+            .map(File::start);
+        let start = start.unwrap_or_else(|| "sudo lostlove-client".to_owned());
+        let cure = format!("{start}  # the next daemon for this device undoes them");
+        Finding::warning(look, &it.tun, found, cure)
+    };
+    left.iter().map(warning).collect()
+}
+
+/// Processes of daemons in this network namespace, whatever they answer: process and name.
+pub(super) fn daemon_processes() -> Vec<(u32, String)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| daemon_process(&entry.ok()?.path()))
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+fn daemon_process(path: &Path) -> Option<(u32, String)> {
+    let pid = path.file_name()?.to_str()?.parse().ok()?;
+    let name = fs::read_to_string(path.join("comm")).ok()?;
+    let name = name.trim_end();
+    let is_daemon = ["lostlove-server", "lostlove-client"].contains(&name);
+    let is_here = || {
+        let own = fs::read_link("/proc/self/ns/net").ok();
+        own.is_some() && fs::read_link(path.join("ns/net")).ok() == own
+    };
+    (is_daemon && is_here()).then(|| (pid, name.to_owned()))
+}
+
+/// Whether a process is stopped, so that it does nothing at all.
+pub(super) fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    matches!(state_of(&stat), Some('T' | 't'))
+}
+
+/// The state that `/proc/PID/stat` tells, behind a name that may hold anything.
+fn state_of(stat: &str) -> Option<char> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.trim_start().chars().next()
+}
+
+/// Daemons that nothing can be asked.
+pub(super) fn silent(processes: &[(u32, String)], known: &[u32]) -> Vec<Finding> {
+    let silent = processes.iter().filter(|(pid, _)| !known.contains(pid));
+    let warnings = silent.map(|(pid, name)| {
+        Finding::warning(
+            Look::Daemon,
+            name,
+            format!("process {pid} has no control socket, so nothing is known of it"),
+            format!("sudo kill {pid}  # and start it again; its log says what keeps it from one"),
+        )
+    });
+    warnings.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::finding::Level;
+
+    #[test]
+    fn privileges_are_those_that_a_daemon_needs() {
+        let status = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t00000000a80425fb\n";
+        assert_eq!(capabilities(status), Some(0xa804_25fb));
+        assert_eq!(capabilities("CapEff:\tx\n"), None);
+        let level = |is_root, capabilities| privileges(is_root, capabilities).level;
+        assert_eq!(level(true, Some(NET_ADMIN)), Level::Ok);
+        assert_eq!(level(true, None), Level::Ok);
+        // As Docker gives them.
+        assert_eq!(level(true, Some(0xa804_25fb)), Level::Error);
+        assert_eq!(level(false, Some(0)), Level::Warning);
+    }
+
+    #[test]
+    fn a_driver_that_cannot_be_opened_is_an_error_for_root_alone() {
+        let level = |error, is_root| driver(Err(error), is_root).level;
+        assert_eq!(driver(Ok(()), false).level, Level::Ok);
+        assert_eq!(level(TunError::NoDriver, false), Level::Error);
+        assert_eq!(level(TunError::NoAccess, false), Level::Warning);
+        assert_eq!(level(TunError::NoAccess, true), Level::Error);
+        let denied = driver(Err(TunError::Permission(String::new())), true);
+        assert!(denied.cure.unwrap().contains("--device=/dev/net/tun"));
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_to_is_named_with_its_mode() {
+        assert_eq!(folder(0o40755).level, Level::Ok);
+        let open = folder(0o41777);
+        assert_eq!(open.level, Level::Warning);
+        assert!(open.found.starts_with("mode 1777"), "{}", open.found);
+        assert_eq!(open.cure.unwrap(), "sudo chmod 755 /run/lostlove");
+    }
+
+    #[test]
+    fn what_killed_processes_have_left_is_counted() {
+        assert_eq!(left_behind(&[], &[])[0].level, Level::Ok);
+        let left = Leftover {
+            tun: "lostlove0".to_owned(),
+            changes: 12,
+            record: "/run/lostlove/lostlove0.1.json".into(),
+        };
+        let file = File {
+            path: "/tmp/a.toml".into(),
+            tun: "lostlove0".to_owned(),
+            server: None,
+        };
+        let findings = left_behind(&[left], &[file]);
+        assert_eq!(findings[0].level, Level::Warning);
+        assert!(findings[0].found.contains("12 changes"));
+        let cure = findings[0].cure.as_ref().unwrap();
+        assert!(
+            cure.starts_with("sudo lostlove-client --config /tmp/a.toml  #"),
+            "{cure}"
+        );
+    }
+
+    #[test]
+    fn a_process_that_is_stopped_is_told_by_its_state() {
+        assert_eq!(state_of("7 (a) T (b)) T 1 7"), Some('T'));
+        assert_eq!(state_of("7 (x) S 1"), Some('S'));
+        assert_eq!(state_of(""), None);
+        assert!(!is_stopped(std::process::id()));
+    }
+
+    #[test]
+    fn a_daemon_that_nothing_can_be_asked_is_named() {
+        let processes = [
+            (7, "lostlove-server".to_owned()),
+            (8, "lostlove-client".to_owned()),
+        ];
+        assert_eq!(silent(&processes, &[8, 7]), []);
+        let findings = silent(&processes, &[7]);
+        assert_eq!(findings.len(), 1);
+        assert!(
+            findings[0]
+                .cure
+                .as_ref()
+                .unwrap()
+                .starts_with("sudo kill 8")
+        );
+    }
+}
