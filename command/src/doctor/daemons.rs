@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 
+use lostlove_core::error::{DropReason, HandshakeError};
 use lostlove_host::control::status::{ClientStatus, ServerStatus, State, Status};
 use lostlove_system::limits::descriptors_needed;
 use lostlove_system::net::DeviceState;
@@ -28,6 +29,7 @@ pub(super) fn judge(name: &str, status: &Status) -> Vec<Finding> {
     findings.push(drops(name, status));
     if let Some(server) = &status.server {
         findings.extend(sessions(name, status, server));
+        findings.extend(handshakes(name, status, server));
         findings.extend(blocked(name, server));
     }
     findings
@@ -185,8 +187,8 @@ fn drops(name: &str, status: &Status) -> Finding {
     let look = Look::Drops;
     let subject = format!("{name} drops");
     let dropped = &status.totals.dropped;
-    let count = |reason: &str| dropped.get(reason).copied().unwrap_or_default();
-    let own = count("own_packet");
+    let count = |reason: DropReason| dropped.get(reason.as_str()).copied().unwrap_or_default();
+    let own = count(DropReason::OwnPacket);
     if own > 0 {
         let server = status.client.as_ref().and_then(|it| it.servers.first());
         let host = server.and_then(|it| host_and_port(it));
@@ -195,7 +197,7 @@ fn drops(name: &str, status: &Status) -> Finding {
         let cure = format!("ip route get {host}; ip rule; ip -6 rule  # and stop the other VPN");
         return Finding::warning(look, subject, found, cure);
     }
-    let full = count("memory_full");
+    let full = count(DropReason::MemoryFull);
     if full > 0 {
         let found = format!("{full} packets found the memory for queues full");
         let path = &status.configuration.path;
@@ -203,7 +205,7 @@ fn drops(name: &str, status: &Status) -> Finding {
             format!("sudoedit {path}  # a larger limits.memory; then start the daemon again");
         return Finding::warning(look, subject, found, cure);
     }
-    let foreign = count("foreign_source");
+    let foreign = count(DropReason::ForeignSource);
     if foreign >= FEW {
         let found = format!(
             "{foreign} packets came from addresses that are not their sender's{}",
@@ -227,7 +229,8 @@ fn senders(status: &Status) -> String {
     let names: Vec<_> = peers
         .filter(|peer| {
             let session = peer.session.as_ref();
-            session.is_some_and(|it| it.dropped.contains_key("foreign_source"))
+            let reason = DropReason::ForeignSource.as_str();
+            session.is_some_and(|it| it.dropped.contains_key(reason))
         })
         .map(|peer| peer.name.as_str())
         .collect();
@@ -248,6 +251,56 @@ fn sessions(name: &str, status: &Status, server: &ServerStatus) -> Option<Findin
         "sudoedit {path}; sudo lostlove reload --daemon {name}  # a larger server.max_connections"
     );
     Some(Finding::warning(Look::Sessions, name, found, cure))
+}
+
+/// Handshakes that failed for what one of both ends has been told, and not for what a network does.
+fn handshakes(name: &str, status: &Status, server: &ServerStatus) -> Vec<Finding> {
+    let (look, subject) = (Look::Handshakes, format!("{name} handshakes"));
+    let path = &status.configuration.path;
+    let key = &server.public_key;
+    let known = [
+        (
+            HandshakeError::UnknownPeer,
+            "clients whose key the server does not know",
+            format!("sudo lostlove peer list; sudo lostlove reload --daemon {name}"),
+        ),
+        (
+            HandshakeError::Expired,
+            "clients whose time is over",
+            "sudo lostlove peer list  # then: sudo lostlove peer set NAME --expires DATE"
+                .to_owned(),
+        ),
+        (
+            HandshakeError::Authentication,
+            "clients that have the key of another server",
+            format!("grep server_public_key client.toml  # on the client: it must be {key}"),
+        ),
+        (
+            HandshakeError::NoCommonSuite,
+            "clients that have none of this server's cipher suites",
+            format!("sudoedit {path}  # leave security.suites out, as in the profile"),
+        ),
+        (
+            HandshakeError::Version,
+            "clients that speak no version of the protocol that the server speaks",
+            "lostlove-server --version; lostlove-client --version".to_owned(),
+        ),
+    ];
+    let failed = &status.totals.handshakes_failed;
+    let warnings: Vec<_> = known
+        .into_iter()
+        .filter_map(|(reason, who, cure)| {
+            let count = failed.get(reason.as_str()).filter(|count| **count > 0)?;
+            let found = format!("{count} failed since the server began, of {who}");
+            Some(Finding::warning(look, &subject, found, cure))
+        })
+        .collect();
+    if !warnings.is_empty() {
+        return warnings;
+    }
+    let count = status.totals.sessions_established;
+    let found = format!("{count} sessions since the server began, and nobody kept out by a key");
+    vec![Finding::ok(look, subject, found)]
 }
 
 fn blocked(name: &str, server: &ServerStatus) -> Vec<Finding> {

@@ -3,7 +3,9 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use lostlove_config::{ConfigError, ServerHost, load_client, load_server, role_of};
+use lostlove_config::{
+    ConfigError, MetricsListener, ServerHost, load_client, load_server, role_of,
+};
 use lostlove_core::config::Role;
 use lostlove_host::args::{Exit, default_config};
 use lostlove_host::daemon::{Judgement, Unusable, judge_config};
@@ -27,6 +29,8 @@ pub(super) struct File {
     pub(super) path: PathBuf,
     /// The tunnel's device.
     pub(super) tun: String,
+    /// Where it serves its metrics.
+    pub(super) metrics: Option<MetricsListener>,
     /// What a server wants of the system; none of a client.
     pub(super) server: Option<Box<ServerHost>>,
 }
@@ -91,15 +95,27 @@ pub(super) fn examine(path: &Path, origin: Origin) -> (Option<File>, Vec<Finding
 }
 
 fn read(role: Role, path: &Path) -> Option<File> {
-    let (tun, server) = match role {
-        Role::Server => {
-            let host = load_server(path).ok()?.host;
-            (host.tun.name.clone(), Some(Box::new(host)))
-        }
-        Role::Client => (load_client(path).ok()?.host.tun.name, None),
-    };
     let path = path.to_owned();
-    Some(File { path, tun, server })
+    Some(match role {
+        Role::Server => {
+            let host = load_server(&path).ok()?.host;
+            File {
+                path,
+                tun: host.tun.name.clone(),
+                metrics: host.monitoring.metrics,
+                server: Some(Box::new(host)),
+            }
+        }
+        Role::Client => {
+            let host = load_client(&path).ok()?.host;
+            File {
+                path,
+                tun: host.tun.name,
+                metrics: host.monitoring.metrics,
+                server: None,
+            }
+        }
+    })
 }
 
 fn refused(path: &Path, origin: Origin, error: &ConfigError) -> Vec<Finding> {

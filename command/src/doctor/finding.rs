@@ -45,6 +45,8 @@ pub(super) enum Look {
     Version,
     /// Whether there is room for more clients.
     Sessions,
+    /// Why clients were not let in.
+    Handshakes,
     /// What the daemon itself has dropped.
     Drops,
     /// How many files the daemon may open.

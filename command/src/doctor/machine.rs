@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lostlove_system::control_socket::FOLDER;
 use lostlove_system::net::Leftover;
@@ -122,6 +122,23 @@ pub(super) fn left_behind(left: &[Leftover], files: &[File]) -> Vec<Finding> {
     left.iter().map(warning).collect()
 }
 
+/// What of an earlier crash could not be undone for certain.
+pub(super) fn set_aside(records: &[PathBuf]) -> Vec<Finding> {
+    let warnings = records.iter().map(|record| {
+        let record = record.display();
+        let found = format!(
+            "{record}: this record of an earlier run's changes could not be read, so kernel \
+             parameters may not be what they were"
+        );
+        let cure = format!(
+            "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding \
+             net.ipv4.conf.all.src_valid_mark; sudo rm {record}  # once they are right"
+        );
+        Finding::warning(Look::Leftovers, "leftovers", found, cure)
+    });
+    warnings.collect()
+}
+
 /// Processes of daemons in this network namespace, whatever they answer: process and name.
 pub(super) fn daemon_processes() -> Vec<(u32, String)> {
     let entries = fs::read_dir("/proc").into_iter().flatten();
@@ -219,6 +236,7 @@ mod tests {
         let file = File {
             path: "/tmp/a.toml".into(),
             tun: "lostlove0".to_owned(),
+            metrics: None,
             server: None,
         };
         let findings = left_behind(&[left], &[file]);
@@ -232,8 +250,20 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_was_set_aside_is_named_with_what_to_compare() {
+        assert_eq!(set_aside(&[]), []);
+        let findings = set_aside(&["/run/lostlove/a.1.json.unreadable".into()]);
+        assert_eq!(findings[0].level, Level::Warning);
+        let cure = findings[0].cure.as_ref().unwrap();
+        assert!(
+            cure.contains("rm /run/lostlove/a.1.json.unreadable"),
+            "{cure}"
+        );
+    }
+
+    #[test]
     fn a_process_that_is_stopped_is_told_by_its_state() {
-        assert_eq!(state_of("7 (a) T (b)) T 1 7"), Some('T'));
+        assert_eq!(state_of("7 (a) S (b)) T 1 7"), Some('T'));
         assert_eq!(state_of("7 (x) S 1"), Some('S'));
         assert_eq!(state_of(""), None);
         assert!(!is_stopped(std::process::id()));

@@ -7,9 +7,9 @@
 mod daemons;
 mod files;
 mod finding;
+mod host;
 mod machine;
 mod render;
-mod server;
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use clap::Args;
 use lostlove_host::args::Exit;
 use lostlove_host::control::protocol::{Body, Request};
 use lostlove_host::control::status::Status;
-use lostlove_system::net::{Paths, device_state, leftovers};
+use lostlove_system::net::{Paths, device_state, leftovers, set_aside};
 
 use crate::control::{Connection, ControlError, Found, find_each};
 use crate::say;
@@ -100,6 +100,7 @@ fn examine(options: &Options) -> Vec<Finding> {
     if is_root {
         let left = leftovers(&Paths::default());
         findings.extend(machine::left_behind(&left, &known));
+        findings.extend(machine::set_aside(&set_aside(&Paths::default())));
     }
     findings.extend(unasked);
     for daemon in &asked {
@@ -112,8 +113,12 @@ fn examine(options: &Options) -> Vec<Finding> {
     }
     findings.extend(silent);
     for file in &known {
+        let is_running = runs(file, &asked);
+        if !is_running {
+            findings.extend(host::look_at_ports(file));
+        }
         if let Some(host) = &file.server {
-            findings.extend(server::look(host, runs(file, &asked), is_root));
+            findings.extend(host::look(host, is_running, is_root));
         }
     }
     findings
@@ -242,6 +247,7 @@ mod tests {
         File {
             path: "/etc/lostlove/client.toml".into(),
             tun: tun.to_owned(),
+            metrics: None,
             server: None,
         }
     }

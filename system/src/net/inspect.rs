@@ -114,6 +114,17 @@ pub fn foreign_firewalls(
     Ok(found.collect())
 }
 
+/// Records of what dead processes changed that could not be read whole, and were set aside for a person.
+pub fn set_aside(paths: &Paths) -> Vec<PathBuf> {
+    let entries = fs::read_dir(&paths.state_dir).into_iter().flatten();
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.to_string_lossy().ends_with(journal::UNREADABLE))
+        .collect();
+    found.sort();
+    found
+}
+
 /// What a dead process has left in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
@@ -243,6 +254,16 @@ mod tests {
             // Looking has changed nothing: the next process finds it all.
             let journal = Journal::open("tun0", &ns.paths).unwrap();
             assert!(journal.contains(&change));
+
+            // What is no record is set aside.
+            drop(journal);
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(&path, format!("{text}nonsense\n")).unwrap();
+            assert_eq!(set_aside(&ns.paths), Vec::<PathBuf>::new());
+            let journal = Journal::open("tun0", &ns.paths).unwrap();
+            let aside = set_aside(&ns.paths);
+            assert_eq!(aside.len(), 1);
+            fs::remove_file(&aside[0]).unwrap();
 
             // Of another namespace, which its own next process puts right.
             drop(journal);

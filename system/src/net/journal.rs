@@ -27,7 +27,7 @@ use crate::lock::{self, LockError, LockFile};
 /// What a record's file ends with.
 const SUFFIX: &str = ".json";
 /// What a file ends with that could not be read.
-const UNREADABLE: &str = ".unreadable";
+pub(super) const UNREADABLE: &str = ".unreadable";
 /// What a file ends with that is to take a record's place.
 const DRAFT: &str = ".new";
 /// Fewer bytes than this are not worth writing a record anew.

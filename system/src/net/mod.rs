@@ -16,7 +16,7 @@ pub use self::error::{AssignmentError, NetError};
 pub use self::guard::clean_up_after_crash;
 pub use self::inspect::{
     DeviceState, ForeignFirewall, Leftover, device_state, foreign_firewalls, forwarding_parameter,
-    has_nft, is_forwarding, leftovers, tcp_listeners,
+    has_nft, is_forwarding, leftovers, set_aside, tcp_listeners,
 };
 pub use self::link::transmit_dropped;
 pub use self::mark::Mark;

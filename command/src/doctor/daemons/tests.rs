@@ -14,7 +14,10 @@ fn examples() -> [Status; 2] {
         Body::Status(status) => Some(*status),
         _ => None,
     });
-    statuses.collect::<Vec<_>>().try_into().unwrap()
+    let mut examples: [Status; 2] = statuses.collect::<Vec<_>>().try_into().unwrap();
+    // Somebody has knocked at the server.
+    examples[0].totals.handshakes_failed.clear();
+    examples
 }
 
 /// What is wrong with a server that has this wrong with it, or a client.
@@ -188,6 +191,41 @@ fn drops_that_hint_at_a_fault_are_told_from_those_that_do_not() {
     });
     assert!(found.ends_with(": laptop"), "{found}");
     assert_eq!(wrong(dropped("queue_age", 1_000_000)), []);
+}
+
+#[test]
+fn clients_that_are_kept_out_by_what_they_were_told_are_named() {
+    let [mut server, _] = examples();
+    let of = |status: &Status| handshakes("lostlove0", status, status.server.as_ref().unwrap());
+    let failed = &mut server.totals.handshakes_failed;
+    failed.insert("unknown_peer".to_owned(), 12);
+    let findings = of(&server);
+    assert_eq!(findings.len(), 1);
+    let found = "12 failed since the server began, of clients whose key the server does not know";
+    assert_eq!(findings[0].found, found);
+    let failed = &mut server.totals.handshakes_failed;
+    failed.insert("authentication".to_owned(), 1);
+    failed.insert("expired".to_owned(), 2);
+    let findings = of(&server);
+    let cures: Vec<_> = findings
+        .iter()
+        .filter_map(|it| it.cure.as_deref())
+        .collect();
+    assert_eq!(
+        cures[0],
+        "sudo lostlove peer list; sudo lostlove reload --daemon lostlove0"
+    );
+    assert!(cures[1].contains("lostlove peer set NAME --expires"));
+    assert!(cures[2].ends_with("w9mrL54ME1fUxBEHLAXcXTL7KGvVX6lEUVOEZqKlMkA="));
+
+    // What strangers and networks do.
+    let failed = &mut server.totals.handshakes_failed;
+    failed.clear();
+    failed.insert("not_llp".to_owned(), 1000);
+    failed.insert("timeout".to_owned(), 1000);
+    // Also of clients that a server which was stopped has kept waiting.
+    failed.insert("unproven".to_owned(), 1000);
+    assert_eq!(of(&server)[0].level, Level::Ok);
 }
 
 #[test]

@@ -1,14 +1,16 @@
-//! What a server needs of the host around it: a free port, forwarding, firewalls that let it pass.
+//! What a daemon needs of the host around it: free ports, and, of a server, forwarding and firewalls that let
+//! it pass.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use lostlove_config::{AccessScope, ServerHost};
+use lostlove_config::{AccessScope, MetricsListener, ServerHost};
 use lostlove_system::net::{
     ForeignFirewall, NetError, Paths, foreign_firewalls, forwarding_parameter, has_nft,
     is_forwarding, tcp_listeners,
 };
 
+use super::files::File;
 use super::finding::{Finding, Look};
 
 /// Looks at it, for a server that `is_running` here or would run.
@@ -18,8 +20,6 @@ pub(super) fn look(host: &ServerHost, is_running: bool, is_root: bool) -> Vec<Fi
     if is_running {
         let families = [false, true].map(|v6| (v6, is_forwarding(v6, &paths)));
         findings.extend(forwarding(host, families));
-    } else {
-        findings.extend(ports(&host.listen, &tcp_listeners()));
     }
     let has_nft = has_nft(&paths);
     findings.push(nftables(has_nft, needs_nft(host)));
@@ -29,6 +29,31 @@ pub(super) fn look(host: &ServerHost, is_running: bool, is_root: bool) -> Vec<Fi
         findings.extend(firewalls(found));
     }
     findings
+}
+
+/// Whether others are where a daemon would listen that does not run.
+pub(super) fn look_at_ports(file: &File) -> Vec<Finding> {
+    let taken = tcp_listeners();
+    let listen = file.server.iter().flat_map(|host| &host.listen).copied();
+    let mut findings = ports(&listen.collect::<Vec<_>>(), &taken);
+    findings.extend(file.metrics.map(|metrics| metrics_port(metrics, &taken)));
+    findings
+}
+
+fn metrics_port(metrics: MetricsListener, taken: &BTreeSet<SocketAddr>) -> Finding {
+    let (look, own) = (Look::Port, metrics.address);
+    let subject = format!("metrics port {}", own.port());
+    let Some(other) = taken.iter().find(|other| meet(own, **other)) else {
+        return Finding::ok(look, subject, "free");
+    };
+    let cure = format!("sudo ss -ltnp 'sport = :{}'", own.port());
+    let found = format!("another program listens on {other}");
+    if metrics.port_is_chosen {
+        let found = format!("{found}, so the daemon cannot start");
+        return Finding::error(look, subject, found, cure);
+    }
+    let found = format!("{found}, so there would be no metrics");
+    Finding::warning(look, subject, found, cure)
 }
 
 /// What the file names as the way to the internet.
@@ -186,6 +211,22 @@ mod tests {
         assert_eq!(findings.len(), 1, "{findings:?}");
         let cure = findings[0].cure.as_deref();
         assert_eq!(cure, Some("sudo ss -ltnp 'sport = :8443'"));
+    }
+
+    #[test]
+    fn a_taken_port_for_metrics_is_an_error_only_if_it_was_chosen() {
+        let address = "127.0.0.1:9190".parse().unwrap();
+        let judged = |port_is_chosen, other: &str| {
+            let metrics = MetricsListener {
+                address,
+                port_is_chosen,
+            };
+            metrics_port(metrics, &BTreeSet::from([other.parse().unwrap()])).level
+        };
+        assert_eq!(judged(true, "127.0.0.1:9190"), Level::Error);
+        assert_eq!(judged(false, "0.0.0.0:9190"), Level::Warning);
+        assert_eq!(judged(true, "192.0.2.1:9190"), Level::Ok);
+        assert_eq!(judged(true, "127.0.0.1:9191"), Level::Ok);
     }
 
     #[test]
