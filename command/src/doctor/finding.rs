@@ -29,6 +29,8 @@ pub(super) enum Look {
     ControlFolder,
     /// What killed processes have left.
     Leftovers,
+    /// `/etc/resolv.conf`.
+    Resolver,
     /// A configuration file.
     Configuration,
     /// A daemon: whether it runs, answers, and does its work.

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use lostlove_system::control_socket::FOLDER;
-use lostlove_system::net::Leftover;
+use lostlove_system::net::{Leftover, WrittenResolver};
 use lostlove_system::tun::{TunError, check_driver};
 
 use super::files::File;
@@ -14,6 +14,10 @@ use super::finding::{Finding, Look};
 const DRIVER: &str = "/dev/net/tun";
 /// `CAP_NET_ADMIN`, as a bit of `CapEff` in `/proc/self/status`.
 const NET_ADMIN: u64 = 1 << 12;
+/// What the kernel calls servers and clients, of either event loop: it cuts names after 15 bytes.
+const SERVER: &str = "lostlove-server";
+/// The same of clients.
+pub(super) const CLIENT: &str = "lostlove-client";
 /// What a container is started with.
 const CONTAINER: &str = "docker run --cap-add=NET_ADMIN --device=/dev/net/tun ...";
 
@@ -106,20 +110,24 @@ pub(super) fn left_behind(left: &[Leftover], files: &[File]) -> Vec<Finding> {
         let found = "killed processes have left nothing";
         return vec![Finding::ok(look, subject, found)];
     }
-    let warning = |it: &Leftover| {
+    let judge = |it: &Leftover| {
         let (changes, record) = (it.changes, it.record.display());
         let found = format!(
             "a killed process has left {changes} changes of the system's network ({record})"
         );
+        let goes_nowhere = "; what was for its tunnel goes nowhere";
         let start = files
             .iter()
             .find(|file| file.tun == it.tun)
             .map(File::start);
         let start = start.unwrap_or_else(|| "sudo lostlove-client".to_owned());
         let cure = format!("{start}  # the next daemon for this device undoes them");
+        if it.has_rules {
+            return Finding::error(look, &it.tun, found + goes_nowhere, cure);
+        }
         Finding::warning(look, &it.tun, found, cure)
     };
-    left.iter().map(warning).collect()
+    left.iter().map(judge).collect()
 }
 
 /// What of an earlier crash could not be undone for certain.
@@ -139,6 +147,35 @@ pub(super) fn set_aside(records: &[PathBuf]) -> Vec<Finding> {
     warnings.collect()
 }
 
+/// A client that has gone without a word has left its name servers, which nobody reaches any more: also a
+/// power loss does not end them.
+pub(super) fn resolver(written: Option<&WrittenResolver>, may_client_run: bool) -> Finding {
+    let look = Look::Resolver;
+    let Some(written) = written else {
+        return Finding::ok(look, "/etc/resolv.conf", "not changed by LostLove");
+    };
+    let path = written.path.display();
+    let subject = path.to_string();
+    if may_client_run {
+        let found = "written by LostLove, for a client that runs";
+        return Finding::ok(look, subject, found);
+    }
+    let cure = match &written.original {
+        Some(original) => {
+            let original = original.display();
+            if written.is_mounted {
+                format!("sudo cp {original} {path} && sudo rm {original}")
+            } else {
+                format!("sudo mv {original} {path}")
+            }
+        }
+        None => format!("sudoedit {path}  # its original is gone: name a name server"),
+    };
+    let found = "it names the tunnel's name servers, and no client runs, as after a power loss: no \
+                 name is found";
+    Finding::error(look, subject, found, cure)
+}
+
 /// Processes of daemons in this network namespace, whatever they answer: process and name.
 pub(super) fn daemon_processes() -> Vec<(u32, String)> {
     let entries = fs::read_dir("/proc").into_iter().flatten();
@@ -153,7 +190,7 @@ fn daemon_process(path: &Path) -> Option<(u32, String)> {
     let pid = path.file_name()?.to_str()?.parse().ok()?;
     let name = fs::read_to_string(path.join("comm")).ok()?;
     let name = name.trim_end();
-    let is_daemon = ["lostlove-server", "lostlove-client"].contains(&name);
+    let is_daemon = [SERVER, CLIENT].contains(&name);
     let is_here = || {
         let own = fs::read_link("/proc/self/ns/net").ok();
         own.is_some() && fs::read_link(path.join("ns/net")).ok() == own
@@ -228,9 +265,10 @@ mod tests {
     #[test]
     fn what_killed_processes_have_left_is_counted() {
         assert_eq!(left_behind(&[], &[])[0].level, Level::Ok);
-        let left = Leftover {
+        let mut left = Leftover {
             tun: "lostlove0".to_owned(),
             changes: 12,
+            has_rules: false,
             record: "/run/lostlove/lostlove0.1.json".into(),
         };
         let file = File {
@@ -239,7 +277,8 @@ mod tests {
             metrics: None,
             server: None,
         };
-        let findings = left_behind(&[left], &[file]);
+        let files = [file];
+        let findings = left_behind(std::slice::from_ref(&left), &files);
         assert_eq!(findings[0].level, Level::Warning);
         assert!(findings[0].found.contains("12 changes"));
         let cure = findings[0].cure.as_ref().unwrap();
@@ -247,6 +286,37 @@ mod tests {
             cure.starts_with("sudo lostlove-client --config /tmp/a.toml  #"),
             "{cure}"
         );
+        left.has_rules = true;
+        let findings = left_behind(&[left], &files);
+        assert_eq!(findings[0].level, Level::Error);
+        assert!(findings[0].found.ends_with("goes nowhere"));
+    }
+
+    #[test]
+    fn name_servers_of_a_client_that_is_gone_are_an_error_with_the_original_to_bring_back() {
+        let mut written = WrittenResolver {
+            path: "/etc/resolv.conf".into(),
+            original: Some("/etc/resolv.conf.lostlove".into()),
+            is_mounted: false,
+        };
+        assert_eq!(resolver(None, false).level, Level::Ok);
+        assert_eq!(resolver(Some(&written), true).level, Level::Ok);
+        let left = resolver(Some(&written), false);
+        assert_eq!(left.level, Level::Error);
+        let cure = left.cure.as_deref();
+        assert_eq!(
+            cure,
+            Some("sudo mv /etc/resolv.conf.lostlove /etc/resolv.conf")
+        );
+        written.is_mounted = true;
+        let cure = resolver(Some(&written), false).cure.unwrap();
+        assert!(
+            cure.contains("&& sudo rm /etc/resolv.conf.lostlove"),
+            "{cure}"
+        );
+        written.original = None;
+        let cure = resolver(Some(&written), false).cure.unwrap();
+        assert!(cure.starts_with("sudoedit /etc/resolv.conf"), "{cure}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use clap::Args;
 use lostlove_host::args::Exit;
 use lostlove_host::control::protocol::{Body, Request};
 use lostlove_host::control::status::Status;
-use lostlove_system::net::{Paths, device_state, leftovers, set_aside};
+use lostlove_system::net::{Paths, device_state, leftovers, set_aside, written_resolver};
 
 use crate::control::{Connection, ControlError, Found, find_each};
 use crate::say;
@@ -79,40 +79,29 @@ struct Daemon {
     answer: Result<Box<Status>, ControlError>,
 }
 
+impl Daemon {
+    /// Whether it is a client, as far as it tells.
+    fn may_be_client(&self) -> bool {
+        let answer = self.answer.as_ref();
+        answer.map_or(true, |status| status.client.is_some())
+    }
+}
+
 fn examine(options: &Options) -> Vec<Finding> {
     let is_root = rustix::process::geteuid().is_root();
     let mut findings = machine::look(is_root);
     let (asked, unasked) = ask_all();
-    let told = asked.iter().filter(|daemon| daemon.is_here);
-    let told = told.filter_map(|daemon| daemon.answer.as_ref().ok());
-    let paths = told.map(|status| PathBuf::from(&status.configuration.path));
-    let paths: Vec<_> = paths.filter(|path| path.is_absolute()).collect();
-    let candidates = files::candidates(options.config.as_deref(), &paths);
-    let mut known = Vec::new();
-    for (path, origin) in &candidates {
-        let (file, found) = files::examine(path, *origin);
-        known.extend(file);
-        findings.extend(found);
-    }
-    if candidates.is_empty() {
-        findings.push(files::none());
-    }
+    let (files, found) = look_at_files(options, &asked);
+    findings.extend(found);
     if is_root {
-        let left = leftovers(&Paths::default());
-        findings.extend(machine::left_behind(&left, &known));
-        findings.extend(machine::set_aside(&set_aside(&Paths::default())));
+        let paths = Paths::default();
+        findings.extend(machine::left_behind(&leftovers(&paths), &files));
+        findings.extend(machine::set_aside(&set_aside(&paths)));
     }
     findings.extend(unasked);
-    for daemon in &asked {
-        findings.extend(judge(daemon));
-    }
-    let pids: Vec<_> = asked.iter().filter_map(|daemon| daemon.pid).collect();
-    let silent = machine::silent(&machine::daemon_processes(), &pids);
-    if asked.is_empty() && silent.is_empty() {
-        findings.push(nobody(&known));
-    }
-    findings.extend(silent);
-    for file in &known {
+    findings.extend(asked.iter().flat_map(judge));
+    findings.extend(look_at_processes(&asked, &files));
+    for file in &files {
         let is_running = runs(file, &asked);
         if !is_running {
             findings.extend(host::look_at_ports(file));
@@ -121,6 +110,40 @@ fn examine(options: &Options) -> Vec<Finding> {
             findings.extend(host::look(host, is_running, is_root));
         }
     }
+    findings
+}
+
+/// The files that a start can use, and what is to be said of all.
+fn look_at_files(options: &Options, asked: &[Daemon]) -> (Vec<File>, Vec<Finding>) {
+    let here = asked.iter().filter(|daemon| daemon.is_here);
+    let told = here.filter_map(|daemon| daemon.answer.as_ref().ok());
+    let paths = told.map(|status| PathBuf::from(&status.configuration.path));
+    let paths: Vec<_> = paths.filter(|path| path.is_absolute()).collect();
+    let candidates = files::candidates(options.config.as_deref(), &paths);
+    if candidates.is_empty() {
+        return (Vec::new(), vec![files::none()]);
+    }
+    let (mut files, mut findings) = (Vec::new(), Vec::new());
+    for (path, origin) in &candidates {
+        let (file, found) = files::examine(path, *origin);
+        files.extend(file);
+        findings.extend(found);
+    }
+    (files, findings)
+}
+
+/// Daemons that nothing can be asked, or that there are none, and whether one has left its name servers.
+fn look_at_processes(asked: &[Daemon], files: &[File]) -> Vec<Finding> {
+    let processes = machine::daemon_processes();
+    let pids: Vec<_> = asked.iter().filter_map(|daemon| daemon.pid).collect();
+    let mut findings = machine::silent(&processes, &pids);
+    if asked.is_empty() && findings.is_empty() {
+        findings.push(nobody(files));
+    }
+    let may_client_run = processes.iter().any(|(_, name)| name == machine::CLIENT)
+        || asked.iter().any(Daemon::may_be_client);
+    let written = written_resolver(&Paths::default());
+    findings.push(machine::resolver(written.as_ref(), may_client_run));
     findings
 }
 

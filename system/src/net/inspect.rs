@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use super::change::Change;
 use super::error::NetError;
 use super::journal::{self, Life};
 use super::netlink::Netlink;
@@ -15,7 +16,7 @@ use super::obstacle::{self, Tunnel};
 use super::place::Place;
 use super::server::default_interface;
 use super::setup::Paths;
-use super::{nft, ports, sysctl};
+use super::{nft, ports, resolv_conf, sysctl};
 
 /// An interface as the system has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +115,29 @@ pub fn foreign_firewalls(
     Ok(found.collect())
 }
 
+/// A resolver's file that a client has written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrittenResolver {
+    /// The file.
+    pub path: PathBuf,
+    /// Where its original is, if it still is.
+    pub original: Option<PathBuf>,
+    /// Whether another file is mounted there, which cannot be replaced, but written.
+    pub is_mounted: bool,
+}
+
+/// What a client has written to `/etc/resolv.conf`, one that runs or one that is gone; none if it is
+/// somebody else's.
+pub fn written_resolver(paths: &Paths) -> Option<WrittenResolver> {
+    let (path, _) = resolv_conf::places(&paths.resolv_conf);
+    let original = resolv_conf::original_of(&path)?;
+    Some(WrittenResolver {
+        is_mounted: resolv_conf::is_mounted(&path),
+        original: fs::symlink_metadata(&original).is_ok().then_some(original),
+        path,
+    })
+}
+
 /// Records of what dead processes changed that could not be read whole, and were set aside for a person.
 pub fn set_aside(paths: &Paths) -> Vec<PathBuf> {
     let entries = fs::read_dir(&paths.state_dir).into_iter().flatten();
@@ -132,6 +156,9 @@ pub struct Leftover {
     pub tun: String,
     /// How many changes its record names.
     pub changes: usize,
+    /// Whether policy rules are among them: of what a client had routed into its tunnel, all or a part
+    /// goes nowhere.
+    pub has_rules: bool,
     /// The record.
     pub record: PathBuf,
 }
@@ -152,10 +179,12 @@ fn leftover(record: PathBuf, place: &Place) -> Option<Leftover> {
     let tun = journal::device_of(&record)?.to_owned();
     let read = journal::read_if(&record, Life::IsOver)?;
     let changes = journal::in_force(read.owner.as_ref(), read.changes, place);
+    let has_rules = changes.iter().any(|it| matches!(it, Change::Rule(_)));
     let changes = changes.iter().count();
     (changes > 0).then_some(Leftover {
         tun,
         changes,
+        has_rules,
         record,
     })
 }
@@ -165,9 +194,8 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::net::change::Change;
     use crate::net::journal::Journal;
-    use crate::net::namespace;
+    use crate::net::{namespace, policy};
 
     #[test]
     fn a_device_is_seen_as_it_is() {
@@ -233,6 +261,36 @@ mod tests {
     }
 
     #[test]
+    fn a_resolvers_file_that_a_client_has_written_is_known_with_its_original() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("resolv.conf");
+        let paths = Paths {
+            resolv_conf: path.clone(),
+            ..Paths::default()
+        };
+        fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
+        assert_eq!(written_resolver(&paths), None);
+        let original = folder.path().join("resolv.conf.lostlove");
+        let state = folder.path().join("state");
+        let mut claim = None;
+        let file = resolv_conf::ResolvConf::new(&path, &original, &state);
+        file.set(&["10.8.0.1".parse().unwrap()], &mut claim)
+            .unwrap();
+        let expected = WrittenResolver {
+            path,
+            original: Some(original.clone()),
+            is_mounted: false,
+        };
+        assert_eq!(written_resolver(&paths), Some(expected.clone()));
+        fs::remove_file(original).unwrap();
+        let without = WrittenResolver {
+            original: None,
+            ..expected
+        };
+        assert_eq!(written_resolver(&paths), Some(without));
+    }
+
+    #[test]
     fn what_a_dead_process_has_left_is_found_and_what_a_living_one_has_made_is_not() {
         namespace::run(|ns| {
             let change = Change::Nft {
@@ -248,12 +306,20 @@ mod tests {
             let expected = Leftover {
                 tun: "tun0".to_owned(),
                 changes: 1,
+                has_rules: false,
                 record: path.clone(),
             };
             assert_eq!(leftovers(&ns.paths), [expected]);
             // Looking has changed nothing: the next process finds it all.
-            let journal = Journal::open("tun0", &ns.paths).unwrap();
+            let mut journal = Journal::open("tun0", &ns.paths).unwrap();
             assert!(journal.contains(&change));
+            let server = "192.0.2.1".parse().unwrap();
+            let rule = Change::Rule(policy::to_server(server));
+            journal.restart().unwrap();
+            journal.made(&rule).unwrap();
+            drop(journal);
+            assert!(leftovers(&ns.paths)[0].has_rules);
+            let journal = Journal::open("tun0", &ns.paths).unwrap();
 
             // What is no record is set aside.
             drop(journal);

@@ -15,8 +15,9 @@ pub use self::client::{ClientNet, check_firewall};
 pub use self::error::{AssignmentError, NetError};
 pub use self::guard::clean_up_after_crash;
 pub use self::inspect::{
-    DeviceState, ForeignFirewall, Leftover, device_state, foreign_firewalls, forwarding_parameter,
-    has_nft, is_forwarding, leftovers, set_aside, tcp_listeners,
+    DeviceState, ForeignFirewall, Leftover, WrittenResolver, device_state, foreign_firewalls,
+    forwarding_parameter, has_nft, is_forwarding, leftovers, set_aside, tcp_listeners,
+    written_resolver,
 };
 pub use self::link::transmit_dropped;
 pub use self::mark::Mark;

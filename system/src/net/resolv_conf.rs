@@ -72,6 +72,11 @@ pub(super) fn original_text(path: &Path) -> String {
     }
 }
 
+/// Where the original of a file is that one of us has written; none of another file.
+pub(super) fn original_of(path: &Path) -> Option<PathBuf> {
+    backup_named_in(&read(path))
+}
+
 impl<'a> ResolvConf<'a> {
     pub(super) const fn new(path: &'a Path, backup: &'a Path, state_dir: &'a Path) -> Self {
         Self {
