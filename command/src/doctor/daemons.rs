@@ -1,10 +1,13 @@
 //! What a daemon tells of itself, judged.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 
+use lostlove_core::config::Role;
 use lostlove_core::error::{DropReason, HandshakeError};
+use lostlove_host::args::default_config;
 use lostlove_host::control::status::{ClientStatus, ServerStatus, State, Status};
 use lostlove_system::limits::descriptors_needed;
 use lostlove_system::net::DeviceState;
@@ -33,6 +36,19 @@ pub(super) fn judge(name: &str, status: &Status) -> Vec<Finding> {
         findings.extend(blocked(name, server));
     }
     findings
+}
+
+/// The file that the daemon was started with; the usual one where an older one does not say.
+fn config(status: &Status) -> Cow<'_, str> {
+    let path = &status.configuration.path;
+    if !path.is_empty() {
+        return path.into();
+    }
+    let role = match status.client {
+        Some(_) => Role::Client,
+        None => Role::Server,
+    };
+    default_config(role).to_string_lossy()
 }
 
 fn state(name: &str, status: &Status) -> Finding {
@@ -154,7 +170,7 @@ fn reload(name: &str, status: &Status) -> Option<Finding> {
     };
     let found =
         format!("the last reload failed, and what was in force before still is: {first}{rest}");
-    let path = &status.configuration.path;
+    let path = config(status);
     let cure = format!("sudoedit {path}; sudo lostlove reload --daemon {name}");
     Some(Finding::error(Look::Reload, name, found, cure))
 }
@@ -200,7 +216,7 @@ fn drops(name: &str, status: &Status) -> Finding {
     let full = count(DropReason::MemoryFull);
     if full > 0 {
         let found = format!("{full} packets found the memory for queues full");
-        let path = &status.configuration.path;
+        let path = config(status);
         let cure =
             format!("sudoedit {path}  # a larger limits.memory; then start the daemon again");
         return Finding::warning(look, subject, found, cure);
@@ -211,7 +227,7 @@ fn drops(name: &str, status: &Status) -> Finding {
             "{foreign} packets came from addresses that are not their sender's{}",
             senders(status)
         );
-        let path = &status.configuration.path;
+        let path = config(status);
         let cure = format!("sudoedit {path}  # peers.routes: the networks behind that client");
         return Finding::warning(look, subject, found, cure);
     }
@@ -246,7 +262,7 @@ fn sessions(name: &str, status: &Status, server: &ServerStatus) -> Option<Findin
         return None;
     }
     let found = format!("all {max} sessions are in use, and nobody else gets in");
-    let path = &status.configuration.path;
+    let path = config(status);
     let cure = format!(
         "sudoedit {path}; sudo lostlove reload --daemon {name}  # a larger server.max_connections"
     );
@@ -256,7 +272,7 @@ fn sessions(name: &str, status: &Status, server: &ServerStatus) -> Option<Findin
 /// Handshakes that failed for what one of both ends has been told, and not for what a network does.
 fn handshakes(name: &str, status: &Status, server: &ServerStatus) -> Vec<Finding> {
     let (look, subject) = (Look::Handshakes, format!("{name} handshakes"));
-    let path = &status.configuration.path;
+    let path = config(status);
     let key = &server.public_key;
     let known = [
         (

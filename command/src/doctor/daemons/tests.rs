@@ -145,6 +145,20 @@ fn a_reload_that_failed_is_an_error_until_one_succeeds() {
 }
 
 #[test]
+fn an_older_daemon_is_taken_to_have_the_usual_file() {
+    let [mut server, mut client] = examples();
+    server.configuration.path = "/srv/a.toml".to_owned();
+    assert_eq!(config(&server), "/srv/a.toml");
+    for (status, expected) in [
+        (&mut server, "/etc/lostlove/server.toml"),
+        (&mut client, "/etc/lostlove/client.toml"),
+    ] {
+        status.configuration.path.clear();
+        assert_eq!(config(status), expected);
+    }
+}
+
+#[test]
 fn packets_that_the_device_has_dropped_are_told_where_they_are_many() {
     let drop = |dropped, sent| {
         let [mut server, _] = examples();
