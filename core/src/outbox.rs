@@ -16,6 +16,9 @@ const MIN_TARGET: u32 = 8 * 1024;
 const PIECE_TIME: Duration = Duration::from_millis(5);
 /// Bytes that are written at once on any link: records of less are mostly header and tag.
 const MIN_PIECE: u32 = 2048;
+/// How long a socket's speed is looked at before it is judged, or how many bytes.
+const SAMPLE_TIME: Duration = Duration::from_millis(20);
+const SAMPLE_BYTES: u32 = 4 * MAX_TARGET;
 /// Pieces offered to one vectored write.
 pub const MAX_PIECES: usize = 16;
 
@@ -55,9 +58,11 @@ pub(crate) struct Outbox {
     is_out: bool,
     /// Sealed bytes to have ready at once.
     target: u32,
-    /// When the socket was full last, and the bytes that it has taken since.
-    full_at: Option<Instant>,
+    /// Bytes that the socket has taken since then.
     taken: u32,
+    since: Instant,
+    /// Whether it was full then, and has had more to take ever since.
+    is_since_full: bool,
     /// Bytes that last for [`PIECE_TIME`].
     piece: u32,
 }
@@ -68,15 +73,16 @@ impl Outbox {
             buffers: VecDeque::new(),
             is_out: false,
             target: MAX_TARGET,
-            full_at: None,
             taken: 0,
+            since: Instant::ZERO,
+            is_since_full: false,
             piece: u32::MAX,
         }
     }
 
     /// Bytes that a record should have at most, so that others go before the next one soon. They last
-    /// for [`PIECE_TIME`], as far as is known: without bound unless the socket is full now and then, and
-    /// slow.
+    /// for [`PIECE_TIME`], as far as is known, but are no fewer than 2048: without bound unless the socket
+    /// is full now and then, and slow.
     pub(crate) const fn piece(&self) -> usize {
         self.piece as usize
     }
@@ -86,18 +92,54 @@ impl Outbox {
         self.piece < MAX_TARGET
     }
 
-    /// The socket is full. The bytes that it has taken since it was the last time have left it.
+    /// The socket is full. What it has taken since it was the last time has left it.
     fn note_full(&mut self, now: Instant) {
-        if self.taken == 0 {
-            return;
+        if self.is_since_full {
+            if self.taken == 0 || !self.is_sample(now) {
+                return;
+            }
+            self.piece = self.lasting(now);
         }
-        if let Some(full_at) = self.full_at {
-            let elapsed = now.since(full_at).as_nanos();
-            let lasting = u128::from(self.taken) * PIECE_TIME.as_nanos();
-            let piece = lasting.checked_div(elapsed).unwrap_or(u128::MAX);
-            self.piece = u32::try_from(piece).map_or(u32::MAX, |piece| piece.max(MIN_PIECE));
+        self.begin_sample(true, now);
+    }
+
+    /// The socket has taken `len` bytes. It is at least as fast as that.
+    fn note_taken(&mut self, len: usize, now: Instant) {
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        self.taken = self.taken.saturating_add(len);
+        if self.is_since_full {
+            if self.is_sample(now) {
+                self.piece = self.piece.max(self.lasting(now));
+            }
+        } else if self.taken >= SAMPLE_BYTES && now.since(self.since) < SAMPLE_TIME {
+            self.piece = u32::MAX;
         }
-        (self.full_at, self.taken) = (Some(now), 0);
+    }
+
+    /// The socket has taken all that there was, so what it takes next says less of it.
+    fn note_idle(&mut self, now: Instant) {
+        if self.is_since_full || now.since(self.since) >= SAMPLE_TIME {
+            self.begin_sample(false, now);
+        }
+    }
+
+    const fn begin_sample(&mut self, is_since_full: bool, now: Instant) {
+        self.is_since_full = is_since_full;
+        self.since = now;
+        self.taken = 0;
+    }
+
+    /// Whether enough is known: links bring acknowledgements in bunches.
+    fn is_sample(&self, now: Instant) -> bool {
+        self.taken >= SAMPLE_BYTES || now.since(self.since) >= SAMPLE_TIME
+    }
+
+    /// Bytes that last for [`PIECE_TIME`] at the pace of the sample.
+    fn lasting(&self, now: Instant) -> u32 {
+        let lasting = u128::from(self.taken) * PIECE_TIME.as_nanos();
+        let piece = lasting.checked_div(now.since(self.since).as_nanos());
+        let piece = piece.and_then(|piece| u32::try_from(piece).ok());
+        piece.unwrap_or(u32::MAX).max(MIN_PIECE)
     }
 
     /// Gives memory back that nothing needs now.
@@ -144,8 +186,12 @@ impl Outbox {
     }
 
     /// Gives out what waits; none if nothing does, or if a batch is out.
-    pub(crate) fn take_batch(&mut self, connection: ConnectionId) -> Option<Batch> {
-        if self.is_out || self.buffers.is_empty() {
+    pub(crate) fn take_batch(&mut self, connection: ConnectionId, now: Instant) -> Option<Batch> {
+        if self.is_out {
+            return None;
+        }
+        if self.buffers.is_empty() {
+            self.note_idle(now);
             return None;
         }
         self.is_out = true;
@@ -159,9 +205,7 @@ impl Outbox {
     /// meanwhile.
     pub(crate) fn put_back(&mut self, batch: Batch, mut len: usize, pool: &mut Pool, now: Instant) {
         let is_blocked = len == 0;
-        self.taken = self
-            .taken
-            .saturating_add(u32::try_from(len).unwrap_or(u32::MAX));
+        self.note_taken(len, now);
         let mut buffers = batch.buffers;
         while let Some(front) = buffers.front_mut() {
             if len < front.len() {
@@ -206,39 +250,49 @@ mod tests {
         let mut outbox = Outbox::new();
         let id = ConnectionId::new(0, 0);
         outbox.push_plain(b"first", b"", &mut pool);
-        let batch = outbox.take_batch(id).unwrap();
+        let batch = outbox.take_batch(id, Instant::ZERO).unwrap();
         outbox.push_plain(b"second", b"", &mut pool);
-        assert!(outbox.is_out() && outbox.take_batch(id).is_none());
+        assert!(outbox.is_out() && outbox.take_batch(id, Instant::ZERO).is_none());
         outbox.put_back(batch, 2, &mut pool, Instant::ZERO);
-        let batch = outbox.take_batch(id).unwrap();
+        let batch = outbox.take_batch(id, Instant::ZERO).unwrap();
         let bytes: Vec<u8> = batch.pieces().flatten().copied().collect();
         assert_eq!(bytes, b"rstsecond");
     }
 
-    /// Has the socket take `len` bytes, and then no more.
-    fn fill(outbox: &mut Outbox, len: usize, now: Instant) {
+    /// Has the socket take `len` bytes, and then no more if it is to be `full`.
+    fn write(outbox: &mut Outbox, len: usize, full: bool, millis: u64) {
         let (mut pool, id) = (Pool::default(), ConnectionId::new(0, 0));
-        for len in [len, 0] {
+        let now = Instant::from_millis(millis);
+        for len in [len, 0].into_iter().take(1 + usize::from(full)) {
             outbox.push_plain(&[0; 15_000], b"", &mut pool);
-            let batch = outbox.take_batch(id).unwrap();
+            let batch = outbox.take_batch(id, now).unwrap();
             outbox.put_back(batch, len, &mut pool, now);
         }
         outbox.release(&mut pool);
+        if !full {
+            assert!(outbox.take_batch(id, now).is_none(), "it has taken all");
+        }
+    }
+
+    /// One that was full at 7 ms, and took so many bytes by the time `millis`, when it was full again.
+    fn full_twice(len: usize, millis: u64) -> Outbox {
+        let mut outbox = Outbox::new();
+        write(&mut outbox, 100, true, 7);
+        assert_eq!(outbox.piece, u32::MAX, "nothing is known yet");
+        write(&mut outbox, len, true, millis);
+        outbox
     }
 
     #[test]
     fn a_piece_is_what_a_slow_socket_takes_in_five_milliseconds() {
         for (len, millis, piece) in [
-            (12_500, 10, 6250),
-            (12_500, 0, u32::MAX),
-            (12_500, 1, 62_500),
-            (1, 1000, MIN_PIECE),
+            (12_500, 27, 3125),
+            (14_000, 27, 3500),
+            (1, 1007, MIN_PIECE),
+            // Too soon to tell.
+            (12_500, 26, u32::MAX),
         ] {
-            let mut outbox = Outbox::new();
-            let start = Instant::from_millis(7);
-            fill(&mut outbox, 100, start);
-            assert_eq!(outbox.piece, u32::MAX, "nothing is known yet");
-            fill(&mut outbox, len, start + Duration::from_millis(millis));
+            let outbox = full_twice(len, millis);
             assert_eq!(outbox.piece, piece);
             assert_eq!(outbox.is_slow(), piece < MAX_TARGET);
             let room = piece.min(MIN_TARGET) as usize;
@@ -246,15 +300,48 @@ mod tests {
         }
     }
 
+    /// The second comes right behind the first, as more acknowledgements do.
+    #[test]
+    fn a_slow_socket_stays_slow_when_it_takes_something_at_once() {
+        let mut outbox = full_twice(12_500, 27);
+        write(&mut outbox, 8_000, true, 27);
+        assert_eq!(outbox.piece, 3125);
+    }
+
     /// A driver may try once more although nothing has changed.
     #[test]
     fn a_socket_that_is_still_full_says_nothing_of_its_speed() {
+        let mut outbox = full_twice(12_500, 27);
+        write(&mut outbox, 0, true, 500);
+        assert_eq!(outbox.piece, 3125);
+    }
+
+    #[test]
+    fn a_pause_says_nothing_of_the_speed() {
         let mut outbox = Outbox::new();
-        let start = Instant::from_millis(7);
-        for millis in [0, 10] {
-            fill(&mut outbox, 12_500, start + Duration::from_millis(millis));
+        write(&mut outbox, 100, true, 7);
+        write(&mut outbox, 100, false, 8);
+        write(&mut outbox, 12_500, true, 5000);
+        assert_eq!(outbox.piece, u32::MAX);
+    }
+
+    /// Full or not: the loop may be what is slow by now.
+    #[test]
+    fn a_socket_that_was_slow_is_fast_once_it_takes_much() {
+        let mut outbox = full_twice(12_500, 27);
+        for millis in 0..4 * 20 {
+            write(&mut outbox, 15_000, false, 28 + millis);
         }
-        fill(&mut outbox, 0, start + Duration::from_millis(500));
-        assert_eq!(outbox.piece, 6250);
+        assert_eq!(outbox.piece, u32::MAX);
+
+        let mut outbox = full_twice(12_500, 27);
+        for _ in 0..20 {
+            let (mut pool, id) = (Pool::default(), ConnectionId::new(0, 0));
+            outbox.push_plain(&[0; 15_000], b"", &mut pool);
+            let now = Instant::from_millis(30);
+            let batch = outbox.take_batch(id, now).unwrap();
+            outbox.put_back(batch, 15_000, &mut pool, now);
+        }
+        assert!(!outbox.is_slow());
     }
 }

@@ -149,7 +149,7 @@ impl Driver {
         let now = self.worker.now();
         self.worker.handle_timeout(now);
         for event in events {
-            self.latch(event, now);
+            self.latch(event);
         }
         for n in 0..self.sources.len() {
             if self.is_due(&self.sources[n]) {
@@ -164,8 +164,8 @@ impl Driver {
         self.settle(now);
     }
 
-    /// Notes what an event says. Writing goes on at once, as it makes room.
-    fn latch(&mut self, event: &Event, now: Instant) {
+    /// Notes what an event says.
+    fn latch(&mut self, event: &Event) {
         let token = event.token();
         if let Some(source) = token.0.checked_sub(FIRST_SOURCE) {
             self.sources[source].is_ready = true;
@@ -175,7 +175,7 @@ impl Driver {
             return;
         };
         if event.is_writable() || event.is_write_closed() {
-            self.worker.handle_writable(id, now);
+            self.worker.handle_writable(id);
         }
         let has_ended = event.is_read_closed() || event.is_error();
         if event.is_readable() || has_ended {

@@ -175,7 +175,7 @@ impl Driver {
     /// Goes on writing to a connection once its full socket takes bytes again.
     async fn resume(&self, id: SocketId, socket: Rc<Socket>) {
         match socket.writable().await {
-            Ok(()) => self.turn(|worker, now| worker.handle_writable(id, now)),
+            Ok(()) => self.turn(|worker, _| worker.handle_writable(id)),
             Err(error) => self.give_up(id, &error),
         }
     }

@@ -25,7 +25,7 @@ impl Endpoint {
         }
         self.seal(id, now);
         let connection = self.connections.get_mut(id)?;
-        let batch = connection.outbox.take_batch(id);
+        let batch = connection.outbox.take_batch(id, now);
         if batch.is_some() || !self.remove_if_flushed(id, now) {
             self.rearm(id);
         }

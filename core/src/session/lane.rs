@@ -321,6 +321,7 @@ impl Lane {
 
     /// Gives the memory of unfinished entries back, at the end.
     pub(crate) fn release(&mut self, tools: &mut Tools) {
+        // It counts as sent, like what its socket has not sent yet.
         if let Some(rest) = &mut self.rest {
             rest.release(&mut tools.pool);
         }

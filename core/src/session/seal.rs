@@ -2,6 +2,7 @@
 
 use super::Session;
 use super::lane::Lane;
+use super::queue::flow::QUANTUM;
 use super::queue::{Precedence, Queued, Turn};
 use crate::buffer::{Buffer, Class, HEADROOM, TAILROOM};
 use crate::error::{DropReason, ProtocolError};
@@ -48,7 +49,8 @@ impl Session {
         };
         while sink.outbox.has_room(ready) {
             let rest = sink.lane.rest_of();
-            let may_take = self.may_take(now);
+            let is_overdue = rest.is_some() && sink.lane.rest().is_overdue();
+            let may_take = !is_overdue && self.may_take(now);
             if !may_take && rest.is_none() {
                 break;
             }
@@ -87,18 +89,27 @@ impl Session {
         rest: Option<u32>,
         sink: &mut Sink<'_>,
     ) -> Result<Option<usize>, ProtocolError> {
+        let piece = sink.outbox.piece();
         let Some((turn, first)) = self.take_if(sink, |turn| passes(turn, rest)) else {
             return Ok(None);
         };
+        let stream = rest.map_or(turn.precedence, |_| Precedence::New);
+        let joins =
+            |next: Turn| joins(turn, next, rest) && ENTRY_HEADER_LEN + turn.len + next.len <= piece;
         let sealed = if turn.len < IN_PLACE_LEN
-            && let Some(second) = self.take_if(sink, |next| joins(turn, next, rest))
+            && let Some(second) = self.take_if(sink, joins)
         {
             self.seal_gathered(first, second, sink)
-        } else if turn.precedence == Precedence::Old && turn.len > sink.outbox.piece() {
+        } else if turn.precedence == Precedence::Old && turn.len > piece {
             sink.begin_pieces(first)
         } else {
-            seal_in_place(turn.precedence, first, sink)
+            seal_in_place(stream, first, sink)
         };
+        if rest.is_some()
+            && let Ok(len) = sealed
+        {
+            sink.lane.rest().note_passed(len);
+        }
         sealed.map(Some)
     }
 
@@ -149,7 +160,8 @@ impl Session {
         }
         let len = writer.len();
         record.end += len;
-        sink.seal(marks(turn.precedence), flow, record)
+        let stream = rest.map_or(turn.precedence, |_| Precedence::New);
+        sink.seal(marks(stream), flow, record)
     }
 }
 
@@ -161,10 +173,10 @@ fn joins(before: Turn, next: Turn, rest: Option<u32>) -> bool {
         && passes(next, rest)
 }
 
-/// Whether a packet may go before what is left of one of the flow `rest`, if there is any. It must not
-/// be of the same stream; nor of the same flow, which keeps its order even if it is a new one by now.
+/// Whether a packet may go before what is left of one of the flow `rest`, if there is any, on the other
+/// stream. A flow keeps its order; and what is no smaller than a piece would hold up others as well.
 fn passes(turn: Turn, rest: Option<u32>) -> bool {
-    rest.is_none_or(|flow| turn.precedence == Precedence::New && turn.flow != flow)
+    rest.is_none_or(|flow| turn.flow != flow && turn.len <= QUANTUM)
 }
 
 /// Seals one packet in the buffer it lies in; the end of an entry that does not fit one packet

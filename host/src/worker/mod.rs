@@ -244,9 +244,9 @@ impl Worker {
         progress == Progress::Ready
     }
 
-    /// Goes on writing to a socket that [was full](SocketChange::Blocked).
-    pub fn handle_writable(&mut self, id: SocketId, now: Instant) {
-        self.sockets.unblock(&mut self.endpoint, id, now);
+    /// A socket that [was full](SocketChange::Blocked) takes bytes: [`Worker::settle`] goes on writing to it.
+    pub fn handle_writable(&mut self, id: SocketId) {
+        self.sockets.unblock(&mut self.endpoint, id);
     }
 
     /// The driver cannot wait for the socket: gives its connection up.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
+use std::mem;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ const MAX_BYTES: u64 = 1024 * 1024;
 
 /// What is left of a turn's writing: half a millisecond's work, or two where much is sealed. Meanwhile
 /// the TUN device's queue, which is short, does not overflow, and what comes next for connections that
-/// have yet to wait for their turn costs no write of its own.
+/// wait for their turn costs no write of its own.
 pub(super) struct Share {
     connections: usize,
     /// When so many bytes have been written since the endpoint began.
@@ -203,20 +204,19 @@ impl Sockets {
         while share.lasts(endpoint)
             && let Some(connection) = endpoint.poll_transmit()
         {
-            share.connections -= 1;
-            if let Some(id) = self.of_connections.get(connection) {
-                self.flush_socket(endpoint, *id, now);
+            if let Some(id) = self.of_connections.get(connection)
+                && self.flush_socket(endpoint, *id, now)
+            {
+                share.connections -= 1;
             }
         }
     }
 
-    fn flush_socket(&mut self, endpoint: &mut Endpoint, id: SocketId, now: Instant) {
-        let Some(socket) = self.open.get_mut(id) else {
-            return;
+    /// Whether the socket was asked, which a full one is not.
+    fn flush_socket(&mut self, endpoint: &mut Endpoint, id: SocketId, now: Instant) -> bool {
+        let Some(socket) = self.open.get_mut(id).filter(|it| !it.is_blocked) else {
+            return false;
         };
-        if socket.is_blocked {
-            return;
-        }
         socket.congestion.look(&socket.stream, now);
         if let Some((_, delivery)) = self.watched.iter_mut().find(|(of, _)| *of == id) {
             delivery.handle_written(now);
@@ -233,6 +233,7 @@ impl Sockets {
             Progress::Ready => endpoint.transmit_again(socket.connection),
             Progress::Done | Progress::Closed => {}
         }
+        true
     }
 
     /// When [`Self::take_undelivered`] is due.
@@ -243,13 +244,12 @@ impl Sockets {
             .min()
     }
 
-    /// Goes on where a full socket had stopped [`Self::flush`].
-    pub(super) fn unblock(&mut self, endpoint: &mut Endpoint, id: SocketId, now: Instant) {
+    /// The socket, which was full, takes bytes: its connection has its turn like others.
+    pub(super) fn unblock(&mut self, endpoint: &mut Endpoint, id: SocketId) {
         if let Some(socket) = self.open.get_mut(id)
-            && socket.is_blocked
+            && mem::replace(&mut socket.is_blocked, false)
         {
-            socket.is_blocked = false;
-            self.flush_socket(endpoint, id, now);
+            endpoint.transmit_again(socket.connection);
         }
     }
 }
@@ -337,33 +337,40 @@ mod tests {
         }
     }
 
-    /// Each in its turn, and nobody twice before all have been written to.
+    /// Each in its turn, and nobody twice before all have been written to. Full sockets cost nothing.
     #[test]
     fn a_turn_writes_to_so_many_connections_and_the_next_one_goes_on() {
         let mut endpoint = server();
         let mut sockets = Sockets::new(options());
-        let connections: Vec<_> = (0..=2 * MAX_CONNECTIONS)
+        let mut far = Vec::new();
+        let connections: Vec<_> = (0..MAX_CONNECTIONS + 3)
             .map(|n| {
                 let remote = SocketAddr::from(([192, 0, n.try_into().unwrap(), 1], 5000));
-                endpoint.handle_accepted(remote, NOW).unwrap()
+                let connection = endpoint.handle_accepted(remote, NOW).unwrap();
+                let (far_end, near) = pair();
+                far.push(far_end);
+                sockets.add(connection, near);
+                endpoint.transmit_again(connection);
+                connection
             })
             .collect();
-        for connection in &connections {
-            endpoint.transmit_again(*connection);
-        }
-        for flushed in [MAX_CONNECTIONS, 2 * MAX_CONNECTIONS] {
-            let mut share = Share::begin(&endpoint);
-            for _ in 0..2 {
-                sockets.flush(&mut endpoint, &mut share, NOW);
-                endpoint.transmit_again(connections[0]);
-            }
-            let mut left = std::iter::from_fn(|| endpoint.poll_transmit()).collect::<Vec<_>>();
-            assert_eq!(left, [&connections[flushed..], &connections[..1]].concat());
-            left.pop();
-            left.into_iter().for_each(|id| endpoint.transmit_again(id));
-        }
+        let full = *sockets.of_connections.get(connections[1]).unwrap();
+        sockets.open.get_mut(full).unwrap().is_blocked = true;
         let mut share = Share::begin(&endpoint);
-        sockets.flush(&mut endpoint, &mut share, NOW);
+        for _ in 0..2 {
+            sockets.flush(&mut endpoint, &mut share, NOW);
+            endpoint.transmit_again(connections[0]);
+        }
+        let left: Vec<_> = std::iter::from_fn(|| endpoint.poll_transmit()).collect();
+        let [.., last_but_one, last] = connections[..] else {
+            panic!("there are more");
+        };
+        assert_eq!(left, [last_but_one, last, connections[0]]);
+        // The one whose socket was full had its turn; it has another one now.
+        sockets.unblock(&mut endpoint, full);
+        sockets.unblock(&mut endpoint, full);
+        assert_eq!(endpoint.poll_transmit(), Some(connections[1]));
+        sockets.flush(&mut endpoint, &mut Share::begin(&server()), NOW);
         assert!(!endpoint.has_transmit());
     }
 

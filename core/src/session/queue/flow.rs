@@ -12,7 +12,7 @@ use crate::buffer::Pool;
 use crate::time::Instant;
 
 /// Bytes that a flow may send in one turn: a full-sized packet of Ethernet (RFC 8290, section 4.3).
-pub(super) const QUANTUM: usize = 1514;
+pub(in crate::session) const QUANTUM: usize = 1514;
 /// Bounds of the heap beyond which it is made anew, besides two for each flow.
 const SPARE_BOUNDS: usize = 32;
 /// For how many flows a list keeps memory.

@@ -19,7 +19,7 @@ use flow::{Flow, Flows, Many, MaxAge, QUANTUM};
 
 /// Bytes that new flows may send in a row while old ones wait: the first turns of sixteen. Then the
 /// old ones send as much, so that a flood of which each packet is a flow of its own takes half.
-const MAX_AHEAD: usize = 16 * QUANTUM;
+pub(super) const MAX_AHEAD: usize = 16 * QUANTUM;
 /// Packets of a flow that never had more than one turn's bytes waiting may be this old at least.
 const SPARSE_AGE: Duration = Duration::from_secs(2);
 
