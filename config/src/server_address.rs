@@ -85,8 +85,12 @@ fn v6_address(text: &str) -> Option<String> {
         return text.parse::<Ipv6Addr>().ok().map(|ip| ip.to_string());
     };
     let address: Ipv6Addr = address.parse().ok()?;
-    let is_name = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%' | '[' | ']');
-    let is_zone = (1..=MAX_ZONE_LEN).contains(&zone.len()) && zone.chars().all(is_name);
+    // As of network.tun_name: what else a kernel takes has no place in commands that a person is told to
+    // run, and such an interface has a number.
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let is_zone = (1..=MAX_ZONE_LEN).contains(&zone.len())
+        && zone.chars().all(is_name)
+        && !matches!(zone, "." | "..");
     (address.is_unicast_link_local() && is_zone).then(|| format!("{address}%{zone}"))
 }
 
@@ -173,6 +177,9 @@ mod tests {
             "[fe80::1%]:1",
             "[fe80::1%eth0%1]:1",
             "[fe80::1%eth/0]:1",
+            "[fe80::1%$(x)]:1",
+            "[fe80::1%a;b]:1",
+            "[fe80::1%..]:1",
             "[fe80::1%a23456789012345x]:1",
             "[2001:db8::1%eth0]:1",
             "fe80::1%eth0:8443x]",

@@ -1,7 +1,10 @@
 //! The socket that a daemon is controlled by: a file that names the device and its network namespace,
 //! and who is at its other end.
 
-#![expect(unsafe_code, reason = "no safe crate asks for SO_PEERGROUPS")]
+#![expect(
+    unsafe_code,
+    reason = "no safe crate asks for SO_PEERGROUPS, nor for SO_PEERCRED of a process that cannot be seen"
+)]
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -13,7 +16,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
 use rustix::process::{getegid, geteuid};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -71,8 +73,7 @@ impl Holder {
     ///
     /// The system's answer.
     pub fn of(stream: &UnixStream) -> io::Result<Self> {
-        let pid = socket_peercred(stream)?.pid.as_raw_nonzero().get();
-        let pid = u32::try_from(pid).ok();
+        let pid = visible(credentials(stream)?.pid);
         Ok(Self {
             name: pid.and_then(name_of),
             pid,
@@ -166,11 +167,11 @@ impl ControlSocket {
     /// Whether whoever has connected may give orders: root, this process's user, and members of the
     /// socket's group. The file's mode says the same, but it can be changed.
     pub fn may_control(&self, stream: &UnixStream) -> bool {
-        let Ok(peer) = socket_peercred(stream) else {
+        let Ok(peer) = credentials(stream) else {
             return false;
         };
         let own = geteuid().as_raw();
-        let (user, group) = (peer.uid.as_raw(), peer.gid.as_raw());
+        let (user, group) = (peer.uid, peer.gid);
         [0, own].contains(&user)
             || group == self.group
             || groups_of(stream).is_ok_and(|groups| groups.contains(&self.group))
@@ -327,6 +328,37 @@ pub fn group_name(group: u32) -> String {
     name.unwrap_or_else(|| group.to_string())
 }
 
+/// The process at the other end, as of when it connected or began to listen. Its number is 0 if it is in a
+/// PID namespace that cannot be seen from here.
+fn credentials(stream: &UnixStream) -> io::Result<libc::ucred> {
+    let mut found = libc::ucred {
+        pid: 0,
+        uid: libc::uid_t::MAX,
+        gid: libc::gid_t::MAX,
+    };
+    let mut len = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `len` bytes to `found`, which is that long and holds any bits.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 {
+        Ok(found)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// A process's number that means one process: 0 and what is less mean others to `kill`.
+fn visible(pid: libc::pid_t) -> Option<u32> {
+    u32::try_from(pid).ok().filter(|pid| *pid > 0)
+}
+
 /// The supplementary groups of the process at the other end, as of when it connected (Linux 4.13).
 fn groups_of(stream: &UnixStream) -> io::Result<Vec<u32>> {
     let mut groups: Vec<libc::gid_t> = vec![0; 64];
@@ -373,6 +405,21 @@ mod tests {
         assert_eq!(names(), 1, "no draft is left");
         drop(socket);
         assert_eq!(names(), 0);
+    }
+
+    #[test]
+    fn who_is_at_the_other_end_has_a_number_only_where_that_means_it_alone() {
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let holder = Holder::of(&stream).unwrap();
+        assert_eq!(holder.pid, Some(std::process::id()));
+        let peer = credentials(&stream).unwrap();
+        assert_eq!(
+            (peer.uid, peer.gid),
+            (geteuid().as_raw(), getegid().as_raw())
+        );
+        assert_eq!(visible(0), None);
+        assert_eq!(visible(-1), None);
+        assert_eq!(visible(7), Some(7));
     }
 
     #[test]
