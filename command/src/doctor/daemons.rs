@@ -5,14 +5,15 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 
-use lostlove_core::config::Role;
+use lostlove_core::config::{MIN_IPV6_MTU, Role};
 use lostlove_core::error::{DropReason, HandshakeError};
 use lostlove_host::args::default_config;
 use lostlove_host::control::status::{ClientStatus, ServerStatus, State, Status};
 use lostlove_system::limits::descriptors_needed;
 use lostlove_system::net::DeviceState;
+use rustix::io::Errno;
 
-use super::finding::{Finding, Look};
+use super::finding::{Finding, Look, edit, end, quoted};
 use crate::status::text::{duration, list};
 
 /// One packet of so many that is dropped in front of the device is no accident.
@@ -22,7 +23,7 @@ const FEW: u64 = 100;
 /// How long a daemon may take to set the system up.
 const SLOW_START_SECONDS: f64 = 30.0;
 
-/// Everything that the daemon tells.
+/// Everything that the daemon tells. Its process is as it is seen from here, or 0.
 pub(super) fn judge(name: &str, status: &Status) -> Vec<Finding> {
     let mut findings = vec![state(name, status)];
     findings.extend(network(name, status));
@@ -38,23 +39,44 @@ pub(super) fn judge(name: &str, status: &Status) -> Vec<Finding> {
     findings
 }
 
+/// Its process, where that can be seen from here.
+fn process(status: &Status) -> Option<u32> {
+    (status.pid > 0).then_some(status.pid)
+}
+
+/// What it is, by what it tells.
+pub(super) fn role(status: &Status) -> Role {
+    match status.client {
+        Some(_) => Role::Client,
+        None => Role::Server,
+    }
+}
+
 /// The file that the daemon was started with; the usual one where an older one does not say.
 fn config(status: &Status) -> Cow<'_, str> {
     let path = &status.configuration.path;
     if !path.is_empty() {
         return path.into();
     }
-    let role = match status.client {
-        Some(_) => Role::Client,
-        None => Role::Server,
-    };
-    default_config(role).to_string_lossy()
+    default_config(role(status)).to_string_lossy()
+}
+
+/// What a command of `lostlove peer` needs so as to find the daemon's file.
+fn with_config(status: &Status) -> String {
+    let path = config(status);
+    if path == default_config(Role::Server).to_string_lossy() {
+        return String::new();
+    }
+    format!(" --config {}", quoted(&path))
 }
 
 fn state(name: &str, status: &Status) -> Finding {
     let look = Look::Daemon;
     let since = duration(status.uptime_seconds);
-    let about = format!("process {}, up for {since}", status.pid);
+    let about = match process(status) {
+        Some(pid) => format!("process {pid}, up for {since}"),
+        None => format!("up for {since}"),
+    };
     match (status.state, &status.server, &status.client) {
         (State::Listening, Some(server), _) => {
             let (sessions, max) = (server.sessions, server.max_sessions);
@@ -95,7 +117,7 @@ fn state(name: &str, status: &Status) -> Finding {
             look,
             name,
             format!("it is about to end; {about}"),
-            format!("sudo kill {}  # ends it at once", status.pid),
+            end(process(status), "ends it at once"),
         ),
         _ => Finding::warning(
             look,
@@ -114,6 +136,7 @@ fn slow_start(name: &str, status: &Status) -> String {
 }
 
 fn log_more(name: &str) -> String {
+    let name = quoted(name);
     format!("sudo lostlove log-level --daemon {name} debug  # its log says what it waits for")
 }
 
@@ -126,6 +149,7 @@ fn not_connected(name: &str, client: &ClientStatus, about: &str) -> Finding {
     let found = format!("client, not connected to {servers}; {why}; {about}");
     let cure = match client.servers.first().and_then(|it| host_and_port(it)) {
         Some((host, port)) => {
+            let host = quoted(host);
             format!("nc -vz {host} {port}  # and on the server: sudo lostlove doctor")
         }
         None => "sudo lostlove doctor  # on the server".to_owned(),
@@ -156,7 +180,7 @@ fn version(name: &str, status: &Status) -> Option<Finding> {
         return None;
     }
     let found = format!("the daemon is version {its}, and this program {own}");
-    let cure = format!("sudo kill {}  # and start it again", status.pid);
+    let cure = end(process(status), "and start it again");
     Some(Finding::warning(Look::Version, name, found, cure))
 }
 
@@ -170,8 +194,8 @@ fn reload(name: &str, status: &Status) -> Option<Finding> {
     };
     let found =
         format!("the last reload failed, and what was in force before still is: {first}{rest}");
-    let path = config(status);
-    let cure = format!("sudoedit {path}; sudo lostlove reload --daemon {name}");
+    let edit = edit(&config(status));
+    let cure = format!("{edit}; sudo lostlove reload --daemon {}", quoted(name));
     Some(Finding::error(Look::Reload, name, found, cure))
 }
 
@@ -186,13 +210,14 @@ fn queue(name: &str, status: &Status) -> Option<Finding> {
             format!("the device has dropped {dropped} packets of {arrived} since it was made");
         return Some(Finding::ok(look, subject, found));
     }
-    let pid = status.pid;
+    let process = process(status);
+    let process = process.map(|pid| format!(" -p {pid}")).unwrap_or_default();
     let found = format!(
         "the device has dropped {dropped} packets of {arrived}, since it was made, that the daemon did \
          not read in time"
     );
     let cure = format!(
-        "top -H -p {pid}  # a worker at 100 % needs a faster CPU, or security.suites = \
+        "top -H{process}  # a worker at 100 % needs a faster CPU, or security.suites = \
          [\"aes-256-gcm\"] at both ends; else it was a burst, or the daemon was stopped"
     );
     Some(Finding::warning(look, subject, found, cure))
@@ -206,19 +231,16 @@ fn drops(name: &str, status: &Status) -> Finding {
     let count = |reason: DropReason| dropped.get(reason.as_str()).copied().unwrap_or_default();
     let own = count(DropReason::OwnPacket);
     if own > 0 {
-        let server = status.client.as_ref().and_then(|it| it.servers.first());
-        let host = server.and_then(|it| host_and_port(it));
-        let host = host.map_or("SERVER", |(host, _)| host);
         let found = format!("the way to the server has led into the tunnel itself ({own} packets)");
-        let cure = format!("ip route get {host}; ip rule; ip -6 rule  # and stop the other VPN");
+        let way = way_to_server(status);
+        let cure = format!("{way}; ip rule; ip -6 rule  # and stop the other VPN");
         return Finding::warning(look, subject, found, cure);
     }
     let full = count(DropReason::MemoryFull);
     if full > 0 {
         let found = format!("{full} packets found the memory for queues full");
-        let path = config(status);
-        let cure =
-            format!("sudoedit {path}  # a larger limits.memory; then start the daemon again");
+        let edit = edit(&config(status));
+        let cure = format!("{edit}  # a larger limits.memory; then start the daemon again");
         return Finding::warning(look, subject, found, cure);
     }
     let foreign = count(DropReason::ForeignSource);
@@ -227,8 +249,8 @@ fn drops(name: &str, status: &Status) -> Finding {
             "{foreign} packets came from addresses that are not their sender's{}",
             senders(status)
         );
-        let path = config(status);
-        let cure = format!("sudoedit {path}  # peers.routes: the networks behind that client");
+        let edit = edit(&config(status));
+        let cure = format!("{edit}  # peers.routes: the networks behind that client");
         return Finding::warning(look, subject, found, cure);
     }
     let all: u64 = dropped.values().sum();
@@ -237,6 +259,25 @@ fn drops(name: &str, status: &Status) -> Finding {
         subject,
         format!("{all} packets, none for a reason that hints at a fault"),
     )
+}
+
+/// The command that shows the way to a client's server.
+fn way_to_server(status: &Status) -> String {
+    let client = status.client.as_ref();
+    let session = client.and_then(|it| it.session.as_ref());
+    if let Some(remote) = session.and_then(|it| it.remote) {
+        return format!("ip route get {}", remote.ip());
+    }
+    let server = client.and_then(|it| it.servers.first());
+    let host = server.and_then(|it| host_and_port(it));
+    match host {
+        Some((host, _)) if host.parse::<IpAddr>().is_ok() => format!("ip route get {host}"),
+        Some((host, _)) => {
+            let host = quoted(host);
+            format!("ip route get \"$(getent ahosts {host} | awk 'NR == 1 {{ print $1 }}')\"")
+        }
+        None => "ip route".to_owned(),
+    }
 }
 
 /// Whose packets those were, as far as sessions that are up can tell.
@@ -262,9 +303,10 @@ fn sessions(name: &str, status: &Status, server: &ServerStatus) -> Option<Findin
         return None;
     }
     let found = format!("all {max} sessions are in use, and nobody else gets in");
-    let path = config(status);
+    let edit = edit(&config(status));
+    let daemon = quoted(name);
     let cure = format!(
-        "sudoedit {path}; sudo lostlove reload --daemon {name}  # a larger server.max_connections"
+        "{edit}; sudo lostlove reload --daemon {daemon}  # a larger server.max_connections"
     );
     Some(Finding::warning(Look::Sessions, name, found, cure))
 }
@@ -272,29 +314,34 @@ fn sessions(name: &str, status: &Status, server: &ServerStatus) -> Option<Findin
 /// Handshakes that failed for what one of both ends has been told, and not for what a network does.
 fn handshakes(name: &str, status: &Status, server: &ServerStatus) -> Vec<Finding> {
     let (look, subject) = (Look::Handshakes, format!("{name} handshakes"));
-    let path = config(status);
-    let key = &server.public_key;
+    let (edit, config) = (edit(&config(status)), with_config(status));
+    let (key, daemon) = (quoted(&server.public_key), quoted(name));
     let known = [
         (
             HandshakeError::UnknownPeer,
             "clients whose key the server does not know",
-            format!("sudo lostlove peer list; sudo lostlove reload --daemon {name}"),
+            format!("sudo lostlove peer list{config}; sudo lostlove reload --daemon {daemon}"),
         ),
         (
             HandshakeError::Expired,
             "clients whose time is over",
-            "sudo lostlove peer list  # then: sudo lostlove peer set NAME --expires DATE"
-                .to_owned(),
+            format!(
+                "sudo lostlove peer list{config}  # then: sudo lostlove peer set NAME --expires \
+                 DATE{config}"
+            ),
         ),
         (
             HandshakeError::Authentication,
-            "clients that have the key of another server",
-            format!("grep server_public_key client.toml  # on the client: it must be {key}"),
+            "clients that have the key of another server, or another preshared key than it has",
+            format!(
+                "grep server_public_key client.toml  # on the client: it must be {key}, and its \
+                 preshared key, if there is one, that of its peer here"
+            ),
         ),
         (
             HandshakeError::NoCommonSuite,
             "clients that have none of this server's cipher suites",
-            format!("sudoedit {path}  # leave security.suites out, as in the profile"),
+            format!("{edit}  # leave security.suites out, as in the profile"),
         ),
         (
             HandshakeError::Version,
@@ -345,34 +392,42 @@ pub(super) fn device(
     let tunnel = &status.tunnel;
     let device = &tunnel.device;
     let subject = format!("{name} device");
-    let is_set_up = matches!(status.state, State::Listening | State::Connected);
+    if !matches!(status.state, State::Listening | State::Connected) {
+        return None;
+    }
     let found = match found {
         Ok(found) => found,
-        Err(error) => {
-            let cure = format!("sudo kill {}  # and start the daemon again", status.pid);
+        Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => {
+            let cure = end(process(status), "and start the daemon again");
             let found = format!("there is no device {device}: {error}");
             return Some(Finding::error(look, subject, found, cure));
         }
+        Err(error) => {
+            let cure = format!("ip address show dev {}", quoted(device));
+            let found = format!("the device {device} cannot be looked at: {error}");
+            return Some(Finding::warning(look, subject, found, cure));
+        }
     };
-    if !is_set_up {
-        return None;
-    }
     if !found.is_up {
-        let cure = format!("sudo ip link set {device} up");
+        let cure = format!("sudo ip link set {} up", quoted(device));
         return Some(Finding::error(look, subject, "the device is down", cure));
     }
+    // A client leaves out what the system or a small MTU has no room for.
+    let has_v6 = status.client.is_none() || (found.has_ipv6 && tunnel.mtu >= MIN_IPV6_MTU);
+    let wanted = tunnel.addresses.iter();
+    let wanted: Vec<_> = wanted.filter(|it| has_v6 || it.addr().is_ipv4()).collect();
     let has = |wanted: IpAddr| found.addresses.iter().any(|it| it.addr() == wanted);
-    if let Some(missing) = tunnel.addresses.iter().find(|it| !has(it.addr())) {
+    if let Some(missing) = wanted.iter().find(|it| !has(it.addr())) {
         let what = format!("the device does not have the address {}", missing.addr());
         let whole = match status.client {
             // Its network is routed by other means.
             Some(_) => missing.addr().to_string(),
             None => missing.to_string(),
         };
-        let cure = format!("sudo ip address add {whole} dev {device}");
+        let cure = format!("sudo ip address add {whole} dev {}", quoted(device));
         return Some(Finding::error(look, subject, what, cure));
     }
-    let addresses = list(&tunnel.addresses, "no address");
+    let addresses = list(&wanted, "no address");
     let what = format!("up, {addresses}, MTU {}", found.mtu);
     Some(Finding::ok(look, subject, what))
 }
@@ -383,16 +438,15 @@ pub(super) fn descriptors(name: &str, status: &Status, limit: Option<u64>) -> Op
     let max = usize::try_from(server.max_sessions).unwrap_or(usize::MAX);
     let needed = descriptors_needed(max);
     let (look, subject) = (Look::Descriptors, format!("{name} open files"));
-    let limit = limit?;
+    let (limit, pid) = (limit?, process(status)?);
     if limit >= needed {
         let found = format!("at most {limit}, and {needed} are needed for {max} sessions");
         return Some(Finding::ok(look, subject, found));
     }
     let found = format!("at most {limit}, but {needed} are needed for {max} sessions");
     let cure = format!(
-        "sudo prlimit --pid {} --nofile={needed}:{needed}  # for good: LimitNOFILE= of systemd, or \
-         ulimit -n before the start",
-        status.pid
+        "sudo prlimit --pid {pid} --nofile={needed}:{needed}  # for good: LimitNOFILE= of systemd, or \
+         ulimit -n before the start"
     );
     Some(Finding::warning(look, subject, found, cure))
 }

@@ -10,7 +10,8 @@ use lostlove_core::config::Role;
 use lostlove_host::args::{Exit, default_config};
 use lostlove_host::daemon::{Judgement, Unusable, judge_config};
 
-use super::finding::{Finding, Look};
+use super::finding::{Finding, Look, edit, quoted};
+use super::host::INSTALL_NFT;
 
 /// How a file came to be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,7 @@ pub(super) enum Origin {
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) path: PathBuf,
+    pub(super) origin: Origin,
     /// The tunnel's device.
     pub(super) tun: String,
     /// Where it serves its metrics.
@@ -38,14 +40,24 @@ pub(super) struct File {
 impl File {
     /// The command that starts a daemon with it.
     pub(super) fn start(&self) -> String {
-        let (program, role) = match self.server {
-            Some(_) => ("lostlove-server", Role::Server),
-            None => ("lostlove-client", Role::Client),
+        let role = self.role();
+        let program = match role {
+            Role::Server => "lostlove-server",
+            Role::Client => "lostlove-client",
         };
         if self.path == default_config(role) {
             format!("sudo {program}")
         } else {
-            format!("sudo {program} --config {}", self.path.display())
+            let path = self.path.display().to_string();
+            format!("sudo {program} --config {}", quoted(&path))
+        }
+    }
+
+    /// Whose it is.
+    pub(super) const fn role(&self) -> Role {
+        match self.server {
+            Some(_) => Role::Server,
+            None => Role::Client,
         }
     }
 }
@@ -60,9 +72,11 @@ pub(super) fn candidates(given: Option<&Path>, of_daemons: &[PathBuf]) -> Vec<(P
     let there = defaults
         .into_iter()
         .filter(|path| !matches!(path.try_exists(), Ok(false)));
-    let mut found: Vec<_> = there
-        .map(|path| (path.to_owned(), Origin::Default))
-        .collect();
+    let origin = |path: &Path| match of_daemons.iter().any(|it| it == path) {
+        true => Origin::Daemon,
+        false => Origin::Default,
+    };
+    let mut found: Vec<_> = there.map(|path| (path.to_owned(), origin(path))).collect();
     for path in of_daemons {
         if found.iter().all(|(known, _)| known != path) {
             found.push((path.clone(), Origin::Daemon));
@@ -90,17 +104,36 @@ pub(super) fn examine(path: &Path, origin: Origin) -> (Option<File>, Vec<Finding
         Err(error) => return (None, refused(path, origin, &error)),
     };
     let judged = judge_config(role, path);
-    let file = judged.is_ok().then(|| read(role, path)).flatten();
-    (file, verdict(path, (role, origin), judged))
+    let file = read((role, origin), path);
+    match (role, judged, file) {
+        // What is wrong is not in the file.
+        (Role::Client, Err(unusable), Some(file)) => {
+            let found = vec![without_firewall(&file, &unusable)];
+            (Some(file), found)
+        }
+        (_, judged, file) => {
+            let file = file.filter(|_| judged.is_ok());
+            (file, verdict(path, (role, origin), judged))
+        }
+    }
 }
 
-fn read(role: Role, path: &Path) -> Option<File> {
+/// A client keeps others out of its end of the tunnel with nftables.
+fn without_firewall(file: &File, unusable: &Unusable) -> Finding {
+    let subject = file.path.display().to_string();
+    let found = without(&unusable.message, &subject);
+    let finding = Finding::error(Look::Nftables, "nft", found, INSTALL_NFT);
+    softened(finding, file.origin)
+}
+
+fn read((role, origin): (Role, Origin), path: &Path) -> Option<File> {
     let path = path.to_owned();
     Some(match role {
         Role::Server => {
             let host = load_server(&path).ok()?.host;
             File {
                 path,
+                origin,
                 tun: host.tun.name.clone(),
                 metrics: host.monitoring.metrics,
                 server: Some(Box::new(host)),
@@ -110,6 +143,7 @@ fn read(role: Role, path: &Path) -> Option<File> {
             let host = load_client(&path).ok()?.host;
             File {
                 path,
+                origin,
                 tun: host.tun.name,
                 metrics: host.monitoring.metrics,
                 server: None,
@@ -129,7 +163,7 @@ fn refused(path: &Path, origin: Origin, error: &ConfigError) -> Vec<Finding> {
             "a daemon was started with it, and it is not there any more",
             format!(
                 "ls -l {}  # put it back before that daemon is started again",
-                path.display()
+                quoted(&path.display().to_string())
             ),
         )];
     }
@@ -162,7 +196,7 @@ fn verdict(
     }
     let warnings = judgement.warnings.iter().map(|warning| {
         let warning = without(warning, &subject);
-        Finding::warning(look, &subject, warning, edit(path))
+        Finding::warning(look, &subject, warning, edit(&subject))
     });
     warnings.collect()
 }
@@ -178,11 +212,14 @@ fn problems(path: &Path, origin: Origin, unusable: &Unusable) -> Vec<Finding> {
             return Finding::warning(look, &subject, found, "sudo lostlove doctor");
         }
         let cure = if is_denied {
-            format!("sudo lostlove doctor --config {subject}")
+            format!("sudo lostlove doctor --config {}", quoted(&subject))
         } else {
-            edit(path)
+            edit(&subject)
         };
-        Finding::error(look, &subject, found, cure).ending_with(unusable.exit)
+        softened(
+            Finding::error(look, &subject, found, cure).ending_with(unusable.exit),
+            origin,
+        )
     });
     findings.collect()
 }
@@ -202,8 +239,17 @@ fn without(line: &str, file: &str) -> String {
     }
 }
 
-fn edit(path: &Path) -> String {
-    format!("sudoedit {}", path.display())
+/// A daemon that runs can use its file, or could: whoever looks may trust it less than who has started it.
+fn softened(finding: Finding, origin: Origin) -> Finding {
+    if origin != Origin::Daemon {
+        return finding;
+    }
+    let found = format!(
+        "{} (a daemon runs with it; its next start, by this user, would fail)",
+        finding.found
+    );
+    let cure = finding.cure.unwrap_or_default();
+    Finding::warning(finding.look, finding.subject, found, cure)
 }
 
 #[cfg(test)]
@@ -229,7 +275,15 @@ mod tests {
         assert_eq!(found, ["line 3:1: server.prot: unknown key", "no key"]);
         assert!(findings.iter().all(|it| it.exit == Exit::BadConfiguration));
         let cure = findings[0].cure.as_deref();
-        assert_eq!(cure, Some("sudoedit /etc/lostlove/server.toml"));
+        assert_eq!(cure, Some("sudo ${EDITOR:-nano} /etc/lostlove/server.toml"));
+        // Whoever looks may be another user than the one who has started the daemon.
+        let judged = unusable(Exit::BadConfiguration, message);
+        let findings = verdict(path, (Role::Server, Origin::Daemon), judged);
+        let told = findings.iter().map(|it| (it.level, it.exit));
+        assert!(
+            told.eq([(Level::Warning, Exit::Success); 2]),
+            "{findings:?}"
+        );
     }
 
     #[test]
@@ -262,7 +316,17 @@ mod tests {
 
         let (file, findings) = examine(&first.profile, Origin::Given);
         assert_eq!(findings[0].found, "a client's profile, without a fault");
-        assert!(file.unwrap().server.is_none());
+        let mut file = file.unwrap();
+        assert!(file.server.is_none());
+        // What the machine lacks is not the file's fault.
+        let unusable = unusable(Exit::Failure, "nft: not found").unwrap_err();
+        let finding = without_firewall(&file, &unusable);
+        assert_eq!(
+            (finding.level, finding.look),
+            (Level::Error, Look::Nftables)
+        );
+        file.origin = Origin::Daemon;
+        assert_eq!(without_firewall(&file, &unusable).level, Level::Warning);
 
         fs::remove_dir_all(folder.path().join("peers.d")).unwrap();
         let (_, findings) = examine(&path, Origin::Default);

@@ -1,5 +1,7 @@
 //! What was looked at, and what came of it.
 
+use std::borrow::Cow;
+
 use lostlove_host::args::Exit;
 use serde::Serialize;
 
@@ -118,6 +120,29 @@ impl Finding {
     pub(super) const fn ending_with(mut self, exit: Exit) -> Self {
         self.exit = exit;
         self
+    }
+}
+
+/// A text as a shell takes it for one word, whatever is in it.
+pub(super) fn quoted(text: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.into();
+    }
+    format!("'{}'", text.replace('\'', r"'\''")).into()
+}
+
+/// The command that opens a file of root's in an editor. Unlike `sudoedit` it takes also one in a folder
+/// that the caller can write to.
+pub(super) fn edit(path: &str) -> String {
+    format!("sudo ${{EDITOR:-nano}} {}", quoted(path))
+}
+
+/// The command that ends a daemon, where its process can be seen from here.
+pub(super) fn end(pid: Option<u32>, why: &str) -> String {
+    match pid {
+        Some(pid) => format!("sudo kill {pid}  # {why}"),
+        None => format!("# end the daemon where it runs, as in a container: {why}"),
     }
 }
 

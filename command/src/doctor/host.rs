@@ -13,6 +13,9 @@ use lostlove_system::net::{
 use super::files::File;
 use super::finding::{Finding, Look};
 
+/// What brings nftables to Debian and its like.
+pub(super) const INSTALL_NFT: &str = "sudo apt-get install nftables";
+
 /// Looks at it, for a server that `is_running` here or would run.
 pub(super) fn look(host: &ServerHost, is_running: bool, is_root: bool) -> Vec<Finding> {
     let paths = Paths::default();
@@ -31,11 +34,12 @@ pub(super) fn look(host: &ServerHost, is_running: bool, is_root: bool) -> Vec<Fi
     findings
 }
 
-/// Whether others are where a daemon would listen that does not run.
-pub(super) fn look_at_ports(file: &File) -> Vec<Finding> {
+/// Whether others are where a daemon would listen that does not run; `of_daemons` is where those listen
+/// that do.
+pub(super) fn look_at_ports(file: &File, of_daemons: &[SocketAddr]) -> Vec<Finding> {
     let taken = tcp_listeners();
     let listen = file.server.iter().flat_map(|host| &host.listen).copied();
-    let mut findings = ports(&listen.collect::<Vec<_>>(), &taken);
+    let mut findings = ports(&listen.collect::<Vec<_>>(), &taken, of_daemons);
     findings.extend(file.metrics.map(|metrics| metrics_port(metrics, &taken)));
     findings
 }
@@ -43,10 +47,13 @@ pub(super) fn look_at_ports(file: &File) -> Vec<Finding> {
 fn metrics_port(metrics: MetricsListener, taken: &BTreeSet<SocketAddr>) -> Finding {
     let (look, own) = (Look::Port, metrics.address);
     let subject = format!("metrics port {}", own.port());
-    let Some(other) = taken.iter().find(|other| meet(own, **other)) else {
-        return Finding::ok(look, subject, "free");
-    };
     let cure = format!("sudo ss -ltnp 'sport = :{}'", own.port());
+    let Some(other) = taken.iter().find(|other| meet(own, **other)) else {
+        return match taken.iter().find(|other| may_meet(own, **other)) {
+            Some(other) => Finding::warning(look, subject, perhaps(*other), cure),
+            None => Finding::ok(look, subject, "free"),
+        };
+    };
     let found = format!("another program listens on {other}");
     if metrics.port_is_chosen {
         let found = format!("{found}, so the daemon cannot start");
@@ -61,23 +68,36 @@ fn uplink(host: &ServerHost) -> Option<&str> {
     host.nat.as_ref()?.interfaces().first().copied()
 }
 
-fn ports(listen: &[SocketAddr], taken: &BTreeSet<SocketAddr>) -> Vec<Finding> {
+fn ports(
+    listen: &[SocketAddr],
+    taken: &BTreeSet<SocketAddr>,
+    of_daemons: &[SocketAddr],
+) -> Vec<Finding> {
     let look = Look::Port;
     let ports: BTreeSet<u16> = listen.iter().map(SocketAddr::port).collect();
     let judge = |port: u16| {
         let subject = format!("port {port}");
         let own = || listen.iter().filter(|own| own.port() == port);
-        let in_the_way = taken
-            .iter()
-            .find(|other| own().any(|own| meet(*own, **other)));
-        match in_the_way {
-            None => Finding::ok(look, subject, "free"),
-            Some(other) => Finding::error(
+        let cure = format!("sudo ss -ltnp 'sport = :{port}'");
+        let others = |meets: fn(SocketAddr, SocketAddr) -> bool| {
+            let mut taken = taken.iter();
+            taken.find(|other| own().any(|own| meets(*own, **other)))
+        };
+        match (others(meet), others(may_meet)) {
+            (Some(other), _) if of_daemons.contains(other) => Finding::warning(
+                look,
+                subject,
+                format!("a daemon that runs listens on {other}, so no other can start"),
+                "sudo lostlove status",
+            ),
+            (Some(other), _) => Finding::error(
                 look,
                 subject,
                 format!("another program listens on {other}, so a server cannot start"),
-                format!("sudo ss -ltnp 'sport = :{port}'"),
+                cure,
             ),
+            (None, Some(other)) => Finding::warning(look, subject, perhaps(*other), cure),
+            (None, None) => Finding::ok(look, subject, "free"),
         }
     };
     ports.into_iter().map(judge).collect()
@@ -89,6 +109,16 @@ fn meet(own: SocketAddr, other: SocketAddr) -> bool {
     own.port() == other.port()
         && own.is_ipv4() == other.is_ipv4()
         && (is_any || own.ip() == other.ip())
+}
+
+/// Whether two sockets may be unable to listen at once: one for all of IPv6 may be one for all of IPv4
+/// as well.
+fn may_meet(own: SocketAddr, other: SocketAddr) -> bool {
+    own.port() == other.port() && own.is_ipv4() && other.is_ipv6() && other.ip().is_unspecified()
+}
+
+fn perhaps(other: SocketAddr) -> String {
+    format!("another program listens on {other}, and may be in the way of IPv4, too")
 }
 
 fn forwarding(host: &ServerHost, families: [(bool, Option<bool>); 2]) -> Vec<Finding> {
@@ -127,7 +157,7 @@ fn needs_nft(host: &ServerHost) -> bool {
 
 fn nftables(is_there: bool, is_needed: bool) -> Finding {
     let (look, subject) = (Look::Nftables, "nft");
-    let cure = "sudo apt-get install nftables";
+    let cure = INSTALL_NFT;
     match (is_there, is_needed) {
         (true, _) => Finding::ok(look, subject, "installed"),
         (false, true) => Finding::error(
@@ -193,7 +223,7 @@ mod tests {
         let judged = |own: &str, other: &str| {
             let own = own.parse().unwrap();
             let taken = BTreeSet::from([other.parse().unwrap()]);
-            ports(&[own], &taken)[0].level
+            ports(&[own], &taken, &[])[0].level
         };
         for (own, other, expected) in [
             ("0.0.0.0:8443", "0.0.0.0:8443", Level::Error),
@@ -202,15 +232,23 @@ mod tests {
             ("10.0.0.1:8443", "10.0.0.2:8443", Level::Ok),
             ("0.0.0.0:8443", "0.0.0.0:8444", Level::Ok),
             ("0.0.0.0:8443", "[::1]:8443", Level::Ok),
+            // It may have taken IPv4 as well.
+            ("0.0.0.0:8443", "[::]:8443", Level::Warning),
+            ("[::]:8443", "0.0.0.0:8443", Level::Ok),
             ("[::]:8443", "[::]:8443", Level::Error),
         ] {
             assert_eq!(judged(own, other), expected, "{own} {other}");
         }
         let taken = BTreeSet::from(["[::]:8443".parse().unwrap()]);
-        let findings = ports(&host().listen, &taken);
+        let findings = ports(&host().listen, &taken, &[]);
         assert_eq!(findings.len(), 1, "{findings:?}");
         let cure = findings[0].cure.as_deref();
         assert_eq!(cure, Some("sudo ss -ltnp 'sport = :8443'"));
+        // One of ours is no other program.
+        let of_daemons: Vec<_> = taken.iter().copied().collect();
+        let findings = ports(&host().listen, &taken, &of_daemons);
+        assert_eq!(findings[0].level, Level::Warning);
+        assert!(findings[0].found.starts_with("a daemon that runs"));
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use lostlove_core::config::Role;
 use lostlove_system::control_socket::FOLDER;
 use lostlove_system::net::{Leftover, WrittenResolver};
 use lostlove_system::tun::{TunError, check_driver};
 
 use super::files::File;
-use super::finding::{Finding, Look};
+use super::finding::{Finding, Look, edit, quoted};
 
 const DRIVER: &str = "/dev/net/tun";
 /// `CAP_NET_ADMIN`, as a bit of `CapEff` in `/proc/self/status`.
@@ -17,7 +18,9 @@ const NET_ADMIN: u64 = 1 << 12;
 /// What the kernel calls servers and clients, of either event loop: it cuts names after 15 bytes.
 const SERVER: &str = "lostlove-server";
 /// The same of clients.
-pub(super) const CLIENT: &str = "lostlove-client";
+const CLIENT: &str = "lostlove-client";
+/// The network namespace of this process.
+const NAMESPACE_OF_SELF: &str = "/proc/self/ns/net";
 /// What a container is started with.
 const CONTAINER: &str = "docker run --cap-add=NET_ADMIN --device=/dev/net/tun ...";
 
@@ -116,10 +119,11 @@ pub(super) fn left_behind(left: &[Leftover], files: &[File]) -> Vec<Finding> {
             "a killed process has left {changes} changes of the system's network ({record})"
         );
         let goes_nowhere = "; what was for its tunnel goes nowhere";
-        let start = files
-            .iter()
-            .find(|file| file.tun == it.tun)
-            .map(File::start);
+        // Rules are a client's; but any daemon for the device undoes them.
+        let of_device = || files.iter().filter(|file| file.tun == it.tun);
+        let is_alike = |file: &&File| !it.has_rules || file.server.is_none();
+        let start = of_device().find(is_alike).or_else(|| of_device().next());
+        let start = start.map(File::start);
         let start = start.unwrap_or_else(|| "sudo lostlove-client".to_owned());
         let cure = format!("{start}  # the next daemon for this device undoes them");
         if it.has_rules {
@@ -133,11 +137,12 @@ pub(super) fn left_behind(left: &[Leftover], files: &[File]) -> Vec<Finding> {
 /// What of an earlier crash could not be undone for certain.
 pub(super) fn set_aside(records: &[PathBuf]) -> Vec<Finding> {
     let warnings = records.iter().map(|record| {
-        let record = record.display();
+        let record = record.display().to_string();
         let found = format!(
             "{record}: this record of an earlier run's changes could not be read, so kernel \
              parameters may not be what they were"
         );
+        let record = quoted(&record);
         let cure = format!(
             "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding \
              net.ipv4.conf.all.src_valid_mark; sudo rm {record}  # once they are right"
@@ -154,48 +159,77 @@ pub(super) fn resolver(written: Option<&WrittenResolver>, may_client_run: bool) 
     let Some(written) = written else {
         return Finding::ok(look, "/etc/resolv.conf", "not changed by LostLove");
     };
-    let path = written.path.display();
-    let subject = path.to_string();
+    let subject = written.path.display().to_string();
     if may_client_run {
         let found = "written by LostLove, for a client that runs";
         return Finding::ok(look, subject, found);
     }
+    let path = quoted(&subject);
     let cure = match &written.original {
         Some(original) => {
-            let original = original.display();
+            let original = original.display().to_string();
+            let original = quoted(&original);
             if written.is_mounted {
                 format!("sudo cp {original} {path} && sudo rm {original}")
             } else {
                 format!("sudo mv {original} {path}")
             }
         }
-        None => format!("sudoedit {path}  # its original is gone: name a name server"),
+        None => format!(
+            "{}  # its original is gone: name a name server",
+            edit(&subject)
+        ),
     };
     let found = "it names the tunnel's name servers, and no client runs, as after a power loss: no \
                  name is found";
     Finding::error(look, subject, found, cure)
 }
 
-/// Processes of daemons in this network namespace, whatever they answer: process and name.
-pub(super) fn daemon_processes() -> Vec<(u32, String)> {
+/// A process that is called as a daemon is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Process {
+    pub(super) pid: u32,
+    pub(super) name: String,
+    /// Whether it is certain that it is in this network namespace: who is not root is not told.
+    pub(super) is_here: bool,
+}
+
+impl Process {
+    /// Whether it does what a daemon of this role does.
+    pub(super) fn is(&self, role: Role) -> bool {
+        let name = match role {
+            Role::Server => SERVER,
+            Role::Client => CLIENT,
+        };
+        self.name == name
+    }
+}
+
+/// Processes of daemons in this network namespace, or that may be, whatever they answer.
+pub(super) fn daemon_processes() -> Vec<Process> {
+    let own = fs::read_link(NAMESPACE_OF_SELF).ok();
     let entries = fs::read_dir("/proc").into_iter().flatten();
     let mut found: Vec<_> = entries
-        .filter_map(|entry| daemon_process(&entry.ok()?.path()))
+        .filter_map(|entry| daemon_process(&entry.ok()?.path(), own.as_deref()))
         .collect();
     found.sort_unstable();
     found
 }
 
-fn daemon_process(path: &Path) -> Option<(u32, String)> {
+fn daemon_process(path: &Path, own: Option<&Path>) -> Option<Process> {
     let pid = path.file_name()?.to_str()?.parse().ok()?;
     let name = fs::read_to_string(path.join("comm")).ok()?;
     let name = name.trim_end();
-    let is_daemon = [SERVER, CLIENT].contains(&name);
-    let is_here = || {
-        let own = fs::read_link("/proc/self/ns/net").ok();
-        own.is_some() && fs::read_link(path.join("ns/net")).ok() == own
-    };
-    (is_daemon && is_here()).then(|| (pid, name.to_owned()))
+    if ![SERVER, CLIENT].contains(&name) {
+        return None;
+    }
+    let its = fs::read_link(path.join("ns/net")).ok();
+    let is_elsewhere = own.is_some() && its.is_some() && its.as_deref() != own;
+    (!is_elsewhere).then(|| Process {
+        pid,
+        name: name.to_owned(),
+        is_here: own.is_some() && its.is_some(),
+    })
 }
 
 /// Whether a process is stopped, so that it does nothing at all.
@@ -210,15 +244,19 @@ fn state_of(stat: &str) -> Option<char> {
     rest.trim_start().chars().next()
 }
 
-/// Daemons that nothing can be asked.
-pub(super) fn silent(processes: &[(u32, String)], known: &[u32]) -> Vec<Finding> {
-    let silent = processes.iter().filter(|(pid, _)| !known.contains(pid));
-    let warnings = silent.map(|(pid, name)| {
+/// Daemons that nothing can be asked. One may be as well as can be: in a container with a `/run` of its
+/// own, or where nobody can write to it.
+pub(super) fn silent(unasked: &[Process]) -> Vec<Finding> {
+    let silent = unasked.iter().filter(|it| it.is_here);
+    let warnings = silent.map(|Process { pid, name, .. }| {
         Finding::warning(
             Look::Daemon,
             name,
-            format!("process {pid} has no control socket, so nothing is known of it"),
-            format!("sudo kill {pid}  # and start it again; its log says what keeps it from one"),
+            format!(
+                "process {pid} has no control socket that can be seen from here, so nothing is known \
+                 of it"
+            ),
+            format!("ps -o pid,args -p {pid}  # its log says why; one in a container is asked there"),
         )
     });
     warnings.collect()
@@ -227,6 +265,7 @@ pub(super) fn silent(processes: &[(u32, String)], known: &[u32]) -> Vec<Finding>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::files::Origin;
     use crate::doctor::finding::Level;
 
     #[test]
@@ -263,7 +302,8 @@ mod tests {
     }
 
     #[test]
-    fn what_killed_processes_have_left_is_counted() {
+    fn what_killed_processes_have_left_is_counted_and_what_a_client_left_is_a_client_to_undo() {
+        let folder = tempfile::tempdir().unwrap();
         assert_eq!(left_behind(&[], &[])[0].level, Level::Ok);
         let mut left = Leftover {
             tun: "lostlove0".to_owned(),
@@ -271,13 +311,14 @@ mod tests {
             has_rules: false,
             record: "/run/lostlove/lostlove0.1.json".into(),
         };
-        let file = File {
-            path: "/tmp/a.toml".into(),
+        let file = |path: &str, server| File {
+            path: path.into(),
+            origin: Origin::Default,
             tun: "lostlove0".to_owned(),
             metrics: None,
-            server: None,
+            server,
         };
-        let files = [file];
+        let files = [file("/tmp/a.toml", None)];
         let findings = left_behind(std::slice::from_ref(&left), &files);
         assert_eq!(findings[0].level, Level::Warning);
         assert!(findings[0].found.contains("12 changes"));
@@ -287,9 +328,15 @@ mod tests {
             "{cure}"
         );
         left.has_rules = true;
-        let findings = left_behind(&[left], &files);
+        let server = lostlove_host::setup::first_start(&folder.path().join("server.toml"));
+        let server = lostlove_config::load_server(&server.unwrap().config).unwrap();
+        let server = file("/tmp/b.toml", Some(Box::new(server.host)));
+        let [file] = files;
+        let findings = left_behind(&[left], &[server, file]);
         assert_eq!(findings[0].level, Level::Error);
         assert!(findings[0].found.ends_with("goes nowhere"));
+        let cure = findings[0].cure.as_ref().unwrap();
+        assert!(cure.starts_with("sudo lostlove-client"), "{cure}");
     }
 
     #[test]
@@ -316,7 +363,10 @@ mod tests {
         );
         written.original = None;
         let cure = resolver(Some(&written), false).cure.unwrap();
-        assert!(cure.starts_with("sudoedit /etc/resolv.conf"), "{cure}");
+        assert!(
+            cure.starts_with("sudo ${EDITOR:-nano} /etc/resolv.conf"),
+            "{cure}"
+        );
     }
 
     #[test]
@@ -341,19 +391,17 @@ mod tests {
 
     #[test]
     fn a_daemon_that_nothing_can_be_asked_is_named() {
-        let processes = [
-            (7, "lostlove-server".to_owned()),
-            (8, "lostlove-client".to_owned()),
-        ];
-        assert_eq!(silent(&processes, &[8, 7]), []);
-        let findings = silent(&processes, &[7]);
+        let process = |pid, is_here| Process {
+            pid,
+            name: CLIENT.to_owned(),
+            is_here,
+        };
+        assert_eq!(silent(&[]), []);
+        assert!(process(8, true).is(Role::Client) && !process(8, true).is(Role::Server));
+        // Nobody knows whether one of them is here at all.
+        let findings = silent(&[process(8, true), process(9, false)]);
         assert_eq!(findings.len(), 1);
-        assert!(
-            findings[0]
-                .cure
-                .as_ref()
-                .unwrap()
-                .starts_with("sudo kill 8")
-        );
+        let cure = findings[0].cure.as_ref().unwrap();
+        assert!(cure.starts_with("ps -o pid,args -p 8"), "{cure}");
     }
 }

@@ -12,11 +12,13 @@ mod machine;
 mod render;
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use lostlove_core::config::Role;
 use lostlove_host::args::Exit;
 use lostlove_host::control::protocol::{Body, Request};
 use lostlove_host::control::status::Status;
@@ -24,8 +26,9 @@ use lostlove_system::net::{Paths, device_state, leftovers, set_aside, written_re
 
 use crate::control::{Connection, ControlError, Found, find_each};
 use crate::say;
-use files::File;
-use finding::{Finding, Look, exit_of};
+use files::{File, Origin};
+use finding::{Finding, Look, end, exit_of};
+use machine::Process;
 
 /// How long each daemon may take: it says by itself after five seconds that it is busy.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -85,6 +88,22 @@ impl Daemon {
         let answer = self.answer.as_ref();
         answer.map_or(true, |status| status.client.is_some())
     }
+
+    /// Whether it cannot even be told which process it is.
+    const fn is_hidden(&self) -> bool {
+        self.answer.is_err() && self.pid.is_none()
+    }
+}
+
+/// Whether a daemon runs with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// One does.
+    Runs,
+    /// Nobody can tell: there is one that does not say, or one of the kind that has another file.
+    Perhaps,
+    /// None does.
+    Idle,
 }
 
 fn examine(options: &Options) -> Vec<Finding> {
@@ -98,16 +117,21 @@ fn examine(options: &Options) -> Vec<Finding> {
         findings.extend(machine::left_behind(&leftovers(&paths), &files));
         findings.extend(machine::set_aside(&set_aside(&paths)));
     }
+    let is_known = unasked.is_none();
     findings.extend(unasked);
     findings.extend(asked.iter().flat_map(judge));
-    findings.extend(look_at_processes(&asked, &files));
+    let processes = unasked_processes(&asked);
+    if is_known && asked.is_empty() && processes.is_empty() {
+        findings.push(nobody(&files));
+    }
+    findings.extend(look_at_processes(&asked, &processes));
     for file in &files {
-        let is_running = runs(file, &asked);
-        if !is_running {
-            findings.extend(host::look_at_ports(file));
+        let used = use_of(file, &asked, &processes);
+        if used == Use::Idle {
+            findings.extend(host::look_at_ports(file, &listeners(&asked)));
         }
         if let Some(host) = &file.server {
-            findings.extend(host::look(host, is_running, is_root));
+            findings.extend(host::look(host, used == Use::Runs, is_root));
         }
     }
     findings
@@ -132,16 +156,31 @@ fn look_at_files(options: &Options, asked: &[Daemon]) -> (Vec<File>, Vec<Finding
     (files, findings)
 }
 
-/// Daemons that nothing can be asked, or that there are none, and whether one has left its name servers.
-fn look_at_processes(asked: &[Daemon], files: &[File]) -> Vec<Finding> {
-    let processes = machine::daemon_processes();
-    let pids: Vec<_> = asked.iter().filter_map(|daemon| daemon.pid).collect();
-    let mut findings = machine::silent(&processes, &pids);
-    if asked.is_empty() && findings.is_empty() {
-        findings.push(nobody(files));
+/// Where daemons of this network namespace listen.
+fn listeners(asked: &[Daemon]) -> Vec<SocketAddr> {
+    let here = asked.iter().filter(|daemon| daemon.is_here);
+    let told = here.filter_map(|daemon| daemon.answer.as_ref().ok());
+    let servers = told.filter_map(|status| status.server.as_ref());
+    let listen = servers.flat_map(|server| &server.listen);
+    listen.copied().collect()
+}
+
+/// Processes of daemons that nobody has been able to ask.
+fn unasked_processes(asked: &[Daemon]) -> Vec<Process> {
+    let mut processes = machine::daemon_processes();
+    processes.retain(|it| asked.iter().all(|daemon| daemon.pid != Some(it.pid)));
+    processes
+}
+
+/// Daemons that nothing can be asked, and whether one has left its name servers.
+fn look_at_processes(asked: &[Daemon], processes: &[Process]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    // Those that cannot be connected to are told of already, and may be the same.
+    if !asked.iter().any(Daemon::is_hidden) {
+        findings.extend(machine::silent(processes));
     }
-    let may_client_run = processes.iter().any(|(_, name)| name == machine::CLIENT)
-        || asked.iter().any(Daemon::may_be_client);
+    let may_client_run =
+        processes.iter().any(|it| it.is(Role::Client)) || asked.iter().any(Daemon::may_be_client);
     let written = written_resolver(&Paths::default());
     findings.push(machine::resolver(written.as_ref(), may_client_run));
     findings
@@ -172,7 +211,11 @@ fn ask(found: Found) -> Daemon {
             ControlError::Foreign(error.to_string())
         })?;
         match connection.ask(&Request::status())?.1 {
-            Body::Status(status) => Ok(status),
+            Body::Status(mut status) => {
+                // It may have another number where it is, which here is somebody else's.
+                status.pid = pid.unwrap_or(0);
+                Ok(status)
+            }
             _ => Err(ControlError::Foreign(
                 "no answer to this request".to_owned(),
             )),
@@ -191,12 +234,16 @@ fn judge(daemon: &Daemon) -> Vec<Finding> {
     let name = &daemon.name;
     let status = match &daemon.answer {
         Ok(status) => status,
-        Err(_) if daemon.is_stopped => return vec![stopped(name, daemon.pid)],
-        Err(error) => return vec![unasked(name, error, daemon.pid)],
+        Err(error) => {
+            return vec![match daemon.pid {
+                Some(pid) if daemon.is_stopped => stopped(name, pid),
+                pid => unasked(name, error, pid),
+            }];
+        }
     };
     let mut findings = daemons::judge(name, status);
     if daemon.is_here {
-        let state = device_state(&status.tunnel.device);
+        let state = device_state(&status.tunnel.device, &Paths::default());
         findings.extend(daemons::device(name, status, &state));
     }
     let limit = daemon.pid.and_then(daemons::descriptor_limit);
@@ -204,8 +251,7 @@ fn judge(daemon: &Daemon) -> Vec<Finding> {
     findings
 }
 
-fn stopped(name: &str, pid: Option<u32>) -> Finding {
-    let pid = pid.map_or_else(|| "PID".to_owned(), |pid| pid.to_string());
+fn stopped(name: &str, pid: u32) -> Finding {
     Finding::error(
         Look::Daemon,
         name,
@@ -221,14 +267,23 @@ fn unasked(name: &str, error: &ControlError, pid: Option<u32>) -> Finding {
         (ControlError::Denied { .. }, _) => {
             Finding::warning(look, name, error.to_string(), "sudo lostlove doctor")
         }
-        (ControlError::Foreign(_) | ControlError::Older(_), Some(pid)) => {
-            let cure = format!("sudo kill {pid}  # and start it again");
+        // It is busy, as with very many clients, and alive.
+        (ControlError::Refused(_), _) => {
+            let cure = "sudo lostlove doctor  # again, in a moment";
             Finding::warning(look, name, error.to_string(), cure)
         }
-        (_, Some(pid)) => {
-            let cure = format!("sudo kill {pid}  # and start it again");
-            Finding::error(look, name, error.to_string(), cure)
-        }
+        (ControlError::Foreign(_) | ControlError::Older(_), pid) => Finding::warning(
+            look,
+            name,
+            error.to_string(),
+            end(pid, "and start it again"),
+        ),
+        (_, Some(_)) => Finding::error(
+            look,
+            name,
+            error.to_string(),
+            end(pid, "and start it again"),
+        ),
         (_, None) => Finding::error(look, name, error.to_string(), "ls -l /run/lostlove"),
     }
 }
@@ -246,22 +301,41 @@ fn nobody(files: &[File]) -> Finding {
     Finding::warning(Look::Daemon, "daemons", "none runs on this machine", start)
 }
 
-/// Whether a daemon here has the file's device, or might have: one that does not answer.
-fn runs(file: &File, daemons: &[Daemon]) -> bool {
-    daemons
-        .iter()
-        .filter(|daemon| daemon.is_here)
-        .any(|daemon| {
-            let answer = daemon.answer.as_ref();
-            answer.map_or(daemon.name == file.tun, |status| {
-                status.tunnel.device == file.tun
-            })
-        })
+/// Whether a daemon here runs with the file.
+fn use_of(file: &File, daemons: &[Daemon], unasked: &[Process]) -> Use {
+    let role = file.role();
+    let here = daemons.iter().filter(|daemon| daemon.is_here);
+    let mut is_possible = unasked.iter().any(|it| it.is(role));
+    for daemon in here {
+        let Ok(status) = &daemon.answer else {
+            is_possible |= daemon.name == file.tun;
+            continue;
+        };
+        let is_alike = daemons::role(status) == role;
+        let path = Path::new(&status.configuration.path);
+        let is_it = if path.is_absolute() {
+            is_same(path, &file.path)
+        } else {
+            // An older one does not name it.
+            status.tunnel.device == file.tun
+        };
+        if is_alike && is_it {
+            return Use::Runs;
+        }
+        // Nobody has said that the usual file is to be used as well.
+        is_possible |= is_alike && file.origin != Origin::Given;
+    }
+    if is_possible { Use::Perhaps } else { Use::Idle }
+}
+
+/// Whether both lead to one file.
+fn is_same(a: &Path, b: &Path) -> bool {
+    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 #[cfg(test)]
 mod tests {
-    use lostlove_host::control::status::Tunnel;
+    use lostlove_host::control::status::{ClientStatus, Configuration, Tunnel};
 
     use super::*;
     use finding::Level;
@@ -269,9 +343,25 @@ mod tests {
     fn file(tun: &str) -> File {
         File {
             path: "/etc/lostlove/client.toml".into(),
+            origin: Origin::Default,
             tun: tun.to_owned(),
             metrics: None,
             server: None,
+        }
+    }
+
+    fn client(device: &str, path: &str) -> Status {
+        Status {
+            configuration: Configuration {
+                path: path.to_owned(),
+                ..Configuration::default()
+            },
+            tunnel: Tunnel {
+                device: device.to_owned(),
+                ..Tunnel::default()
+            },
+            client: Some(ClientStatus::default()),
+            ..Status::default()
         }
     }
 
@@ -293,21 +383,46 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_in_use_where_a_daemon_here_has_its_device() {
-        let status = Status {
-            tunnel: Tunnel {
-                device: "tun0".to_owned(),
-                ..Tunnel::default()
-            },
-            ..Status::default()
-        };
-        let answer = || Ok(Box::new(status.clone()));
+    fn a_file_is_in_use_where_a_daemon_here_says_so_and_perhaps_where_one_does_not_say() {
+        let status = |path: &str| Ok(Box::new(client("tun0", path)));
+        let used = |file: &File, is_here, answer| use_of(file, &[daemon(is_here, answer)], &[]);
+        let mut file = file("tun0");
+        let own = "/etc/lostlove/client.toml";
+        assert_eq!(used(&file, true, status(own)), Use::Runs);
+        assert_eq!(used(&file, false, status(own)), Use::Idle);
+        assert_eq!(used(&file, true, status("")), Use::Runs);
+        file.tun = "tun1".to_owned();
+        assert_eq!(used(&file, true, status(own)), Use::Runs);
+        assert_eq!(used(&file, true, status("")), Use::Perhaps);
+        assert_eq!(used(&file, true, status("/tmp/a.toml")), Use::Perhaps);
+        file.origin = Origin::Given;
+        assert_eq!(used(&file, true, status("/tmp/a.toml")), Use::Idle);
+
         let error = || Err(ControlError::NoDaemon);
-        assert!(runs(&file("tun0"), &[daemon(true, answer())]));
-        assert!(!runs(&file("tun1"), &[daemon(true, answer())]));
-        assert!(!runs(&file("tun0"), &[daemon(false, answer())]));
-        assert!(runs(&file("tun0"), &[daemon(true, error())]));
-        assert!(!runs(&file("tun1"), &[daemon(true, error())]));
+        assert_eq!(used(&file, true, error()), Use::Idle);
+        file.tun = "tun0".to_owned();
+        assert_eq!(used(&file, true, error()), Use::Perhaps);
+        let process = |name: &str| Process {
+            pid: 8,
+            name: name.to_owned(),
+            is_here: true,
+        };
+        let by = |name| use_of(&file, &[], &[process(name)]);
+        assert_eq!(by("lostlove-client"), Use::Perhaps);
+        assert_eq!(by("lostlove-server"), Use::Idle);
+    }
+
+    /// A server's file that lies on a client's machine: what it wants of the machine is not wanted.
+    #[test]
+    fn a_servers_file_is_not_in_use_where_a_client_has_its_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = lostlove_host::setup::first_start(&folder.path().join("server.toml"));
+        let (server, _) = files::examine(&first.unwrap().config, Origin::Default);
+        let server = server.unwrap();
+        for path in ["", "/etc/lostlove/client.toml"] {
+            let client = daemon(true, Ok(Box::new(client(&server.tun, path))));
+            assert_eq!(use_of(&server, &[client], &[]), Use::Idle);
+        }
     }
 
     #[test]
@@ -332,5 +447,10 @@ mod tests {
         let older = ControlError::Older("x".to_owned());
         let found = judge(&daemon(true, Err(older)));
         assert_eq!(found[0].level, Level::Warning);
+        let busy = ControlError::Refused("it has not answered in time".to_owned());
+        let found = judge(&daemon(true, Err(busy)));
+        assert_eq!(found[0].level, Level::Warning);
+        let cure = found[0].cure.as_ref().unwrap();
+        assert!(cure.starts_with("sudo lostlove doctor"), "{cure}");
     }
 }

@@ -30,8 +30,22 @@ pub(super) fn text(findings: &[Finding]) -> String {
 
 /// Without what could disturb a terminal: some of it is of other programs and of the other side.
 fn plain(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { '?' } else { c };
+    let shown = |c: char| match c {
+        c if c.is_control() || is_invisible(c) => '?',
+        c => c,
+    };
     text.chars().map(shown).collect()
+}
+
+/// Whether it shows nothing, or has others shown in another order than they are copied in (Unicode's
+/// category Cf, and the separators of lines).
+const fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}'
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0001}'..='\u{e007f}'
+    )
 }
 
 #[derive(Serialize)]
@@ -95,14 +109,14 @@ mod tests {
             Look::Daemon,
             "a",
             "says \u{1b}[2J\nok",
-            "b",
+            "b \u{202e}c\u{200b}",
         ));
         let expected = "\
 ok       /dev/net/tun: can be opened
 error    port 8443: another program listens on 0.0.0.0:8443
          cure: sudo ss -ltnp 'sport = :8443'
 warning  a: says ?[2J?ok
-         cure: b
+         cure: b ?c?
 ";
         assert_eq!(text(&findings), expected);
     }

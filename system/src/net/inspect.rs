@@ -27,6 +27,8 @@ pub struct DeviceState {
     pub mtu: u32,
     /// Its addresses, with the prefix lengths of their networks.
     pub addresses: Vec<IpNet>,
+    /// Whether the kernel lets it, and interfaces to come, have addresses of IPv6.
+    pub has_ipv6: bool,
 }
 
 /// The interface of this name in the caller's network namespace.
@@ -34,7 +36,7 @@ pub struct DeviceState {
 /// # Errors
 ///
 /// The kernel's answer, `ENODEV` if there is none.
-pub fn device_state(name: &str) -> io::Result<DeviceState> {
+pub fn device_state(name: &str, paths: &Paths) -> io::Result<DeviceState> {
     let mut netlink = Netlink::open()?;
     let index = netlink.index_of(name)?;
     let link = netlink.link(index)?;
@@ -44,6 +46,7 @@ pub fn device_state(name: &str) -> io::Result<DeviceState> {
         is_up: link.is_up,
         mtu: link.mtu,
         addresses: addresses.collect(),
+        has_ipv6: sysctl::has_ipv6(paths) && sysctl::has_ipv6_of(paths, name),
     })
 }
 
@@ -88,8 +91,9 @@ pub struct ForeignFirewall {
     pub cure: String,
 }
 
-/// Firewalls that a server's packets have to pass, with the device `tun` and these networks behind it.
-/// `uplink` is the interface that leads to the internet, if somebody has named one.
+/// Firewalls that a server's packets have to pass, with the device `tun` and these networks behind it;
+/// none that is about a version of IP that no network has. `uplink` is the interface that leads to the
+/// internet, if somebody has named one.
 ///
 /// # Errors
 ///
@@ -106,7 +110,13 @@ pub fn foreign_firewalls(
         networks: networks.iter().map(IpNet::trunc).collect(),
         uplink: uplink.map(str::to_owned).or_else(of_default),
     };
+    let has = |v6| networks.iter().any(|it| it.addr().is_ipv6() == v6);
     let found = obstacle::find(&tunnel, paths)?.into_iter();
+    let found = found.filter(|it| {
+        [false, true]
+            .iter()
+            .any(|v6| has(*v6) && it.packets.include(*v6))
+    });
     let found = found.map(|it| ForeignFirewall {
         place: it.place,
         is_told: it.is_told,
@@ -200,7 +210,7 @@ mod tests {
     #[test]
     fn a_device_is_seen_as_it_is() {
         namespace::run(|ns| {
-            assert!(device_state("tun0").is_err());
+            assert!(device_state("tun0", &ns.paths).is_err());
             ns.shell(
                 "ip tuntap add tun0 mode tun; ip link set tun0 mtu 1400; \
                  ip addr add 10.8.0.1/24 dev tun0; ip addr add 10.9.0.1/24 dev lo",
@@ -209,10 +219,12 @@ mod tests {
                 is_up: false,
                 mtu: 1400,
                 addresses: vec!["10.8.0.1/24".parse().unwrap()],
+                has_ipv6: true,
             };
-            assert_eq!(device_state("tun0").unwrap(), expected);
-            ns.shell("ip link set tun0 up");
-            assert!(device_state("tun0").unwrap().is_up);
+            let seen = || device_state("tun0", &ns.paths).unwrap();
+            assert_eq!(seen(), expected);
+            ns.shell("ip link set tun0 up; echo 1 > /proc/sys/net/ipv6/conf/tun0/disable_ipv6");
+            assert!(seen().is_up && !seen().has_ipv6);
         });
     }
 
@@ -250,13 +262,18 @@ mod tests {
                  chain FORWARD { type filter hook forward priority 0; policy drop; \
                  jump ufw-before-forward; }; }'",
             );
-            let found = foreign_firewalls("tun0", &[], None, &ns.paths).unwrap();
+            let of = |network: &str| {
+                let networks = [network.parse().unwrap()];
+                foreign_firewalls("tun0", &networks, None, &ns.paths).unwrap()
+            };
+            let found = of("10.8.0.1/24");
             let [firewall] = &found[..] else {
                 panic!("{found:?}");
             };
             assert_eq!(firewall.place, "ip filter FORWARD (its policy)");
             assert_eq!(firewall.cure, "sudo ufw route allow in on tun0 out on up0");
             assert!(!firewall.is_told);
+            assert_eq!(of("fd00::1/64"), [], "what is about IPv4 alone");
         });
     }
 

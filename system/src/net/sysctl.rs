@@ -102,6 +102,12 @@ pub(super) fn has_ipv6(paths: &Paths) -> bool {
     read(paths, &format!("{IPV6_CONF}/default/disable_ipv6")).is_ok_and(|value| value == "0")
 }
 
+/// Whether this interface can have IPv6 addresses.
+pub(super) fn has_ipv6_of(paths: &Paths, interface: &str) -> bool {
+    let key = format!("{IPV6_CONF}/{interface}/disable_ipv6");
+    read(paths, &key).is_ok_and(|value| value == "0")
+}
+
 /// Whether the kernel drops what arrives on another interface than the answer would take
 /// (`rp_filter=1`; the larger of an interface's value and that of `all` counts).
 pub(super) fn has_strict_rp_filter(paths: &Paths) -> bool {

@@ -192,7 +192,7 @@ fn drops_that_hint_at_a_fault_are_told_from_those_that_do_not() {
     };
     let (.., found, cure) = one_wrong(dropped("own_packet", 1));
     assert!(found.contains("into the tunnel itself"), "{found}");
-    assert!(cure.starts_with("ip route get vpn.example.org"), "{cure}");
+    assert!(cure.starts_with("ip route get 203.0.113.1;"), "{cure}");
     let (.., cure) = one_wrong(dropped("memory_full", 1));
     assert!(cure.contains("limits.memory"), "{cure}");
     assert_eq!(wrong(dropped("foreign_source", FEW - 1)), []);
@@ -230,7 +230,14 @@ fn clients_that_are_kept_out_by_what_they_were_told_are_named() {
         "sudo lostlove peer list; sudo lostlove reload --daemon lostlove0"
     );
     assert!(cures[1].contains("lostlove peer set NAME --expires"));
-    assert!(cures[2].ends_with("w9mrL54ME1fUxBEHLAXcXTL7KGvVX6lEUVOEZqKlMkA="));
+    assert!(cures[2].contains("w9mrL54ME1fUxBEHLAXcXTL7KGvVX6lEUVOEZqKlMkA="));
+    assert!(findings[2].found.contains("preshared key"));
+    server.configuration.path = "/srv/a.toml".to_owned();
+    let cure = of(&server)[0].cure.clone().unwrap();
+    assert!(
+        cure.starts_with("sudo lostlove peer list --config /srv/a.toml;"),
+        "{cure}"
+    );
 
     // What strangers and networks do.
     let failed = &mut server.totals.handshakes_failed;
@@ -269,6 +276,7 @@ fn a_device_that_is_not_as_it_was_set_up_is_an_error() {
             is_up,
             mtu: 1400,
             addresses,
+            has_ipv6: true,
         })
     };
     let judged = |found| device("lostlove0", &server, &found).unwrap();
@@ -281,8 +289,10 @@ fn a_device_that_is_not_as_it_was_set_up_is_an_error() {
         bare.cure.unwrap(),
         "sudo ip address add 10.8.0.1/24 dev lostlove0"
     );
-    let gone = judged(Err(io::ErrorKind::NotFound.into()));
+    let gone = judged(Err(Errno::NODEV.into()));
     assert_eq!(gone.level, Level::Error);
+    let unseen = judged(Err(Errno::NOBUFS.into()));
+    assert_eq!(unseen.level, Level::Warning);
     // On a client it has no network with it.
     let judged = |found| device("lostlove0", &client, &found).unwrap();
     assert_eq!(judged(state(true, &["10.8.0.2/32"])).level, Level::Ok);
@@ -291,9 +301,66 @@ fn a_device_that_is_not_as_it_was_set_up_is_an_error() {
         bare.cure.unwrap(),
         "sudo ip address add 10.8.0.2 dev lostlove0"
     );
-    // It is brought up for a session.
+    // It is brought up for a session, and goes with its daemon.
     client.state = State::Connecting;
     assert_eq!(device("lostlove0", &client, &state(false, &[])), None);
+    client.state = State::Ending;
+    let gone = Err(Errno::NODEV.into());
+    assert_eq!(device("lostlove0", &client, &gone), None);
+}
+
+#[test]
+fn a_client_that_can_have_no_ipv6_lacks_none() {
+    let [_, mut client] = examples();
+    client.tunnel.addresses = vec![
+        "10.8.0.2/24".parse().unwrap(),
+        "fd00::2/64".parse().unwrap(),
+    ];
+    let judged = |client: &Status, has_ipv6| {
+        let state = DeviceState {
+            is_up: true,
+            mtu: 1400,
+            addresses: vec!["10.8.0.2/32".parse().unwrap()],
+            has_ipv6,
+        };
+        device("lostlove0", client, &Ok(state)).unwrap()
+    };
+    assert_eq!(judged(&client, true).level, Level::Error);
+    let well = judged(&client, false);
+    assert_eq!(well.found, "up, 10.8.0.2/24, MTU 1400");
+    client.tunnel.mtu = MIN_IPV6_MTU - 1;
+    assert_eq!(judged(&client, true).level, Level::Ok);
+}
+
+#[test]
+fn what_goes_into_a_cure_is_one_word_and_a_process_that_cannot_be_seen_is_not_named() {
+    let [mut server, mut client] = examples();
+    for status in [&mut server, &mut client] {
+        status.pid = 0;
+        status.program_version = "0.0.1".to_owned();
+        status.configuration.path = "/srv/my $(x)/it's.toml".to_owned();
+        status.configuration.reload_error = Some("x".to_owned());
+        status.state = State::Ending;
+        for finding in judge("lostlove0", status) {
+            let cure = finding.cure.unwrap_or_default();
+            assert!(!cure.contains("kill"), "{cure}");
+            assert!(!finding.found.contains("process 0"), "{}", finding.found);
+            if finding.look == Look::Reload {
+                assert_eq!(
+                    cure,
+                    r"sudo ${EDITOR:-nano} '/srv/my $(x)/it'\''s.toml'; sudo lostlove reload --daemon lostlove0"
+                );
+            }
+        }
+    }
+    assert_eq!(descriptors("a", &server, Some(1)), None);
+    let told = client.client.as_mut().unwrap();
+    told.session = None;
+    told.servers = vec!["a.example:1".to_owned()];
+    assert_eq!(
+        way_to_server(&client),
+        "ip route get \"$(getent ahosts a.example | awk 'NR == 1 { print $1 }')\""
+    );
 }
 
 #[test]
