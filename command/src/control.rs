@@ -4,16 +4,22 @@ use std::fs;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use lostlove_host::args::Exit;
 use lostlove_host::control::protocol::{Answer, Body, ErrorCode, Failure, Request};
-use lostlove_system::control_socket::{FOLDER, GROUP, SUFFIX, group_name};
+use lostlove_system::control_socket::{self, FOLDER, GROUP, Holder, SUFFIX, group_name};
 use lostlove_system::net::namespace_name;
 
-/// How long a daemon may take. It gives up by itself sooner.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a daemon may take to answer. It gives up by itself sooner.
+pub const PATIENCE: Duration = Duration::from_secs(7);
+/// The same for what takes longer: to read the files of very many peers.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a daemon may take to accept a connection, while others come, too.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a daemon was not asked, or did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +54,18 @@ pub enum ControlError {
         /// The system's answer.
         source: io::Error,
     },
+    /// It is there, and says nothing.
+    #[error(
+        "the daemon at {} does not answer: {} is stopped, or hangs",
+        path.display(),
+        holder.as_ref().map_or_else(|| "its process".to_owned(), ToString::to_string)
+    )]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// Whose it is, if it got so far as to say.
+        holder: Option<Holder>,
+    },
     /// It says something that this program does not know.
     #[error(
         "the daemon says something that this program does not know ({0}); update the older one"
@@ -67,6 +85,13 @@ pub enum ControlError {
     /// What it says cannot be written.
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
+}
+
+impl ControlError {
+    /// It says something, and no answer.
+    pub(crate) fn no_answer() -> Self {
+        Self::Foreign("no answer to this request".to_owned())
+    }
 }
 
 impl From<&ControlError> for Exit {
@@ -109,14 +134,15 @@ impl Place {
     }
 }
 
-/// A daemon that answers.
+/// A daemon that runs.
 #[derive(Debug)]
 pub struct Connection {
     /// What it is called by here.
     pub name: String,
     is_here: bool,
     path: PathBuf,
-    stream: BufReader<UnixStream>,
+    /// None if it takes no connections.
+    stream: Option<BufReader<UnixStream>>,
 }
 
 /// All daemons of the machine, or those of a name.
@@ -125,7 +151,36 @@ pub struct Connection {
 ///
 /// There is none, or none that this user may ask.
 pub fn find_all(name: Option<&str>) -> Result<Vec<Connection>, ControlError> {
-    find_in(Path::new(FOLDER), &namespace_name(), name)
+    find_here(name)?.some(name)
+}
+
+fn find_here(name: Option<&str>) -> Result<Found, ControlError> {
+    find_in(Path::new(FOLDER), &namespace_name(), name, ACCEPT_PATIENCE)
+}
+
+/// What there is.
+#[derive(Debug, Default)]
+struct Found {
+    daemons: Vec<Connection>,
+    /// Those of the name that cannot be asked.
+    denied: Vec<(String, ControlError)>,
+    /// Those of other names.
+    others: Vec<String>,
+}
+
+impl Found {
+    /// Some daemons of `name`, or why there is none.
+    fn some(mut self, name: Option<&str>) -> Result<Vec<Connection>, ControlError> {
+        match (self.daemons.is_empty(), self.denied.pop(), name) {
+            (false, ..) => Ok(self.daemons),
+            (true, Some((_, error)), _) => Err(error),
+            (true, None, Some(name)) if !self.others.is_empty() => Err(ControlError::NotFound {
+                name: name.to_owned(),
+                names: self.others,
+            }),
+            (true, None, _) => Err(ControlError::NoDaemon),
+        }
+    }
 }
 
 /// The only daemon of the machine, or of this namespace, or the one of a name.
@@ -150,11 +205,16 @@ fn only(mut found: Vec<Connection>) -> Result<Connection, ControlError> {
     Ok(found.swap_remove(index))
 }
 
-fn find_in(folder: &Path, own: &str, name: Option<&str>) -> Result<Vec<Connection>, ControlError> {
+fn find_in(
+    folder: &Path,
+    own: &str,
+    name: Option<&str>,
+    patience: Duration,
+) -> Result<Found, ControlError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(ControlError::NoDaemon);
+            return Ok(Found::default());
         }
         Err(source) => return Err(failed(folder, source)),
     };
@@ -168,44 +228,36 @@ fn find_in(folder: &Path, own: &str, name: Option<&str>) -> Result<Vec<Connectio
         );
         name.is_none_or(|name| [called, full].iter().any(|known| known == name))
     };
-    let (mut found, mut others, mut denied) = (Vec::new(), Vec::new(), None);
+    let mut found = Found::default();
     for place in places {
+        let name = place.name(own);
         if !is_wanted(&place) {
-            others.push(place.name(own));
+            found.others.push(name);
             continue;
         }
-        match connect(&place.path) {
-            Ok(stream) => found.push(Connection {
-                name: place.name(own),
-                is_here: place.namespace == own,
-                path: place.path,
-                stream,
-            }),
+        let stream = match control_socket::connect(&place.path, patience) {
+            Ok(stream) => Some(BufReader::new(stream)),
             // Left by a dead process.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
-                ) => {}
-            Err(error) => denied = Some(failed(&place.path, error)),
-        }
+            Err(error) if is_gone(&error) => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) => {
+                found.denied.push((name, failed(&place.path, error)));
+                continue;
+            }
+        };
+        found.daemons.push(Connection {
+            name,
+            is_here: place.namespace == own,
+            path: place.path,
+            stream,
+        });
     }
-    match (found.is_empty(), denied, name) {
-        (false, ..) => Ok(found),
-        (true, Some(error), _) => Err(error),
-        (true, None, Some(name)) if !others.is_empty() => Err(ControlError::NotFound {
-            name: name.to_owned(),
-            names: others,
-        }),
-        (true, None, _) => Err(ControlError::NoDaemon),
-    }
+    Ok(found)
 }
 
-fn connect(path: &Path) -> io::Result<BufReader<UnixStream>> {
-    let stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    Ok(BufReader::new(stream))
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error.kind(), ConnectionRefused | NotFound)
 }
 
 fn failed(path: &Path, source: io::Error) -> ControlError {
@@ -226,27 +278,90 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// The daemon has gone, or it refuses.
+    /// The daemon has gone, it says nothing, or it refuses.
     pub fn ask(&mut self, request: &Request) -> Result<(String, Body), ControlError> {
-        let line = self.exchange(request).map_err(|source| {
-            let source = match source.kind() {
-                io::ErrorKind::WouldBlock => io::Error::other("it does not answer"),
-                _ => source,
-            };
-            failed(&self.path, source)
-        })?;
-        understand(line)
+        let patience = match request {
+            Request::Reload { .. } => RELOAD_PATIENCE,
+            _ => PATIENCE,
+        };
+        self.ask_within(request, patience)
     }
 
-    fn exchange(&mut self, request: &Request) -> io::Result<String> {
-        let mut bytes = serde_json::to_vec(request).map_err(io::Error::other)?;
-        bytes.push(b'\n');
-        self.stream.get_mut().write_all(&bytes)?;
-        let mut line = String::new();
-        if self.stream.read_line(&mut line)? == 0 {
+    fn ask_within(
+        &mut self,
+        request: &Request,
+        patience: Duration,
+    ) -> Result<(String, Body), ControlError> {
+        let deadline = Instant::now() + patience;
+        let line = match &mut self.stream {
+            Some(stream) => write_request(stream.get_mut(), request)
+                .and_then(|()| read_answer(stream, deadline)),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        };
+        understand(line.map_err(|source| self.failed(source))?)
+    }
+
+    fn failed(&self, source: io::Error) -> ControlError {
+        let is_silent = source.kind() == io::ErrorKind::WouldBlock;
+        if !is_silent {
+            return failed(&self.path, source);
+        }
+        let stream = self.stream.as_ref();
+        ControlError::Silent {
+            path: self.path.clone(),
+            holder: stream.and_then(|stream| Holder::of(stream.get_ref()).ok()),
+        }
+    }
+}
+
+/// Asks all daemons at once, so that one which hangs holds up none of the others, and none for longer
+/// than `patience`. What each has said, in their order.
+pub fn ask_all(
+    daemons: &mut [Connection],
+    request: &Request,
+    patience: Duration,
+) -> Vec<Result<(String, Body), ControlError>> {
+    thread::scope(|scope| {
+        let ask = |daemon: &'_ mut Connection| daemon.ask_within(request, patience);
+        let asking: Vec<_> = daemons
+            .iter_mut()
+            .map(|daemon| scope.spawn(move || ask(daemon)))
+            .collect();
+        let answers = asking.into_iter().map(|asking| match asking.join() {
+            Ok(answer) => answer,
+            Err(panic) => resume_unwind(panic),
+        });
+        answers.collect()
+    })
+}
+
+fn write_request(stream: &mut UnixStream, request: &Request) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(request).map_err(io::Error::other)?;
+    bytes.push(b'\n');
+    stream.write_all(&bytes)
+}
+
+/// Reads a line until `deadline`.
+fn read_answer(stream: &mut BufReader<UnixStream>, deadline: Instant) -> io::Result<String> {
+    let mut line = Vec::new();
+    loop {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        if rest.is_zero() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        stream.get_ref().set_read_timeout(Some(rest))?;
+        let read = stream.fill_buf()?;
+        let end = read.iter().position(|byte| *byte == b'\n');
+        let len = end.map_or(read.len(), |end| end + 1);
+        if len == 0 {
             return Err(io::Error::other("it has ended"));
         }
-        Ok(line)
+        line.extend(read.iter().take(len));
+        stream.consume(len);
+        if end.is_some() {
+            let text = String::from_utf8(line);
+            return text.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+        }
     }
 }
 
@@ -275,7 +390,11 @@ mod tests {
     fn daemons_are_found_by_device_and_in_other_namespaces_by_both() {
         let folder = tempfile::tempdir().unwrap();
         let listen = |name: &str| UnixListener::bind(folder.path().join(name)).unwrap();
-        let find = |name| find_in(folder.path(), "1", name);
+        let find = |name| {
+            find_in(folder.path(), "1", name, ACCEPT_PATIENCE)
+                .unwrap()
+                .some(name)
+        };
         let names =
             |found: Vec<Connection>| -> Vec<_> { found.into_iter().map(|it| it.name).collect() };
         assert!(matches!(find(None), Err(ControlError::NoDaemon)));
@@ -294,8 +413,68 @@ mod tests {
         let _another = listen("a.1.sock");
         let error = only(find(None).unwrap()).unwrap_err().to_string();
         assert!(error.ends_with("name one of a, b.0, b.7, c.7"), "{error}");
-        let missing = find_in(&folder.path().join("x"), "1", None);
-        assert!(matches!(missing, Err(ControlError::NoDaemon)));
+        let missing = find_in(&folder.path().join("x"), "1", None, ACCEPT_PATIENCE).unwrap();
+        assert!(matches!(missing.some(None), Err(ControlError::NoDaemon)));
+    }
+
+    /// One that has stopped: first it answers nobody, and then it takes no connections either.
+    #[test]
+    fn a_daemon_that_hangs_is_named_and_hides_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let listen = |name: &str| UnixListener::bind(folder.path().join(name)).unwrap();
+        let (_hangs, good) = (listen("a.1.sock"), listen("b.1.sock"));
+        let serve = move || {
+            for stream in good.incoming().take(2) {
+                let mut stream = BufReader::new(stream.unwrap());
+                stream.read_line(&mut String::new()).unwrap();
+                let answer = b"{\"version\":1,\"done\":{\"message\":\"fine\"}}\n";
+                stream.get_mut().write_all(answer).unwrap();
+            }
+        };
+        let serving = thread::spawn(serve);
+        let short = Duration::from_millis(50);
+        let ask = || {
+            let mut found = find_in(folder.path(), "1", None, short).unwrap();
+            let answers = ask_all(&mut found.daemons, &Request::status(), short * 20);
+            let [silent, told] = answers.try_into().unwrap();
+            assert!(matches!(told.unwrap().1, Body::Done(_)));
+            silent.unwrap_err().to_string()
+        };
+        let path = folder.path().join("a.1.sock");
+        let start = format!("the daemon at {} does not answer: ", path.display());
+        let pid = std::process::id();
+        let said = ask();
+        assert!(
+            said.starts_with(&format!("{start}process {pid} (")),
+            "{said}"
+        );
+        let full: Vec<_> =
+            std::iter::from_fn(|| control_socket::connect(&path, short).ok()).collect();
+        assert!(!full.is_empty());
+        assert_eq!(ask(), format!("{start}its process is stopped, or hangs"));
+        let found = find_in(folder.path(), "1", Some("a"), short).unwrap();
+        let said = only(found.daemons)
+            .unwrap()
+            .ask(&Request::reload())
+            .unwrap_err();
+        assert!(matches!(said, ControlError::Silent { holder: None, .. }));
+        serving.join().unwrap();
+    }
+
+    #[test]
+    fn an_answer_that_never_ends_is_not_waited_for() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut reader = BufReader::new(ours);
+        let is_over = thread::spawn(move || {
+            while theirs.write_all(b"x").is_ok() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let deadline = Instant::now() + Duration::from_millis(100);
+        let error = read_answer(&mut reader, deadline).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        drop(reader);
+        is_over.join().unwrap();
     }
 
     #[test]

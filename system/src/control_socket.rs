@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
@@ -193,7 +194,7 @@ pub fn holder(tun: &str) -> Option<Holder> {
 
 /// Who listens at a path, if anybody does.
 fn holder_of(path: &Path) -> Option<Holder> {
-    match connect(path) {
+    match connect(path, Duration::ZERO) {
         Ok(stream) => Holder::of(&stream).ok(),
         // So many wait for an answer that no more may: it listens, and does not look.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(Holder {
@@ -204,11 +205,23 @@ fn holder_of(path: &Path) -> Option<Holder> {
     }
 }
 
-/// Connects without waiting for a daemon that hangs.
-fn connect(path: &Path) -> io::Result<UnixStream> {
+/// Connects to a daemon, and waits for one that takes no connections for `patience` at most; not at all
+/// for no time. What is written later waits as long.
+///
+/// # Errors
+///
+/// The system's answer. [`WouldBlock`](io::ErrorKind::WouldBlock) is of a process that listens and does
+/// not look: as many have connected as may wait. Where none listens it is `ConnectionRefused`.
+pub fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
+    if patience.is_zero() {
+        socket.set_nonblocking(true)?;
+    } else {
+        // It bounds `connect` as well (unix(7) does not say so; Linux always did).
+        socket.set_write_timeout(Some(patience))?;
+    }
     socket.connect(&SockAddr::unix(path)?)?;
+    socket.set_nonblocking(false)?;
     Ok(OwnedFd::from(socket).into())
 }
 
@@ -224,7 +237,7 @@ fn remove_dead(folder: &Path) -> io::Result<()> {
         let path = entry?.path();
         let is_socket = path.to_str().is_some_and(|path| path.ends_with(SUFFIX));
         let is_dead = || {
-            let connected = connect(&path);
+            let connected = connect(&path, Duration::ZERO);
             connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
         };
         if is_socket && is_dead() {
@@ -353,6 +366,8 @@ fn groups_of(stream: &UnixStream) -> io::Result<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -418,12 +433,17 @@ mod tests {
         let socket = ControlSocket::open_in(folder.path(), "a.1.sock", getegid().as_raw()).unwrap();
         let mut waiting = Vec::new();
         let full = loop {
-            match connect(&path) {
+            match connect(&path, Duration::ZERO) {
                 Ok(stream) => waiting.push(stream),
                 Err(error) => break error,
             }
         };
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let patience = Duration::from_millis(50);
+        let start = Instant::now();
+        let full = connect(&path, patience).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        assert!(start.elapsed() >= patience / 2);
         remove_dead(folder.path()).unwrap();
         assert_eq!(holder_of(&path).unwrap().to_string(), "another process");
         assert!(socket.path().exists());
