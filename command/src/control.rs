@@ -17,7 +17,7 @@ use lostlove_system::net::namespace_name;
 /// How long a daemon may take to answer. It gives up by itself sooner.
 pub const PATIENCE: Duration = Duration::from_secs(7);
 /// The same for what takes longer: to read the files of very many peers.
-const RELOAD_PATIENCE: Duration = Duration::from_secs(15);
+pub const RELOAD_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a daemon may take to accept a connection, while others come, too.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -79,6 +79,9 @@ pub enum ControlError {
     /// It cannot use its configuration.
     #[error("the configuration cannot be used, and nothing has changed\n{0}")]
     BadConfiguration(String),
+    /// It reads another one than was meant.
+    #[error("{0}")]
+    OtherConfiguration(String),
     /// It refuses.
     #[error("{0}")]
     Refused(String),
@@ -152,6 +155,19 @@ pub struct Connection {
 /// There is none, or none that this user may ask.
 pub fn find_all(name: Option<&str>) -> Result<Vec<Connection>, ControlError> {
     find_here(name)?.some(name)
+}
+
+/// All daemons of the machine, and by name those that this user may not ask, and why.
+///
+/// # Errors
+///
+/// There is none at all, or this user may not look.
+pub fn find_every() -> Result<(Vec<Connection>, Vec<(String, ControlError)>), ControlError> {
+    let found = find_here(None)?;
+    if found.daemons.is_empty() && found.denied.is_empty() {
+        return Err(ControlError::NoDaemon);
+    }
+    Ok((found.daemons, found.denied))
 }
 
 fn find_here(name: Option<&str>) -> Result<Found, ControlError> {
@@ -374,6 +390,7 @@ fn understand(line: String) -> Result<(String, Body), ControlError> {
                 ControlError::Older(message)
             }
             ErrorCode::BadConfiguration => ControlError::BadConfiguration(message),
+            ErrorCode::OtherConfiguration => ControlError::OtherConfiguration(message),
             _ => ControlError::Refused(message),
         }),
         body => Ok((line, body)),

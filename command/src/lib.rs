@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 
 pub mod control;
 pub mod demo;
+mod following;
 pub mod keys;
 pub mod peer;
 pub mod status;

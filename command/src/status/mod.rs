@@ -138,6 +138,7 @@ fn words_for(reloaded: &Reloaded) -> String {
     let Reloaded {
         applied,
         needs_restart,
+        ..
     } = reloaded;
     let mut words = match (applied.is_empty(), needs_restart.is_empty()) {
         (true, true) => "the configuration was read again, and nothing has changed".to_owned(),
@@ -297,6 +298,7 @@ mod tests {
             words_for(&Reloaded {
                 applied: list(applied),
                 needs_restart: list(needs_restart),
+                ..Reloaded::default()
             })
         };
         assert!(say(&[], &[]).ends_with("nothing has changed"));

@@ -69,6 +69,7 @@ pub(super) fn render(name: &str, status: &Status, rates: &Rates) -> String {
         status.program_version,
         status.protocol
     );
+    let _ = writeln!(page, "  configuration: {}", status.configuration);
     if let Some(problem) = &status.problem {
         let _ = writeln!(page, "  problem: {problem}");
     }
@@ -312,6 +313,7 @@ mod tests {
         let text = render("lostlove0", &server, &Rates::default());
         for line in [
             "lostlove0: server, listening on 0.0.0.0:8443, [::]:8443; up for 1 d 2 h, process 4711,",
+            "  configuration: /etc/lostlove/server.toml",
             "  tunnel: 10.8.0.1/24, MTU 1400",
             "  sessions: 1 of 1000 at most, 0 away, 0 handshakes under way; 2 peers",
             "laptop: connected for 1 h 2 min; 10.8.0.2",

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -31,6 +32,8 @@ pub(crate) struct Facts {
     pub(crate) namespace: String,
     pub(crate) mtu: u16,
     pub(crate) started: Instant,
+    /// The file that is read, an absolute path.
+    pub(crate) configuration: PathBuf,
     /// The server's.
     pub(crate) public_key: PublicKey,
     /// Of a server's device.
@@ -203,6 +206,7 @@ impl Material {
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL.to_owned(),
             pid: std::process::id(),
+            configuration: facts.configuration.to_string_lossy().into_owned(),
             uptime_seconds: seconds(self.at.saturating_duration_since(facts.started)),
             state: self.state,
             problem: self.problem,

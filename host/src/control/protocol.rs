@@ -1,5 +1,6 @@
 //! Lines on the control socket: requests, and their answers.
 
+use std::path::Path;
 use std::str::FromStr as _;
 
 use lostlove_config::LogLevel;
@@ -41,7 +42,22 @@ pub enum Request {
     Reload {
         /// [`VERSION`].
         version: u32,
+        /// What to follow of it; none for all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        only: Option<Only>,
+        /// The file that is meant, an absolute path; who reads another one refuses. None for
+        /// whichever the daemon reads.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        config: Option<String>,
     },
+}
+
+/// A part of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Only {
+    /// Who may connect, and how fast and until when.
+    Peers,
 }
 
 /// What every request has.
@@ -100,7 +116,20 @@ impl Request {
 
     /// A request to read the configuration again.
     pub const fn reload() -> Self {
-        Self::Reload { version: VERSION }
+        Self::Reload {
+            version: VERSION,
+            only: None,
+            config: None,
+        }
+    }
+
+    /// A request to the server that reads this file, an absolute path, to follow its peers alone.
+    pub fn reload_peers(config: &Path) -> Self {
+        Self::Reload {
+            version: VERSION,
+            only: Some(Only::Peers),
+            config: Some(config.to_string_lossy().into_owned()),
+        }
     }
 
     /// A request for another level of the log.
@@ -198,6 +227,8 @@ pub struct Reloaded {
     pub applied: Vec<String>,
     /// What has changed, now or earlier, and is in force after a restart.
     pub needs_restart: Vec<String>,
+    /// What has changed and waits for a reload of all, where only a part was wanted.
+    pub waiting: Vec<String>,
 }
 
 /// Why something was not done.
@@ -240,6 +271,8 @@ pub enum ErrorCode {
     NotAServer,
     /// The configuration cannot be used, and nothing has changed.
     BadConfiguration,
+    /// The daemon reads another file.
+    OtherConfiguration,
     /// The daemon did not get to it in time.
     Busy,
     /// The daemon is ending.
@@ -265,6 +298,7 @@ mod tests {
             Request::log_level(Some(LogLevel::Debug)),
             Request::log_level(None),
             Request::reload(),
+            Request::reload_peers(Path::new("/etc/lostlove/server.toml")),
         ];
         for request in requests {
             let line = serde_json::to_vec(&request).unwrap();
@@ -298,6 +332,10 @@ mod tests {
             // Nobody is to believe that a wish was heard.
             (
                 r#"{"version":1,"request":"status","peers":[]}"#,
+                ErrorCode::BadRequest,
+            ),
+            (
+                r#"{"version":1,"request":"reload","only":"limits"}"#,
                 ErrorCode::BadRequest,
             ),
             (

@@ -25,6 +25,8 @@ pub struct Status {
     pub protocol: String,
     /// The process.
     pub pid: u32,
+    /// The file that it reads, an absolute path.
+    pub configuration: String,
     /// Since it began.
     pub uptime_seconds: f64,
     /// How far it is.

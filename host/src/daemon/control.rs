@@ -4,6 +4,7 @@
 //! in portions as well. What is made of it is the control thread's affair.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -14,8 +15,9 @@ use lostlove_core::peers::PeerId;
 use tracing::info;
 
 use super::events::PAUSE;
+use super::reload::Scope;
 use super::{Daemon, ReloadOutcome};
-use crate::control::protocol::{self, Answer, Body, ErrorCode, Failure, Reloaded, Request};
+use crate::control::protocol::{self, Answer, Body, ErrorCode, Failure, Only, Reloaded, Request};
 use crate::control::status::State;
 use crate::control::{
     Asker, ClientMaterial, Control, ControlParts, History, Material, Reply, Wish,
@@ -80,7 +82,12 @@ impl Daemon {
                 Err(failure) => failure.into(),
             },
             Request::LogLevel { level, .. } => set_level(level.as_deref()),
-            Request::Reload { .. } => return self.reload_for(asker),
+            Request::Reload { only, config, .. } => {
+                match self.judge_reload(only, config.as_deref()) {
+                    Ok(scope) => return self.reload_for(asker, scope),
+                    Err(failure) => failure.into(),
+                }
+            }
         };
         self.control.reply(Reply::To(asker, answer));
     }
@@ -101,11 +108,31 @@ impl Daemon {
         })
     }
 
+    /// What of the configuration is to be read, if it is the one that is meant.
+    fn judge_reload(&self, only: Option<Only>, config: Option<&str>) -> Result<Scope, Failure> {
+        let reads = |config: &str| {
+            let reloader = self.reloader.as_ref();
+            reloader.is_some_and(|reloader| reloader.reads(Path::new(config)))
+        };
+        if !config.is_none_or(reads) {
+            let what = "this daemon reads another configuration; `lostlove status` names it";
+            return Err(Failure::new(ErrorCode::OtherConfiguration, what));
+        }
+        match (only, self.role) {
+            (None, _) => Ok(Scope::All),
+            (Some(Only::Peers), Role::Server) => Ok(Scope::Peers),
+            (Some(Only::Peers), Role::Client) => {
+                let what = "this is a client, which has no peers";
+                Err(Failure::new(ErrorCode::NotAServer, what))
+            }
+        }
+    }
+
     /// Has the configuration read soon, together with all others who want that.
-    fn reload_for(&mut self, asker: Asker) {
+    fn reload_for(&mut self, asker: Asker, scope: Scope) {
         match &mut self.reloader {
             _ if self.readiness.is_ending() => self.answer_reload(&[asker], None),
-            Some(reloader) => reloader.demand_for(asker, Instant::now()),
+            Some(reloader) => reloader.demand_for(asker, scope, Instant::now()),
             None => self.answer_reload(&[asker], Some(ReloadOutcome::default())),
         }
     }
@@ -121,6 +148,7 @@ impl Daemon {
             Some(outcome) => Body::Reloaded(Reloaded {
                 applied: outcome.applied,
                 needs_restart: outcome.needs_restart,
+                waiting: outcome.waiting,
             })
             .into(),
         };

@@ -374,7 +374,8 @@ fn prepare(
     let mark = dialer.as_ref().map(|_| Mark::PAST_ALL.get());
     let metrics = predecessor.outlive_if_any(is_in_use, || metrics(&monitoring, role, &threads));
     let metrics = metrics.map_err(|error| error.map(Failure::from))?;
-    let control = control(facts(&endpoint, &host, &tun), &mut predecessor)?;
+    let facts = facts(&endpoint, &host, &tun, reloader.config());
+    let control = control(facts, &mut predecessor)?;
     if predecessor.wants_reload() {
         reloader.demand(std::time::Instant::now());
     }
@@ -430,7 +431,7 @@ fn control(
 }
 
 /// What is told on the control socket and does not change.
-fn facts(endpoint: &Protocol, host: &Host, tun: &Tun) -> Facts {
+fn facts(endpoint: &Protocol, host: &Host, tun: &Tun, config: &Path) -> Facts {
     let (role, public_key) = match endpoint {
         Protocol::Server(config, _) => (Role::Server, config.server.secret_key.public_key()),
         Protocol::Client(config) => (Role::Client, config.client.server_key),
@@ -448,6 +449,7 @@ fn facts(endpoint: &Protocol, host: &Host, tun: &Tun) -> Facts {
         namespace: namespace_name(),
         mtu: options.mtu,
         started: std::time::Instant::now(),
+        configuration: config.to_owned(),
         public_key,
         addresses: options.addresses.clone(),
         listen,

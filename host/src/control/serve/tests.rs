@@ -278,6 +278,7 @@ fn facts() -> Facts {
         namespace: "1".to_owned(),
         mtu: 1400,
         started: Instant::now(),
+        configuration: "/etc/lostlove/server.toml".into(),
         public_key: PublicKey::from_bytes([3; 32]),
         addresses: Vec::new(),
         listen: Vec::new(),
