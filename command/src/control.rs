@@ -157,17 +157,13 @@ pub fn find_all(name: Option<&str>) -> Result<Vec<Connection>, ControlError> {
     find_here(name)?.some(name)
 }
 
-/// All daemons of the machine, and by name those that this user may not ask, and why.
+/// All daemons of the machine, also those that this user may not ask.
 ///
 /// # Errors
 ///
-/// There is none at all, or this user may not look.
-pub fn find_every() -> Result<(Vec<Connection>, Vec<(String, ControlError)>), ControlError> {
-    let found = find_here(None)?;
-    if found.daemons.is_empty() && found.denied.is_empty() {
-        return Err(ControlError::NoDaemon);
-    }
-    Ok((found.daemons, found.denied))
+/// This user may not look.
+pub fn find_every() -> Result<Found, ControlError> {
+    find_here(None)
 }
 
 fn find_here(name: Option<&str>) -> Result<Found, ControlError> {
@@ -176,10 +172,11 @@ fn find_here(name: Option<&str>) -> Result<Found, ControlError> {
 
 /// What there is.
 #[derive(Debug, Default)]
-struct Found {
-    daemons: Vec<Connection>,
-    /// Those of the name that cannot be asked.
-    denied: Vec<(String, ControlError)>,
+pub struct Found {
+    /// Those that can be asked.
+    pub daemons: Vec<Connection>,
+    /// Those that cannot, by name, and why.
+    pub denied: Vec<(String, ControlError)>,
     /// Those of other names.
     others: Vec<String>,
 }

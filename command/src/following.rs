@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use lostlove_host::args::Exit;
 use lostlove_host::control::protocol::{Body, Reloaded, Request};
 
-use crate::control::{ControlError, RELOAD_PATIENCE, ask_all, find_every};
+use crate::control::{ControlError, Found, RELOAD_PATIENCE, ask_all, find_every};
 
 /// What is to be said, and how the command ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,10 +45,11 @@ fn real_path(config: &Path) -> PathBuf {
 
 /// Asks all daemons, of which each knows what it reads. Those who read something else are left out.
 fn ask(config: &Path) -> Result<Vec<Answer>, ControlError> {
-    let (mut daemons, denied) = match find_every() {
-        Err(ControlError::NoDaemon) => return Ok(Vec::new()),
-        found => found?,
-    };
+    let Found {
+        mut daemons,
+        denied,
+        ..
+    } = find_every()?;
     let said = ask_all(
         &mut daemons,
         &Request::reload_peers(config),
