@@ -389,6 +389,7 @@ mod tests {
     use super::*;
     use crate::testing::{connections, remote};
     use lostlove_core::crypto::Suite;
+    use lostlove_core::peers::{Peers, SharedPeers};
 
     #[test]
     fn a_client_tells_how_far_it_is_and_why_connections_ended() {
@@ -465,6 +466,23 @@ mod tests {
             (CloseReason::Timeout, false),
         ] {
             assert_eq!(refusal(&end).is_some(), expected, "{end}");
+        }
+    }
+
+    #[test]
+    fn a_peer_whose_day_is_over_is_told_as_expired() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("server.toml");
+        crate::setup::first_start(&config).unwrap();
+        let mut settings = lostlove_config::load_server(&config).unwrap();
+        settings.peers[0].expires = Some(Duration::from_secs(10));
+        let now = lostlove_core::time::Instant::ZERO;
+        let peers = Peers::new(&settings.endpoint, settings.peers, &[], now);
+        let peers = SharedPeers::new(peers);
+        for (unix_time, state) in [(9, PeerState::NotConnected), (10, PeerState::Expired)] {
+            peers.with(|peers| peers.expire(Duration::from_secs(unix_time)));
+            let [figures] = peers.figures(|| {}).try_into().unwrap();
+            assert_eq!(peer(figures, None).state, state);
         }
     }
 
