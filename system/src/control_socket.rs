@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
@@ -214,14 +214,25 @@ fn holder_of(path: &Path) -> Option<Holder> {
 /// not look: as many have connected as may wait. Where none listens it is `ConnectionRefused`.
 pub fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    if patience.is_zero() {
-        socket.set_nonblocking(true)?;
-    } else {
-        // It bounds `connect` as well (unix(7) does not say so; Linux always did).
+    let (address, deadline) = (SockAddr::unix(path)?, Instant::now() + patience);
+    loop {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        if rest.is_zero() {
+            socket.set_nonblocking(true)?;
+        } else {
+            // It bounds `connect` as well (unix(7) does not say so; Linux always did).
+            socket.set_write_timeout(Some(rest))?;
+        }
+        match socket.connect(&address) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(()) => break,
+        }
+    }
+    socket.set_nonblocking(false)?;
+    if !patience.is_zero() {
         socket.set_write_timeout(Some(patience))?;
     }
-    socket.connect(&SockAddr::unix(path)?)?;
-    socket.set_nonblocking(false)?;
     Ok(OwnedFd::from(socket).into())
 }
 
@@ -366,8 +377,6 @@ fn groups_of(stream: &UnixStream) -> io::Result<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     #[test]
@@ -431,13 +440,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.1.sock");
         let socket = ControlSocket::open_in(folder.path(), "a.1.sock", getegid().as_raw()).unwrap();
-        let mut waiting = Vec::new();
-        let full = loop {
-            match connect(&path, Duration::ZERO) {
-                Ok(stream) => waiting.push(stream),
-                Err(error) => break error,
-            }
-        };
+        rustix::net::listen(socket.listener(), 0).unwrap();
+        let _waiting = connect(&path, Duration::ZERO).unwrap();
+        let full = connect(&path, Duration::ZERO).unwrap_err();
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
         let patience = Duration::from_millis(50);
         let start = Instant::now();

@@ -236,7 +236,7 @@ fn what_is_done_to_a_peer_is_in_force_when_the_command_ends() {
     let said = operator.tell("remove client1");
     tunnel.server.await_log("the peer was removed");
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
     let expected = "in force from now on: peers removed: client1\n  \
         not touched, for `lostlove reload`: limits";
     assert!(said.contains(expected), "{said}");
@@ -255,13 +255,14 @@ fn what_is_done_to_a_peer_is_in_force_when_the_command_ends() {
     assert_eq!(sessions(&tunnel.server, "phone"), 1);
 
     let begun = Instant::now();
-    for n in 0..10 {
+    // A second for each would be too long.
+    for n in 0..20 {
         let said = operator.tell(&format!("set phone --rate-limit {}", 1_000_000 + n));
         assert!(said.contains("peers altered: phone"), "{said}");
     }
     let took = begun.elapsed();
-    eprintln!("ten changes of a peer, one after the other, took {took:?}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    eprintln!("twenty changes of a peer, one after the other, took {took:?}");
+    assert!(took < Duration::from_secs(15), "{took:?}");
     assert_bad_files_change_nothing(&operator, &tunnel.server, &other);
     assert_eq!(sessions(&tunnel.server, "client0"), 1);
 }
