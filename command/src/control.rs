@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,12 @@ pub const PATIENCE: Duration = Duration::from_secs(7);
 pub const RELOAD_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a daemon may take to accept a connection, while others come, too.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the others are waited for once one has said what was to be known.
+const REST_PATIENCE: Duration = Duration::from_millis(500);
+/// How often somebody who waits for an answer looks whether he is to wait any longer.
+const LOOK: Duration = Duration::from_millis(50);
+/// Bytes of an answer: well more than the status of a server with very many peers has.
+const MAX_ANSWER: usize = 64 << 20;
 
 /// Why a daemon was not asked, or did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +86,7 @@ pub enum ControlError {
     /// It cannot use its configuration.
     #[error("the configuration cannot be used, and nothing has changed\n{0}")]
     BadConfiguration(String),
-    /// It reads another one than was meant.
+    /// It reads other files than were meant.
     #[error("{0}")]
     OtherConfiguration(String),
     /// It refuses.
@@ -163,7 +170,7 @@ pub fn find_all(name: Option<&str>) -> Result<Vec<Connection>, ControlError> {
 ///
 /// This user may not look.
 pub fn find_every() -> Result<Found, ControlError> {
-    find_here(None)
+    find_in(Path::new(FOLDER), &namespace_name(), None, REST_PATIENCE)
 }
 
 fn find_here(name: Option<&str>) -> Result<Found, ControlError> {
@@ -241,14 +248,17 @@ fn find_in(
         );
         name.is_none_or(|name| [called, full].iter().any(|known| known == name))
     };
-    let mut found = Found::default();
-    for place in places {
+    let (wanted, others): (Vec<_>, Vec<_>) = places.into_iter().partition(is_wanted);
+    let mut found = Found {
+        others: others.iter().map(|place| place.name(own)).collect(),
+        ..Found::default()
+    };
+    let connected = at_once(&wanted, |place| {
+        control_socket::connect(&place.path, patience)
+    });
+    for (place, connected) in wanted.into_iter().zip(connected) {
         let name = place.name(own);
-        if !is_wanted(&place) {
-            found.others.push(name);
-            continue;
-        }
-        let stream = match control_socket::connect(&place.path, patience) {
+        let stream = match connected {
             Ok(stream) => Some(BufReader::new(stream)),
             // Left by a dead process.
             Err(error) if is_gone(&error) => continue,
@@ -266,6 +276,23 @@ fn find_in(
         });
     }
     Ok(found)
+}
+
+/// Does the same with each at once, so that one which takes long holds up none of the others.
+fn at_once<T: Send, R: Send>(
+    all: impl IntoIterator<Item = T>,
+    what: impl Fn(T) -> R + Sync,
+) -> Vec<R> {
+    thread::scope(|scope| {
+        let what = &what;
+        let all = all.into_iter();
+        let doing: Vec<_> = all.map(|one| scope.spawn(move || what(one))).collect();
+        let done = doing.into_iter().map(|doing| match doing.join() {
+            Ok(result) => result,
+            Err(panic) => resume_unwind(panic),
+        });
+        done.collect()
+    })
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -297,15 +324,10 @@ impl Connection {
             Request::Reload { .. } => RELOAD_PATIENCE,
             _ => PATIENCE,
         };
-        self.ask_within(request, patience)
+        self.ask_until(request, &Deadline::after(patience))
     }
 
-    fn ask_within(
-        &mut self,
-        request: &Request,
-        patience: Duration,
-    ) -> Result<(String, Body), ControlError> {
-        let deadline = Instant::now() + patience;
+    fn ask_until(&mut self, request: &Request, deadline: &Deadline) -> Said {
         let line = match &mut self.stream {
             Some(stream) => write_request(stream.get_mut(), request)
                 .and_then(|()| read_answer(stream, deadline)),
@@ -327,25 +349,49 @@ impl Connection {
     }
 }
 
+/// What a daemon has said: a line, and what it means.
+pub type Said = Result<(String, Body), ControlError>;
+
 /// Asks all daemons at once, so that one which hangs holds up none of the others, and none for longer
 /// than `patience`. What each has said, in their order.
-pub fn ask_all(
+pub fn ask_all(daemons: &mut [Connection], request: &Request, patience: Duration) -> Vec<Said> {
+    ask_until(daemons, request, patience, |_| false)
+}
+
+/// The same, but once one has said what is enough, the others are hardly waited for.
+pub fn ask_until(
     daemons: &mut [Connection],
     request: &Request,
     patience: Duration,
-) -> Vec<Result<(String, Body), ControlError>> {
-    thread::scope(|scope| {
-        let ask = |daemon: &'_ mut Connection| daemon.ask_within(request, patience);
-        let asking: Vec<_> = daemons
-            .iter_mut()
-            .map(|daemon| scope.spawn(move || ask(daemon)))
-            .collect();
-        let answers = asking.into_iter().map(|asking| match asking.join() {
-            Ok(answer) => answer,
-            Err(panic) => resume_unwind(panic),
-        });
-        answers.collect()
+    is_enough: impl Fn(&Said) -> bool + Sync,
+) -> Vec<Said> {
+    let deadline = Deadline::after(patience);
+    at_once(daemons, |daemon| {
+        let said = daemon.ask_until(request, &deadline);
+        if is_enough(&said) {
+            deadline.bring_forward(REST_PATIENCE);
+        }
+        said
     })
+}
+
+/// Until when an answer is waited for. It can come nearer meanwhile.
+struct Deadline(Mutex<Instant>);
+
+impl Deadline {
+    fn after(patience: Duration) -> Self {
+        Self(Mutex::new(Instant::now() + patience))
+    }
+
+    fn bring_forward(&self, patience: Duration) {
+        let mut at = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *at = (*at).min(Instant::now() + patience);
+    }
+
+    fn rest(&self) -> Duration {
+        let at = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        at.saturating_duration_since(Instant::now())
+    }
 }
 
 fn write_request(stream: &mut UnixStream, request: &Request) -> io::Result<()> {
@@ -355,42 +401,65 @@ fn write_request(stream: &mut UnixStream, request: &Request) -> io::Result<()> {
 }
 
 /// Reads a line until `deadline`.
-fn read_answer(stream: &mut BufReader<UnixStream>, deadline: Instant) -> io::Result<String> {
+fn read_answer(stream: &mut BufReader<UnixStream>, deadline: &Deadline) -> io::Result<String> {
+    use io::ErrorKind::{Interrupted, InvalidData, WouldBlock};
     let mut line = Vec::new();
     loop {
-        let rest = deadline.saturating_duration_since(Instant::now());
+        let rest = deadline.rest();
         if rest.is_zero() {
-            return Err(io::ErrorKind::WouldBlock.into());
+            return Err(WouldBlock.into());
         }
-        stream.get_ref().set_read_timeout(Some(rest))?;
-        let read = stream.fill_buf()?;
+        stream.get_ref().set_read_timeout(Some(rest.min(LOOK)))?;
+        let read = match stream.fill_buf() {
+            Ok(read) => read,
+            Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => continue,
+            Err(error) => return Err(error),
+        };
         let end = read.iter().position(|byte| *byte == b'\n');
         let len = end.map_or(read.len(), |end| end + 1);
         if len == 0 {
             return Err(io::Error::other("it has ended"));
         }
+        if line.len() + len > MAX_ANSWER {
+            let what = format!("expected an answer of at most {MAX_ANSWER} bytes");
+            return Err(io::Error::new(InvalidData, what));
+        }
         line.extend(read.iter().take(len));
         stream.consume(len);
         if end.is_some() {
             let text = String::from_utf8(line);
-            return text.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+            return text.map_err(|error| io::Error::new(InvalidData, error));
         }
     }
+}
+
+/// What a daemon has said, for a terminal: nothing but text, in lines.
+pub(crate) fn plain(text: &str) -> String {
+    let is_harmless = |char: char| char == '\n' || !char.is_control();
+    text.chars()
+        .flat_map(|char| {
+            let escaped = (!is_harmless(char)).then(|| char.escape_default());
+            let kept = is_harmless(char).then_some(char);
+            escaped.into_iter().flatten().chain(kept)
+        })
+        .collect()
 }
 
 fn understand(line: String) -> Result<(String, Body), ControlError> {
     let answer: Answer =
         serde_json::from_str(&line).map_err(|error| ControlError::Foreign(error.to_string()))?;
     match answer.body {
-        Body::Error(Failure { code, message }) => Err(match code {
-            ErrorCode::UnknownRequest | ErrorCode::UnsupportedVersion => {
-                ControlError::Older(message)
-            }
-            ErrorCode::BadConfiguration => ControlError::BadConfiguration(message),
-            ErrorCode::OtherConfiguration => ControlError::OtherConfiguration(message),
-            _ => ControlError::Refused(message),
-        }),
+        Body::Error(Failure { code, message }) => Err(refusal(code, plain(&message))),
         body => Ok((line, body)),
+    }
+}
+
+fn refusal(code: ErrorCode, message: String) -> ControlError {
+    match code {
+        ErrorCode::UnknownRequest | ErrorCode::UnsupportedVersion => ControlError::Older(message),
+        ErrorCode::BadConfiguration => ControlError::BadConfiguration(message),
+        ErrorCode::OtherConfiguration => ControlError::OtherConfiguration(message),
+        _ => ControlError::Refused(message),
     }
 }
 
@@ -436,7 +505,7 @@ mod tests {
     fn a_daemon_that_hangs_is_named_and_hides_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let listen = |name: &str| UnixListener::bind(folder.path().join(name)).unwrap();
-        let (_hangs, good) = (listen("a.1.sock"), listen("b.1.sock"));
+        let (hangs, good) = (listen("a.1.sock"), listen("b.1.sock"));
         let serve = move || {
             for stream in good.incoming().take(2) {
                 let mut stream = BufReader::new(stream.unwrap());
@@ -462,9 +531,10 @@ mod tests {
             said.starts_with(&format!("{start}process {pid} (")),
             "{said}"
         );
-        let full: Vec<_> =
-            std::iter::from_fn(|| control_socket::connect(&path, short).ok()).collect();
-        assert!(!full.is_empty());
+        // Who has asked it is in its queue still, where there is no more room then.
+        rustix::net::listen(&hangs, 0).unwrap();
+        let full = control_socket::connect(&path, short).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
         assert_eq!(ask(), format!("{start}its process is stopped, or hangs"));
         let found = find_in(folder.path(), "1", Some("a"), short).unwrap();
         let said = only(found.daemons)
@@ -484,11 +554,41 @@ mod tests {
                 thread::sleep(Duration::from_millis(5));
             }
         });
-        let deadline = Instant::now() + Duration::from_millis(100);
-        let error = read_answer(&mut reader, deadline).unwrap_err();
+        let deadline = Deadline::after(Duration::from_millis(100));
+        let error = read_answer(&mut reader, &deadline).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         drop(reader);
         is_over.join().unwrap();
+    }
+
+    #[test]
+    fn who_says_nothing_is_hardly_waited_for_once_another_has_said_it_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let listen = |name: &str| UnixListener::bind(folder.path().join(name)).unwrap();
+        let (_hangs, good) = (listen("a.1.sock"), listen("b.1.sock"));
+        let serving = thread::spawn(move || {
+            let (stream, _) = good.accept().unwrap();
+            let mut stream = BufReader::new(stream);
+            stream.read_line(&mut String::new()).unwrap();
+            let answer = b"{\"version\":1,\"done\":{\"message\":\"fine\"}}\n";
+            stream.get_mut().write_all(answer).unwrap();
+        });
+        let mut found = find_in(folder.path(), "1", None, ACCEPT_PATIENCE).unwrap();
+        let start = Instant::now();
+        let long = Duration::from_secs(30);
+        let said = ask_until(&mut found.daemons, &Request::reload(), long, Result::is_ok);
+        let took = start.elapsed();
+        assert!(took >= REST_PATIENCE && took < long / 2, "{took:?}");
+        assert!(matches!(said[0], Err(ControlError::Silent { .. })));
+        assert!(said[1].is_ok());
+        serving.join().unwrap();
+    }
+
+    #[test]
+    fn what_a_daemon_says_cannot_steer_a_terminal() {
+        let bad = r#"{"version":1,"error":{"code":"bad_configuration","message":"a\u001b[2J\nb"}}"#;
+        let said = understand(bad.to_owned()).unwrap_err().to_string();
+        assert!(said.ends_with("a\\u{1b}[2J\nb"), "{said:?}");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! What becomes of a server that runs when its peers' files have changed.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lostlove_host::args::Exit;
+use lostlove_host::control::files::Files;
 use lostlove_host::control::protocol::{Body, Reloaded, Request};
 
-use crate::control::{ControlError, Found, RELOAD_PATIENCE, ask_all, find_every};
+use crate::control::{ControlError, Found, RELOAD_PATIENCE, Said, ask_until, find_every, plain};
 
 /// What is to be said, and how the command ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,30 +32,21 @@ type Answer = (String, Result<Reloaded, ControlError>);
 
 /// Has the server that reads this configuration follow its peers.
 pub(crate) fn tell_server(config: &Path) -> Told {
-    let real = real_path(config);
-    match ask(&real) {
+    match ask(Files::of(config)) {
         Ok(answers) => judge(&answers, config),
         Err(error) => unsure(&[&error]),
     }
 }
 
-fn real_path(config: &Path) -> PathBuf {
-    let real = config.canonicalize();
-    real.unwrap_or_else(|_| std::path::absolute(config).unwrap_or_else(|_| config.to_owned()))
-}
-
 /// Asks all daemons, of which each knows what it reads. Those who read something else are left out.
-fn ask(config: &Path) -> Result<Vec<Answer>, ControlError> {
+fn ask(files: Files) -> Result<Vec<Answer>, ControlError> {
     let Found {
         mut daemons,
         denied,
         ..
     } = find_every()?;
-    let said = ask_all(
-        &mut daemons,
-        &Request::reload_peers(config),
-        RELOAD_PATIENCE,
-    );
+    let request = Request::reload_peers(files);
+    let said = ask_until(&mut daemons, &request, RELOAD_PATIENCE, has_read);
     let answers = daemons.iter().zip(said).filter_map(|(daemon, said)| {
         let said = match said {
             Err(ControlError::OtherConfiguration(_)) => return None,
@@ -68,28 +60,39 @@ fn ask(config: &Path) -> Result<Vec<Answer>, ControlError> {
     Ok(answers.chain(denied).collect())
 }
 
+/// Whether this one is the one: it has read the files, or tried to.
+const fn has_read(said: &Said) -> bool {
+    matches!(
+        said,
+        Ok((_, Body::Reloaded(_))) | Err(ControlError::BadConfiguration(_))
+    )
+}
+
 /// From what all of them have said.
 fn judge(answers: &[Answer], config: &Path) -> Told {
     // Who has read the file, or tried to, is the one.
     let mut told: Option<Told> = None;
+    let mut errors = Vec::new();
     for (name, said) in answers {
         let one = match said {
             Ok(reloaded) => followed(name, reloaded),
             Err(error @ ControlError::BadConfiguration(_)) => refused(name, error),
-            Err(_) => continue,
+            Err(error) => {
+                errors.push(error);
+                continue;
+            }
         };
         told = Some(match told {
             None => one,
             Some(told) => told.and(one),
         });
     }
-    let errors = answers.iter().filter_map(|(_, said)| said.as_ref().err());
-    let errors: Vec<_> = errors.collect();
     match told {
-        Some(told) => told,
+        Some(told) => told.but_for(&errors),
         None if errors.is_empty() => Told {
             text: format!(
-                "No server with {} runs: it counts when one starts.",
+                "No running server that reads {} was found: it counts when one starts.\n\
+                 One without a control socket follows after SIGHUP.",
                 config.display()
             ),
             exit: Exit::Success,
@@ -110,14 +113,17 @@ fn followed(name: &str, reloaded: &Reloaded) -> Told {
     } else if applied.is_empty() {
         format!("{name}: in force")
     } else {
-        format!("{name}: in force from now on: {}", applied.join("; "))
+        format!(
+            "{name}: in force from now on: {}",
+            plain(&applied.join("; "))
+        )
     };
     for (what, keys) in [
         ("after a restart", needs_restart),
         ("not touched, for `lostlove reload`", waiting),
     ] {
         if !keys.is_empty() {
-            let _ = write!(text, "\n  {what}: {}", keys.join("; "));
+            let _ = write!(text, "\n  {what}: {}", plain(&keys.join("; ")));
         }
     }
     let exit = if is_left_out {
@@ -152,6 +158,18 @@ fn unsure(errors: &[&ControlError]) -> Told {
 }
 
 impl Told {
+    /// What is not known of others, who may read the files as well.
+    fn but_for(mut self, errors: &[&ControlError]) -> Self {
+        if !errors.is_empty() {
+            self.text
+                .push_str("\nIf others read these files as well, they may not have followed:");
+        }
+        for error in errors {
+            let _ = write!(self.text, "\n  {error}");
+        }
+        self
+    }
+
     /// Both, where two servers read one file.
     fn and(self, other: Self) -> Self {
         let exit = match self.exit {
@@ -200,11 +218,14 @@ mod tests {
         let (text, exit) = judged(&[reloaded(&[], &["server.port"], &[])]);
         let expected = "lostlove0: in force\n  after a restart: server.port";
         assert_eq!((text.as_str(), exit), (expected, Exit::Success));
-        // Some other daemon is no matter.
-        assert_eq!(
-            judged(&[silent(), reloaded(&[], &[], &[])]).1,
-            Exit::Success
+        // Some other daemon is no matter, unless it reads the same.
+        let (text, exit) = judged(&[silent(), reloaded(&[], &[], &[])]);
+        assert!(
+            text.starts_with("lostlove0: in force\nIf others read"),
+            "{text}"
         );
+        assert!(text.contains("lostlove1.1.sock does not answer"), "{text}");
+        assert_eq!(exit, Exit::Success);
     }
 
     #[test]
@@ -227,7 +248,7 @@ mod tests {
     fn where_nobody_says_that_he_reads_the_file_those_who_say_nothing_are_named() {
         let (text, exit) = judged(&[]);
         assert!(
-            text.starts_with("No server with /etc/lostlove/server.toml runs"),
+            text.starts_with("No running server that reads /etc/lostlove/server.toml was found"),
             "{text}"
         );
         assert_eq!(exit, Exit::Success);

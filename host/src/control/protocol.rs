@@ -1,11 +1,11 @@
 //! Lines on the control socket: requests, and their answers.
 
-use std::path::Path;
 use std::str::FromStr as _;
 
 use lostlove_config::LogLevel;
 use serde::{Deserialize, Serialize};
 
+use super::files::Files;
 use super::status::Status;
 
 /// The version of what is said on the socket. It grows when something that was said before means
@@ -45,10 +45,9 @@ pub enum Request {
         /// What to follow of it; none for all.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         only: Option<Only>,
-        /// The file that is meant, an absolute path; who reads another one refuses. None for
-        /// whichever the daemon reads.
+        /// What is meant; who reads something else refuses. None for whatever the daemon reads.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        config: Option<String>,
+        files: Option<Files>,
     },
 }
 
@@ -119,16 +118,16 @@ impl Request {
         Self::Reload {
             version: VERSION,
             only: None,
-            config: None,
+            files: None,
         }
     }
 
-    /// A request to the server that reads this file, an absolute path, to follow its peers alone.
-    pub fn reload_peers(config: &Path) -> Self {
+    /// A request to the server that reads these files to follow its peers alone.
+    pub const fn reload_peers(files: Files) -> Self {
         Self::Reload {
             version: VERSION,
             only: Some(Only::Peers),
-            config: Some(config.to_string_lossy().into_owned()),
+            files: Some(files),
         }
     }
 
@@ -284,6 +283,7 @@ pub enum ErrorCode {
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::FileId;
     use super::*;
 
     fn code(line: &str) -> ErrorCode {
@@ -298,7 +298,13 @@ mod tests {
             Request::log_level(Some(LogLevel::Debug)),
             Request::log_level(None),
             Request::reload(),
-            Request::reload_peers(Path::new("/etc/lostlove/server.toml")),
+            Request::reload_peers(Files {
+                config: Some(FileId {
+                    device: 66_306,
+                    inode: u64::MAX,
+                }),
+                peers: None,
+            }),
         ];
         for request in requests {
             let line = serde_json::to_vec(&request).unwrap();

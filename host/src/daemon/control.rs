@@ -4,7 +4,6 @@
 //! in portions as well. What is made of it is the control thread's affair.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -17,6 +16,7 @@ use tracing::info;
 use super::events::PAUSE;
 use super::reload::Scope;
 use super::{Daemon, ReloadOutcome};
+use crate::control::files::Files;
 use crate::control::protocol::{self, Answer, Body, ErrorCode, Failure, Only, Reloaded, Request};
 use crate::control::status::State;
 use crate::control::{
@@ -82,12 +82,10 @@ impl Daemon {
                 Err(failure) => failure.into(),
             },
             Request::LogLevel { level, .. } => set_level(level.as_deref()),
-            Request::Reload { only, config, .. } => {
-                match self.judge_reload(only, config.as_deref()) {
-                    Ok(scope) => return self.reload_for(asker, scope),
-                    Err(failure) => failure.into(),
-                }
-            }
+            Request::Reload { only, files, .. } => match self.judge_reload(only, files) {
+                Ok(scope) => return self.reload_for(asker, scope),
+                Err(failure) => failure.into(),
+            },
         };
         self.control.reply(Reply::To(asker, answer));
     }
@@ -109,13 +107,13 @@ impl Daemon {
     }
 
     /// What of the configuration is to be read, if it is the one that is meant.
-    fn judge_reload(&self, only: Option<Only>, config: Option<&str>) -> Result<Scope, Failure> {
-        let reads = |config: &str| {
+    fn judge_reload(&self, only: Option<Only>, files: Option<Files>) -> Result<Scope, Failure> {
+        let reads = |files: Files| {
             let reloader = self.reloader.as_ref();
-            reloader.is_some_and(|reloader| reloader.reads(Path::new(config)))
+            reloader.is_some_and(|reloader| reloader.reads(&files))
         };
-        if !config.is_none_or(reads) {
-            let what = "this daemon reads another configuration; `lostlove status` names it";
+        if !files.is_none_or(reads) {
+            let what = "this daemon reads other files; `lostlove status` names its configuration";
             return Err(Failure::new(ErrorCode::OtherConfiguration, what));
         }
         match (only, self.role) {

@@ -3,8 +3,8 @@
 
 mod demands;
 mod differences;
+mod stamp;
 
-use std::fs;
 use std::mem;
 use std::path::{self, Path, PathBuf};
 use std::time::Instant;
@@ -14,13 +14,15 @@ use lostlove_core::config::{Peer, ServerConfig};
 use lostlove_core::peers::{Replaced, SharedPeers};
 use lostlove_core::time;
 use lostlove_system::limits::raise_descriptor_limit;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::demands::Demands;
 pub(super) use self::demands::Scope;
 use self::differences::Differences;
+pub(super) use self::stamp::Stamp;
 use super::Daemon;
 use crate::control::Asker;
+use crate::control::files::Files;
 use crate::log;
 use crate::mailbox::Order;
 
@@ -46,6 +48,8 @@ pub struct Reloader {
     config: PathBuf,
     in_force: InForce,
     demands: Demands,
+    /// Of a server's files, as of before they were read at the start.
+    stamp: Option<Stamp>,
 }
 
 /// Without peers, which are where they belong.
@@ -56,22 +60,24 @@ enum InForce {
 }
 
 impl Reloader {
-    /// For a server that has started with these settings.
-    pub fn server(config: PathBuf, mut settings: ServerSettings) -> Self {
+    /// For a server that has started with these settings, of files that were as the stamp says before
+    /// they were read.
+    pub(super) fn server(config: PathBuf, mut settings: ServerSettings, stamp: Stamp) -> Self {
         settings.peers = Vec::new();
-        Self::new(config, InForce::Server(Box::new(settings)))
+        Self::new(config, InForce::Server(Box::new(settings)), Some(stamp))
     }
 
     /// For a client that has started with these settings.
     pub fn client(config: PathBuf, settings: ClientSettings) -> Self {
-        Self::new(config, InForce::Client(Box::new(settings)))
+        Self::new(config, InForce::Client(Box::new(settings)), None)
     }
 
-    fn new(config: PathBuf, in_force: InForce) -> Self {
+    fn new(config: PathBuf, in_force: InForce, stamp: Option<Stamp>) -> Self {
         Self {
             config: path::absolute(&config).unwrap_or(config),
             in_force,
             demands: Demands::default(),
+            stamp,
         }
     }
 
@@ -80,10 +86,22 @@ impl Reloader {
         &self.config
     }
 
-    /// Whether this is the file that is read; both may be reached by links.
-    pub(super) fn reads(&self, config: &Path) -> bool {
-        let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        real(&self.config) == real(config)
+    /// Whether these are what is read.
+    pub(super) fn reads(&self, files: &Files) -> bool {
+        files.are(&Files::of(&self.config))
+    }
+
+    /// From now on whoever changes the files can say so. What was changed since they were read at the
+    /// start, when nobody could, is to be read, too: all of it if somebody has asked for that.
+    pub(super) fn begin(&mut self, is_all_wanted: bool, now: Instant) {
+        if is_all_wanted {
+            self.demand(now);
+        } else if self
+            .stamp
+            .is_some_and(|stamp| stamp != Stamp::of(&self.config))
+        {
+            self.demands.make(Scope::Peers, None, now);
+        }
     }
 
     /// When it is to be read.
@@ -133,10 +151,11 @@ impl Daemon {
         reloader.demands.note_read(scope, began, Instant::now());
         let config = reloader.config.display().to_string();
         self.reloader = Some(reloader);
-        self.metrics.note_reload(result.is_ok());
+        let is_followed = result.as_ref().is_ok_and(|it| it.waiting.is_empty());
+        self.metrics.note_reload(result.is_ok(), is_followed);
         match result {
             Ok(outcome) => {
-                tell(&config, &outcome);
+                tell(&config, scope, &outcome);
                 outcome
             }
             Err(problem) => {
@@ -164,11 +183,15 @@ impl Daemon {
         match &mut reloader.in_force {
             InForce::Server(known) => {
                 let settings = lostlove_config::load_server(&reloader.config)?;
-                warn_of(&settings.warnings);
-                Ok(match scope {
+                let warnings = settings.warnings.clone();
+                let outcome = match scope {
                     Scope::All => self.follow_server(known, settings),
                     Scope::Peers => self.follow_peers_alone(known, settings),
-                })
+                };
+                if is_news(scope, &outcome) {
+                    warn_of(&warnings);
+                }
+                Ok(outcome)
             }
             InForce::Client(known) => {
                 let settings = lostlove_config::load_client(&reloader.config)?;
@@ -307,23 +330,37 @@ fn warn_of(warnings: &[String]) {
     }
 }
 
-fn tell(config: &str, outcome: &ReloadOutcome) {
+/// Whether the log is to tell of it. Whoever wants the peers followed is told himself, and may ask often.
+fn is_news(scope: Scope, outcome: &ReloadOutcome) -> bool {
+    scope == Scope::All || !outcome.applied.is_empty()
+}
+
+fn tell(config: &str, scope: Scope, outcome: &ReloadOutcome) {
     let list = |names: &[String]| (!names.is_empty()).then(|| names.join("; "));
     let applied = list(&outcome.applied);
     let needs_restart = list(&outcome.needs_restart);
-    if let Some(waiting) = list(&outcome.waiting) {
+    let waiting = list(&outcome.waiting);
+    if !is_news(scope, outcome) {
+        debug!(
+            config,
+            needs_restart, waiting, "the peers were read again, and none has changed"
+        );
+    } else if needs_restart.is_some() {
+        warn!(
+            config,
+            applied,
+            waiting,
+            needs_restart,
+            "the configuration was read again; some of it needs a restart"
+        );
+    } else if waiting.is_some() {
         info!(config, applied, waiting, "the peers were read again");
-    } else if applied.is_none() && needs_restart.is_none() {
+    } else if applied.is_some() {
+        info!(config, applied, "the configuration was read again");
+    } else {
         info!(
             config,
             "the configuration was read again, and nothing has changed"
-        );
-    } else if needs_restart.is_none() {
-        info!(config, applied, "the configuration was read again");
-    } else {
-        warn!(
-            config,
-            applied, needs_restart, "the configuration was read again; some of it needs a restart"
         );
     }
 }
@@ -361,6 +398,37 @@ mod tests {
         );
         let said = follow_peers(&peers, &settings.endpoint, Some(Vec::new()), now);
         assert_eq!(said, ["peers removed: client1"]);
+    }
+
+    /// A command may come before the server has a socket, and after it has read its files.
+    #[test]
+    fn what_is_changed_while_a_server_starts_is_read_once_it_can_be_told() {
+        let (_folder, config, settings) = settings();
+        let now = Instant::now();
+        let start = || {
+            let stamp = Stamp::of(&config);
+            Reloader::server(config.clone(), settings.clone(), stamp)
+        };
+        let mut unchanged = start();
+        unchanged.begin(false, now);
+        assert_eq!(unchanged.poll_timeout(), None);
+        unchanged.begin(true, now);
+        let all = unchanged.demands.take_due(now, false);
+        assert_eq!(all, Some((Scope::All, Vec::new())));
+
+        let mut changed = start();
+        let peer = config.with_file_name("peers.d/client1.toml");
+        std::fs::rename(&peer, peer.with_file_name("other.toml")).unwrap();
+        changed.begin(false, now);
+        let peers = changed.demands.take_due(now, false);
+        assert_eq!(peers, Some((Scope::Peers, Vec::new())));
+
+        let mut changed = start();
+        let draft = config.with_extension("new");
+        std::fs::copy(&config, &draft).unwrap();
+        std::fs::rename(&draft, &config).unwrap();
+        changed.begin(false, now);
+        assert_eq!(changed.poll_timeout(), Some(now));
     }
 
     #[test]

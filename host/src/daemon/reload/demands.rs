@@ -9,8 +9,10 @@ use crate::control::Asker;
 const APART: Duration = Duration::from_secs(1);
 /// After a reload for the peers alone, the next one waits this many times as long as that has taken, so
 /// that a script which changes many peers, one after the other, is not held up, and not much of this
-/// thread's time goes into it either.
+/// thread's time goes into it either; [`APART`] at most.
 const PEERS_APART: u32 = 4;
+/// And so long at least, however quick it was.
+const PEERS_PAUSE: Duration = Duration::from_millis(25);
 
 /// What of the configuration is to be followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +94,7 @@ impl Demands {
     /// It was read.
     pub(super) fn note_read(&mut self, scope: Scope, began: Instant, ended: Instant) {
         let cost = ended.saturating_duration_since(began);
-        let pause = cost.saturating_mul(PEERS_APART).min(APART);
+        let pause = cost.saturating_mul(PEERS_APART).clamp(PEERS_PAUSE, APART);
         self.peers.earliest = Some(ended + pause);
         if scope == Scope::All {
             self.all.earliest = Some(ended + APART);
@@ -167,10 +169,14 @@ mod tests {
     }
 
     #[test]
-    fn reloads_for_peers_take_a_fifth_of_the_time_at_most_and_wait_no_longer_than_a_second() {
+    fn reloads_for_peers_pause_four_times_as_long_as_one_takes_and_a_second_at_most() {
         let mut demands = Demands::default();
         let start = Instant::now();
-        for (cost, pause) in [(MILLI * 10, MILLI * 40), (APART, APART)] {
+        for (cost, pause) in [
+            (Duration::ZERO, PEERS_PAUSE),
+            (MILLI * 10, MILLI * 40),
+            (APART, APART),
+        ] {
             demands.note_read(Scope::Peers, start, start + cost);
             demands.make(Scope::Peers, Some(Asker(1)), start + cost);
             demands.make(Scope::Peers, Some(Asker(2)), start + cost + MILLI);
@@ -191,7 +197,7 @@ mod tests {
         // The next whole one has to wait, and keeps nobody else waiting.
         demands.make(Scope::All, Some(Asker(3)), start);
         demands.make(Scope::Peers, Some(Asker(4)), start);
-        let told = read(&mut demands, start, MILLI);
+        let told = read(&mut demands, start + PEERS_PAUSE, MILLI);
         assert_eq!(told, Some((Scope::Peers, vec![Asker(4)])));
         demands.make(Scope::Peers, Some(Asker(5)), start + MILLI);
         let told = demands.take_due(start + APART, false);
