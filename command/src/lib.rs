@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 pub mod control;
 pub mod demo;
 pub mod doctor;
+mod following;
 pub mod keys;
 pub mod peer;
 pub mod status;

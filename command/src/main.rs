@@ -61,12 +61,14 @@ fn run(command: Command) -> ExitCode {
     let result = match command {
         Command::Genkey => {
             warn_if_exposed();
-            keys::genkey(&mut io::stdout())
+            keys::genkey(&mut io::stdout()).map(|()| Exit::Success)
         }
-        Command::Pubkey => keys::pubkey(&mut io::stdin(), &mut io::stdout()),
+        Command::Pubkey => {
+            keys::pubkey(&mut io::stdin(), &mut io::stdout()).map(|()| Exit::Success)
+        }
         Command::Genpsk => {
             warn_if_exposed();
-            keys::genpsk(&mut io::stdout())
+            keys::genpsk(&mut io::stdout()).map(|()| Exit::Success)
         }
         Command::AddPeer(args) => peer::run(PeerCommand::Add(args)),
         Command::Peer(command) => peer::run(command),
@@ -78,7 +80,7 @@ fn run(command: Command) -> ExitCode {
         Command::Demo(options) => return demo::run(&options),
     };
     match result {
-        Ok(()) => Exit::Success.into(),
+        Ok(exit) => exit.into(),
         // As of any filter whose reader has gone, who wants to know no more.
         Err(SetupError::Io { source, .. })
             if is_filter && source.kind() == io::ErrorKind::BrokenPipe =>

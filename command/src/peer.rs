@@ -10,18 +10,19 @@ use clap::{Args, Subcommand};
 use lostlove_config::write::PeerValue;
 use lostlove_config::{Expiry, Routes, ServerAddress, peer_path};
 use lostlove_core::config::Role;
-use lostlove_host::args;
+use lostlove_host::args::{self, Exit};
 use lostlove_host::setup::{self, AddPeer, AddedPeer, ListedPeer, Remembered, SetupError};
 
+use crate::following::{Told, tell_server};
 use crate::{say, warn_if_exposed};
 
-/// What to do with a server's clients.
+/// What to do with a server's clients. The server that runs follows at once.
 #[derive(Subcommand)]
 pub enum PeerCommand {
-    /// Add a client to a server and write the client's profile
+    /// Add a client to a server, which lets it in at once, and write the client's profile
     Add(AddPeerArgs),
     /// Remove a client: its session ends, and its key is refused
-    Remove(NamedPeer),
+    Remove(RemovePeerArgs),
     /// List all clients
     List(ServerConfig),
     /// Limit a client, or let it connect for longer
@@ -36,13 +37,36 @@ pub struct ServerConfig {
     config: PathBuf,
 }
 
-/// A client of a server.
+/// Whether a server that runs is told.
 #[derive(Args)]
-pub struct NamedPeer {
+pub struct Following {
+    /// Only write the file: a server that runs follows after `lostlove reload`
+    #[arg(long)]
+    no_reload: bool,
+}
+
+impl Following {
+    /// Has the server follow, and says what has come of it.
+    fn tell(&self, config: &Path) -> Exit {
+        let told = if self.no_reload {
+            Told::nobody()
+        } else {
+            tell_server(config)
+        };
+        say(&told.text);
+        told.exit
+    }
+}
+
+/// A client to remove.
+#[derive(Args)]
+pub struct RemovePeerArgs {
     /// Name of the client
     name: String,
     #[command(flatten)]
     server: ServerConfig,
+    #[command(flatten)]
+    following: Following,
 }
 
 /// A client to add.
@@ -72,6 +96,8 @@ pub struct AddPeerArgs {
     /// Last day (UTC) on which it may connect, or a moment such as 2027-01-31T18:00:00Z
     #[arg(long, value_name = "DATE")]
     expires: Option<Expiry>,
+    #[command(flatten)]
+    following: Following,
 }
 
 /// What to set for a client.
@@ -88,6 +114,8 @@ pub struct SetPeerArgs {
     /// Last day (UTC) on which it may connect, or a moment such as 2027-01-31T18:00:00Z, or `none`
     #[arg(long, value_name = "DATE")]
     expires: Option<OrNone<Expiry>>,
+    #[command(flatten)]
+    following: Following,
 }
 
 /// A value, or `none`.
@@ -109,26 +137,27 @@ fn default_config() -> &'static OsStr {
     args::default_config(Role::Server).as_os_str()
 }
 
-/// Does it, and tells the operator what is to be done next.
+/// Does it, has the server that runs follow, and tells the operator what has come of that. How the
+/// command ends where the files are as he wants them.
 ///
 /// # Errors
 ///
 /// When a file is wrong or cannot be written, a name is taken or unknown, or a peer is written by hand.
-pub fn run(command: PeerCommand) -> Result<(), SetupError> {
+pub fn run(command: PeerCommand) -> Result<Exit, SetupError> {
     match command {
         PeerCommand::Add(args) => add(args),
         PeerCommand::Remove(args) => {
-            setup::remove_peer(&args.server.config, &args.name)?;
+            let config = &args.server.config;
+            setup::remove_peer(config, &args.name)?;
             say(&format!("Removed {}.", args.name));
-            tell_server();
-            Ok(())
+            Ok(args.following.tell(config))
         }
-        PeerCommand::List(server) => list(&server.config),
+        PeerCommand::List(server) => list(&server.config).map(|()| Exit::Success),
         PeerCommand::Set(args) => set(&args),
     }
 }
 
-fn add(args: AddPeerArgs) -> Result<(), SetupError> {
+fn add(args: AddPeerArgs) -> Result<Exit, SetupError> {
     if args.output.is_none() {
         warn_if_exposed();
     }
@@ -157,18 +186,17 @@ fn add(args: AddPeerArgs) -> Result<(), SetupError> {
     if let Some(remark) = remark(&added) {
         say(&remark);
     }
-    tell_server();
-    Ok(())
+    Ok(args.following.tell(&request.config))
 }
 
-fn set(args: &SetPeerArgs) -> Result<(), SetupError> {
+fn set(args: &SetPeerArgs) -> Result<Exit, SetupError> {
+    let config = &args.server.config;
     let rate_limit = args.rate_limit.map(|rate| PeerValue::RateLimit(rate.0));
     let expires = args.expires.map(|expires| PeerValue::Expires(expires.0));
     let values: Vec<_> = rate_limit.into_iter().chain(expires).collect();
-    setup::set_peer(&args.server.config, &args.name, &values)?;
+    setup::set_peer(config, &args.name, &values)?;
     say(&format!("Changed {}.", args.name));
-    tell_server();
-    Ok(())
+    Ok(args.following.tell(config))
 }
 
 fn list(config: &Path) -> Result<(), SetupError> {
@@ -267,11 +295,6 @@ fn remark(added: &AddedPeer) -> Option<String> {
              [server]\npublic_address = \"{server}\""
         )),
     }
-}
-
-/// How a server that runs hears of it.
-fn tell_server() {
-    say("A server that runs follows when it reads its files again: `sudo lostlove reload`.");
 }
 
 #[cfg(test)]

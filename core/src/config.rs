@@ -268,8 +268,9 @@ pub struct Limits {
     /// Time from accepting or opening a connection to an authenticated session.
     pub handshake_timeout: Duration,
     /// Interval of KeepAlives, which also measure the round trip. A server's go out while packets flow,
-    /// or when nothing was heard for a third of `connection_timeout`. May be shorter by a twentieth, so
-    /// that many sessions wake an event loop together.
+    /// or when nothing was heard for a third of `connection_timeout`. At most two thirds of that, whatever
+    /// is said here: the rest is for the answer. May be shorter by a twentieth, so that many sessions wake
+    /// an event loop together.
     pub keepalive_interval: Duration,
     /// Silence after which a session is dead.
     pub connection_timeout: Duration,
@@ -307,6 +308,26 @@ impl Default for Limits {
             drain_timeout: Duration::from_secs(2),
             return_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+impl Limits {
+    /// How long a peer may have been silent when it is asked whether it lives, at the latest. A third of
+    /// the time after which it is dead is left for the answer.
+    fn longest_unasked(&self) -> Duration {
+        self.connection_timeout - self.connection_timeout / 3
+    }
+
+    /// Time from one moment at which a KeepAlive may go out to the next.
+    pub(crate) fn keepalive_every(&self) -> Duration {
+        self.keepalive_interval.min(self.longest_unasked())
+    }
+
+    /// Silence of an idle client for which a server asks, at the first such moment: a third of the time
+    /// after which it is dead, or less where the next moment would be too late.
+    pub(crate) fn silence_to_ask(&self) -> Duration {
+        let rest = self.longest_unasked() - self.keepalive_every();
+        rest.min(self.connection_timeout / 3)
     }
 }
 

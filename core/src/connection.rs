@@ -9,6 +9,7 @@ use crate::error::HandshakeError;
 use crate::event::CloseReason;
 use crate::handshake::Initiator;
 use crate::outbox::Outbox;
+use crate::peers::PeerId;
 use crate::session::lane::Lane;
 use crate::session::{Agreed, SessionId};
 use crate::time::Instant;
@@ -28,6 +29,9 @@ pub(crate) struct Connection {
     pub(crate) outbox: Outbox,
     pub(crate) opened_at: Instant,
     pub(crate) last_received: Instant,
+    /// Whose key it was in a hello that is refused for what is known of that peer. Anybody may have
+    /// recorded the hello.
+    pub(crate) claimed: Option<PeerId>,
     /// The entry in the endpoint's ordered deadlines.
     pub(crate) armed_for: Option<Instant>,
     /// Set while the connection stands in the endpoint's transmit list.
@@ -85,6 +89,7 @@ impl Connection {
             outbox: Outbox::new(),
             opened_at: now,
             last_received: now,
+            claimed: None,
             armed_for: None,
             is_listed: false,
         }

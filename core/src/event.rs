@@ -127,6 +127,8 @@ pub enum Event {
         id: ConnectionId,
         /// The other end of the TCP connection.
         remote: SocketAddr,
+        /// The configured name of whoever's key it was, where that is why; it is not proved.
+        peer: Option<String>,
         /// Why.
         error: HandshakeError,
     },

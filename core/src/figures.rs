@@ -60,6 +60,8 @@ pub struct PeerFigures {
     pub fixed: [Option<IpAddr>; 2],
     /// The limit on what it may send and receive, in bytes per second.
     pub rate_limit: Option<u64>,
+    /// Whether the day is over until which it may connect.
+    pub is_expired: bool,
     /// What is counted of it.
     pub stats: PeerStats,
 }

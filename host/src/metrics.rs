@@ -133,10 +133,11 @@ impl Metrics {
         }
     }
 
-    /// The configuration has been read once more; whether it could be used.
-    pub fn note_reload(&self, is_successful: bool) {
+    /// The configuration has been read once more: whether it could be used, and all was followed that a
+    /// daemon which runs can follow.
+    pub fn note_reload(&self, is_successful: bool, is_followed: bool) {
         if let Some(server) = &self.server {
-            server.shared.reloads.note(is_successful);
+            server.shared.reloads.note(is_successful, is_followed);
         }
     }
 

@@ -52,7 +52,12 @@ pub fn report(role: Role, event: &Event) {
             session,
             reason,
         } => debug!(%peer, %session, %reason, "session ended"),
-        Event::Rejected { remote, error, .. } => handshake_failed(*remote, *error),
+        Event::Rejected {
+            remote,
+            peer,
+            error,
+            ..
+        } => handshake_failed(*remote, peer.as_deref(), *error),
         Event::Crowded { evicted } => warn!(
             evicted,
             "no more room for connections that have not authenticated (limits.max_handshakes): \
@@ -153,7 +158,7 @@ const fn has_session_ended(reason: &CloseReason) -> bool {
 
 /// On a server, when it happens: the connection of a stranger who is told nothing stays open until
 /// its deadline.
-fn handshake_failed(remote: SocketAddr, error: HandshakeError) {
+fn handshake_failed(remote: SocketAddr, peer: Option<&str>, error: HandshakeError) {
     match handshake_severity(error) {
         Severity::Settings => {
             error!(%remote, reason = %CloseReason::Handshake(error), "connection rejected");
@@ -161,7 +166,7 @@ fn handshake_failed(remote: SocketAddr, error: HandshakeError) {
         Severity::Fault => {
             warn!(%remote, reason = %CloseReason::Handshake(error), "connection rejected");
         }
-        Severity::Rejection => rejected(remote, &CloseReason::Handshake(error)),
+        Severity::Rejection => rejected(remote, peer, &CloseReason::Handshake(error)),
         // Its connection's end says it.
         Severity::Stranger => {}
     }
@@ -247,20 +252,20 @@ const fn handshake_severity(error: HandshakeError) -> Severity {
     }
 }
 
-fn rejected(remote: SocketAddr, reason: &CloseReason) {
+fn rejected(remote: SocketAddr, peer: Option<&str>, reason: &CloseReason) {
     static WINDOW: Mutex<Window> = Mutex::new(Window::new());
     let admission = match WINDOW.lock() {
         Ok(mut window) => window.admit(Instant::now()),
         Err(_) => Admission::Admitted { suppressed: 0 },
     };
     let Admission::Admitted { suppressed } = admission else {
-        debug!(%remote, %reason, "connection rejected");
+        debug!(peer, %remote, %reason, "connection rejected");
         return;
     };
     if suppressed > 0 {
         info!(suppressed, "more connections were rejected");
     }
-    info!(%remote, %reason, "connection rejected");
+    info!(peer, %remote, %reason, "connection rejected");
 }
 
 /// Lets a few lines through in each stretch of time, so that strangers cannot fill a disk.
@@ -408,7 +413,7 @@ mod tests {
     fn a_client_that_is_not_let_in_is_named_when_it_happens_and_once() {
         let text = capture(|| {
             for error in [HandshakeError::UnknownPeer, HandshakeError::NotLlp] {
-                handshake_failed(remote(), error);
+                handshake_failed(remote(), None, error);
                 closed(Role::Server, remote(), None, &CloseReason::Handshake(error));
             }
         });
@@ -424,6 +429,17 @@ mod tests {
     }
 
     #[test]
+    fn who_has_expired_and_comes_back_is_named() {
+        let error = HandshakeError::Expired;
+        let text = capture(|| handshake_failed(remote(), Some("laptop"), error));
+        assert_eq!(
+            text,
+            "<6> INFO connection rejected peer=laptop remote=192.0.2.1:8443 \
+             reason=\"handshake failed: the peer has expired\"\n"
+        );
+    }
+
+    #[test]
     fn what_cannot_be_granted_is_an_error_that_names_the_key() {
         for (error, key) in [
             (HandshakeError::PushedDns, "network.dns has more than 8"),
@@ -433,7 +449,7 @@ mod tests {
             ),
             (HandshakeError::Ungrantable, "network.mtu"),
         ] {
-            let text = capture(|| handshake_failed(remote(), error));
+            let text = capture(|| handshake_failed(remote(), None, error));
             assert!(text.starts_with("<3>ERROR connection rejected"), "{text}");
             assert!(text.contains(key), "{text}");
         }

@@ -14,6 +14,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
@@ -194,7 +195,7 @@ pub fn holder(tun: &str) -> Option<Holder> {
 
 /// Who listens at a path, if anybody does.
 fn holder_of(path: &Path) -> Option<Holder> {
-    match connect(path) {
+    match connect(path, Duration::ZERO) {
         Ok(stream) => Holder::of(&stream).ok(),
         // So many wait for an answer that no more may: it listens, and does not look.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(Holder {
@@ -205,16 +206,34 @@ fn holder_of(path: &Path) -> Option<Holder> {
     }
 }
 
-/// Connects without waiting for a daemon that hangs. The stream is non-blocking.
+/// Connects to a daemon, and waits for one that takes no connections for `patience` at most; not at all
+/// for no time. What is written later waits as long.
 ///
 /// # Errors
 ///
-/// The system's answer; [`io::ErrorKind::WouldBlock`] where so many wait for a daemon that does not
-/// look that no more may.
-pub fn connect(path: &Path) -> io::Result<UnixStream> {
+/// The system's answer. [`WouldBlock`](io::ErrorKind::WouldBlock) is of a process that listens and does
+/// not look: as many have connected as may wait. Where none listens it is `ConnectionRefused`.
+pub fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&SockAddr::unix(path)?)?;
+    let (address, deadline) = (SockAddr::unix(path)?, Instant::now() + patience);
+    loop {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        if rest.is_zero() {
+            socket.set_nonblocking(true)?;
+        } else {
+            // It bounds `connect` as well (unix(7) does not say so; Linux always did).
+            socket.set_write_timeout(Some(rest))?;
+        }
+        match socket.connect(&address) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(()) => break,
+        }
+    }
+    socket.set_nonblocking(false)?;
+    if !patience.is_zero() {
+        socket.set_write_timeout(Some(patience))?;
+    }
     Ok(OwnedFd::from(socket).into())
 }
 
@@ -230,7 +249,7 @@ fn remove_dead(folder: &Path) -> io::Result<()> {
         let path = entry?.path();
         let is_socket = path.to_str().is_some_and(|path| path.ends_with(SUFFIX));
         let is_dead = || {
-            let connected = connect(&path);
+            let connected = connect(&path, Duration::ZERO);
             connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
         };
         if is_socket && is_dead() {
@@ -468,14 +487,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.1.sock");
         let socket = ControlSocket::open_in(folder.path(), "a.1.sock", getegid().as_raw()).unwrap();
-        let mut waiting = Vec::new();
-        let full = loop {
-            match connect(&path) {
-                Ok(stream) => waiting.push(stream),
-                Err(error) => break error,
-            }
-        };
+        rustix::net::listen(socket.listener(), 0).unwrap();
+        let _waiting = connect(&path, Duration::ZERO).unwrap();
+        let full = connect(&path, Duration::ZERO).unwrap_err();
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let patience = Duration::from_millis(50);
+        let start = Instant::now();
+        let full = connect(&path, patience).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        assert!(start.elapsed() >= patience / 2);
         remove_dead(folder.path()).unwrap();
         assert_eq!(holder_of(&path).unwrap().to_string(), "another process");
         assert!(socket.path().exists());

@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use lostlove_command::demo::ping::Pinger;
 use lostlove_core::crypto::SecretKey;
-use lostlove_tests::lab::{SERVER_V4, Tunnel, write_secret};
+use lostlove_tests::lab::{PORT, SERVER_V4, Tunnel, wire_v4, write_secret};
 use lostlove_tests::programs::program;
 use lostlove_tests::traffic::Stream;
-use lostlove_tests::{Daemon, Host, Lab, await_true};
+use lostlove_tests::{Daemon, Driver, Host, Lab, await_true};
 use rustix::process::Signal;
 
 /// Between two pings.
@@ -96,12 +96,18 @@ impl<'a> Operator<'a> {
         write_secret(&path, &text);
     }
 
-    /// Runs `lostlove peer`.
+    /// Runs `lostlove peer`, of which the server hears later.
     fn run(&self, arguments: &str) {
+        self.tell(&format!("{arguments} --no-reload"));
+    }
+
+    /// Runs `lostlove peer`, and returns what it says.
+    fn tell(&self, arguments: &str) -> String {
         let config = self.config.display();
         let arguments = format!("peer {arguments} --config {config}");
         let output = self.lab.server.output(&lostlove(), &arguments);
         assert!(output.status.success(), "{arguments}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
     }
 
     /// Has the server read its files again, and waits for what it says.
@@ -215,6 +221,66 @@ fn a_removed_a_rekeyed_and_an_expired_client_is_out_at_once_and_comes_back() {
     restart_client(&lab, &mut tunnel);
     await_true("it is renewed", || sessions(&tunnel.server, "client1") == 4);
     assert_eq!(sessions(&tunnel.server, "client0"), 1);
+}
+
+/// Also while somebody is at work on the server's own file.
+#[test]
+fn what_is_done_to_a_peer_is_in_force_when_the_command_ends() {
+    let Some(lab) = Lab::new(2) else { return };
+    let (operator, mut tunnel) = Operator::start(&lab);
+    let good = fs::read_to_string(&operator.config).unwrap();
+    let other = format!("{good}\n[limits]\ndrain_timeout = 7\n");
+    write_secret(&operator.config, &other);
+
+    let begun = Instant::now();
+    let said = operator.tell("remove client1");
+    tunnel.server.await_log("the peer was removed");
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let expected = "in force from now on: peers removed: client1\n  \
+        not touched, for `lostlove reload`: limits";
+    assert!(said.contains(expected), "{said}");
+
+    let profile = operator.config.with_file_name("phone.toml");
+    let (at, output) = (format!("{}:{PORT}", wire_v4(1)), profile.display());
+    let said = operator.tell(&format!(
+        "add phone --split --server {at} --output {output}"
+    ));
+    assert!(said.contains("peers added: phone\n  not touched"), "{said}");
+    drop(tunnel.clients.pop());
+    let client = &lab.clients[1];
+    let program = Driver::of_client().client();
+    let _phone = Daemon::start(&client.name, &program, &client.netns, &profile);
+    client.await_ping(SERVER_V4);
+    assert_eq!(sessions(&tunnel.server, "phone"), 1);
+
+    let begun = Instant::now();
+    // A second for each would be too long.
+    for n in 0..20 {
+        let said = operator.tell(&format!("set phone --rate-limit {}", 1_000_000 + n));
+        assert!(said.contains("peers altered: phone"), "{said}");
+    }
+    let took = begun.elapsed();
+    eprintln!("twenty changes of a peer, one after the other, took {took:?}");
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert_bad_files_change_nothing(&operator, &tunnel.server, &other);
+    assert_eq!(sessions(&tunnel.server, "client0"), 1);
+}
+
+/// Whoever has written something else wrong is told by whoever comes next.
+fn assert_bad_files_change_nothing(operator: &Operator<'_>, server: &Daemon, good: &str) {
+    write_secret(&operator.config, &good[..good.len() - 4]);
+    let config = operator.config.display();
+    let arguments = format!("peer remove phone --config {config}");
+    let output = operator.lab.server.output(&lostlove(), &arguments);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(said.contains("NOT in force"), "{said}");
+    let ends = || server.log().matches("the peer was removed").count();
+    assert_eq!(ends(), 1);
+    write_secret(&operator.config, good);
+    operator.reload(server, "peers removed: phone");
+    await_true("its end", || ends() == 2);
 }
 
 /// A client that was turned away does not try again at once.

@@ -24,7 +24,7 @@ use lostlove_host::control::protocol::{Body, Request};
 use lostlove_host::control::status::Status;
 use lostlove_system::net::{Paths, device_state, leftovers, set_aside, written_resolver};
 
-use crate::control::{Connection, ControlError, Found, find_each};
+use crate::control::{Connection, ControlError, find_every};
 use crate::say;
 use files::{File, Origin};
 use finding::{Finding, Look, end, exit_of};
@@ -188,29 +188,31 @@ fn look_at_processes(asked: &[Daemon], processes: &[Process]) -> Vec<Finding> {
 
 /// Asks all daemons, and says so where that is not possible.
 fn ask_all() -> (Vec<Daemon>, Option<Finding>) {
-    match find_each() {
-        Ok(found) => (found.into_iter().map(ask).collect(), None),
+    match find_every() {
+        Ok(found) => {
+            let denied = found.denied.into_iter().map(|(name, error)| Daemon {
+                // Another namespace is part of the name.
+                is_here: !name.contains('.'),
+                name,
+                pid: None,
+                is_stopped: false,
+                answer: Err(error),
+            });
+            let asked = found.daemons.into_iter().map(ask);
+            (asked.chain(denied).collect(), None)
+        }
         Err(error) => (Vec::new(), Some(unasked("daemons", &error, None))),
     }
 }
 
-fn ask(found: Found) -> Daemon {
-    let Found {
-        name,
-        is_here,
-        connection,
-    } = found;
-    let pid = connection.as_ref().ok().and_then(Connection::pid);
+fn ask(mut daemon: Connection) -> Daemon {
+    let pid = daemon.pid();
     let is_stopped = pid.is_some_and(machine::is_stopped);
-    let answer = connection.and_then(|mut connection| {
+    let mut ask = || {
         if is_stopped {
             return Err(ControlError::Refused("its process is stopped".to_owned()));
         }
-        connection.set_patience(PATIENCE).map_err(|error| {
-            // It does without, then.
-            ControlError::Foreign(error.to_string())
-        })?;
-        match connection.ask(&Request::status())?.1 {
+        match daemon.ask_for(&Request::status(), PATIENCE)?.1 {
             Body::Status(mut status) => {
                 // It may have another number where it is, which here is somebody else's.
                 status.pid = pid.unwrap_or(0);
@@ -220,13 +222,13 @@ fn ask(found: Found) -> Daemon {
                 "no answer to this request".to_owned(),
             )),
         }
-    });
+    };
     Daemon {
-        name,
-        is_here,
+        answer: ask(),
+        name: daemon.name,
+        is_here: daemon.is_here,
         pid,
         is_stopped,
-        answer,
     }
 }
 

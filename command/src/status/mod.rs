@@ -13,13 +13,16 @@ use lostlove_host::args::Exit;
 use lostlove_host::control::protocol::{Body, Reloaded, Request};
 use lostlove_host::control::status::Status;
 
-use crate::control::{Connection, ControlError, find, find_all};
+use crate::control::{Connection, ControlError, PATIENCE, ask_all, find, find_all};
+use crate::say;
 use text::Rates;
 
 /// From one look to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The same for rates that are shown once.
 const GLANCE: Duration = Duration::from_millis(500);
+/// How long a daemon may take while the others are watched.
+const WATCH_PATIENCE: Duration = Duration::from_secs(2);
 /// Clears a terminal, and what was scrolled out of it.
 const CLEAR: &str = "\u{1b}[H\u{1b}[2J\u{1b}[3J";
 
@@ -108,11 +111,14 @@ fn exit(result: Result<bool, ControlError>) -> ExitCode {
             Exit::Failure.into()
         }
         Err(error) => {
-            // Nobody is left to tell when standard error is closed.
-            let _ = writeln!(io::stderr(), "lostlove: {error}");
+            say_error(&error);
             Exit::from(&error).into()
         }
     }
+}
+
+fn say_error(error: &ControlError) {
+    say(&format!("lostlove: {error}"));
 }
 
 fn order(daemon: Option<&str>, request: &Request) -> Result<(), ControlError> {
@@ -120,11 +126,7 @@ fn order(daemon: Option<&str>, request: &Request) -> Result<(), ControlError> {
     let said = match connection.ask(request)?.1 {
         Body::Done(done) => done.message,
         Body::Reloaded(reloaded) => words_for(&reloaded),
-        _ => {
-            return Err(ControlError::Foreign(
-                "no answer to this request".to_owned(),
-            ));
-        }
+        _ => return Err(ControlError::no_answer()),
     };
     let said = format!("{}: {said}\n", connection.name);
     let mut output = io::stdout();
@@ -136,6 +138,7 @@ fn words_for(reloaded: &Reloaded) -> String {
     let Reloaded {
         applied,
         needs_restart,
+        ..
     } = reloaded;
     let mut words = match (applied.is_empty(), needs_restart.is_empty()) {
         (true, true) => "the configuration was read again, and nothing has changed".to_owned(),
@@ -154,29 +157,57 @@ fn words_for(reloaded: &Reloaded) -> String {
 /// Whether there was something to show.
 fn show(options: &StatusOptions, output: &mut impl Write) -> Result<bool, ControlError> {
     let mut daemons = find_all(options.name.as_deref())?;
-    if !options.watch {
-        if options.json {
-            return write(output, &json(&mut daemons)?);
-        }
-        let before = look(&mut daemons)?;
-        thread::sleep(GLANCE);
-        let now = look(&mut daemons)?;
-        return write(output, &page(&before, &now));
+    if options.watch {
+        return watch(options, daemons, output);
     }
+    let before = look(&mut daemons, PATIENCE);
+    let silent = if options.json {
+        write(output, &before.json())?;
+        before.silent
+    } else {
+        // Who has said nothing is not asked again.
+        daemons.retain(|daemon| before.has(&daemon.name));
+        thread::sleep(GLANCE);
+        let now = look(&mut daemons, PATIENCE);
+        write(output, &page(&before, &now))?;
+        before.silent.into_iter().chain(now.silent).collect()
+    };
+    fail_with(silent)
+}
+
+/// Of all who have said nothing, the last one is for the caller to tell.
+fn fail_with(mut silent: Vec<(String, ControlError)>) -> Result<bool, ControlError> {
+    let last = silent.pop();
+    for (_, error) in silent {
+        say_error(&error);
+    }
+    last.map_or(Ok(true), |(_, error)| Err(error))
+}
+
+fn watch(
+    options: &StatusOptions,
+    mut daemons: Vec<Connection>,
+    output: &mut impl Write,
+) -> Result<bool, ControlError> {
     let clear = if clears() { CLEAR } else { "" };
-    let mut before = Vec::new();
+    let mut before = Seen::default();
     loop {
+        let now = look(&mut daemons, WATCH_PATIENCE);
         let text = if options.json {
-            json(&mut daemons)?
+            for (_, error) in now.silent_since(&before) {
+                say_error(error);
+            }
+            now.json()
         } else {
-            let now = look(&mut daemons)?;
             let page = page(&before, &now);
-            before = now;
-            format!("{clear}{page}{}", if clear.is_empty() { "\n" } else { "" })
+            let silent = now.silent_lines();
+            let end = if clear.is_empty() { "\n" } else { "" };
+            format!("{clear}{page}{silent}{end}")
         };
+        before = now;
         write(output, &text)?;
         thread::sleep(INTERVAL);
-        // A daemon that has ended is missed by its own words; one that is new is seen as well.
+        // One that has ended is gone, and one that is new is seen as well.
         daemons = find_all(options.name.as_deref())?;
     }
 }
@@ -193,34 +224,65 @@ fn write(output: &mut impl Write, text: &str) -> Result<bool, ControlError> {
     written.map_err(ControlError::Output).map(|()| true)
 }
 
-fn json(daemons: &mut [Connection]) -> Result<String, ControlError> {
-    let lines = daemons.iter_mut().map(|daemon| {
-        let (line, _) = daemon.ask(&Request::status())?;
-        Ok(line)
-    });
-    lines.collect()
+/// What daemons have said.
+#[derive(Debug, Default)]
+struct Seen {
+    /// By name: the line, and what it means.
+    told: Vec<(String, String, Status)>,
+    /// Those that have not, and why.
+    silent: Vec<(String, ControlError)>,
 }
 
-fn look(daemons: &mut [Connection]) -> Result<Vec<(String, Status)>, ControlError> {
-    let seen = daemons
-        .iter_mut()
-        .map(|daemon| match daemon.ask(&Request::status())?.1 {
-            Body::Status(status) => Ok((daemon.name.clone(), *status)),
-            _ => Err(ControlError::Foreign(
-                "no answer to this request".to_owned(),
-            )),
-        });
-    seen.collect()
+impl Seen {
+    fn has(&self, name: &str) -> bool {
+        self.told.iter().any(|(known, ..)| known == name)
+    }
+
+    fn status(&self, name: &str) -> Option<&Status> {
+        let found = self.told.iter().find(|(known, ..)| known == name);
+        found.map(|(_, _, status)| status)
+    }
+
+    fn json(&self) -> String {
+        self.told.iter().map(|(_, line, _)| line.as_str()).collect()
+    }
+
+    fn silent_lines(&self) -> String {
+        let lines = self.silent.iter();
+        let lines = lines.map(|(name, error)| format!("{name}: {error}\n"));
+        lines.collect()
+    }
+
+    /// Who has become silent.
+    fn silent_since<'a>(
+        &'a self,
+        before: &'a Self,
+    ) -> impl Iterator<Item = &'a (String, ControlError)> {
+        let was_silent = |name: &str| before.silent.iter().any(|(known, _)| known == name);
+        self.silent
+            .iter()
+            .filter(move |(name, _)| !was_silent(name))
+    }
 }
 
-fn page(before: &[(String, Status)], now: &[(String, Status)]) -> String {
-    let pages = now.iter().map(|(name, status)| {
-        let earlier = before.iter().find(|(earlier, _)| earlier == name);
-        text::render(
-            name,
-            status,
-            &Rates::between(earlier.map(|(_, it)| it), status),
-        )
+fn look(daemons: &mut [Connection], patience: Duration) -> Seen {
+    let mut seen = Seen::default();
+    let answers = ask_all(daemons, &Request::status(), patience);
+    for (daemon, answer) in daemons.iter().zip(answers) {
+        let name = daemon.name.clone();
+        match answer {
+            Ok((line, Body::Status(status))) => seen.told.push((name, line, *status)),
+            Ok(_) => seen.silent.push((name, ControlError::no_answer())),
+            Err(error) => seen.silent.push((name, error)),
+        }
+    }
+    seen
+}
+
+fn page(before: &Seen, now: &Seen) -> String {
+    let pages = now.told.iter().map(|(name, _, status)| {
+        let rates = Rates::between(before.status(name), status);
+        text::render(name, status, &rates)
     });
     pages.collect::<Vec<_>>().join("\n")
 }
@@ -236,6 +298,7 @@ mod tests {
             words_for(&Reloaded {
                 applied: list(applied),
                 needs_restart: list(needs_restart),
+                ..Reloaded::default()
             })
         };
         assert!(say(&[], &[]).ends_with("nothing has changed"));

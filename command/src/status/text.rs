@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::{Display, Write as _};
 
 use lostlove_host::control::status::{
-    ClientStatus, PeerState, PeerStatus, ServerStatus, SessionStatus, State, Status,
+    ClientStatus, End, PeerState, PeerStatus, ServerStatus, SessionStatus, State, Status,
 };
 
 /// Bytes per second, from two looks at one daemon.
@@ -69,6 +69,7 @@ pub(super) fn render(name: &str, status: &Status, rates: &Rates) -> String {
         status.program_version,
         status.protocol
     );
+    let _ = writeln!(page, "  configuration: {}", status.configuration.path);
     if let Some(problem) = &status.problem {
         let _ = writeln!(page, "  problem: {problem}");
     }
@@ -111,12 +112,19 @@ fn state(status: &Status) -> String {
                 list(listen.unwrap_or_default(), "nothing")
             )
         }
-        State::Connecting => "not connected; it tries to reach its server".to_owned(),
+        State::Connecting => not_connected(status.client.as_ref()),
         State::SettingUp => "connected; it sets the system up".to_owned(),
         State::Connected => "connected".to_owned(),
         State::Reconnecting => "the connection is lost; it tries to come back".to_owned(),
         State::Ending => "ending".to_owned(),
         State::Other => "in a state that this program does not know".to_owned(),
+    }
+}
+
+fn not_connected(client: Option<&ClientStatus>) -> String {
+    match client.and_then(|client| client.refused.as_ref()) {
+        Some(End { reason, .. }) => format!("not connected: {reason}; it tries again now and then"),
+        None => "not connected; it tries to reach its server".to_owned(),
     }
 }
 
@@ -146,6 +154,7 @@ fn render_peer(page: &mut String, peer: &PeerStatus, rate: Option<[f64; 2]>) {
         (PeerState::Connected, Some(since)) => format!("connected for {since}"),
         (PeerState::Away, _) => "its connection is lost; it may come back".to_owned(),
         (PeerState::NotConnected, _) => "not connected".to_owned(),
+        (PeerState::Expired, _) => "expired, and not let in".to_owned(),
         (PeerState::Connected | PeerState::Other, _) => "in an unknown state".to_owned(),
     };
     let addresses = list(&peer.addresses, "no fixed address");
@@ -312,6 +321,7 @@ mod tests {
         let text = render("lostlove0", &server, &Rates::default());
         for line in [
             "lostlove0: server, listening on 0.0.0.0:8443, [::]:8443; up for 1 d 2 h, process 4711,",
+            "  configuration: /etc/lostlove/server.toml",
             "  tunnel: 10.8.0.1/24, MTU 1400",
             "  sessions: 1 of 1000 at most, 0 away, 0 handshakes under way; 2 peers",
             "laptop: connected for 1 h 2 min; 10.8.0.2",
@@ -333,6 +343,23 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\nin\n{text}");
         }
+    }
+
+    #[test]
+    fn who_has_expired_is_shown_at_both_ends() {
+        let [mut server, mut client] = examples().try_into().unwrap();
+        server.server.as_mut().unwrap().peers[1].state = PeerState::Expired;
+        let text = render("a", &server, &Rates::default());
+        assert!(text.contains("phone: expired, and not let in;"), "{text}");
+        client.state = State::Connecting;
+        client.client.as_mut().unwrap().refused = Some(End {
+            reason: "the server says no".to_owned(),
+            ago_seconds: 3.0,
+        });
+        let text = render("a", &client, &Rates::default());
+        let expected =
+            "a: client, not connected: the server says no; it tries again now and then; up";
+        assert!(text.starts_with(expected), "{text}");
     }
 
     #[test]

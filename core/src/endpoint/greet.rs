@@ -193,7 +193,19 @@ impl Endpoint {
         ];
         let (key, now) = (responder.peer_key(), turn.now);
         let hello = (&key, responder.hello_id());
-        let offer = server.peers.with(|peers| peers.offer(hello, wanted, now))?;
+        let offer = server.peers.with(|peers| {
+            let offer = peers.offer(hello, wanted, now);
+            offer.map_err(|error| (error, peers.find(&key)))
+        });
+        let offer = match offer {
+            Ok(offer) => offer,
+            Err((error, claimed)) => {
+                if let Some(connection) = self.connections.get_mut(id) {
+                    connection.claimed = claimed;
+                }
+                return Err(error);
+            }
+        };
         let proposed = self.propose(id, responder, &offer, turn);
         if proposed.is_err() {
             self.abandon(offer.peer, now);

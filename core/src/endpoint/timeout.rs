@@ -109,11 +109,15 @@ impl Endpoint {
     /// long.
     pub(super) fn count_handshake_failure(&mut self, id: ConnectionId, error: HandshakeError) {
         self.tools.stats.handshakes_failed[error.index()] += 1;
-        if let (Side::Server(_), Some(connection)) = (&self.side, self.connections.get(id)) {
-            let remote = connection.remote;
-            self.tools
-                .events
-                .push_back(Event::Rejected { id, remote, error });
+        if let (Side::Server(server), Some(connection)) = (&self.side, self.connections.get(id)) {
+            let claimed = connection.claimed;
+            let name = |peer| Some(server.peers.with(|peers| peers.name(peer))?.to_string());
+            self.tools.events.push_back(Event::Rejected {
+                id,
+                remote: connection.remote,
+                peer: claimed.and_then(name),
+                error,
+            });
         }
     }
 }

@@ -24,6 +24,7 @@ impl Peers {
                 entry.peer.address_v6.map(IpAddr::V6),
             ],
             rate_limit: entry.peer.rate_limit.or(self.rate_limit),
+            is_expired: entry.is_expired,
             stats: entry.stats(),
         });
         (figures, self.place_after(first, count))
@@ -116,6 +117,7 @@ mod tests {
         assert_eq!(figures.public_key, key);
         assert_eq!(figures.fixed, [Some(IpAddr::from([10, 8, 0, 7])), None]);
         assert_eq!(figures.rate_limit, Some(1000));
+        assert!(!figures.is_expired);
         assert!(!figures.stats.connected);
     }
 }

@@ -28,9 +28,6 @@ const MIN_EXCHANGE_INTERVAL: Duration = Duration::from_secs(1);
 /// connection: each costs the server half a millisecond. A stalled connection delivers late, never
 /// early, so an honest client stays far below.
 const OVERSUPPLY: u32 = 2;
-/// A server asks a client of which nothing was heard for this share of the time after which it is
-/// dead.
-const SERVER_SILENCE_DIVISOR: u32 = 3;
 /// A KeepAlive may be looked at earlier than it is due by this share of its interval: so the timers of
 /// ten thousand sessions wake a loop twenty times in an interval, and each wake-up serves many.
 const KEEPALIVE_SLACK_DIVISOR: u32 = 20;
@@ -634,8 +631,8 @@ impl Lane {
     /// server that it is: the server's own are for round trips of a session in use, and to find out about
     /// a client that keeps silent.
     fn should_ask(&self, limits: &Limits, now: Instant) -> bool {
-        let silence = limits.connection_timeout / SERVER_SILENCE_DIVISOR;
-        self.role == Role::Client || self.had_data || now.since(self.last_opened) >= silence
+        let is_silent = now.since(self.last_opened) >= limits.silence_to_ask();
+        self.role == Role::Client || self.had_data || is_silent
     }
 
     /// Starts an exchange on a client before it is due.
@@ -648,6 +645,6 @@ impl Lane {
 /// When the next KeepAlive is due: after the interval or up to a twentieth of it earlier, at one of the
 /// moments that all connections of an endpoint have in common.
 fn next_keepalive(limits: &Limits, now: Instant) -> Instant {
-    let interval = limits.keepalive_interval;
+    let interval = limits.keepalive_every();
     (now + interval).round_down(interval / KEEPALIVE_SLACK_DIVISOR)
 }

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use lostlove_core::config::{Assignment, Role};
 use lostlove_core::crypto::PublicKey;
 use lostlove_core::error::{DropReason, HandshakeError};
-use lostlove_core::event::{CloseReason, ConnectionId, Event};
+use lostlove_core::event::{CloseReason, ConnectionId, DisconnectCode, Event};
 use lostlove_core::figures::{PeerFigures, SessionFigures};
 use lostlove_core::peers::PeerId;
 use lostlove_core::stats::{PeerStats, Stats};
@@ -32,6 +33,8 @@ pub(crate) struct Facts {
     pub(crate) namespace: String,
     pub(crate) mtu: u16,
     pub(crate) started: Instant,
+    /// The file that is read, an absolute path.
+    pub(crate) configuration: PathBuf,
     /// The server's.
     pub(crate) public_key: PublicKey,
     /// Of a server's device.
@@ -40,8 +43,6 @@ pub(crate) struct Facts {
     pub(crate) listen: Vec<SocketAddr>,
     /// Those of a client's profile.
     pub(crate) servers: Vec<String>,
-    /// The file that it was started with.
-    pub(crate) config: String,
 }
 
 /// What has become of a client's connections, as the daemon hears of it.
@@ -60,6 +61,8 @@ pub(crate) struct History {
     last_error: Option<String>,
     /// The newest first.
     ends: VecDeque<(String, Instant)>,
+    /// Why the server does not want this client, and when it said so.
+    refusal: Option<(String, Instant)>,
     routes: Vec<IpNet>,
     name_servers: Vec<IpAddr>,
 }
@@ -76,6 +79,7 @@ impl History {
                 self.established += 1;
                 self.attempts = 0;
                 self.last_error = None;
+                self.refusal = None;
             }
             Event::Lost { id, .. } if self.on == Some(*id) => self.is_away = true,
             Event::Closed { id, reason, .. } => self.handle_closed(*id, reason, now),
@@ -88,6 +92,11 @@ impl History {
     }
 
     fn handle_closed(&mut self, id: ConnectionId, reason: &CloseReason, now: Instant) {
+        if self.left != Some(id)
+            && let Some(refusal) = refusal(reason)
+        {
+            self.refusal = Some((refusal, now));
+        }
         if self.on == Some(id) {
             self.on = None;
         } else if self.left == Some(id) {
@@ -134,12 +143,39 @@ impl History {
     }
 
     fn ends(&self, now: Instant) -> Vec<End> {
-        let ends = self.ends.iter().map(|(reason, at)| End {
-            reason: reason.clone(),
-            ago_seconds: seconds(now.saturating_duration_since(*at)),
-        });
-        ends.collect()
+        self.ends.iter().map(|known| end(known, now)).collect()
     }
+}
+
+fn end((reason, at): &(String, Instant), now: Instant) -> End {
+    End {
+        reason: reason.clone(),
+        ago_seconds: seconds(now.saturating_duration_since(*at)),
+    }
+}
+
+/// What a server means that does not want a client for some time, in plain words; none of any other end
+/// of a connection.
+fn refusal(reason: &CloseReason) -> Option<String> {
+    let CloseReason::Peer { code, reason } = reason else {
+        return None;
+    };
+    let words = match code {
+        DisconnectCode::AuthenticationFailed if *reason == CloseReason::Expired.to_string() => {
+            "the server says that this client has expired; its operator can renew it".to_owned()
+        }
+        DisconnectCode::AuthenticationFailed if *reason == CloseReason::Removed.to_string() => {
+            "the server says that this client was removed; its operator can add it again".to_owned()
+        }
+        DisconnectCode::AuthenticationFailed => format!("the server refuses this client: {reason}"),
+        DisconnectCode::Superseded => {
+            "another client with the same key has taken its place".to_owned()
+        }
+        DisconnectCode::PoolEmpty => "the server has no address left for it".to_owned(),
+        DisconnectCode::TooManySessions => "the server has as many clients as it may".to_owned(),
+        _ => return None,
+    };
+    Some(words)
 }
 
 /// All that a status is made of. Making it takes its time where there are many peers.
@@ -187,6 +223,7 @@ impl ClientMaterial {
                 ends: history.ends(now),
                 attempts: history.attempts,
                 last_error: history.last_error.clone(),
+                refused: history.refusal.as_ref().map(|known| end(known, now)),
                 ..ClientStatus::default()
             },
         }
@@ -217,7 +254,7 @@ impl Material {
             problem: self.problem,
             log_level: self.log_level.map(str::to_owned),
             configuration: Configuration {
-                path: facts.config.clone(),
+                path: facts.configuration.to_string_lossy().into_owned(),
                 reload_error: self.reload_error,
             },
             tunnel: Tunnel {
@@ -310,6 +347,7 @@ fn peer(figures: PeerFigures, found: Option<&SessionFigures>) -> PeerStatus {
         state: match found.map(|found| found.connection.is_some()) {
             Some(true) => PeerState::Connected,
             Some(false) => PeerState::Away,
+            None if figures.is_expired => PeerState::Expired,
             None => PeerState::NotConnected,
         },
         addresses: addresses.into_iter().flatten().collect(),
@@ -375,6 +413,7 @@ mod tests {
     use super::*;
     use crate::testing::{connections, remote};
     use lostlove_core::crypto::Suite;
+    use lostlove_core::peers::{Peers, SharedPeers};
 
     #[test]
     fn a_client_tells_how_far_it_is_and_why_connections_ended() {
@@ -409,6 +448,66 @@ mod tests {
         };
         assert_eq!(end.reason, CloseReason::Timeout.to_string());
         assert!((end.ago_seconds - 3.0).abs() < 0.001);
+    }
+
+    #[test]
+    fn a_client_that_is_not_wanted_any_more_says_why_until_it_is_let_in_again() {
+        let [first, second] = connections();
+        let now = Instant::now();
+        let mut history = History::default();
+        let by_server = |code, reason: CloseReason| CloseReason::Peer {
+            code,
+            reason: reason.to_string(),
+        };
+        let expired = by_server(DisconnectCode::AuthenticationFailed, CloseReason::Expired);
+        history.handle_event(&established(first), now);
+        history.handle_event(&closed(first, expired), now);
+        // From then on it is met with silence.
+        let silence = CloseReason::Handshake(HandshakeError::NoAnswer);
+        history.handle_event(&closed(second, silence), now);
+        let told = ClientMaterial::new(&history, now + Duration::from_secs(60)).status;
+        let refused = told.refused.unwrap();
+        assert!(refused.reason.contains("has expired"), "{refused:?}");
+        assert!(refused.ago_seconds > 59.0, "{refused:?}");
+        assert!(told.last_error.unwrap().contains("handshake failed"));
+        history.handle_event(&established(second), now);
+        assert_eq!(ClientMaterial::new(&history, now).status.refused, None);
+        // One that has moved on is not concerned by what its old connection hears.
+        history.handle_event(&established(first), now);
+        let superseded = by_server(DisconnectCode::Superseded, CloseReason::Superseded);
+        history.handle_event(&closed(second, superseded.clone()), now);
+        assert_eq!(history.refusal, None);
+        for (end, expected) in [
+            (superseded, true),
+            (
+                by_server(DisconnectCode::Normal, CloseReason::Disconnected),
+                false,
+            ),
+            (
+                by_server(DisconnectCode::ShuttingDown, CloseReason::ShuttingDown),
+                false,
+            ),
+            (CloseReason::Timeout, false),
+        ] {
+            assert_eq!(refusal(&end).is_some(), expected, "{end}");
+        }
+    }
+
+    #[test]
+    fn a_peer_whose_day_is_over_is_told_as_expired() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("server.toml");
+        crate::setup::first_start(&config).unwrap();
+        let mut settings = lostlove_config::load_server(&config).unwrap();
+        settings.peers[0].expires = Some(Duration::from_secs(10));
+        let now = lostlove_core::time::Instant::ZERO;
+        let peers = Peers::new(&settings.endpoint, settings.peers, &[], now);
+        let peers = SharedPeers::new(peers);
+        for (unix_time, state) in [(9, PeerState::NotConnected), (10, PeerState::Expired)] {
+            peers.with(|peers| peers.expire(Duration::from_secs(unix_time)));
+            let [figures] = peers.figures(|| {}).try_into().unwrap();
+            assert_eq!(peer(figures, None).state, state);
+        }
     }
 
     #[test]

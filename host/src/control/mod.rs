@@ -3,6 +3,7 @@
 //! `docs/control.md` is its law. The types of [`protocol`] and [`status`] are both ends': a daemon
 //! writes them, the program `lostlove` reads them.
 
+pub mod files;
 pub mod protocol;
 pub mod status;
 

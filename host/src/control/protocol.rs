@@ -5,6 +5,7 @@ use std::str::FromStr as _;
 use lostlove_config::LogLevel;
 use serde::{Deserialize, Serialize};
 
+use super::files::Files;
 use super::status::Status;
 
 /// The version of what is said on the socket. It grows when something that was said before means
@@ -41,7 +42,21 @@ pub enum Request {
     Reload {
         /// [`VERSION`].
         version: u32,
+        /// What to follow of it; none for all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        only: Option<Only>,
+        /// What is meant; who reads something else refuses. None for whatever the daemon reads.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        files: Option<Files>,
     },
+}
+
+/// A part of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Only {
+    /// Who may connect, and how fast and until when.
+    Peers,
 }
 
 /// What every request has.
@@ -100,7 +115,20 @@ impl Request {
 
     /// A request to read the configuration again.
     pub const fn reload() -> Self {
-        Self::Reload { version: VERSION }
+        Self::Reload {
+            version: VERSION,
+            only: None,
+            files: None,
+        }
+    }
+
+    /// A request to the server that reads these files to follow its peers alone.
+    pub const fn reload_peers(files: Files) -> Self {
+        Self::Reload {
+            version: VERSION,
+            only: Some(Only::Peers),
+            files: Some(files),
+        }
     }
 
     /// A request for another level of the log.
@@ -198,6 +226,8 @@ pub struct Reloaded {
     pub applied: Vec<String>,
     /// What has changed, now or earlier, and is in force after a restart.
     pub needs_restart: Vec<String>,
+    /// What has changed and waits for a reload of all, where only a part was wanted.
+    pub waiting: Vec<String>,
 }
 
 /// Why something was not done.
@@ -240,6 +270,8 @@ pub enum ErrorCode {
     NotAServer,
     /// The configuration cannot be used, and nothing has changed.
     BadConfiguration,
+    /// The daemon reads another file.
+    OtherConfiguration,
     /// The daemon did not get to it in time.
     Busy,
     /// The daemon is ending.
@@ -251,6 +283,7 @@ pub enum ErrorCode {
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::FileId;
     use super::*;
 
     fn code(line: &str) -> ErrorCode {
@@ -265,6 +298,13 @@ mod tests {
             Request::log_level(Some(LogLevel::Debug)),
             Request::log_level(None),
             Request::reload(),
+            Request::reload_peers(Files {
+                config: Some(FileId {
+                    device: 66_306,
+                    inode: u64::MAX,
+                }),
+                peers: None,
+            }),
         ];
         for request in requests {
             let line = serde_json::to_vec(&request).unwrap();
@@ -298,6 +338,10 @@ mod tests {
             // Nobody is to believe that a wish was heard.
             (
                 r#"{"version":1,"request":"status","peers":[]}"#,
+                ErrorCode::BadRequest,
+            ),
+            (
+                r#"{"version":1,"request":"reload","only":"limits"}"#,
                 ErrorCode::BadRequest,
             ),
             (

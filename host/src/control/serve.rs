@@ -17,7 +17,8 @@ use super::{Asker, ControlParts, Reply, Wish};
 use crate::answers::{discard, is_retry, write_rest};
 use crate::mailbox::Mailbox;
 
-/// Clients at once. When another comes, the one that has been idle for longest gives way.
+/// Clients at once. When another comes, the one that has been idle for longest gives way. Where none is
+/// idle, others wait until one has its answer.
 pub(super) const MAX_CLIENTS: usize = 32;
 /// How long a client may say nothing, or not read its answer.
 pub(super) const IDLE: Duration = Duration::from_secs(30);
@@ -30,7 +31,9 @@ const RELOAD_PATIENCE: Duration = Duration::from_secs(12);
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
 /// Time for a client to read why it is not served any longer.
 const LINGER: Duration = Duration::from_secs(1);
-/// Wait after an accept that failed, as for want of descriptors, so that it does not spin.
+/// A client that has come, or was answered, so lately is about to ask, or to go, rather than idle.
+const TIME_TO_ASK: Duration = Duration::from_millis(100);
+/// Wait after an accept that failed, as for want of descriptors or of room, so that it does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Clients accepted, and reads of one, before others have their turn.
 const TURN: usize = 16;
@@ -156,12 +159,16 @@ impl<'a> Service<'a> {
         }
         self.retry_at = None;
         for _ in 0..TURN {
+            if !self.has_room(now) {
+                self.retry_at = Some(now + ACCEPT_RETRY);
+                return;
+            }
             match self.parts.socket.listener().accept() {
                 Ok((stream, _)) => self.admit(stream, now),
                 Err(error) if is_retry(&error) => return,
                 Err(error) => {
                     debug!(%error, "cannot accept a client of the control socket");
-                    self.evict();
+                    self.evict(now);
                     self.retry_at = Some(now + ACCEPT_RETRY);
                     return;
                 }
@@ -174,7 +181,7 @@ impl<'a> Service<'a> {
             return;
         }
         if self.clients.len() >= MAX_CLIENTS {
-            self.evict();
+            self.evict(now);
         }
         let may_control = self.parts.socket.may_control(&stream);
         self.next_id += 1;
@@ -194,14 +201,17 @@ impl<'a> Service<'a> {
         self.step(self.clients.len() - 1, PollFlags::IN, now);
     }
 
-    /// Closes the client that has been idle for longest; else the oldest.
-    fn evict(&mut self) {
+    /// Whether another client can be had without an end of one that is owed an answer.
+    fn has_room(&self, now: Instant) -> bool {
+        let mut clients = self.clients.iter();
+        clients.len() < MAX_CLIENTS || clients.any(|client| client.is_idle(now))
+    }
+
+    /// Closes the client that has been idle for longest, if one is.
+    fn evict(&mut self, now: Instant) {
         let idle = self.clients.iter().enumerate();
-        let idle =
-            idle.filter(|(_, client)| matches!(client.state, State::Reading | State::Closing));
-        let idle = idle.min_by_key(|(_, client)| client.deadline);
-        let index = idle.map_or(0, |(index, _)| index);
-        if !self.clients.is_empty() {
+        let idle = idle.filter(|(_, client)| client.is_idle(now));
+        if let Some((index, _)) = idle.min_by_key(|(_, client)| client.deadline) {
             self.clients.remove(index);
         }
     }
@@ -322,6 +332,15 @@ impl<'a> Service<'a> {
 }
 
 impl Client {
+    /// Whether it is owed nothing, and has had the time to ask.
+    fn is_idle(&self, now: Instant) -> bool {
+        match self.state {
+            State::Reading => self.deadline + TIME_TO_ASK <= now + IDLE,
+            State::Closing | State::Over => true,
+            State::AwaitingStatus | State::Awaiting | State::Writing { .. } => false,
+        }
+    }
+
     /// Reads what there is, up to one line that is too long.
     fn read(&mut self, now: Instant) {
         let mut buffer = [0; 1024];

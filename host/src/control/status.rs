@@ -171,6 +171,8 @@ pub enum PeerState {
     /// It has none.
     #[default]
     NotConnected,
+    /// It has none, and is let in no more: its day is over.
+    Expired,
     /// One that this program does not know.
     #[serde(other)]
     Other,
@@ -263,6 +265,9 @@ pub struct ClientStatus {
     pub attempts: u32,
     /// Why the last attempt failed, since there was a session.
     pub last_error: Option<String>,
+    /// Why the server does not want it, as it said when it ended a connection; none once there is a
+    /// session again.
+    pub refused: Option<End>,
 }
 
 /// How a connection ended.

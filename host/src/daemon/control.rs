@@ -15,8 +15,10 @@ use lostlove_system::net::PassageFigures;
 use tracing::info;
 
 use super::events::PAUSE;
+use super::reload::Scope;
 use super::{Daemon, ReloadOutcome};
-use crate::control::protocol::{self, Answer, Body, ErrorCode, Failure, Reloaded, Request};
+use crate::control::files::Files;
+use crate::control::protocol::{self, Answer, Body, ErrorCode, Failure, Only, Reloaded, Request};
 use crate::control::status::State;
 use crate::control::{
     Asker, ClientMaterial, Control, ControlParts, History, Material, Reply, Wish,
@@ -85,7 +87,10 @@ impl Daemon {
                 Err(failure) => failure.into(),
             },
             Request::LogLevel { level, .. } => set_level(level.as_deref()),
-            Request::Reload { .. } => return self.reload_for(asker),
+            Request::Reload { only, files, .. } => match self.judge_reload(only, files) {
+                Ok(scope) => return self.reload_for(asker, scope),
+                Err(failure) => failure.into(),
+            },
         };
         self.control.reply(Reply::To(asker, answer));
     }
@@ -106,11 +111,31 @@ impl Daemon {
         })
     }
 
+    /// What of the configuration is to be read, if it is the one that is meant.
+    fn judge_reload(&self, only: Option<Only>, files: Option<Files>) -> Result<Scope, Failure> {
+        let reads = |files: Files| {
+            let reloader = self.reloader.as_ref();
+            reloader.is_some_and(|reloader| reloader.reads(&files))
+        };
+        if !files.is_none_or(reads) {
+            let what = "this daemon reads other files; `lostlove status` names its configuration";
+            return Err(Failure::new(ErrorCode::OtherConfiguration, what));
+        }
+        match (only, self.role) {
+            (None, _) => Ok(Scope::All),
+            (Some(Only::Peers), Role::Server) => Ok(Scope::Peers),
+            (Some(Only::Peers), Role::Client) => {
+                let what = "this is a client, which has no peers";
+                Err(Failure::new(ErrorCode::NotAServer, what))
+            }
+        }
+    }
+
     /// Has the configuration read soon, together with all others who want that.
-    fn reload_for(&mut self, asker: Asker) {
+    fn reload_for(&mut self, asker: Asker, scope: Scope) {
         match &mut self.reloader {
             _ if self.readiness.is_ending() => self.answer_reload(&[asker], None),
-            Some(reloader) => reloader.demand_for(asker, Instant::now()),
+            Some(reloader) => reloader.demand_for(asker, scope, Instant::now()),
             None => self.answer_reload(&[asker], Some(ReloadOutcome::default())),
         }
     }
@@ -126,6 +151,7 @@ impl Daemon {
             Some(outcome) => Body::Reloaded(Reloaded {
                 applied: outcome.applied,
                 needs_restart: outcome.needs_restart,
+                waiting: outcome.waiting,
             })
             .into(),
         };

@@ -1,27 +1,31 @@
 //! The configuration, read again while the daemon runs: what has changed is applied, or is said to
 //! need a restart.
 
+mod demands;
 mod differences;
+mod stamp;
 
 use std::mem;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::{self, Path, PathBuf};
+use std::time::Instant;
 
 use lostlove_config::{ClientSettings, ConfigError, LogLevel, ServerSettings};
 use lostlove_core::config::{Peer, ServerConfig};
 use lostlove_core::peers::{Replaced, SharedPeers};
 use lostlove_core::time;
 use lostlove_system::limits::raise_descriptor_limit;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
+use self::demands::Demands;
+pub(super) use self::demands::Scope;
 use self::differences::Differences;
+pub(super) use self::stamp::Stamp;
 use super::Daemon;
 use crate::control::Asker;
+use crate::control::files::Files;
 use crate::log;
 use crate::mailbox::Order;
 
-/// Signals and requests that follow each other within this time are answered by one reload.
-const APART: Duration = Duration::from_secs(1);
 /// Names of peers that one line of the log has at most.
 const MAX_NAMES: usize = 20;
 
@@ -35,6 +39,8 @@ pub struct ReloadOutcome {
     pub applied: Vec<String>,
     /// What has changed, or changed earlier, and is in force after a restart.
     pub needs_restart: Vec<String>,
+    /// What has changed and waits for a reload of all, as this one was for the peers alone.
+    pub waiting: Vec<String>,
     /// What is wrong with the files. Then nothing has changed.
     pub error: Option<String>,
 }
@@ -44,12 +50,9 @@ pub struct ReloadOutcome {
 pub struct Reloader {
     config: PathBuf,
     in_force: InForce,
-    /// When it was read last on demand.
-    read_at: Option<Instant>,
-    /// When it is to be read.
-    due_at: Option<Instant>,
-    /// Clients of the control socket that are told what has come of it.
-    askers: Vec<Asker>,
+    demands: Demands,
+    /// Of a server's files, as of before they were read at the start.
+    stamp: Option<Stamp>,
 }
 
 /// Without peers, which are where they belong.
@@ -60,54 +63,63 @@ enum InForce {
 }
 
 impl Reloader {
-    /// For a server that has started with these settings.
-    pub fn server(config: PathBuf, mut settings: ServerSettings) -> Self {
+    /// For a server that has started with these settings, of files that were as the stamp says before
+    /// they were read.
+    pub(super) fn server(config: PathBuf, mut settings: ServerSettings, stamp: Stamp) -> Self {
         settings.peers = Vec::new();
-        Self::new(config, InForce::Server(Box::new(settings)))
+        Self::new(config, InForce::Server(Box::new(settings)), Some(stamp))
     }
 
     /// For a client that has started with these settings.
     pub fn client(config: PathBuf, settings: ClientSettings) -> Self {
-        Self::new(config, InForce::Client(Box::new(settings)))
+        Self::new(config, InForce::Client(Box::new(settings)), None)
     }
 
-    const fn new(config: PathBuf, in_force: InForce) -> Self {
+    fn new(config: PathBuf, in_force: InForce, stamp: Option<Stamp>) -> Self {
         Self {
-            config,
+            config: path::absolute(&config).unwrap_or(config),
             in_force,
-            read_at: None,
-            due_at: None,
-            askers: Vec::new(),
+            demands: Demands::default(),
+            stamp,
         }
     }
 
-    /// The file.
+    /// The file that is read, an absolute path.
     pub(super) fn config(&self) -> &Path {
         &self.config
     }
 
+    /// Whether these are what is read.
+    pub(super) fn reads(&self, files: &Files) -> bool {
+        files.are(&Files::of(&self.config))
+    }
+
+    /// From now on whoever changes the files can say so. What was changed since they were read at the
+    /// start, when nobody could, is to be read, too: all of it if somebody has asked for that.
+    pub(super) fn begin(&mut self, is_all_wanted: bool, now: Instant) {
+        if is_all_wanted {
+            self.demand(now);
+        } else if self
+            .stamp
+            .is_some_and(|stamp| stamp != Stamp::of(&self.config))
+        {
+            self.demands.make(Scope::Peers, None, now);
+        }
+    }
+
     /// When it is to be read.
-    pub(super) const fn poll_timeout(&self) -> Option<Instant> {
-        self.due_at
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.demands.poll_timeout()
     }
 
     /// Somebody wants it read.
     pub(super) fn demand(&mut self, now: Instant) {
-        let earliest = self.read_at.map_or(now, |at| at + APART);
-        self.due_at.get_or_insert(earliest.max(now));
+        self.demands.make(Scope::All, None, now);
     }
 
     /// A client of the control socket wants it read, and waits for what comes of it.
-    pub(super) fn demand_for(&mut self, asker: Asker, now: Instant) {
-        self.askers.push(asker);
-        self.demand(now);
-    }
-
-    /// If it is to be read now, those who are to be told. Nobody waits for what will not be read because
-    /// the daemon `is_ending`.
-    fn take_due(&mut self, now: Instant, is_ending: bool) -> Option<Vec<Asker>> {
-        self.due_at.take_if(|at| is_ending || *at <= now)?;
-        Some(mem::take(&mut self.askers))
+    pub(super) fn demand_for(&mut self, asker: Asker, scope: Scope, now: Instant) {
+        self.demands.make(scope, Some(asker), now);
     }
 }
 
@@ -123,28 +135,31 @@ impl Daemon {
     pub(super) fn reload_if_due(&mut self, now: Instant) {
         let is_ending = self.readiness.is_ending();
         let reloader = self.reloader.as_mut();
-        let Some(askers) = reloader.and_then(|it| it.take_due(now, is_ending)) else {
+        let due = reloader.and_then(|it| it.demands.take_due(now, is_ending));
+        let Some((scope, askers)) = due else {
             return;
         };
-        let outcome = (!is_ending).then(|| self.reload());
+        let outcome = (!is_ending).then(|| self.reload(scope));
         self.answer_reload(&askers, outcome);
     }
 
     /// Reads the configuration again, applies what can be applied, and says so in the log. A file that
     /// cannot be used changes nothing.
-    fn reload(&mut self) -> ReloadOutcome {
+    fn reload(&mut self, scope: Scope) -> ReloadOutcome {
         let Some(mut reloader) = self.reloader.take() else {
             return ReloadOutcome::default();
         };
-        let result = self.read_again(&mut reloader);
-        reloader.read_at = Some(Instant::now());
+        let began = Instant::now();
+        let result = self.read_again(&mut reloader, scope);
+        reloader.demands.note_read(scope, began, Instant::now());
         let config = reloader.config.display().to_string();
         self.reloader = Some(reloader);
-        self.metrics.note_reload(result.is_ok());
+        let is_followed = result.as_ref().is_ok_and(|it| it.waiting.is_empty());
+        self.metrics.note_reload(result.is_ok(), is_followed);
         self.control.reload_error = result.as_ref().err().map(first_problems);
         match result {
             Ok(outcome) => {
-                tell(&config, &outcome);
+                tell(&config, scope, &outcome);
                 outcome
             }
             Err(problem) => {
@@ -164,12 +179,23 @@ impl Daemon {
         }
     }
 
-    fn read_again(&mut self, reloader: &mut Reloader) -> Result<ReloadOutcome, ConfigError> {
+    fn read_again(
+        &mut self,
+        reloader: &mut Reloader,
+        scope: Scope,
+    ) -> Result<ReloadOutcome, ConfigError> {
         match &mut reloader.in_force {
             InForce::Server(known) => {
                 let settings = lostlove_config::load_server(&reloader.config)?;
-                warn_of(&settings.warnings);
-                Ok(self.follow_server(known, settings))
+                let warnings = settings.warnings.clone();
+                let outcome = match scope {
+                    Scope::All => self.follow_server(known, settings),
+                    Scope::Peers => self.follow_peers_alone(known, settings),
+                };
+                if is_news(scope, &outcome) {
+                    warn_of(&warnings);
+                }
+                Ok(outcome)
             }
             InForce::Client(known) => {
                 let settings = lostlove_config::load_client(&reloader.config)?;
@@ -185,13 +211,7 @@ impl Daemon {
         mut new: ServerSettings,
     ) -> ReloadOutcome {
         let mut found = Differences::of_servers(known, &new);
-        let is_same_tunnel = known.endpoint.server.address_v4 == new.endpoint.server.address_v4
-            && known.endpoint.server.address_v6 == new.endpoint.server.address_v6;
-        let peers = is_same_tunnel.then(|| mem::take(&mut new.peers));
-        if peers.is_none() {
-            // They are judged by a network that is not there yet.
-            found.needs_restart.push("peers".to_owned());
-        }
+        let peers = take_peers(known, &mut new, &mut found);
         if let Some(shared) = &self.peers {
             let said = follow_peers(shared, &new.endpoint, peers, self.clock.now());
             found.applied.extend(said);
@@ -210,6 +230,45 @@ impl Daemon {
         known.endpoint = differences::in_force(&known.endpoint, new.endpoint);
         found.into()
     }
+
+    /// Has the peers be those of new settings, and leaves all else as it is.
+    fn follow_peers_alone(
+        &mut self,
+        known: &ServerSettings,
+        mut new: ServerSettings,
+    ) -> ReloadOutcome {
+        let mut found = Differences::of_servers(known, &new);
+        let peers = take_peers(known, &mut new, &mut found);
+        let waiting = found.take_waiting(known, &new);
+        if let (Some(shared), Some(peers)) = (&self.peers, peers) {
+            let now = self.clock.now();
+            let replaced = shared.with(|shared| shared.replace(peers, now));
+            found.applied = words_for(&replaced);
+            self.order(Order::PeersChanged);
+            self.look_at_the_day();
+        }
+        ReloadOutcome {
+            waiting,
+            ..found.into()
+        }
+    }
+}
+
+/// The peers of new settings, unless they are judged by a network that is not there yet.
+fn take_peers(
+    known: &ServerSettings,
+    new: &mut ServerSettings,
+    found: &mut Differences,
+) -> Option<Vec<Peer>> {
+    let tunnel = |settings: &ServerSettings| {
+        let server = &settings.endpoint.server;
+        (server.address_v4, server.address_v6)
+    };
+    if tunnel(known) == tunnel(new) {
+        return Some(mem::take(&mut new.peers));
+    }
+    found.needs_restart.push("peers".to_owned());
+    None
 }
 
 /// Has the peers follow other limits, and be `new` ones if there are any. Returns what there is to say of
@@ -274,7 +333,7 @@ impl From<Differences> for ReloadOutcome {
         Self {
             applied: found.applied,
             needs_restart: found.needs_restart,
-            error: None,
+            ..Self::default()
         }
     }
 }
@@ -285,21 +344,37 @@ fn warn_of(warnings: &[String]) {
     }
 }
 
-fn tell(config: &str, outcome: &ReloadOutcome) {
+/// Whether the log is to tell of it. Whoever wants the peers followed is told himself, and may ask often.
+fn is_news(scope: Scope, outcome: &ReloadOutcome) -> bool {
+    scope == Scope::All || !outcome.applied.is_empty()
+}
+
+fn tell(config: &str, scope: Scope, outcome: &ReloadOutcome) {
     let list = |names: &[String]| (!names.is_empty()).then(|| names.join("; "));
     let applied = list(&outcome.applied);
     let needs_restart = list(&outcome.needs_restart);
-    if applied.is_none() && needs_restart.is_none() {
+    let waiting = list(&outcome.waiting);
+    if !is_news(scope, outcome) {
+        debug!(
+            config,
+            needs_restart, waiting, "the peers were read again, and none has changed"
+        );
+    } else if needs_restart.is_some() {
+        warn!(
+            config,
+            applied,
+            waiting,
+            needs_restart,
+            "the configuration was read again; some of it needs a restart"
+        );
+    } else if waiting.is_some() {
+        info!(config, applied, waiting, "the peers were read again");
+    } else if applied.is_some() {
+        info!(config, applied, "the configuration was read again");
+    } else {
         info!(
             config,
             "the configuration was read again, and nothing has changed"
-        );
-    } else if needs_restart.is_none() {
-        info!(config, applied, "the configuration was read again");
-    } else {
-        warn!(
-            config,
-            applied, needs_restart, "the configuration was read again; some of it needs a restart"
         );
     }
 }
@@ -316,39 +391,6 @@ mod tests {
         crate::setup::first_start(&config).unwrap();
         let settings = lostlove_config::load_server(&config).unwrap();
         (folder, config, settings)
-    }
-
-    #[test]
-    fn all_who_ask_within_a_second_are_told_of_one_reload() {
-        let (_folder, config, settings) = settings();
-        let mut reloader = Reloader::server(config, settings);
-        let start = Instant::now();
-        reloader.demand_for(Asker(1), start);
-        reloader.demand(start);
-        reloader.demand_for(Asker(2), start);
-        let told = reloader.take_due(start, false);
-        assert_eq!(told, Some(vec![Asker(1), Asker(2)]));
-        assert_eq!(reloader.take_due(start, false), None);
-        reloader.read_at = Some(start);
-        for (asker, milli) in [(3, 1), (4, 999)] {
-            let now = start + Duration::from_millis(milli);
-            reloader.demand_for(Asker(asker), now);
-            assert_eq!(reloader.take_due(now, false), None);
-        }
-        let told = reloader.take_due(start + APART, false);
-        assert_eq!(told, Some(vec![Asker(3), Asker(4)]));
-    }
-
-    #[test]
-    fn a_daemon_that_ends_keeps_nobody_waiting_for_a_reload() {
-        let (_folder, config, settings) = settings();
-        let mut reloader = Reloader::server(config, settings);
-        let start = Instant::now();
-        assert_eq!(reloader.take_due(start, true), None);
-        reloader.read_at = Some(start);
-        reloader.demand_for(Asker(1), start);
-        assert_eq!(reloader.take_due(start, true), Some(vec![Asker(1)]));
-        assert_eq!(reloader.poll_timeout(), None);
     }
 
     #[test]
@@ -372,22 +414,35 @@ mod tests {
         assert_eq!(said, ["peers removed: client1"]);
     }
 
+    /// A command may come before the server has a socket, and after it has read its files.
     #[test]
-    fn demands_that_follow_each_other_are_answered_by_one_reload_a_second() {
+    fn what_is_changed_while_a_server_starts_is_read_once_it_can_be_told() {
         let (_folder, config, settings) = settings();
-        let mut reloader = Reloader::server(config, settings);
-        let start = Instant::now();
-        reloader.demand(start);
-        assert_eq!(reloader.poll_timeout(), Some(start));
-        reloader.due_at = None;
-        reloader.read_at = Some(start);
-        for milli in [1, 10, 999] {
-            reloader.demand(start + Duration::from_millis(milli));
-            assert_eq!(reloader.poll_timeout(), Some(start + APART));
-        }
-        reloader.due_at = None;
-        reloader.demand(start + 5 * APART);
-        assert_eq!(reloader.poll_timeout(), Some(start + 5 * APART));
+        let now = Instant::now();
+        let start = || {
+            let stamp = Stamp::of(&config);
+            Reloader::server(config.clone(), settings.clone(), stamp)
+        };
+        let mut unchanged = start();
+        unchanged.begin(false, now);
+        assert_eq!(unchanged.poll_timeout(), None);
+        unchanged.begin(true, now);
+        let all = unchanged.demands.take_due(now, false);
+        assert_eq!(all, Some((Scope::All, Vec::new())));
+
+        let mut changed = start();
+        let peer = config.with_file_name("peers.d/client1.toml");
+        std::fs::rename(&peer, peer.with_file_name("other.toml")).unwrap();
+        changed.begin(false, now);
+        let peers = changed.demands.take_due(now, false);
+        assert_eq!(peers, Some((Scope::Peers, Vec::new())));
+
+        let mut changed = start();
+        let draft = config.with_extension("new");
+        std::fs::copy(&config, &draft).unwrap();
+        std::fs::rename(&draft, &config).unwrap();
+        changed.begin(false, now);
+        assert_eq!(changed.poll_timeout(), Some(now));
     }
 
     #[test]

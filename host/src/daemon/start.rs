@@ -30,6 +30,7 @@ use tracing::{error, info, warn};
 use super::network::Network;
 use super::path::PathWatch;
 use super::predecessor::Predecessor;
+use super::reload::Stamp;
 use super::setups::socket_options;
 use super::{Daemon, DaemonParts, Ending, Reloader, check};
 use crate::args::{self, DaemonArgs, Exit};
@@ -258,29 +259,32 @@ fn load(role: Role, args: &DaemonArgs) -> Result<(Settings, Reloader, Made), Fai
         let reloader = Reloader::client(config, settings.clone());
         return Ok((settings.into(), reloader, Made::Nothing));
     }
-    let (mut settings, made) = load_server(role, args)?;
+    let (mut settings, made, stamp) = load_server(role, args)?;
     // Who reads them again knows all but the peers, of which there may be very many.
     let peers = std::mem::take(&mut settings.peers);
-    let reloader = Reloader::server(config, settings.clone());
+    let reloader = Reloader::server(config, settings.clone(), stamp);
     settings.peers = peers;
     Ok((settings.into(), reloader, made))
 }
 
-fn load_server(role: Role, args: &DaemonArgs) -> Result<(ServerSettings, Made), Failure> {
+/// The stamp is of the files before they were read.
+fn load_server(role: Role, args: &DaemonArgs) -> Result<(ServerSettings, Made, Stamp), Failure> {
     let config = &args.config;
+    let stamp = Stamp::of(config);
     let made = if makes_everything(role, args) {
         let first = setup::first_start(config).map_err(before_the_log)?;
         Made::Everything(Box::new(first))
     } else {
         match lostlove_config::open_server(config)? {
-            ServerFile::Complete(settings) => return Ok((*settings, Made::Nothing)),
+            ServerFile::Complete(settings) => return Ok((*settings, Made::Nothing, stamp)),
             ServerFile::KeyMissing(_) => {
                 let key = setup::make_default_key(config).map_err(before_the_log)?;
                 Made::Key(key)
             }
         }
     };
-    Ok((lostlove_config::load_server(config)?, made))
+    let stamp = Stamp::of(config);
+    Ok((lostlove_config::load_server(config)?, made, stamp))
 }
 
 /// Whether a start finds nothing where its configuration would be, and makes all of it. Where
@@ -376,9 +380,7 @@ fn prepare(
     let metrics = metrics.map_err(|error| error.map(Failure::from))?;
     let facts = facts(&endpoint, &host, &tun, reloader.config());
     let control = control(facts, &mut predecessor)?;
-    if predecessor.wants_reload() {
-        reloader.demand(std::time::Instant::now());
-    }
+    reloader.begin(predecessor.wants_reload(), std::time::Instant::now());
     let entropy = SystemEntropy::new().map_err(|error| some(io::Error::from(error)))?;
     let clock = Clock::new();
     let found = surroundings(&tun, &clock);
@@ -449,14 +451,11 @@ fn facts(endpoint: &Protocol, host: &Host, tun: &Tun, config: &Path) -> Facts {
         namespace: namespace_name(),
         mtu: options.mtu,
         started: std::time::Instant::now(),
+        configuration: config.to_owned(),
         public_key,
         addresses: options.addresses.clone(),
         listen,
         servers,
-        config: std::path::absolute(config)
-            .unwrap_or_else(|_| config.to_owned())
-            .display()
-            .to_string(),
     }
 }
 

@@ -24,11 +24,11 @@ impl Reloads {
         }))
     }
 
-    /// It has been read once more.
-    pub(super) fn note(&self, is_successful: bool) {
+    /// It has been read once more, and nothing of it waits for a reload if it `is_followed`.
+    pub(super) fn note(&self, is_successful: bool, is_followed: bool) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         last.is_successful = is_successful;
-        if is_successful {
+        if is_successful && is_followed {
             last.succeeded_at = unix_time();
         }
     }
@@ -50,17 +50,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reading_that_fails_leaves_the_time_of_the_last_good_one() {
+    fn a_reading_that_fails_or_leaves_something_waiting_leaves_the_time_of_the_last_good_one() {
         let reloads = Reloads::started();
         let start = reloads.last();
         assert!(start.is_successful && start.succeeded_at > Duration::ZERO);
-        reloads.note(false);
+        reloads.note(false, false);
         let failed = reloads.last();
         assert_eq!(
             (failed.is_successful, failed.succeeded_at),
             (false, start.succeeded_at)
         );
-        reloads.note(true);
+        reloads.note(true, false);
+        let waiting = reloads.last();
+        assert_eq!(
+            (waiting.is_successful, waiting.succeeded_at),
+            (true, start.succeeded_at)
+        );
+        reloads.note(true, true);
         let good = reloads.last();
         assert!(good.is_successful && good.succeeded_at >= start.succeeded_at);
     }

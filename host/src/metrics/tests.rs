@@ -74,7 +74,7 @@ fn a_bad_configuration_is_seen_until_there_is_a_good_one() {
     const NAME: &str = "lostlove_config_last_reload_successful";
     let metrics = metrics();
     for is_successful in [true, false, true] {
-        metrics.note_reload(is_successful);
+        metrics.note_reload(is_successful, is_successful);
         let request = "GET /metrics HTTP/1.1\r\n\r\n";
         let page = scrape(&metrics, request, &Stats::default());
         let line = format!("\n{NAME} {}\n", u8::from(is_successful));

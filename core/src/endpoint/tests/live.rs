@@ -72,6 +72,13 @@ fn an_expired_peer_is_out_with_a_reason_and_back_once_it_is_renewed() {
     net.run(Duration::from_secs(60));
     assert_eq!(net.server.stats().sessions, 1, "the other one stays");
     assert!(failed(&net, HandshakeError::Expired) > 0);
+    let is_named = |event: &(usize, Event)| {
+        let (who, Event::Rejected { peer, error, .. }) = event else {
+            return false;
+        };
+        (*who, peer.as_deref(), *error) == (SERVER, Some("client1"), HandshakeError::Expired)
+    };
+    assert!(net.events.iter().any(is_named));
 
     let renewed = replace(&mut net, vec![expiring(expires * 2), peer(2)]);
     assert_eq!(renewed.altered, ["client1"]);

@@ -117,6 +117,38 @@ fn any_number_of_silent_clients_keeps_nobody_out() {
 }
 
 #[test]
+fn who_waits_for_an_answer_is_not_closed_for_those_who_come_later() {
+    let rig = Rig::start();
+    let request = r#"{"version":1,"request":"disconnect","peer":"alice"}"#;
+    let mut clients: Vec<_> = (0..2 * MAX_CLIENTS).map(|_| rig.connect()).collect();
+    for client in &mut clients {
+        client.say(request);
+    }
+    // None is answered before as many have asked as may.
+    let (mut asked, mut answered) = (Vec::new(), 0);
+    rig.serve(
+        || clients.iter_mut().all(Peer::has_answer),
+        |rig, wish| {
+            if let Wish::Of(asker, _) = wish {
+                asked.push(asker);
+            }
+            if asked.len() == MAX_CLIENTS {
+                answered += asked.len();
+                for asker in asked.drain(..) {
+                    let answer = Answer::done("done");
+                    rig.control.reply(Reply::To(asker, answer));
+                }
+            }
+            None
+        },
+    );
+    assert_eq!(answered, 2 * MAX_CLIENTS);
+    for client in &mut clients {
+        assert_eq!(client.hear()["done"]["message"], "done");
+    }
+}
+
+#[test]
 fn who_does_not_read_holds_nobody_up() {
     let rig = Rig::start();
     let mut deaf = rig.connect();
@@ -278,11 +310,11 @@ fn facts() -> Facts {
         namespace: "1".to_owned(),
         mtu: 1400,
         started: Instant::now(),
+        configuration: "/etc/lostlove/server.toml".into(),
         public_key: PublicKey::from_bytes([3; 32]),
         addresses: Vec::new(),
         listen: Vec::new(),
         servers: Vec::new(),
-        config: "/etc/lostlove/server.toml".to_owned(),
     }
 }
 

@@ -7,6 +7,9 @@ use lostlove_config::{
 };
 use lostlove_core::config::{Common, Limits, ServerConfig};
 
+const LOG_LEVEL: &str = "monitoring.log_level";
+const PUBLIC_ADDRESS: &str = "server.public_address";
+
 /// Keys of a file whose values are others now.
 #[derive(Debug, Default)]
 pub(super) struct Differences {
@@ -44,10 +47,7 @@ impl Differences {
         ] {
             found.restart(key, differs);
         }
-        found.apply(
-            "server.public_address",
-            a.public_address != b.public_address,
-        );
+        found.apply(PUBLIC_ADDRESS, a.public_address != b.public_address);
         found
     }
 
@@ -104,6 +104,22 @@ impl Differences {
         found
     }
 
+    /// What would be applied, and is not, as only the peers are followed. Where clients reach the
+    /// server is in force with the file: nobody but the commands that read it wants to know.
+    pub(super) fn take_waiting(
+        &mut self,
+        old: &ServerSettings,
+        new: &ServerSettings,
+    ) -> Vec<String> {
+        let mut waiting = std::mem::take(&mut self.applied);
+        waiting.retain(|key| key != PUBLIC_ADDRESS);
+        let levels = [old, new].map(|settings| settings.host.monitoring.log_level);
+        if levels[0] != levels[1] {
+            waiting.push(LOG_LEVEL.to_owned());
+        }
+        waiting
+    }
+
     /// Another level of the log counts if nothing else decides it.
     pub(super) fn note_level(
         &mut self,
@@ -114,7 +130,7 @@ impl Differences {
             return;
         }
         if set(new) {
-            self.applied.push("monitoring.log_level".to_owned());
+            self.applied.push(LOG_LEVEL.to_owned());
         } else {
             let why =
                 "monitoring.log_level (--log-level, RUST_LOG or `lostlove log-level` decides)";
@@ -284,6 +300,21 @@ mod tests {
             "security.rotate_bytes, security.rotate_interval",
         ),
     ];
+
+    #[test]
+    fn what_waits_while_the_peers_alone_are_followed_is_what_a_reload_would_apply() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::setup::make_default_key(&folder.path().join("server.toml")).unwrap();
+        let old = server(folder.path(), "");
+        let text = "[server]\nport = 1\npublic_address = 'a.example:1'\n\
+            [limits]\nrate_limit_per_user = 1000\n[monitoring]\nlog_level = 'debug'\n";
+        let new = server(folder.path(), text);
+        let mut found = Differences::of_servers(&old, &new);
+        let waiting = found.take_waiting(&old, &new);
+        assert_eq!(waiting, ["limits.rate_limit_per_user", LOG_LEVEL]);
+        assert!(found.applied.is_empty());
+        assert_eq!(found.needs_restart, ["server.bind_address, server.port"]);
+    }
 
     /// The same.
     const NEEDS_RESTART: &[(&str, &str, &str)] = &[
