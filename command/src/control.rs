@@ -178,13 +178,24 @@ fn find_here(name: Option<&str>) -> Result<Found, ControlError> {
     find_in(Path::new(FOLDER), &namespace_name(), name, ACCEPT_PATIENCE)
 }
 
+/// A daemon that cannot be asked.
+#[derive(Debug)]
+pub struct Denied {
+    /// What it is called by here.
+    pub name: String,
+    /// Whether it is in this network namespace.
+    pub is_here: bool,
+    /// Why.
+    pub error: ControlError,
+}
+
 /// What there is.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Those that can be asked.
     pub daemons: Vec<Connection>,
-    /// Those that cannot, by name, and why.
-    pub denied: Vec<(String, ControlError)>,
+    /// Those that cannot.
+    pub denied: Vec<Denied>,
     /// Those of other names.
     others: Vec<String>,
 }
@@ -194,7 +205,7 @@ impl Found {
     fn some(mut self, name: Option<&str>) -> Result<Vec<Connection>, ControlError> {
         match (self.daemons.is_empty(), self.denied.pop(), name) {
             (false, ..) => Ok(self.daemons),
-            (true, Some((_, error)), _) => Err(error),
+            (true, Some(denied), _) => Err(denied.error),
             (true, None, Some(name)) if !self.others.is_empty() => Err(ControlError::NotFound {
                 name: name.to_owned(),
                 names: self.others,
@@ -265,7 +276,11 @@ fn find_in(
             Err(error) if is_gone(&error) => continue,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             Err(error) => {
-                found.denied.push((name, failed(&place.path, error)));
+                found.denied.push(Denied {
+                    name,
+                    is_here: place.namespace == own,
+                    error: failed(&place.path, error),
+                });
                 continue;
             }
         };
@@ -280,7 +295,7 @@ fn find_in(
 }
 
 /// Does the same with each at once, so that one which takes long holds up none of the others.
-fn at_once<T: Send, R: Send>(
+pub(crate) fn at_once<T: Send, R: Send>(
     all: impl IntoIterator<Item = T>,
     what: impl Fn(T) -> R + Sync,
 ) -> Vec<R> {

@@ -56,7 +56,7 @@ fn ask(files: Files) -> Result<Vec<Answer>, ControlError> {
         };
         Some((daemon.name.clone(), said))
     });
-    let denied = denied.into_iter().map(|(name, error)| (name, Err(error)));
+    let denied = denied.into_iter().map(|it| (it.name, Err(it.error)));
     Ok(answers.chain(denied).collect())
 }
 

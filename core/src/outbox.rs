@@ -19,6 +19,8 @@ const MIN_PIECE: u32 = 2048;
 /// How long a socket's speed is looked at before it is judged, or how many bytes.
 const SAMPLE_TIME: Duration = Duration::from_millis(20);
 const SAMPLE_BYTES: u32 = 4 * MAX_TARGET;
+/// A socket that takes nothing for longer is not slow: nothing arrives at all.
+const STALL: Duration = Duration::from_millis(500);
 /// Pieces offered to one vectored write.
 pub const MAX_PIECES: usize = 16;
 
@@ -105,6 +107,10 @@ impl Outbox {
 
     /// The socket has taken `len` bytes. It is at least as fast as that.
     fn note_taken(&mut self, len: usize, now: Instant) {
+        if self.is_since_full && self.taken == 0 && now.since(self.since) > STALL {
+            // No pace: the other end did not read, or the path was gone.
+            self.since = now;
+        }
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.taken = self.taken.saturating_add(len);
         if self.is_since_full {
@@ -118,9 +124,15 @@ impl Outbox {
 
     /// The socket has taken all that there was, so what it takes next says less of it.
     fn note_idle(&mut self, now: Instant) {
-        if self.is_since_full || now.since(self.since) >= SAMPLE_TIME {
-            self.begin_sample(false, now);
+        if !self.is_since_full && now.since(self.since) < SAMPLE_TIME {
+            return;
         }
+        if !self.is_since_full {
+            // The socket may hold some of it still.
+            self.taken = self.taken.saturating_sub(SAMPLE_BYTES / 2);
+            self.piece = self.piece.max(self.lasting(now));
+        }
+        self.begin_sample(false, now);
     }
 
     const fn begin_sample(&mut self, is_since_full: bool, now: Instant) {
@@ -288,7 +300,7 @@ mod tests {
         for (len, millis, piece) in [
             (12_500, 27, 3125),
             (14_000, 27, 3500),
-            (1, 1007, MIN_PIECE),
+            (1, 407, MIN_PIECE),
             // Too soon to tell.
             (12_500, 26, u32::MAX),
         ] {
@@ -317,6 +329,16 @@ mod tests {
     }
 
     #[test]
+    fn a_stall_says_nothing_of_the_speed() {
+        let mut outbox = full_twice(12_500, 27);
+        write(&mut outbox, 15_000, true, 5000);
+        assert_eq!(outbox.piece, 3125);
+        write(&mut outbox, 15_000, true, 5010);
+        write(&mut outbox, 14_000, true, 5022);
+        assert_eq!(outbox.piece, 10_000);
+    }
+
+    #[test]
     fn a_pause_says_nothing_of_the_speed() {
         let mut outbox = Outbox::new();
         write(&mut outbox, 100, true, 7);
@@ -333,6 +355,13 @@ mod tests {
             write(&mut outbox, 15_000, false, 28 + millis);
         }
         assert_eq!(outbox.piece, u32::MAX);
+
+        // At 80 Mbit/s, which it has never been asked to exceed.
+        let mut outbox = full_twice(12_500, 27);
+        for millis in 0..4 * 20 {
+            write(&mut outbox, 10_000, false, 28 + millis);
+        }
+        assert!(outbox.piece > 10_000, "{}", outbox.piece);
 
         let mut outbox = full_twice(12_500, 27);
         for _ in 0..20 {

@@ -250,7 +250,10 @@ fn drops(name: &str, status: &Status) -> Finding {
             senders(status)
         );
         let edit = edit(&config(status));
-        let cure = format!("{edit}  # peers.routes: the networks behind that client");
+        let cure = format!(
+            "{edit}; sudo lostlove reload --daemon {name}  # peers.routes: the \
+             networks behind that client"
+        );
         return Finding::warning(look, subject, found, cure);
     }
     let all: u64 = dropped.values().sum();
@@ -332,11 +335,8 @@ fn handshakes(name: &str, status: &Status, server: &ServerStatus) -> Vec<Finding
         ),
         (
             HandshakeError::Authentication,
-            "clients that have the key of another server, or another preshared key than it has",
-            format!(
-                "grep server_public_key client.toml  # on the client: it must be {key}, and its \
-                 preshared key, if there is one, that of its peer here"
-            ),
+            "clients that have the key of another server",
+            format!("grep server_public_key client.toml  # on the client: it must be {key}"),
         ),
         (
             HandshakeError::NoCommonSuite,
@@ -362,7 +362,9 @@ fn handshakes(name: &str, status: &Status, server: &ServerStatus) -> Vec<Finding
         return warnings;
     }
     let count = status.totals.sessions_established;
-    let found = format!("{count} sessions since the server began, and nobody kept out by a key");
+    let found = format!(
+        "{count} sessions since the server began, and nobody kept out by an unknown key, a date or a suite"
+    );
     vec![Finding::ok(look, subject, found)]
 }
 
@@ -440,13 +442,13 @@ pub(super) fn descriptors(name: &str, status: &Status, limit: Option<u64>) -> Op
     let (look, subject) = (Look::Descriptors, format!("{name} open files"));
     let (limit, pid) = (limit?, process(status)?);
     if limit >= needed {
-        let found = format!("at most {limit}, and {needed} are needed for {max} sessions");
+        let found = format!("at most {limit}; {max} sessions alone need {needed}");
         return Some(Finding::ok(look, subject, found));
     }
-    let found = format!("at most {limit}, but {needed} are needed for {max} sessions");
+    let found = format!("at most {limit}, but {max} sessions alone need {needed}");
     let cure = format!(
-        "sudo prlimit --pid {pid} --nofile={needed}:{needed}  # for good: LimitNOFILE= of systemd, or \
-         ulimit -n before the start"
+        "sudo prlimit --pid {pid} --nofile=65535:65535  # for good: LimitNOFILE= of systemd, or ulimit -n \
+         before the start"
     );
     Some(Finding::warning(look, subject, found, cure))
 }

@@ -24,7 +24,7 @@ use lostlove_host::control::protocol::{Body, Request};
 use lostlove_host::control::status::Status;
 use lostlove_system::net::{Paths, device_state, leftovers, set_aside, written_resolver};
 
-use crate::control::{Connection, ControlError, find_every};
+use crate::control::{Connection, ControlError, at_once, find_every};
 use crate::say;
 use files::{File, Origin};
 use finding::{Finding, Look, end, exit_of};
@@ -190,16 +190,15 @@ fn look_at_processes(asked: &[Daemon], processes: &[Process]) -> Vec<Finding> {
 fn ask_all() -> (Vec<Daemon>, Option<Finding>) {
     match find_every() {
         Ok(found) => {
-            let denied = found.denied.into_iter().map(|(name, error)| Daemon {
-                // Another namespace is part of the name.
-                is_here: !name.contains('.'),
-                name,
+            let denied = found.denied.into_iter().map(|it| Daemon {
+                name: it.name,
+                is_here: it.is_here,
                 pid: None,
                 is_stopped: false,
-                answer: Err(error),
+                answer: Err(it.error),
             });
-            let asked = found.daemons.into_iter().map(ask);
-            (asked.chain(denied).collect(), None)
+            let asked = at_once(found.daemons, ask);
+            (asked.into_iter().chain(denied).collect(), None)
         }
         Err(error) => (Vec::new(), Some(unasked("daemons", &error, None))),
     }

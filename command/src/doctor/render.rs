@@ -96,7 +96,7 @@ mod tests {
             Finding::error(
                 Look::Port,
                 "port 8443",
-                "another program listens on 0.0.0.0:8443",
+                "another program listens on 0.0.0.0:8443, so a server cannot start",
                 "sudo ss -ltnp 'sport = :8443'",
             ),
         ]
@@ -113,7 +113,7 @@ mod tests {
         ));
         let expected = "\
 ok       /dev/net/tun: can be opened
-error    port 8443: another program listens on 0.0.0.0:8443
+error    port 8443: another program listens on 0.0.0.0:8443, so a server cannot start
          cure: sudo ss -ltnp 'sport = :8443'
 warning  a: says ?[2J?ok
          cure: b ?c?

@@ -90,6 +90,9 @@ impl Session {
         sink: &mut Sink<'_>,
     ) -> Result<Option<usize>, ProtocolError> {
         let piece = sink.outbox.piece();
+        if let Some(flow) = rest {
+            self.queue.pass_by(flow);
+        }
         let Some((turn, first)) = self.take_if(sink, |turn| passes(turn, rest)) else {
             return Ok(None);
         };

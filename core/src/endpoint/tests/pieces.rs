@@ -64,12 +64,44 @@ fn what_is_urgent_goes_between_the_pieces_of_a_super_packet() {
     assert!(received[11] == packet);
 }
 
-/// However many flows are new, half of the link is for those that were there before.
+/// The second packet of a flow is not a new flow's any more, and more bulk waits in front of it.
 #[test]
-fn a_flood_does_not_keep_the_pieces_of_a_super_packet_waiting() {
+fn a_sparse_flow_passes_the_pieces_with_each_of_its_packets() {
     let mut net = net();
     slow(&mut net);
     let (packet, _) = begin(&mut net);
+    net.send_super_packet(0, &packet, &super_packet_header(1360));
+    let (id, now) = (net.link(0).client_id, net.now);
+    let ping = udp(net.address_v4(0), SERVER_ADDRESS, 9, &[7; 64]);
+    for _ in 0..3 {
+        net.send_from(0, &ping);
+        for _ in 0..2 {
+            let taken = net.clients[0].write(id, usize::MAX, now).unwrap();
+            net.link(0).up.bytes.extend(&taken);
+        }
+    }
+    net.settle();
+    let received = &net.received_by_server;
+    assert_eq!(received.len(), 5);
+    assert!(received[..3].iter().all(|one| *one == ping));
+}
+
+/// However many flows are new, half of the link is for those that were there before.
+#[test]
+fn a_flood_does_not_keep_the_pieces_of_a_super_packet_waiting() {
+    for has_more in [false, true] {
+        flood(has_more);
+    }
+}
+
+/// More of the same flow may wait.
+fn flood(has_more: bool) {
+    let mut net = net();
+    slow(&mut net);
+    let (packet, _) = begin(&mut net);
+    if has_more {
+        net.send_super_packet(0, &packet, &super_packet_header(1360));
+    }
     for port in 100..200 {
         let other = udp(net.address_v4(0), SERVER_ADDRESS, port, &[7; 1000]);
         net.send_from(0, &other);

@@ -371,6 +371,10 @@ impl Many {
         }
     }
 
+    pub(super) fn get(&self, id: u32) -> Option<&Flow> {
+        self.known.get(&id)
+    }
+
     pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut Flow> {
         self.known.get_mut(&id)
     }

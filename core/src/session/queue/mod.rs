@@ -171,6 +171,26 @@ impl SendQueue {
         Some((turn, packet))
     }
 
+    /// Brings those to the front of the two lists that may go while a packet of the flow `rest` goes out in
+    /// pieces: other flows whose next packet is small. They only change places, and keep their credit.
+    pub(crate) fn pass_by(&mut self, rest: u32) {
+        let Flows::Many(many) = &mut self.flows else {
+            return;
+        };
+        let may_go = |many: &Many, id: &u32| {
+            let len = many.get(*id).and_then(Flow::front_len);
+            *id != rest && len.is_none_or(|len| len <= QUANTUM)
+        };
+        if let Some(place) = many.new.iter().position(|id| may_go(many, id)) {
+            many.new.rotate_left(place);
+        }
+        match many.old.iter().position(|id| may_go(many, id)) {
+            Some(place) => many.old.rotate_left(place),
+            // The pieces are their share.
+            None => self.owed = 0,
+        }
+    }
+
     /// Whose turn it is. What has waited too long is dropped before.
     fn next(&mut self, now: Instant, pool: &mut Pool, stats: &mut Stats) -> Option<Turn> {
         while !self.is_empty() {
