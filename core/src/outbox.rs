@@ -60,11 +60,12 @@ pub(crate) struct Outbox {
     is_out: bool,
     /// Sealed bytes to have ready at once.
     target: u32,
-    /// Bytes that the socket has taken since then.
-    taken: u32,
+    /// When the present sample of the socket's speed began.
     since: Instant,
-    /// Whether it was full then, and has had more to take ever since.
+    /// Whether the socket was full then, and has had more to take ever since.
     is_since_full: bool,
+    /// Bytes that it has taken since then.
+    taken: u32,
     /// Bytes that last for [`PIECE_TIME`].
     piece: u32,
 }
@@ -75,9 +76,9 @@ impl Outbox {
             buffers: VecDeque::new(),
             is_out: false,
             target: MAX_TARGET,
-            taken: 0,
             since: Instant::ZERO,
             is_since_full: false,
+            taken: 0,
             piece: u32::MAX,
         }
     }
