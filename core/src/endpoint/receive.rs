@@ -1,38 +1,26 @@
-//! Bytes from sockets: cut into LLP packets, opened, and acted on.
+//! Bytes from sockets: what a driver has read, and what of it is no whole LLP packet yet.
 
 use super::{Endpoint, Sent, Side, TunPacket};
 use crate::buffer::{Buffer, Class};
 use crate::connection::{Connection, Greeting, Stage};
-use crate::error::{FrameError, HandshakeError, ProtocolError};
+use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId};
 use crate::foreign::FirstBytes;
-use crate::handshake::{MAX_HELLO_LEN, probe_hello_len};
-use crate::record::compression::{decompress, original_len};
-use crate::session::lane::{Heard, Lane};
+use crate::handshake::MAX_HELLO_LEN;
+use crate::session::lane::Lane;
 use crate::time::Instant;
 use crate::turn::Turn;
-use crate::wire::{
-    Disconnect, DisconnectCode, Flags, Frame, HEADER_LEN, Header, MAX_PAYLOAD_LEN,
-    MAX_UNSEALED_LEN, PacketType, Protection, next_packet, read_entries,
-};
+use crate::wire::{HEADER_LEN, MAX_PAYLOAD_LEN};
 
 /// The longest packet on the wire.
 const MAX_RECORD_LEN: usize = HEADER_LEN + MAX_PAYLOAD_LEN;
 
 /// Bytes that compressed packets may become at once; then it is another connection's turn, whatever
 /// else was read. As much as may be read at once of what is not compressed.
-const MAX_RESTORED: usize = 256 * 1024;
-
-/// Whether a client's first sealed packet says that it is longer than any hello may be.
-fn is_too_long(bytes: &[u8]) -> bool {
-    let header = bytes
-        .first_chunk()
-        .and_then(|bytes| Header::decode(bytes).ok());
-    header.is_some_and(|header| usize::from(header.payload_len) > MAX_UNSEALED_LEN)
-}
+pub(super) const MAX_RESTORED: usize = 256 * 1024;
 
 /// What one step did with the bytes at hand.
-enum Step {
+pub(super) enum Step {
     /// Consumed so many; there may be more to do.
     Consumed(usize),
     /// More bytes are needed.
@@ -271,306 +259,6 @@ impl Endpoint {
             }
         }
     }
-
-    /// A stranger is told nothing, whatever was wrong: the connection stays open, silent, until
-    /// the handshake deadline, and what was offered him is free again. A client, and who deals with
-    /// a probe, just closes.
-    pub(super) fn fail_handshake(&mut self, id: ConnectionId, error: HandshakeError, now: Instant) {
-        self.count_handshake_failure(id, error);
-        let is_server = matches!(self.side, Side::Server(_));
-        let stage = self
-            .connections
-            .get_mut(id)
-            .map(|connection| &mut connection.stage);
-        let Some(Stage::Greeting { step, .. }) = stage.filter(|_| is_server) else {
-            self.begin_closing(id, None, CloseReason::Handshake(error), now);
-            return;
-        };
-        let before = core::mem::replace(step, Greeting::Failed(error));
-        if let Side::Server(server) = &mut self.side {
-            server.fail(id, now);
-        }
-        if let Greeting::AwaitProof(proposal) = before {
-            self.abandon(proposal.agreed.peer, now);
-        }
-    }
-
-    /// Ends the connection, and its session, for an error.
-    pub(super) fn fail(&mut self, id: ConnectionId, error: ProtocolError, now: Instant) {
-        self.tools.stats.break_protocol(error);
-        let reason = CloseReason::Protocol(error);
-        self.begin_closing(id, Some(code_for(error)), reason, now);
-    }
-
-    fn process_hello(
-        &mut self,
-        id: ConnectionId,
-        inbox: &Buffer,
-        turn: &mut Turn<'_>,
-    ) -> Result<Step, HandshakeError> {
-        let bytes = inbox.used();
-        let frame = next_packet(bytes, Protection::Unsealed).map_err(|error| match error {
-            FrameError::BadMagic(_) => HandshakeError::NotLlp,
-            FrameError::BadLength(_) => HandshakeError::TooLong,
-            _ => HandshakeError::Malformed,
-        })?;
-        let Some(Frame { header, len }) = frame else {
-            return Ok(Step::Incomplete);
-        };
-        let is_client = matches!(self.side, Side::Client(_));
-        if header.packet_type == PacketType::HandshakeInit && header.is_probe_hello() && !is_client
-        {
-            return self.process_probe_hello(id, bytes, turn);
-        }
-        if (header.stream, header.sequence, header.flags) != (0, 0, Flags::NONE) {
-            return Err(HandshakeError::Malformed);
-        }
-        match (header.packet_type, is_client) {
-            (PacketType::HandshakeInit, false) => {
-                self.handle_hello(id, &bytes[HEADER_LEN..len], turn)?;
-                Ok(Step::Consumed(len))
-            }
-            (PacketType::HandshakeResponse, true) => {
-                self.finish_handshake(id, &bytes[HEADER_LEN..len], turn.now)?;
-                Ok(Step::Consumed(len))
-            }
-            _ => Err(HandshakeError::Unexpected),
-        }
-    }
-
-    fn process_probe_hello(
-        &mut self,
-        id: ConnectionId,
-        bytes: &[u8],
-        turn: &mut Turn<'_>,
-    ) -> Result<Step, HandshakeError> {
-        let Some((header, rest)) = bytes.split_first_chunk() else {
-            return Ok(Step::Incomplete);
-        };
-        let Some(len) = probe_hello_len(rest)? else {
-            return Ok(Step::Incomplete);
-        };
-        let json = &rest[..len];
-        Header::verify_checksum(header, json).map_err(|_| HandshakeError::Malformed)?;
-        self.handle_hello(id, json, turn)?;
-        Ok(Step::Consumed(HEADER_LEN + len))
-    }
-
-    /// An LLP 1.0 peer can keep alive and disconnect.
-    fn process_probe(
-        &mut self,
-        id: ConnectionId,
-        inbox: &Buffer,
-        now: Instant,
-    ) -> Result<Step, HandshakeError> {
-        let frame = next_packet(inbox.used(), Protection::Unsealed)
-            .map_err(|_| HandshakeError::Malformed)?;
-        let Some(Frame { header, len }) = frame else {
-            return Ok(Step::Incomplete);
-        };
-        match header.packet_type {
-            PacketType::KeepAlive => {
-                let reply = Header {
-                    timestamp_ms: self.tools.timestamp_ms(now),
-                    payload_len: 0,
-                    ..header
-                };
-                // One answer at a time: a peer that does not read gets no queue.
-                if let Some(connection) = self.connections.get_mut(id)
-                    && !connection.outbox.is_full()
-                {
-                    let reply = reply.encode(&[]);
-                    connection
-                        .outbox
-                        .push_plain(&reply, &[], &mut self.tools.pool);
-                }
-            }
-            PacketType::Disconnect => {
-                let disconnect = Disconnect::decode(&inbox.used()[HEADER_LEN..len]);
-                let (code, reason) = (disconnect.code(), disconnect.reason().to_owned());
-                self.begin_closing(id, None, CloseReason::Peer { code, reason }, now);
-            }
-            PacketType::Data
-            | PacketType::Ack
-            | PacketType::HandshakeInit
-            | PacketType::HandshakeResponse => return Err(HandshakeError::Unexpected),
-        }
-        Ok(Step::Consumed(len))
-    }
-
-    /// Opens every whole packet in the inbox, or as many as may be restored at once.
-    fn process_sealed(
-        &mut self,
-        id: ConnectionId,
-        inbox: &mut Buffer,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
-        turn: &mut Turn<'_>,
-    ) {
-        loop {
-            if self.restored >= MAX_RESTORED {
-                return;
-            }
-            if self.awaits_proof(id) && is_too_long(inbox.used()) {
-                // A proof is short; nobody unknown gets memory for more.
-                self.fail_handshake(id, HandshakeError::TooLong, turn.now);
-                break;
-            }
-            let step = self.process_record(id, inbox, sink, turn);
-            let awaits_proof = match self.connections.get(id).map(|known| &known.stage) {
-                Some(Stage::Active { .. }) => false,
-                Some(Stage::Greeting {
-                    step: Greeting::AwaitProof(_),
-                    ..
-                }) => true,
-                _ => break,
-            };
-            match step {
-                Ok(Step::Consumed(len)) => inbox.start += len,
-                Ok(Step::Incomplete) => return,
-                Err(_) if awaits_proof => {
-                    self.fail_handshake(id, HandshakeError::Authentication, turn.now);
-                    break;
-                }
-                Err(error) => {
-                    self.fail(id, error, turn.now);
-                    break;
-                }
-            }
-        }
-        inbox.start = inbox.end;
-    }
-
-    fn awaits_proof(&self, id: ConnectionId) -> bool {
-        let stage = self.connections.get(id).map(|known| &known.stage);
-        let Some(Stage::Greeting { step, .. }) = stage else {
-            return false;
-        };
-        matches!(step, Greeting::AwaitProof(_))
-    }
-
-    fn process_record(
-        &mut self,
-        id: ConnectionId,
-        inbox: &mut Buffer,
-        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
-        turn: &mut Turn<'_>,
-    ) -> Result<Step, ProtocolError> {
-        let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
-        let (lane, is_proof) = match stage {
-            Some(Stage::Active { lane, .. }) => (&mut **lane, false),
-            Some(Stage::Greeting {
-                step: Greeting::AwaitProof(proposal),
-                ..
-            }) => (&mut proposal.lane, true),
-            _ => return Ok(Step::Incomplete),
-        };
-        let Some(Frame { header, len }) = next_packet(inbox.used(), lane.protection())? else {
-            return Ok(Step::Incomplete);
-        };
-        let plaintext = lane.open(&header, &mut inbox.used_mut()[..len], turn.now)?;
-        self.tools.stats.sealed_in += 1;
-        if is_proof {
-            self.handle_proof(id, turn.now);
-        }
-        match header.packet_type {
-            PacketType::Data if header.flags.contains(Flags::COMPRESSED) => {
-                self.process_compressed(id, &header, plaintext, sink, turn.now)?;
-            }
-            PacketType::Data => self.process_data(id, &header, plaintext, sink, turn.now)?,
-            _ => self.process_control(id, &header, plaintext, turn)?,
-        }
-        Ok(Step::Consumed(len))
-    }
-
-    /// Restores what was compressed, in a buffer of its own.
-    fn process_compressed(
-        &mut self,
-        id: ConnectionId,
-        header: &Header,
-        compressed: &[u8],
-        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
-        now: Instant,
-    ) -> Result<(), ProtocolError> {
-        let len = original_len(compressed)?;
-        let mut buffer = self.tools.pool.take(Class::for_packet(len));
-        let original = &mut buffer.bytes_mut()[..len];
-        let done = match decompress(compressed, original) {
-            Ok(()) => {
-                let counted = &mut self.tools.stats.compression_in;
-                counted.add(len, compressed.len());
-                self.restored += len;
-                self.process_data(id, header, original, sink, now)
-            }
-            Err(error) => Err(error.into()),
-        };
-        self.tools.pool.put(buffer);
-        done
-    }
-
-    fn process_data(
-        &mut self,
-        id: ConnectionId,
-        header: &Header,
-        plaintext: &mut [u8],
-        sink: &mut (impl FnMut(TunPacket<'_>) -> Sent + ?Sized),
-        now: Instant,
-    ) -> Result<(), ProtocolError> {
-        let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
-        let Some(Stage::Active { session, lane }) = stage else {
-            return Ok(());
-        };
-        let (session, stream) = (*session, header.stream);
-        if stream == 0 || stream > self.common.limits.max_streams {
-            return Err(ProtocolError::Stream(stream));
-        }
-        let (mut partial, mut since) = lane.take_partial(stream, &mut self.tools, now);
-        if header.flags.contains(Flags::RST) {
-            partial.clear();
-        }
-        let more = header.flags.contains(Flags::MORE);
-        let ends = header.flags.contains(Flags::FIN) || header.flags.contains(Flags::RST);
-        if !(plaintext.is_empty() && ends) {
-            read_entries(plaintext, more, &mut partial, &mut |packet, offload| {
-                since = now;
-                self.handle_peer_packet(session, packet, offload, sink, now);
-            })?;
-        }
-        let connection = self.connections.get_mut(id);
-        if let Some(lane) = connection.and_then(Connection::lane_mut) {
-            lane.keep_partial(stream, (partial, since), &mut self.tools)?;
-            self.keep_entries_within_memory();
-        }
-        Ok(())
-    }
-
-    fn process_control(
-        &mut self,
-        id: ConnectionId,
-        header: &Header,
-        payload: &[u8],
-        turn: &mut Turn<'_>,
-    ) -> Result<(), ProtocolError> {
-        let stage = self.connections.get_mut(id).map(|known| &mut known.stage);
-        let Some(Stage::Active { session, lane }) = stage else {
-            return Ok(());
-        };
-        match lane.handle_control(header, payload, &mut self.tools, turn)? {
-            Heard::Nothing => {}
-            Heard::RoundTrip { sample, ends_doubt } => {
-                if let Some(session) = self.sessions.get(*session) {
-                    session.usage.add_round_trip(sample);
-                }
-                if ends_doubt {
-                    self.path_works(turn.now);
-                }
-            }
-            Heard::Goodbye { code, reason } => {
-                let reason = CloseReason::Peer { code, reason };
-                self.begin_closing(id, None, reason, turn.now);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Bytes that a sealed packet lacks, as far as its part tells.
@@ -580,31 +268,4 @@ fn missing(part: &[u8]) -> usize {
         None => HEADER_LEN,
     };
     whole.saturating_sub(part.len())
-}
-
-/// What the peer is told: the one place where that is decided.
-const fn code_for(error: ProtocolError) -> DisconnectCode {
-    match error {
-        ProtocolError::Crypto | ProtocolError::KeyOverused | ProtocolError::Exchange => {
-            DisconnectCode::Crypto
-        }
-        ProtocolError::Stream(_)
-        | ProtocolError::UnfinishedEntries
-        | ProtocolError::UnsentAnswers => DisconnectCode::FlowControl,
-        ProtocolError::SequenceExhausted | ProtocolError::NoEntropy => DisconnectCode::Internal,
-        ProtocolError::Frame(
-            FrameError::BadMagic(_)
-            | FrameError::UnknownType(_)
-            | FrameError::ReservedFlags(_)
-            | FrameError::BadChecksum
-            | FrameError::BadLength(_)
-            | FrameError::WrongProtection
-            | FrameError::UnexpectedCompression
-            | FrameError::BadCompression
-            | FrameError::BadEntry
-            | FrameError::BadControl,
-        )
-        | ProtocolError::Sequence { .. }
-        | ProtocolError::Unexpected => DisconnectCode::ProtocolError,
-    }
 }

@@ -1,6 +1,7 @@
 //! What happens because time passes.
 
-use super::{Due, Endpoint, Side};
+use super::deadlines::Due;
+use super::{Endpoint, Side};
 use crate::connection::{Greeting, Stage};
 use crate::error::HandshakeError;
 use crate::event::{CloseReason, ConnectionId, Event};
@@ -12,11 +13,7 @@ use crate::wire::DisconnectCode;
 impl Endpoint {
     /// Does what is due. Calling it too early is harmless.
     pub fn handle_timeout(&mut self, turn: &mut Turn<'_>) {
-        while let Some(&(at, due)) = self.deadlines.first() {
-            if at > turn.now {
-                break;
-            }
-            self.deadlines.pop_first();
+        while let Some(due) = self.deadlines.take_due(turn.now) {
             match due {
                 Due::Connection(id) => self.connection_due(id, turn),
                 Due::Session(id) => self.session_due(id, turn.now),
