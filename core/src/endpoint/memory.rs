@@ -6,7 +6,6 @@ use super::Endpoint;
 use crate::config::{Environment, Limits};
 use crate::connection::Connection;
 use crate::event::Event;
-use crate::session::lane::Lane;
 use crate::time::Instant;
 use crate::tools::Tools;
 
@@ -97,7 +96,8 @@ impl Endpoint {
         let goal = allowed - allowed / SLACK;
         let mut held = Vec::new();
         for (id, connection) in self.connections.iter() {
-            let entries = connection.lane().into_iter().flat_map(Lane::unfinished);
+            let lane = connection.lane().into_iter();
+            let entries = lane.flat_map(|lane| lane.unfinished().iter());
             let holding = entries.filter(|(_, _, bytes)| *bytes > 0);
             held.extend(holding.map(|(since, stream, _)| (since, id, stream)));
         }
@@ -108,7 +108,7 @@ impl Endpoint {
             }
             let connection = self.connections.get_mut(id);
             if let Some(lane) = connection.and_then(Connection::lane_mut) {
-                lane.give_up_entry(stream, &mut self.tools);
+                lane.unfinished_mut().give_up(stream, &mut self.tools);
             }
         }
     }

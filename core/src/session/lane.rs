@@ -1,42 +1,37 @@
 //! What one connection adds to a session, and dies with it: keys, numbers, control packets,
 //! unfinished entries, and the fresh exchange under way.
 
+mod control;
+mod exchange;
+mod unfinished;
+
 use core::time::Duration;
 use std::collections::VecDeque;
 
 use super::liveness::{Finding, Liveness};
 use super::rest::Rest;
-use crate::buffer::{Buffer, Class};
+use crate::buffer::Buffer;
 use crate::config::{Limits, Role};
-use crate::crypto::{Direction, FreshSecret, Master, Suite};
-use crate::error::{DropReason, ProtocolError};
+use crate::crypto::{Direction, Master, Suite};
+use crate::error::ProtocolError;
 use crate::handshake::Grant;
-use crate::outbox::Outbox;
 use crate::record::compression::{Sampler, shorten};
-use crate::record::{ExchangeInit, Opener, Sealer, respond};
+use crate::record::{Opener, Sealer};
 use crate::time::Instant;
 use crate::tools::Tools;
 use crate::turn::Turn;
-use crate::wire::{
-    Ack, Disconnect, DisconnectCode, Flags, HEADER_LEN, Header, PacketType, Partial, Protection,
-    decode_keep_alive,
-};
+use crate::wire::{Flags, Header, PacketType, Protection};
+use control::{Control, Then};
+use exchange::Exchanges;
+use unfinished::Unfinished;
 
-/// A fresh exchange costs each side about half a millisecond.
-const MIN_EXCHANGE_INTERVAL: Duration = Duration::from_secs(1);
-/// A client may exchange keys this many times as often as agreed, counted over the whole
-/// connection: each costs the server half a millisecond. A stalled connection delivers late, never
-/// early, so an honest client stays far below.
-const OVERSUPPLY: u32 = 2;
+pub(crate) use control::Heard;
+
 /// A KeepAlive may be looked at earlier than it is due by this share of its interval: so the timers of
 /// ten thousand sessions wake a loop twenty times in an interval, and each wake-up serves many.
 const KEEPALIVE_SLACK_DIVISOR: u32 = 20;
-/// Streams of one connection with an unfinished entry: bounds what they hold to 256 KiB.
-const MAX_PARTIALS: usize = 4;
 /// Bytes beside which a handshake, of some 5 KB, costs next to nothing.
 const WORTHWHILE: u64 = 1024 * 1024;
-/// A peer that sends KeepAlives and does not read the answers is not worth memory.
-const MAX_ANSWERS: usize = 64;
 
 /// Keys, numbers and control packets of one connection.
 pub(crate) struct Lane {
@@ -49,17 +44,11 @@ pub(crate) struct Lane {
     /// Control packets that wait to be sealed; they go before any data.
     control: VecDeque<Control>,
     /// Entries that continue in the next packet of their stream.
-    unfinished: Vec<Unfinished>,
+    unfinished: Unfinished,
     /// What is to be sealed of a packet that goes out in pieces, before others of its stream. Few
     /// lanes ever have any.
     rest: Option<Box<Rest>>,
-    exchange: Exchange,
-    /// When a client starts the next exchange; never on a server.
-    exchange_at: Instant,
-    /// The agreed interval of exchanges.
-    exchange_interval: Duration,
-    /// Exchanges that a server has answered, to refuse a flood of them.
-    exchanges: u32,
+    exchanges: Exchanges,
     /// When the handshake was done.
     began_at: Instant,
     /// Bytes of records, both ways.
@@ -76,62 +65,6 @@ pub(crate) struct Lane {
     liveness: Option<Box<Liveness>>,
 }
 
-/// An entry that continues in the next packet of its stream.
-struct Unfinished {
-    stream: u16,
-    partial: Partial,
-    /// When its first bytes came.
-    since: Instant,
-}
-
-/// Where the in-session key exchange stands.
-enum Exchange {
-    /// None under way.
-    Idle,
-    /// A client waits for the response.
-    Started(Box<ExchangeInit>),
-    /// A server waits for the Ack of its response, this sequence.
-    Answered {
-        /// Known once the response is sealed.
-        sequence: Option<u64>,
-        fresh: FreshSecret,
-    },
-}
-
-/// A control packet that waits to be sealed.
-struct Control {
-    packet_type: PacketType,
-    payload: Vec<u8>,
-    /// What follows once it is sealed.
-    then: Then,
-}
-
-/// What follows when a control packet is sealed.
-enum Then {
-    Nothing,
-    /// Mix into the sending key; the receiving one has it already.
-    Mix(FreshSecret),
-    /// Mix the secret of [`Exchange::Answered`] into the sending key and remember the sequence.
-    MixAnswered,
-}
-
-/// What a control packet said that concerns more than the lane.
-pub(crate) enum Heard {
-    Nothing,
-    /// The peer acknowledges a packet.
-    RoundTrip {
-        /// How long it took.
-        sample: Duration,
-        /// This proves a path that was doubted.
-        ends_doubt: bool,
-    },
-    /// The peer ends the session.
-    Goodbye {
-        code: DisconnectCode,
-        reason: String,
-    },
-}
-
 impl Lane {
     pub(crate) fn new(
         role: Role,
@@ -141,18 +74,9 @@ impl Lane {
         now: Instant,
     ) -> Self {
         let rotation = grant.rotation;
-        let exchange_interval = rotation.interval.max(MIN_EXCHANGE_INTERVAL);
-        let (sending, receiving, exchange_at) = match role {
-            Role::Client => (
-                Direction::ClientToServer,
-                Direction::ServerToClient,
-                now + exchange_interval,
-            ),
-            Role::Server => (
-                Direction::ServerToClient,
-                Direction::ClientToServer,
-                Instant::from_nanos(u64::MAX),
-            ),
+        let (sending, receiving) = match role {
+            Role::Client => (Direction::ClientToServer, Direction::ServerToClient),
+            Role::Server => (Direction::ServerToClient, Direction::ClientToServer),
         };
         Self {
             role,
@@ -160,12 +84,9 @@ impl Lane {
             opener: Opener::new(master.traffic(receiving), suite, rotation, now),
             compression: grant.compression.then(Box::default),
             control: VecDeque::new(),
-            unfinished: Vec::new(),
+            unfinished: Unfinished::default(),
             rest: None,
-            exchange: Exchange::Idle,
-            exchange_at,
-            exchange_interval,
-            exchanges: 0,
+            exchanges: Exchanges::new(role, rotation.interval, now),
             began_at: now,
             carried: 0,
             keepalive_at: next_keepalive(limits, now),
@@ -218,11 +139,6 @@ impl Lane {
         self.sealer.key_age(now)
     }
 
-    /// Whether a control packet waits to be sealed.
-    pub(crate) fn has_control(&self) -> bool {
-        !self.control.is_empty()
-    }
-
     /// How the peer's packets have to be protected.
     pub(crate) const fn protection(&self) -> Protection {
         match &self.compression {
@@ -246,59 +162,14 @@ impl Lane {
         Ok(plaintext)
     }
 
-    /// The entry that continues in `stream`, and since when; or an empty one, from now.
-    pub(crate) fn take_partial(
-        &mut self,
-        stream: u16,
-        tools: &mut Tools,
-        now: Instant,
-    ) -> (Partial, Instant) {
-        let position = self.unfinished.iter().position(|it| it.stream == stream);
-        let Some(at) = position else {
-            return (tools.take_partial(), now);
-        };
-        let found = self.unfinished.swap_remove(at);
-        tools.release_unfinished(found.partial.capacity());
-        (found.partial, found.since)
+    /// Entries that continue in the next packet of their stream.
+    pub(crate) const fn unfinished(&self) -> &Unfinished {
+        &self.unfinished
     }
 
-    /// Keeps the entry for the next packet of `stream`.
-    pub(crate) fn keep_partial(
-        &mut self,
-        stream: u16,
-        (partial, since): (Partial, Instant),
-        tools: &mut Tools,
-    ) -> Result<(), ProtocolError> {
-        if partial.is_empty() {
-            tools.keep_partial(partial);
-        } else if self.unfinished.len() >= MAX_PARTIALS {
-            return Err(ProtocolError::UnfinishedEntries);
-        } else {
-            tools.hold_unfinished(partial.capacity());
-            self.unfinished.push(Unfinished {
-                stream,
-                partial,
-                since,
-            });
-        }
-        Ok(())
-    }
-
-    /// Of each unfinished entry: since when it is there, its stream, and the bytes that it holds.
-    pub(crate) fn unfinished(&self) -> impl Iterator<Item = (Instant, u16, usize)> {
-        let all = self.unfinished.iter();
-        all.map(|it| (it.since, it.stream, it.partial.capacity()))
-    }
-
-    /// Gives up the unfinished entry of a stream.
-    pub(crate) fn give_up_entry(&mut self, stream: u16, tools: &mut Tools) {
-        let mut all = self.unfinished.iter_mut();
-        if let Some(it) = all.find(|it| it.stream == stream) {
-            tools.release_unfinished(it.partial.capacity());
-            tools.pool.note_freed(it.partial.capacity());
-            tools.stats.drop_packet(DropReason::MemoryFull);
-            it.partial.give_up();
-        }
+    /// The same, to take one or to keep one.
+    pub(crate) const fn unfinished_mut(&mut self) -> &mut Unfinished {
+        &mut self.unfinished
     }
 
     /// Whether part of a packet is still to be sealed.
@@ -322,10 +193,7 @@ impl Lane {
         if let Some(rest) = &mut self.rest {
             rest.release(&mut tools.pool);
         }
-        for it in self.unfinished.drain(..) {
-            tools.release_unfinished(it.partial.capacity());
-            tools.pool.note_freed(it.partial.capacity());
-        }
+        self.unfinished.release(tools);
     }
 
     /// Compresses the payload behind the room for a header in `buffer`, if that was agreed on and pays
@@ -361,189 +229,6 @@ impl Lane {
             liveness.note_sealed(packet_type, now);
         }
         Ok(sequence)
-    }
-
-    /// Seals all control packets.
-    pub(crate) fn seal_control(
-        &mut self,
-        outbox: &mut Outbox,
-        tools: &mut Tools,
-        now: Instant,
-    ) -> Result<(), ProtocolError> {
-        while let Some(control) = self.control.pop_front() {
-            let mut buffer = tools.pool.take(Class::Small);
-            buffer.end = HEADER_LEN + control.payload.len();
-            buffer.used_mut()[HEADER_LEN..].copy_from_slice(&control.payload);
-            match self.seal(
-                (control.packet_type, 0, Flags::NONE),
-                &mut buffer,
-                tools,
-                now,
-            ) {
-                Ok(sequence) => {
-                    outbox.push(buffer);
-                    self.after_control(control.then, sequence, tools, now);
-                }
-                Err(error) => {
-                    tools.pool.put(buffer);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn after_control(&mut self, then: Then, sequence: u64, tools: &mut Tools, now: Instant) {
-        match then {
-            Then::Nothing => {}
-            Then::Mix(fresh) => {
-                self.sealer.mix(&fresh, now);
-                tools.stats.exchanges += 1;
-            }
-            Then::MixAnswered => {
-                if let Exchange::Answered {
-                    sequence: known,
-                    fresh,
-                } = &mut self.exchange
-                {
-                    self.sealer.mix(fresh, now);
-                    *known = Some(sequence);
-                }
-            }
-        }
-    }
-
-    /// Asks for an answer: both sides learn that the other lives, and the round trip.
-    pub(crate) fn send_keepalive(&mut self) {
-        self.send(PacketType::KeepAlive, Vec::new(), Then::Nothing);
-    }
-
-    pub(crate) fn send_disconnect(&mut self, code: DisconnectCode, reason: &str) {
-        let payload = Disconnect::new(code, reason).encode();
-        self.send(PacketType::Disconnect, payload, Then::Nothing);
-    }
-
-    fn send(&mut self, packet_type: PacketType, payload: Vec<u8>, then: Then) {
-        self.control.push_back(Control {
-            packet_type,
-            payload,
-            then,
-        });
-    }
-
-    /// Acts on a packet that is no data.
-    pub(crate) fn handle_control(
-        &mut self,
-        header: &Header,
-        payload: &[u8],
-        tools: &mut Tools,
-        turn: &mut Turn<'_>,
-    ) -> Result<Heard, ProtocolError> {
-        if header.stream != 0 {
-            return Err(ProtocolError::Unexpected);
-        }
-        match header.packet_type {
-            PacketType::KeepAlive => {
-                decode_keep_alive(payload)?;
-                self.acknowledge(header.sequence, header.timestamp_ms, Then::Nothing);
-                // The Ack of an exchange is not among them.
-                let is_answer = |control: &&Control| {
-                    control.packet_type == PacketType::Ack && matches!(control.then, Then::Nothing)
-                };
-                if self.control.iter().filter(is_answer).count() > MAX_ANSWERS {
-                    return Err(ProtocolError::UnsentAnswers);
-                }
-            }
-            PacketType::Ack => {
-                return Ok(self.handle_ack(Ack::decode(payload)?, tools, turn.now));
-            }
-            PacketType::HandshakeInit => self.answer_exchange(payload, turn)?,
-            PacketType::HandshakeResponse => {
-                let timestamp = tools.timestamp_ms(turn.now);
-                self.finish_exchange((header.sequence, timestamp), payload, turn.now)?;
-            }
-            PacketType::Disconnect => {
-                let disconnect = Disconnect::decode(payload);
-                return Ok(Heard::Goodbye {
-                    code: disconnect.code(),
-                    reason: disconnect.reason().to_owned(),
-                });
-            }
-            PacketType::Data => return Err(ProtocolError::Unexpected),
-        }
-        Ok(Heard::Nothing)
-    }
-
-    fn acknowledge(&mut self, sequence: u64, timestamp_ms: u64, then: Then) {
-        let ack = Ack {
-            sequence,
-            timestamp_ms,
-        };
-        self.send(PacketType::Ack, ack.encode().to_vec(), then);
-    }
-
-    fn handle_ack(&mut self, ack: Ack, tools: &mut Tools, now: Instant) -> Heard {
-        if let Exchange::Answered { sequence, .. } = &self.exchange
-            && *sequence == Some(ack.sequence)
-        {
-            let answered = core::mem::replace(&mut self.exchange, Exchange::Idle);
-            if let Exchange::Answered { fresh, .. } = answered {
-                self.opener.mix(&fresh, now);
-                tools.stats.exchanges += 1;
-            }
-            return Heard::Nothing;
-        }
-        // Our own timestamp comes back, so the peer's clock does not matter; an absurd one is a
-        // peer's joke and only spoils its own figure.
-        let elapsed = tools.timestamp_ms(now).saturating_sub(ack.timestamp_ms);
-        let sample = Duration::from_millis(elapsed);
-        let next = self.sealer.next_sequence();
-        let liveness = self.liveness.as_deref_mut();
-        let ends_doubt = liveness.is_some_and(|it| it.note_answer(ack.sequence, next, sample));
-        Heard::RoundTrip { sample, ends_doubt }
-    }
-
-    /// A client asks for a fresh exchange.
-    fn answer_exchange(
-        &mut self,
-        payload: &[u8],
-        turn: &mut Turn<'_>,
-    ) -> Result<(), ProtocolError> {
-        if self.role == Role::Client {
-            return Err(ProtocolError::Unexpected);
-        }
-        let due = self.exchange_interval.saturating_mul(self.exchanges) / OVERSUPPLY;
-        if !matches!(self.exchange, Exchange::Idle) || turn.now.since(self.began_at) < due {
-            return Err(ProtocolError::Exchange);
-        }
-        self.exchanges = self.exchanges.saturating_add(1);
-        let (response, fresh) = turn.with_generator(|rng| respond(payload, rng))??;
-        self.exchange = Exchange::Answered {
-            sequence: None,
-            fresh,
-        };
-        self.send(PacketType::HandshakeResponse, response, Then::MixAnswered);
-        Ok(())
-    }
-
-    /// The server's half of a fresh exchange: everything after it comes under the mixed key, and
-    /// the Ack is the last that goes out under the old one.
-    fn finish_exchange(
-        &mut self,
-        (sequence, timestamp_ms): (u64, u64),
-        payload: &[u8],
-        now: Instant,
-    ) -> Result<(), ProtocolError> {
-        let started = core::mem::replace(&mut self.exchange, Exchange::Idle);
-        let Exchange::Started(init) = started else {
-            return Err(ProtocolError::Unexpected);
-        };
-        let fresh = init.finish(payload)?;
-        self.opener.mix(&fresh, now);
-        // From here, not from the start: what a stalled connection held back must not come twice.
-        self.exchange_at = now + self.exchange_interval;
-        self.acknowledge(sequence, timestamp_ms, Then::Mix(fresh));
-        Ok(())
     }
 
     /// Whether the path may not work any longer.
@@ -596,7 +281,7 @@ impl Lane {
 
     /// When a KeepAlive or an exchange is due, or a sign of life.
     pub(crate) fn deadline(&self) -> Instant {
-        let own = self.keepalive_at.min(self.exchange_at);
+        let own = self.keepalive_at.min(self.exchanges.due_at());
         let check_at = self.liveness.as_deref().and_then(Liveness::deadline);
         check_at.map_or(own, |at| own.min(at))
     }
@@ -614,15 +299,8 @@ impl Lane {
             }
             self.had_data = false;
         }
-        if self.exchange_at <= turn.now {
-            self.exchange_at = turn.now + self.exchange_interval;
-            // An exchange without an answer is not repeated: the connection is stuck or dying,
-            // and the key limits and the connection timeout see to that.
-            if matches!(self.exchange, Exchange::Idle) {
-                let (init, payload) = turn.with_generator(ExchangeInit::start)?;
-                self.exchange = Exchange::Started(Box::new(init));
-                self.send(PacketType::HandshakeInit, payload, Then::Nothing);
-            }
+        if let Some(init) = self.exchanges.start_if_due(turn)? {
+            self.send(PacketType::HandshakeInit, init, Then::Nothing);
         }
         Ok(())
     }
@@ -638,7 +316,7 @@ impl Lane {
     /// Starts an exchange on a client before it is due.
     #[cfg(test)]
     pub(crate) const fn exchange_now(&mut self) {
-        self.exchange_at = Instant::ZERO;
+        self.exchanges.hurry();
     }
 }
 
