@@ -67,15 +67,16 @@ mod message;
 mod noise;
 mod payload;
 mod primitives;
+mod probe;
 mod responder;
 
 use rand_core::CryptoRng;
 use uuid::Uuid;
 
 pub use initiator::Initiator;
-pub use message::probe_hello_len;
 pub(crate) use message::probe_server_hello;
 pub use payload::{ClientOffer, Grant};
+pub use probe::probe_hello_len;
 pub use responder::{ClientHello, read_client_hello};
 pub(crate) use responder::{Refusal, Responder};
 

@@ -2,7 +2,8 @@
 
 use ipnet::IpNet;
 
-use super::{PeerId, Peers, WorkerId, networks_of};
+use super::membership::networks_of;
+use super::{PeerId, Peers, WorkerId};
 
 /// What has changed for the endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
