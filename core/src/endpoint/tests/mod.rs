@@ -20,6 +20,7 @@ mod refusals;
 mod roaming;
 mod routing;
 mod sessions;
+mod shutdown;
 mod sources;
 mod strangers;
 mod survival;
