@@ -8,6 +8,7 @@ pub mod protocol;
 pub mod status;
 
 mod gather;
+mod history;
 mod serve;
 
 use std::io;
@@ -16,7 +17,8 @@ use std::sync::Arc;
 use lostlove_system::control_socket::ControlSocket;
 use lostlove_system::wake::Wake;
 
-pub(crate) use gather::{ClientMaterial, Facts, History, Material};
+pub(crate) use gather::{Facts, Material};
+pub(crate) use history::{ClientMaterial, History};
 
 use crate::mailbox::{Mailbox, Report};
 use crate::threads::{Thread, Threads};

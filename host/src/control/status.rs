@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -278,6 +279,11 @@ pub struct End {
     pub reason: String,
     /// Since then.
     pub ago_seconds: f64,
+}
+
+/// As times are told: in seconds, to the microsecond.
+pub(super) fn seconds(duration: Duration) -> f64 {
+    Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)).as_secs_f64()
 }
 
 #[cfg(test)]

@@ -3,26 +3,24 @@
 //! To change it takes as long as the kernel and programs take, and they may hang. So all of it is done
 //! on a thread of its own, in the order in which it is asked for, from what the start needs on.
 
+mod client;
+
 use std::collections::VecDeque;
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 
-use ipnet::IpNet;
 use lostlove_config::{ClientHost, ServerHost};
 use lostlove_core::config::Assignment;
 use lostlove_core::event::ConnectionId;
-use lostlove_system::net::{
-    ClientNet, ClientRoutes, ClientSetup, NameServers, NetError, Paths, Patience, ServerNet,
-    ServerSetup, Sources, Verification, check_firewall,
-};
-use tracing::{info, warn};
+use lostlove_system::net::{NetError, Paths, Patience, ServerNet, ServerSetup, Verification};
+use tracing::warn;
 
 use super::setups;
 use crate::mailbox::{LastWord, Mailbox, NetworkReport, Report};
 use crate::threads::{Thread, Threads};
+use client::ClientNetwork;
 
 /// Packets that wait in the kernel for the daemon to read, as many as a WireGuard device or an
 /// Ethernet card has there; a TUN device's own default is 500.
@@ -191,33 +189,6 @@ enum Made {
     Client(Box<ClientNetwork>),
 }
 
-struct ClientNetwork {
-    net: ClientNet,
-    profile: Profile,
-    /// What the system is set up for.
-    current: Option<Current>,
-    /// The last assignment that carried packets.
-    proven: Option<Assignment>,
-    /// What is routed into the tunnel.
-    routes: Vec<IpNet>,
-    /// The routes and the name servers that were reported last.
-    told: (Vec<IpNet>, Vec<IpAddr>),
-}
-
-/// What the client's file says.
-struct Profile {
-    routes: ClientRoutes,
-    dns: NameServers,
-    inbound: bool,
-    direct_replies: bool,
-}
-
-struct Current {
-    assignment: Assignment,
-    /// Packets handed to the TUN device when the session began.
-    packets: u64,
-}
-
 impl Network {
     /// A server's system, with this device.
     pub fn server(host: &ServerHost, tun: &str) -> Self {
@@ -268,20 +239,7 @@ impl Made {
 
     /// Takes charge of a client's system.
     fn client(host: &ClientHost, tun: &str, paths: &Paths) -> Result<Self, NetError> {
-        check_firewall(host.inbound, paths)?;
-        Ok(Self::Client(Box::new(ClientNetwork {
-            net: ClientNet::new(tun, paths)?,
-            profile: Profile {
-                routes: setups::client_routes(&host.routes),
-                dns: setups::name_servers(&host.dns),
-                inbound: host.inbound,
-                direct_replies: host.direct_replies,
-            },
-            current: None,
-            proven: None,
-            routes: Vec::new(),
-            told: Default::default(),
-        })))
+        ClientNetwork::new(host, tun, paths).map(|network| Self::Client(Box::new(network)))
     }
 
     /// Does what it is asked for until nobody can ask any more; then undoes everything.
@@ -302,7 +260,7 @@ impl Made {
                     },
                 ) => {
                     // What is the same as before is not made anew.
-                    if client.current.is_some() {
+                    if client.is_in_use() {
                         report(verified(client.net.verify()));
                     }
                     let usable = |sources| report(NetworkReport::Usable(id, sources));
@@ -353,144 +311,6 @@ fn verified(result: Result<Verification, NetError>) -> NetworkReport {
     match result {
         Ok(verification) => NetworkReport::Verified(verification),
         Err(error) => NetworkReport::Failed(error),
-    }
-}
-
-impl ClientNetwork {
-    /// Makes the system as the server assigned, and tells where packets from the tunnel may come from
-    /// as soon as they may. `packets` is how many were handed to the TUN device before.
-    fn configure(
-        &mut self,
-        assignment: Assignment,
-        packets: u64,
-        usable: impl FnOnce(Sources),
-    ) -> Result<(), NetError> {
-        // A session that came back is told anew; what it has carried so far counts.
-        self.note_proof(packets);
-        self.net.set_session(true);
-        let routes = &mut self.routes;
-        let usable = |sources: Sources| {
-            routes.clone_from(&sources.inside);
-            usable(sources);
-        };
-        let result = self.profile.apply(&mut self.net, &assignment, usable);
-        match &result {
-            Err(NetError::Refused(_)) => self.reconsider(),
-            _ => {
-                self.current = Some(Current {
-                    assignment,
-                    packets,
-                });
-            }
-        }
-        result
-    }
-
-    /// Reports what is in force, if that is not what was reported before.
-    fn tell_in_force(&mut self, report: &impl Fn(NetworkReport)) {
-        let now = (self.routes.clone(), self.net.name_servers().to_vec());
-        if self.told != now {
-            self.told.clone_from(&now);
-            let (routes, name_servers) = now;
-            report(NetworkReport::InForce {
-                routes,
-                name_servers,
-            });
-        }
-    }
-
-    /// What was in order before may no longer be: the host may have moved to another network.
-    fn reconsider(&mut self) {
-        let current = self.current.as_ref();
-        let is_refused = |current: &Current| {
-            self.profile
-                .check(&mut self.net, &current.assignment)
-                .is_err()
-        };
-        if current.is_some_and(is_refused) {
-            self.clear();
-        }
-    }
-
-    /// A session is over. An assignment that has never carried a packet may be what cut the client
-    /// off, so it does not outlive its session.
-    fn session_ended(&mut self, packets: u64) {
-        self.note_proof(packets);
-        self.net.set_session(false);
-        let Some(current) = &self.current else { return };
-        if self.proven.as_ref() != Some(&current.assignment) {
-            info!("the assignment has carried no packet, and is taken back");
-            self.roll_back(packets);
-        }
-    }
-
-    /// Remembers the present assignment if it has carried a packet.
-    fn note_proof(&mut self, packets: u64) {
-        if let Some(current) = &self.current
-            && packets > current.packets
-        {
-            self.proven = Some(current.assignment.clone());
-        }
-    }
-
-    /// Goes back to what has carried packets, if anything has.
-    fn roll_back(&mut self, packets: u64) {
-        let Some(assignment) = self.proven.clone() else {
-            return self.clear();
-        };
-        let routes = &mut self.routes;
-        let usable = |sources: Sources| *routes = sources.inside;
-        match self.profile.apply(&mut self.net, &assignment, usable) {
-            Ok(()) => {
-                self.current = Some(Current {
-                    assignment,
-                    packets,
-                });
-            }
-            Err(error) => {
-                warn!(%error, "cannot go back to the assignment before");
-                self.clear();
-            }
-        }
-    }
-
-    fn clear(&mut self) {
-        self.current = None;
-        self.routes.clear();
-        for error in self.net.clear() {
-            warn!(%error, "cannot restore the system's network");
-        }
-    }
-}
-
-impl Profile {
-    fn apply(
-        &self,
-        net: &mut ClientNet,
-        assignment: &Assignment,
-        usable: impl FnOnce(Sources),
-    ) -> Result<(), NetError> {
-        self.with_setup(assignment, |setup| net.apply_and_tell(setup, usable))
-    }
-
-    fn check(&self, net: &mut ClientNet, assignment: &Assignment) -> Result<(), NetError> {
-        self.with_setup(assignment, |setup| net.check(setup))
-    }
-
-    fn with_setup<T>(&self, assignment: &Assignment, act: impl FnOnce(&ClientSetup<'_>) -> T) -> T {
-        let v4 = assignment.address_v4.map(IpNet::V4).into_iter();
-        let addresses: Vec<_> = v4.chain(assignment.address_v6.map(IpNet::V6)).collect();
-        act(&ClientSetup {
-            server: Some(assignment.server.ip().to_canonical()),
-            mtu: assignment.mtu,
-            txqueuelen: QUEUE_LEN,
-            addresses: &addresses,
-            push: &assignment.push,
-            routes: &self.routes,
-            dns: &self.dns,
-            inbound: self.inbound,
-            direct_replies: self.direct_replies,
-        })
     }
 }
 

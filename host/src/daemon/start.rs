@@ -1,18 +1,15 @@
 //! From the command line to a running daemon, and its end.
 
-use std::io::{self, Write as _};
-use std::net::SocketAddr;
-use std::num::NonZero;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+mod announcement;
+mod failure;
+mod files;
 
-use lostlove_config::{
-    ClientSettings, ConfigError, ServerFile, ServerSettings, SocketOptions as ConfiguredOptions,
-};
-use lostlove_core::config::{
-    ClientConfig, Common, Environment, Offloads, Peer, Role, ServerConfig,
-};
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use lostlove_core::config::{Environment, Role};
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::peers::{Peers, SharedPeers, WorkerId};
 use lostlove_core::time::Instant;
@@ -21,16 +18,15 @@ use lostlove_system::control_socket::{self, ControlSocket, SocketError};
 use lostlove_system::entropy::SystemEntropy;
 use lostlove_system::limits::raise_descriptor_limit;
 use lostlove_system::memory;
-use lostlove_system::net::{Mark, NetError, namespace_name};
+use lostlove_system::net::{Mark, namespace_name};
 use lostlove_system::signal::Signals;
 use lostlove_system::socket::listen;
 use lostlove_system::tun::{Tun, TunConfig, TunError};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::network::Network;
 use super::path::PathWatch;
 use super::predecessor::Predecessor;
-use super::reload::Stamp;
 use super::setups::socket_options;
 use super::{Daemon, DaemonParts, Ending, Reloader, check};
 use crate::args::{self, DaemonArgs, Exit};
@@ -39,9 +35,13 @@ use crate::dial::Dialer;
 use crate::leases::{self, Leases};
 use crate::log::{self, FlushAtEnd, Verbosity};
 use crate::metrics::Metrics;
-use crate::setup::{self, FirstStart, SetupError};
 use crate::threads::Threads;
 use crate::worker::Run;
+use announcement::{Announcement, FirstReport};
+use files::{Host, Made, Protocol, Settings, load};
+
+pub(super) use failure::{Failure, before_the_log};
+pub(super) use files::{load_client, makes_everything};
 
 /// The whole of a daemon: `program` is its name, `run` its driver.
 pub fn main(role: Role, program: &'static str, run: Run) -> ExitCode {
@@ -55,115 +55,6 @@ pub fn main(role: Role, program: &'static str, run: Run) -> ExitCode {
         Err(failure) => {
             failure.tell();
             failure.exit.into()
-        }
-    }
-}
-
-/// Why the daemon ends, for a person.
-pub(super) struct Failure {
-    pub(super) exit: Exit,
-    pub(super) message: String,
-    pub(super) is_logging: bool,
-}
-
-impl Failure {
-    pub(super) fn new(exit: Exit, message: impl ToString) -> Self {
-        Self {
-            exit,
-            message: message.to_string(),
-            is_logging: true,
-        }
-    }
-
-    /// A log line once there is a log, else plain text.
-    fn tell(&self) {
-        if self.is_logging {
-            error!("{}", self.message);
-        } else {
-            // Nobody is left to tell when standard error is closed.
-            let _ = writeln!(io::stderr(), "{}", self.message);
-        }
-    }
-}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self {
-            is_logging: false,
-            ..Self::new(Exit::from(&error), error)
-        }
-    }
-}
-
-impl From<TunError> for Failure {
-    fn from(error: TunError) -> Self {
-        Self::new(permission_or_failure(error.is_permission()), error)
-    }
-}
-
-impl From<NetError> for Failure {
-    fn from(error: NetError) -> Self {
-        Self::new(permission_or_failure(error.is_permission()), error)
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::new(Exit::from(&error), error)
-    }
-}
-
-const fn permission_or_failure(is_permission: bool) -> Exit {
-    if is_permission {
-        Exit::NoPermission
-    } else {
-        Exit::Failure
-    }
-}
-
-/// What both roles have in common.
-struct Settings {
-    endpoint: Protocol,
-    warnings: Vec<String>,
-    monitoring: lostlove_config::Monitoring,
-    tun: lostlove_config::TunOptions,
-    socket: ConfiguredOptions,
-    host: Host,
-}
-
-/// What the protocol is told.
-enum Protocol {
-    Server(ServerConfig, Vec<Peer>),
-    Client(ClientConfig),
-}
-
-enum Host {
-    Server(lostlove_config::ServerHost),
-    Client(lostlove_config::ClientHost),
-}
-
-impl From<ServerSettings> for Settings {
-    fn from(settings: ServerSettings) -> Self {
-        Self {
-            endpoint: Protocol::Server(settings.endpoint, settings.peers),
-            warnings: settings.warnings,
-            monitoring: settings.host.monitoring.clone(),
-            tun: settings.host.tun.clone(),
-            socket: settings.host.socket.clone(),
-            host: Host::Server(settings.host),
-        }
-    }
-}
-
-impl From<ClientSettings> for Settings {
-    fn from(settings: ClientSettings) -> Self {
-        Self {
-            endpoint: Protocol::Client(settings.endpoint),
-            warnings: settings.warnings,
-            monitoring: settings.host.monitoring.clone(),
-            tun: settings.host.tun.clone(),
-            socket: settings.host.socket.clone(),
-            host: Host::Client(settings.host),
         }
     }
 }
@@ -206,27 +97,6 @@ fn start(role: Role, args: &DaemonArgs, run: Run) -> Result<(), Failure> {
     }
 }
 
-/// A client's profile; where there is none, the error says where one comes from.
-pub(super) fn load_client(config: &Path) -> Result<ClientSettings, Failure> {
-    lostlove_config::load_client(config).map_err(|error| {
-        let is_absent = matches!(
-            &error,
-            ConfigError::Unreadable { source, .. } if source.kind() == io::ErrorKind::NotFound
-        );
-        let mut failure = Failure::from(error);
-        if is_absent {
-            failure.message.push_str(NO_PROFILE);
-        }
-        failure
-    })
-}
-
-/// What a client without a profile is told.
-const NO_PROFILE: &str = "\n\
-    A client needs a profile. On the server, `sudo lostlove peer add NAME --output NAME.toml` makes one \
-    (its first\nstart has made client1.toml); copy it here and name it: \
-    sudo lostlove-client --config NAME.toml";
-
 /// Says how a daemon has ended.
 fn finish(ending: Ending) -> Result<(), Failure> {
     if let Some(error) = ending.failure {
@@ -240,100 +110,6 @@ fn finish(ending: Ending) -> Result<(), Failure> {
     }
     info!("stopped");
     Ok(())
-}
-
-/// What a server's start has made of its files.
-enum Made {
-    Nothing,
-    /// The key that a configuration of LLP 1.0 does not know of.
-    Key(PathBuf),
-    Everything(Box<FirstStart>),
-}
-
-/// What the files say, those made first that a server lacks, and what is to read them again. They may be
-/// large, so each is read once.
-fn load(role: Role, args: &DaemonArgs) -> Result<(Settings, Reloader, Made), Failure> {
-    let config = args.config.clone();
-    if role == Role::Client {
-        let settings = load_client(&config)?;
-        let reloader = Reloader::client(config, settings.clone());
-        return Ok((settings.into(), reloader, Made::Nothing));
-    }
-    let (mut settings, made, stamp) = load_server(role, args)?;
-    // Who reads them again knows all but the peers, of which there may be very many.
-    let peers = std::mem::take(&mut settings.peers);
-    let reloader = Reloader::server(config, settings.clone(), stamp);
-    settings.peers = peers;
-    Ok((settings.into(), reloader, made))
-}
-
-/// The stamp is of the files before they were read.
-fn load_server(role: Role, args: &DaemonArgs) -> Result<(ServerSettings, Made, Stamp), Failure> {
-    let config = &args.config;
-    let stamp = Stamp::of(config);
-    let made = if makes_everything(role, args) {
-        let first = setup::first_start(config).map_err(before_the_log)?;
-        Made::Everything(Box::new(first))
-    } else {
-        match lostlove_config::open_server(config)? {
-            ServerFile::Complete(settings) => return Ok((*settings, Made::Nothing, stamp)),
-            ServerFile::KeyMissing(_) => {
-                let key = setup::make_default_key(config).map_err(before_the_log)?;
-                Made::Key(key)
-            }
-        }
-    };
-    let stamp = Stamp::of(config);
-    Ok((lostlove_config::load_server(config)?, made, stamp))
-}
-
-/// Whether a start finds nothing where its configuration would be, and makes all of it. Where
-/// nobody can look, there may be one.
-pub(super) fn makes_everything(role: Role, args: &DaemonArgs) -> bool {
-    role == Role::Server && !args.config_given && matches!(args.config.try_exists(), Ok(false))
-}
-
-pub(super) fn before_the_log(error: SetupError) -> Failure {
-    Failure {
-        is_logging: false,
-        ..Failure::new(Exit::from(&error), error)
-    }
-}
-
-/// What there is to tell of a first start, once.
-struct FirstReport {
-    first: Mutex<Option<Box<FirstStart>>>,
-    threads: Threads,
-}
-
-impl FirstReport {
-    fn new(made: Made, threads: Threads) -> Arc<Self> {
-        let first = match made {
-            Made::Everything(first) => Some(first),
-            Made::Nothing | Made::Key(_) => None,
-        };
-        let first = Mutex::new(first);
-        Arc::new(Self { first, threads })
-    }
-
-    /// Tells what to do next; if the server has not started, only what there is by now, for the next
-    /// start will not tell it again.
-    fn tell(&self, has_started: bool) {
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(first) = first.take() else { return };
-        let (config, profile) = (first.config.display(), first.profile.display());
-        let text = if has_started {
-            format!("{first}\n")
-        } else {
-            format!(
-                "A configuration and a client's profile were made, but the server did not start:\n  \
-                 {config}\n  {profile}\n"
-            )
-        };
-        if !log::print(&text, &self.threads) {
-            warn!(%config, %profile, "nobody read on standard output that these were made");
-        }
-    }
 }
 
 /// Opens everything. The TUN device first, for it is what most often fails. No failure where a signal
@@ -522,13 +298,6 @@ fn surroundings(tun: &Tun, clock: &Clock) -> Environment {
 }
 
 impl Protocol {
-    const fn common(&self) -> &Common {
-        match self {
-            Self::Server(config, _) => &config.common,
-            Self::Client(config) => &config.common,
-        }
-    }
-
     /// The protocol's state; a server takes up what is known of its leases.
     fn start(
         self,
@@ -545,44 +314,5 @@ impl Protocol {
         let peers = SharedPeers::new(Peers::new(&config, peers, &known, now));
         let endpoint = Endpoint::server(config, peers, WorkerId(0), found, now);
         (endpoint, Some(leases))
-    }
-}
-
-/// The one line of a quiet start. It is told when the driver has made its first round: who waits
-/// for it finds a daemon that serves.
-struct Announcement {
-    host: Host,
-    tun: String,
-    offload: Offloads,
-    metrics: Option<SocketAddr>,
-}
-
-impl Announcement {
-    fn tell(&self) {
-        let metrics = self.metrics.map(tracing::field::display);
-        let (tun, offload) = (&self.tun, tracing::field::display(self.offload));
-        match &self.host {
-            Host::Server(host) => {
-                tell_of_one_loop(host.worker_threads);
-                let listen = tracing::field::debug(&host.listen);
-                info!(listen, tun, offload, metrics, "listening");
-            }
-            Host::Client(host) => {
-                let server: Vec<_> = host.server.iter().map(ToString::to_string).collect();
-                let server = server.join(", ");
-                info!(server, tun, offload, metrics, "started");
-            }
-        }
-    }
-}
-
-/// More than one event loop may have been asked for: by number, or by 0 on more than one core.
-fn tell_of_one_loop(worker_threads: usize) {
-    const WORDS: &str = "more than one event loop is not supported yet; one is used";
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    match worker_threads {
-        0 if cores > 1 => info!(worker_threads, cores, "{WORDS}"),
-        0 | 1 => {}
-        _ => warn!(worker_threads, "{WORDS}"),
     }
 }
