@@ -1,28 +1,31 @@
 //! A world: one server, its clients, what is between them, and the time.
 
-use core::fmt;
+mod dial;
+mod failure;
+mod sessions;
+
 use core::hash::Hash as _;
-use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::net::IpAddr;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::DefaultHasher;
 
 use lostlove_core::config::{Environment as Machine, Peer};
-use lostlove_core::event::{CloseReason, Event};
 use lostlove_core::time::Instant;
-use lostlove_core::turn::Turn;
 
 use crate::choice::Choice;
 use crate::flow::{self, Flows};
 use crate::link::{End, Link, Wire};
 use crate::mail::News;
-use crate::node::{Dial, Node, Outside};
+use crate::node::{Node, Outside};
 use crate::operator::Leases;
 use crate::options::Options;
 use crate::packet::Ends;
 use crate::roam::Demand;
 use crate::tap::Seen;
-use crate::worker::{Loop, Turned};
+use crate::worker::Turned;
+
+pub use failure::{Failure, Kind};
 
 /// Makes another generator of a seed, for what came to the worlds later: what a seed gave before, it
 /// still gives. Any number would do.
@@ -34,43 +37,6 @@ const PATHS: u64 = 440;
 const COMPRESSION: u64 = 7011;
 /// Turns at one instant beyond which nobody believes that it will end.
 const MAX_TURNS: usize = 20_000;
-/// Lines of the story kept.
-const STORY_LEN: usize = 60;
-/// How long a dial takes that is not answered.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What kind of thing went wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Something happened that must never happen.
-    Safety,
-    /// Something did not happen that must, once all faults have stopped.
-    Progress,
-    /// The same seed gave two different runs.
-    Determinism,
-    /// The code under test panicked.
-    Panic,
-}
-
-/// What went wrong, and what came before.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    /// The kind.
-    pub kind: Kind,
-    /// What it is.
-    pub what: String,
-    /// The options drawn and the last events.
-    pub story: Vec<String>,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:?} failure: {}", self.kind, self.what)?;
-        self.story
-            .iter()
-            .try_for_each(|line| writeln!(f, "  {line}"))
-    }
-}
 
 pub(crate) struct World {
     pub(crate) options: Options,
@@ -176,35 +142,6 @@ impl World {
         self.flows.start(&taken, &outsiders);
         self.leases = Leases::default();
         self.places.clear();
-    }
-
-    /// A line for whoever has to understand a failure.
-    pub(crate) fn tell(&mut self, line: impl FnOnce() -> String) {
-        let line = format!("{:>14.6} {}", self.now.as_nanos() as f64 / 1e9, line());
-        line.hash(&mut self.trace);
-        if self.is_verbose {
-            eprint_line(&line);
-        }
-        if self.story.len() == STORY_LEN {
-            self.story.pop_front();
-        }
-        self.story.push_back(line);
-    }
-
-    pub(crate) fn failure(&self, kind: Kind, what: impl Into<String>) -> Failure {
-        let drawn = format!("{:?}", self.options);
-        Failure {
-            kind,
-            what: what.into(),
-            story: [drawn]
-                .into_iter()
-                .chain(self.story.iter().cloned())
-                .collect(),
-        }
-    }
-
-    pub(crate) fn unsafe_if(&self, complaint: Option<String>) -> Result<(), Failure> {
-        complaint.map_or(Ok(()), |what| Err(self.failure(Kind::Safety, what)))
     }
 
     /// Lets `duration` pass, doing everything that becomes due.
@@ -347,74 +284,6 @@ impl World {
         self.nodes[0].tell(from, news, &mut outside);
     }
 
-    /// Follows the server's sessions; the addresses that are some client's from now on.
-    fn follow_session(
-        &mut self,
-        worker: usize,
-        event: &Event,
-        all: &[Event],
-    ) -> Result<Vec<IpAddr>, Failure> {
-        let now = self.now;
-        if let Event::Ended { session, .. } = event {
-            self.leases.end(session.as_u128(), now);
-        }
-        let Some((client, session, lent)) = self.newcomer(event, all) else {
-            return Ok(Vec::new());
-        };
-        if self
-            .places
-            .insert(client, worker)
-            .is_some_and(|last| last != worker)
-        {
-            self.flows.moved.insert(client);
-        }
-        self.flows.lend(client, &lent);
-        self.flows.taken.extend(&lent);
-        let peer = self.peers[client - 1].as_ref();
-        let fixed = peer.and_then(|peer| peer.address_v4);
-        let begun = self.leases.begin((client, session), &lent, fixed, now);
-        self.unsafe_if(begun.err())?;
-        Ok(lent)
-    }
-
-    /// The client whose session the server has begun with `event`, and its addresses, unless it was
-    /// turned away in the same breath for want of one.
-    fn newcomer(&self, event: &Event, all: &[Event]) -> Option<(usize, u128, Vec<IpAddr>)> {
-        let Event::Established {
-            id, peer, session, ..
-        } = event
-        else {
-            return None;
-        };
-        let client: usize = peer.strip_prefix("client")?.parse().ok()?;
-        let was_turned_away = all.iter().any(|event| match event {
-            Event::Closed { id: of, reason, .. } => of == id && *reason == CloseReason::PoolEmpty,
-            _ => false,
-        });
-        let addresses = self.granted.get(&session.as_u128())?.clone();
-        let has_v4 = addresses.iter().any(IpAddr::is_ipv4);
-        // It may be turned away, and its connection yet to be closed.
-        let is_taken = || {
-            let mut owners = addresses.iter().filter_map(|of| self.flows.owners.get(of));
-            owners.any(|owner| *owner != client && self.is_connected(*owner))
-        };
-        let is_up = has_v4 && !was_turned_away && (self.is_connected(client) || !is_taken());
-        is_up.then_some((client, session.as_u128(), addresses))
-    }
-
-    /// Whether the server has a session with `client`.
-    fn is_connected(&self, client: usize) -> bool {
-        let Some(peers) = &self.nodes[0].peers else {
-            return false;
-        };
-        let name = format!("client{client}");
-        peers.with(|peers| {
-            peers
-                .iter()
-                .any(|(_, it, stats)| it.name == name && stats.connected)
-        })
-    }
-
     fn judge_packets(&mut self, n: usize, worker: usize) -> Result<(), Failure> {
         let packets = self.nodes[n].workers[worker].device.inbound.take();
         for framed in packets {
@@ -445,137 +314,6 @@ impl World {
                 self.recordings.push(recording);
             }
         }
-    }
-
-    fn handle_event(&mut self, (n, worker): (usize, usize), event: &Event) -> Result<(), Failure> {
-        self.tell(|| match worker {
-            0 => format!("node {n}: {event:?}"),
-            _ => format!("node {n}, loop {worker}: {event:?}"),
-        });
-        if n != 0 {
-            self.note_of_path(n, event)?;
-        }
-        match event {
-            Event::Dial { .. } => self.dial(n),
-            Event::Assigned { assignment, .. } => {
-                self.nodes[n].assignment = Some(assignment.clone());
-            }
-            Event::Established { remote, .. } if n == 0 => {
-                let is_stranger = remote.ip() != client_address(0, remote.ip());
-                return self.unsafe_if(is_stranger.then(|| "a stranger has a session".to_owned()));
-            }
-            Event::Established { id, session, .. } => {
-                let addresses = self.nodes[n].addresses();
-                self.granted.insert(session.as_u128(), addresses);
-                return self.established(n, *id);
-            }
-            Event::ProbeEstablished { .. } => {
-                return self.unsafe_if(Some("a probe nobody allowed".to_owned()));
-            }
-            Event::Leased { .. }
-            | Event::Released { .. }
-            | Event::Lost { .. }
-            | Event::Ended { .. }
-            | Event::Rejected { .. }
-            | Event::Crowded { .. }
-            | Event::OffloadRefused { .. }
-            | Event::Looping { .. }
-            | Event::SourceCrowded { .. }
-            | Event::MemoryFreed
-            | Event::Unassigned
-            | Event::Closed { .. } => {}
-        }
-        Ok(())
-    }
-
-    fn established(
-        &mut self,
-        n: usize,
-        id: lostlove_core::event::ConnectionId,
-    ) -> Result<(), Failure> {
-        // It may have ended in the same turn.
-        let socket = self.nodes[n].sockets().find(|socket| socket.id == id);
-        if let Some(link) = socket.map(|socket| socket.link) {
-            self.nodes[n].session = Some(link);
-            let is_impostor = self.links[link].ends[1] == End::Attacker;
-            return self.unsafe_if(is_impostor.then(|| "an impostor has a session".to_owned()));
-        }
-        Ok(())
-    }
-
-    fn dial(&mut self, n: usize) {
-        let network = &self.wire.network;
-        let hangs = self.choice.chance(network.dial_hangs);
-        let refused = self.choice.chance(network.dial_refused);
-        let wait = if hangs {
-            DIAL_TIMEOUT
-        } else {
-            network.latency * 2
-        };
-        self.nodes[n].dial = Some(Dial {
-            at: self.now + wait.max(Duration::from_micros(10)),
-            works: !hangs && !refused,
-            is_impostor: core::mem::take(&mut self.impostor_next),
-        });
-    }
-
-    fn finish_dial(&mut self, n: usize) {
-        let Some(dial) = self.nodes[n].dial.take() else {
-            return;
-        };
-        let now = self.now;
-        if !dial.works {
-            self.nodes[n].workers[0].endpoint.handle_dial_failed(now);
-            return;
-        }
-        let server = SocketAddr::from(([203, 0, 113, 1], 8443));
-        let Loop {
-            endpoint, entropy, ..
-        } = &mut self.nodes[n].workers[0];
-        let Ok(id) = endpoint.handle_connected(server, &mut Turn { now, entropy }) else {
-            self.nodes[n].workers[0].endpoint.handle_dial_failed(now);
-            return;
-        };
-        let port = self.take_port();
-        let remote = SocketAddr::new(client_address(n, server.ip()), port);
-        let far = if dial.is_impostor {
-            End::Attacker
-        } else {
-            End::Backlog
-        };
-        let link = self.add_link([End::Node(n), far], remote);
-        if !dial.is_impostor {
-            self.enter_backlog(link);
-        }
-        let mut outside = Outside {
-            links: &mut self.links,
-            wire: &mut self.wire,
-            choice: &mut self.choice,
-            now,
-        };
-        self.nodes[n].workers[0].watch(id, link, &mut outside);
-    }
-
-    /// One of the server's listeners gets the connection.
-    pub(crate) fn enter_backlog(&mut self, link: usize) {
-        let workers = self.nodes[0].workers.len();
-        let worker = match workers {
-            1 => 0,
-            _ => self.choice.index(workers),
-        };
-        self.nodes[0].workers[worker].backlog.push_back(link);
-    }
-
-    pub(crate) fn take_port(&mut self) -> u16 {
-        self.next_port = self.next_port.wrapping_add(1).max(1024);
-        self.next_port
-    }
-
-    pub(crate) fn add_link(&mut self, ends: [End; 2], remote: SocketAddr) -> usize {
-        let window = self.wire.network.window;
-        self.links.push(Link::new(ends, remote, window));
-        self.live.push(self.links.len() - 1);
-        self.links.len() - 1
     }
 
     /// Starts node `n` afresh: nothing is left of what it knew.
@@ -613,18 +351,4 @@ fn start(
         memory: None,
     };
     Node::new(n, configured, machine, choice, now)
-}
-
-/// Where node `n` dials from; for 0, the address given if it is a client's.
-fn client_address(n: usize, given: IpAddr) -> IpAddr {
-    match given {
-        IpAddr::V4(address) if n == 0 && address.octets()[..3] == [198, 51, 100] => given,
-        _ => IpAddr::V4(Ipv4Addr::new(198, 51, 100, n as u8)),
-    }
-}
-
-fn eprint_line(line: &str) {
-    use std::io::Write as _;
-    // Nothing can be done about a closed stream.
-    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,5 +1,8 @@
 //! Endpoints and the links between them.
 
+mod act;
+mod link;
+
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -15,28 +18,12 @@ use lostlove_core::time::Instant;
 use super::tally::Tally;
 use crate::machine::Machine;
 use crate::peers::{CLIENTS, Choices, routes};
+use link::{Link, Pipe};
 
 /// Index of the server; clients follow with the indices from 1.
 pub(super) const SERVER: usize = 0;
-/// Bytes that a link takes before its writer sees a full socket.
-const LINK_CAPACITY: usize = 256 * 1024;
 /// Memory that one connection's queue may hold: the configured bound and one packet beyond it.
 const MAX_QUEUED: u64 = 256 * 1024 + 70_000;
-
-#[derive(Default)]
-struct Pipe {
-    bytes: VecDeque<u8>,
-    is_stalled: bool,
-}
-
-/// A TCP connection: `ends[0]` is the client's or a stranger's, `ends[1]` the server's.
-struct Link {
-    /// The client, or none for a stranger.
-    client: Option<usize>,
-    ends: [Option<ConnectionId>; 2],
-    /// Towards the server, and away from it.
-    pipes: [Pipe; 2],
-}
 
 /// A buffer with bytes of a connection's stream.
 struct Read {
@@ -359,182 +346,6 @@ impl World {
         })
     }
 
-    pub(super) fn corrupt(&mut self, link: usize, to_server: bool, at: usize, value: u8) {
-        let count = self.links.len();
-        if let Some(link) = link.checked_rem(count).map(|at| &mut self.links[at]) {
-            let bytes = &mut link.pipes[usize::from(!to_server)].bytes;
-            if let Some(byte) = at.checked_rem(bytes.len()).and_then(|at| bytes.get_mut(at)) {
-                *byte = value;
-            }
-        }
-    }
-
-    pub(super) fn disconnect(&mut self, link: usize, at_server: bool, is_clean: bool) {
-        if let Some((which, id)) = self.end_of(link, at_server) {
-            let endpoint = &mut self.nodes[which].endpoint;
-            endpoint.handle_disconnected(id, is_clean, self.now);
-        }
-    }
-
-    pub(super) fn stall(&mut self, link: usize, to_server: bool, is_stalled: bool) {
-        let count = self.links.len();
-        if let Some(link) = link.checked_rem(count).map(|at| &mut self.links[at]) {
-            link.pipes[usize::from(!to_server)].is_stalled = is_stalled;
-        }
-    }
-
-    pub(super) fn accept_stranger(&mut self, source: u8) {
-        let remote = match source & 3 {
-            0 => SocketAddr::from(([127, 0, 0, 1], 1)),
-            1 => SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(source)], 1)),
-            2 => SocketAddr::from(([0, 0, 0, 0, 0, 0xffff, 0x7f00, 1], 1)),
-            _ => SocketAddr::from(([198, 51, 100, source], 1)),
-        };
-        if let Ok(id) = self.nodes[SERVER]
-            .endpoint
-            .handle_accepted(remote, self.now)
-        {
-            self.nodes[SERVER].open.insert(id);
-            self.links.push(Link {
-                client: None,
-                ends: [None, Some(id)],
-                pipes: Default::default(),
-            });
-        }
-    }
-
-    pub(super) fn stranger_sends(&mut self, which: usize, bytes: &[u8]) {
-        let strangers = || 0..self.links.len();
-        let at: Vec<usize> = strangers()
-            .filter(|at| self.links[*at].client.is_none())
-            .collect();
-        if let Some(at) = which.checked_rem(at.len()).map(|which| at[which]) {
-            self.links[at].pipes[0].bytes.extend(bytes);
-            self.deliver(at, true, usize::MAX);
-        }
-    }
-
-    pub(super) fn tun_packet(&mut self, which: usize, packet: &[u8], header: &VirtioHeader) {
-        let endpoint = &mut self.nodes[which].endpoint;
-        endpoint.tun_packet(packet, header, self.now);
-        if let Some(reply) = endpoint.take_reply() {
-            assert!(ip::parse(reply.as_bytes()).is_ok());
-        }
-    }
-
-    /// A late wake-up for a connection that is gone.
-    pub(super) fn call_with_old_id(&mut self, which: usize, call: u8, len: usize) {
-        let (count, now) = (self.nodes.len(), self.now);
-        let node = &mut self.nodes[which % count];
-        let Some(&id) = node.closed.iter().nth(usize::from(call >> 3)) else {
-            return;
-        };
-        let before = node.endpoint.stats().clone();
-        match call & 7 {
-            0 => assert!(node.endpoint.take_buffer(id).is_none()),
-            1 => {
-                let mut sink = |_: TunPacket<'_>| panic!("nobody sent this");
-                // It was taken while the connection stood.
-                let buffer = node.endpoint.take_tun_buffer();
-                let len = len.min(60_000);
-                node.endpoint
-                    .handle_received(id, (buffer, len), &mut sink, now);
-            }
-            2 => node.endpoint.handle_disconnected(id, true, now),
-            3 => assert!(node.endpoint.take_batch(id, now).is_none()),
-            _ => {
-                let buffer = node.endpoint.take_tun_buffer();
-                node.endpoint.put_back(id, buffer);
-            }
-        }
-        assert_eq!(*node.endpoint.stats(), before);
-    }
-
-    /// Calls that nobody asked for.
-    pub(super) fn unasked(&mut self, which: usize, call: u8) {
-        let (count, now) = (self.nodes.len(), self.now);
-        let which = which % count;
-        if which == SERVER && call & 4 != 0 {
-            return self.change_peers(call >> 3);
-        }
-        let remote = SocketAddr::from(([203, 0, 113, 9], 8443));
-        let endpoint = &mut self.nodes[which].endpoint;
-        match call & 3 {
-            0 => endpoint.handle_dial_failed(now),
-            1 => {
-                if let Ok(id) = endpoint.handle_connected(remote, now) {
-                    assert_ne!(which, SERVER);
-                    self.nodes[which].open.insert(id);
-                }
-            }
-            2 if which != SERVER => assert!(endpoint.handle_accepted(remote, now).is_err()),
-            3 if call & 4 != 0 => endpoint.handle_path_changed(now),
-            _ => endpoint.handle_timeout(now),
-        }
-    }
-
-    /// An operator removes a peer, or adds one that is not there, or alters it, or its time is over, or
-    /// the configuration is read again.
-    fn change_peers(&mut self, choice: u8) {
-        let (now, known) = (self.now, &self.peers);
-        let Some(at) = usize::from(choice >> 2).checked_rem(known.len()) else {
-            return;
-        };
-        let mut peer = known[at].clone();
-        let server = &mut self.nodes[SERVER].endpoint;
-        let shared = server.peers().expect("a server has peers").clone();
-        shared.with(|peers| match choice & 3 {
-            0 | 1 => {
-                if let Some(id) = peers.find(&peer.public_key) {
-                    assert!(peers.remove(id, now).is_some_and(|it| it.name == peer.name));
-                }
-            }
-            2 if choice & 24 == 8 => {
-                peer.expires = Some(Duration::from_secs(1));
-                drop(peers.upsert(peer, now));
-                let next = peers.expire(Duration::from_secs(1));
-                assert_eq!(next, Some(Duration::MAX));
-            }
-            2 if choice & 24 == 16 => {
-                let mut others = known.clone();
-                others.remove(at);
-                peers.replace(others, now);
-                assert_eq!(peers.find(&peer.public_key), None);
-            }
-            2 if choice & 24 == 24 => {
-                peers.replace(known.clone(), now);
-                assert_eq!(peers.iter().count(), known.len());
-            }
-            2 => drop(peers.upsert(peer, now)),
-            _ => {
-                if choice & 8 == 0 {
-                    peer.rate_limit = Some(10_000);
-                }
-                if choice & 16 == 0 {
-                    peer.address_v4 = Some([10, 8, 0, 200 + at as u8].into());
-                } else {
-                    peer.routes.clear();
-                }
-                drop(peers.upsert(peer, now));
-            }
-        });
-        if choice & 31 == 26 {
-            let choices = Choices {
-                bits: choice,
-                compression: choice & 32 != 0,
-            };
-            server.reconfigure(&choices.server(), now);
-        }
-        server.handle_peers_changed(now);
-    }
-
-    pub(super) fn shut_down(&mut self, which: usize) {
-        let count = self.nodes.len();
-        let node = &mut self.nodes[which % count];
-        node.is_shutting_down = true;
-        node.endpoint.shut_down(self.now);
-    }
-
     /// Whatever happened, every endpoint shuts down, and in time.
     pub(super) fn end(&mut self) {
         self.after_input();
@@ -566,34 +377,6 @@ impl World {
             assert!(node.endpoint.is_shut_down());
             assert_eq!(node.endpoint.stats().queued_bytes, 0);
         }
-    }
-}
-
-impl Pipe {
-    fn read(&mut self, room: &mut [u8]) -> usize {
-        let len = room.len().min(self.bytes.len());
-        for (to, byte) in room.iter_mut().zip(self.bytes.drain(..len)) {
-            *to = byte;
-        }
-        len
-    }
-
-    /// Takes what there is room for; how much that was.
-    fn write(&mut self, batch: &Batch) -> usize {
-        let room = match self.is_stalled {
-            true => 0,
-            false => LINK_CAPACITY.saturating_sub(self.bytes.len()),
-        };
-        let before = self.bytes.len();
-        self.bytes.extend(batch.pieces().flatten().take(room));
-        self.bytes.len() - before
-    }
-}
-
-impl Link {
-    /// Whether `which` is one of the link's nodes.
-    fn is_at(&self, which: usize) -> bool {
-        which == SERVER || self.client == Some(which)
     }
 }
 
