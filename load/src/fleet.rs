@@ -1,4 +1,4 @@
-//! All clients on one event loop, and the sockets at the server's end of the tunnel.
+//! All clients on one event loop, and the server's end of the tunnel.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
@@ -14,6 +14,7 @@ use lostlove_system::entropy::SystemEntropy;
 use mio::{Events, Poll, Token};
 
 use crate::client::{Client, LINKS, Shared};
+use crate::downlink::Downlink;
 use crate::identity::{self, Identities, SERVER};
 use crate::ledger::{Ledger, partner};
 use crate::packet::{Ends, Tag, Way};
@@ -47,6 +48,7 @@ pub(crate) struct Fleet {
     /// Who has something to do.
     busy: VecDeque<usize>,
     sinks: Option<Sinks>,
+    downlink: Option<Downlink>,
     ledger: RefCell<Ledger>,
     sessions: Sessions,
 }
@@ -76,6 +78,7 @@ impl Fleet {
             deadlines: BTreeSet::new(),
             busy: VecDeque::new(),
             sinks: None,
+            downlink: None,
             ledger: RefCell::new(Ledger::new(SERVER, addresses)),
             sessions: Sessions::default(),
         })
@@ -183,6 +186,16 @@ impl Fleet {
         Ok(())
     }
 
+    /// Opens the queue of packets to clients, as it is now.
+    ///
+    /// # Errors
+    ///
+    /// See [`Downlink::open`].
+    pub(crate) fn open_downlink(&mut self) -> io::Result<()> {
+        self.downlink = Some(Downlink::open()?);
+        Ok(())
+    }
+
     /// Sends a packet of `len` bytes from a client, up or across or as an echo.
     pub(crate) fn send_from(&mut self, client: usize, way: Way, len: usize) {
         let now = self.now();
@@ -201,34 +214,35 @@ impl Fleet {
         }
     }
 
-    /// Sends a packet of `len` bytes to a client, at the latest with [`Self::flush_down`].
+    /// Sends a packet of `len` bytes to a client, at the latest with [`Self::flush_down`]. How many
+    /// packets the device's queue had no room for meanwhile.
     ///
     /// # Errors
     ///
-    /// If the socket at the server's end fails.
-    pub(crate) fn send_down(&mut self, client: usize, len: usize) -> io::Result<()> {
+    /// If that queue was not opened, or its device is gone.
+    pub(crate) fn send_down(&mut self, client: usize, len: usize) -> io::Result<u64> {
         let now = self.now();
-        let Some(sinks) = &mut self.sinks else {
+        let Some(downlink) = &mut self.downlink else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        let sequence = sinks.waiting_for(client);
+        let sequence = downlink.waiting_for(client);
         let mut tag: Tag = self.ledger.borrow().next_tag(Way::Down, client, now);
         tag.sequence += sequence;
-        if sinks.queue(identity::address(client), len, tag) {
-            self.flush_down()?;
+        if downlink.push(identity::address(client), len, tag) {
+            return self.flush_down();
         }
-        Ok(())
+        Ok(0)
     }
 
-    /// Sends what waits to be sent down; whether the socket took all of it.
+    /// Sends what waits to be sent down; how many packets the device's queue had no room for.
     ///
     /// # Errors
     ///
-    /// If the socket at the server's end fails.
-    pub(crate) fn flush_down(&mut self) -> io::Result<bool> {
-        match &mut self.sinks {
-            Some(sinks) => sinks.flush(&self.ledger),
-            None => Ok(true),
+    /// If its device is gone.
+    pub(crate) fn flush_down(&mut self) -> io::Result<u64> {
+        match &mut self.downlink {
+            Some(downlink) => downlink.flush(&self.ledger),
+            None => Ok(0),
         }
     }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod downlink;
 mod fleet;
 mod identity;
 mod ledger;

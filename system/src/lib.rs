@@ -11,6 +11,8 @@ pub mod congestion;
 pub mod control_socket;
 pub mod delivery;
 pub mod entropy;
+#[cfg(target_os = "linux")]
+pub mod injector;
 pub mod limits;
 pub mod lock;
 pub mod memory;

@@ -37,6 +37,7 @@ fn every_step_is_played_and_every_packet_is_checked() {
         "stall:clients=2,way=down,rate=500,seconds=1",
         "churn:rate=20,seconds=1",
         "restart",
+        "traffic:way=down,rate=500,pings=0,seconds=1",
         "hold:seconds=1",
     ]) else {
         return;

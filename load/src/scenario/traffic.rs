@@ -33,6 +33,8 @@ struct Source<'a> {
     stalled: usize,
     pace: Option<Pace>,
     pings: Option<Pace>,
+    /// Packets for which the device's queue had no room when they were due.
+    refused: u64,
     next: usize,
     next_ping: usize,
 }
@@ -54,14 +56,30 @@ impl Source<'_> {
                 continue;
             }
             due -= 1;
-            match way {
+            let refused = match way {
                 Way::Down => fleet.send_down(client, size)?,
-                Way::Up | Way::Cross | Way::Echo => fleet.send_from(client, way, size),
+                Way::Up | Way::Cross | Way::Echo => {
+                    fleet.send_from(client, way, size);
+                    0
+                }
+            };
+            self.note_refused(refused);
+            // Those that need not come in time come when there is room.
+            if refused > 0 && self.pace.is_none() {
+                break;
             }
         }
-        fleet.flush_down()?;
+        let refused = fleet.flush_down()?;
+        self.note_refused(refused);
         let pace = self.pace.as_ref().or(self.pings.as_ref());
         Ok(pace.map_or(Duration::from_millis(10), Pace::interval))
+    }
+
+    /// What has to keep time is lost by that.
+    fn note_refused(&mut self, packets: u64) {
+        if self.pace.is_some() {
+            self.refused += packets;
+        }
     }
 
     /// Whose turn it is, to send a packet of which size.
@@ -121,6 +139,11 @@ impl Run {
         self.fleet.open_sinks().map_err(Error::io(
             "opening sockets at the server's tunnel address, 10.0.0.1",
         ))?;
+        if matches!(mix.direction, Direction::Down | Direction::Both) {
+            self.fleet.open_downlink().map_err(Error::io(
+                "opening the queue of the TUN device that leads to 10.0.0.2, which needs CAP_NET_RAW",
+            ))?;
+        }
         let start = self.start();
         let active = mix.active.unwrap_or(self.clients).min(self.clients);
         let stalled = stalled.min(active.saturating_sub(1));
@@ -139,6 +162,7 @@ impl Run {
             stalled,
             pace: mix.rate.map(|rate| Pace::new(rate, start.at)),
             pings: (mix.pings > 0).then(|| Pace::new(mix.pings, start.at)),
+            refused: 0,
             next: 0,
             next_ping: 0,
         };
@@ -218,7 +242,7 @@ impl Run {
 
     fn add_losses(&self, section: &mut Section, source: &Source<'_>) {
         let ledger = self.fleet.ledger().borrow();
-        let (mut sent, mut arrived) = (0, 0);
+        let (mut sent, mut arrived) = (source.refused, 0);
         for way in source.ways {
             sent += ledger.tally().sent[way.index()].packets;
             arrived += ledger.tally().arrived[way.index()].packets;
