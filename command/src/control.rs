@@ -21,8 +21,6 @@ pub use find::{Denied, Found, find, find_all, find_every};
 pub const PATIENCE: Duration = Duration::from_secs(7);
 /// The same for what takes longer: to read the files of very many peers.
 pub const RELOAD_PATIENCE: Duration = Duration::from_secs(15);
-/// How long a daemon may take to accept a connection, while others come, too.
-const ACCEPT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the others are waited for once one has said what was to be known.
 const REST_PATIENCE: Duration = Duration::from_millis(500);
 

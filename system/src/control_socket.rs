@@ -1,4 +1,5 @@
-//! The socket that a daemon is controlled by: a file that names the device and its network namespace.
+//! The socket that a daemon is controlled by: a file that names the device and its network namespace,
+//! and who may give orders through it.
 
 mod peer;
 

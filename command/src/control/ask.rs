@@ -170,8 +170,7 @@ mod tests {
 
     use lostlove_host::args::Exit;
 
-    use super::super::ACCEPT_PATIENCE;
-    use super::super::find::find_in;
+    use super::super::find::{ACCEPT_PATIENCE, find_in};
     use super::*;
 
     #[test]

@@ -9,7 +9,10 @@ use lostlove_system::control_socket::{self, FOLDER, SUFFIX};
 use lostlove_system::net::namespace_name;
 
 use super::error::failed;
-use super::{ACCEPT_PATIENCE, Connection, ControlError, REST_PATIENCE, at_once};
+use super::{Connection, ControlError, REST_PATIENCE, at_once};
+
+/// How long a daemon may take to accept a connection, while others come, too.
+pub(super) const ACCEPT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A daemon's socket.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -97,7 +97,7 @@ impl Endpoint {
         let mut held = Vec::new();
         for (id, connection) in self.connections.iter() {
             let lane = connection.lane().into_iter();
-            let entries = lane.flat_map(|lane| lane.unfinished().iter());
+            let entries = lane.flat_map(|lane| lane.unfinished());
             let holding = entries.filter(|(_, _, bytes)| *bytes > 0);
             held.extend(holding.map(|(since, stream, _)| (since, id, stream)));
         }
@@ -108,7 +108,7 @@ impl Endpoint {
             }
             let connection = self.connections.get_mut(id);
             if let Some(lane) = connection.and_then(Connection::lane_mut) {
-                lane.unfinished_mut().give_up(stream, &mut self.tools);
+                lane.give_up_unfinished(stream, &mut self.tools);
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Bytes from sockets: what a driver has read, and what of it is no whole LLP packet yet.
+//! Bytes from sockets: what a driver has read, who goes through it by how far its connection has come, and
+//! what of it is no whole LLP packet yet.
 
 use super::{Endpoint, Sent, Side, TunPacket};
 use crate::buffer::{Buffer, Class};

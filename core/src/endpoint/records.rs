@@ -139,7 +139,7 @@ impl Endpoint {
         if stream == 0 || stream > self.common.limits.max_streams {
             return Err(ProtocolError::Stream(stream));
         }
-        let (mut partial, mut since) = lane.unfinished_mut().take(stream, &mut self.tools, now);
+        let (mut partial, mut since) = lane.take_unfinished(stream, &mut self.tools, now);
         if header.flags.contains(Flags::RST) {
             partial.clear();
         }
@@ -153,8 +153,7 @@ impl Endpoint {
         }
         let connection = self.connections.get_mut(id);
         if let Some(lane) = connection.and_then(Connection::lane_mut) {
-            lane.unfinished_mut()
-                .keep(stream, (partial, since), &mut self.tools)?;
+            lane.keep_unfinished(stream, (partial, since), &mut self.tools)?;
             self.keep_entries_within_memory();
         }
         Ok(())

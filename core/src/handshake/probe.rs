@@ -60,6 +60,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_probe_hello_without_end_is_refused() {
+        let unfinished = format!("{{\"x\":{}", "[".repeat(MAX_HELLO_LEN));
+        let len = probe_hello_len(unfinished.as_bytes());
+        assert_eq!(len, Err(HandshakeError::TooLong));
+    }
+
     /// Numbers of every form, in fields that nobody reads.
     #[test]
     fn a_probe_hello_may_be_cut_inside_a_number() {

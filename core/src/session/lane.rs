@@ -1,5 +1,5 @@
-//! What one connection adds to a session, and dies with it: keys, numbers, control packets,
-//! unfinished entries, and the fresh exchange under way.
+//! What one connection adds to a session, and dies with it: keys and numbers, KeepAlives, and whether its
+//! path still works. Beside it: control packets, unfinished entries, and the fresh exchange under way.
 
 mod control;
 mod exchange;
@@ -20,7 +20,7 @@ use crate::record::{Opener, Sealer};
 use crate::time::Instant;
 use crate::tools::Tools;
 use crate::turn::Turn;
-use crate::wire::{Flags, Header, PacketType, Protection};
+use crate::wire::{Flags, Header, PacketType, Partial, Protection};
 use control::{Control, Then};
 use exchange::Exchanges;
 use unfinished::Unfinished;
@@ -33,7 +33,7 @@ const KEEPALIVE_SLACK_DIVISOR: u32 = 20;
 /// Bytes beside which a handshake, of some 5 KB, costs next to nothing.
 const WORTHWHILE: u64 = 1024 * 1024;
 
-/// Keys, numbers and control packets of one connection.
+/// All that belongs to a session on one connection.
 pub(crate) struct Lane {
     /// A client asks for exchanges, a server answers them.
     role: Role,
@@ -84,7 +84,7 @@ impl Lane {
             opener: Opener::new(master.traffic(receiving), suite, rotation, now),
             compression: grant.compression.then(Box::default),
             control: VecDeque::new(),
-            unfinished: Unfinished::default(),
+            unfinished: Unfinished::none(),
             rest: None,
             exchanges: Exchanges::new(role, rotation.interval, now),
             began_at: now,
@@ -162,14 +162,38 @@ impl Lane {
         Ok(plaintext)
     }
 
-    /// Entries that continue in the next packet of their stream.
-    pub(crate) const fn unfinished(&self) -> &Unfinished {
-        &self.unfinished
+    /// The entry that continues in `stream`, and since when; or an empty one, from now.
+    pub(crate) fn take_unfinished(
+        &mut self,
+        stream: u16,
+        tools: &mut Tools,
+        now: Instant,
+    ) -> (Partial, Instant) {
+        self.unfinished.take(stream, tools, now)
     }
 
-    /// The same, to take one or to keep one.
-    pub(crate) const fn unfinished_mut(&mut self) -> &mut Unfinished {
-        &mut self.unfinished
+    /// Keeps what was taken for the next packet of `stream`.
+    ///
+    /// # Errors
+    ///
+    /// [`ProtocolError::UnfinishedEntries`]: entries of too many streams are unfinished.
+    pub(crate) fn keep_unfinished(
+        &mut self,
+        stream: u16,
+        entry: (Partial, Instant),
+        tools: &mut Tools,
+    ) -> Result<(), ProtocolError> {
+        self.unfinished.keep(stream, entry, tools)
+    }
+
+    /// Of each unfinished entry: since when it is there, its stream, and the bytes that it holds.
+    pub(crate) fn unfinished(&self) -> impl Iterator<Item = (Instant, u16, usize)> {
+        self.unfinished.iter()
+    }
+
+    /// Gives up the unfinished entry of a stream.
+    pub(crate) fn give_up_unfinished(&mut self, stream: u16, tools: &mut Tools) {
+        self.unfinished.give_up(stream, tools);
     }
 
     /// Whether part of a packet is still to be sealed.

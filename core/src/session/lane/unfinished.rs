@@ -17,12 +17,15 @@ struct Entry {
 }
 
 /// The unfinished entries of one connection, of each stream one at most.
-#[derive(Default)]
-pub(crate) struct Unfinished(Vec<Entry>);
+pub(super) struct Unfinished(Vec<Entry>);
 
 impl Unfinished {
+    pub(super) const fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// The entry that continues in `stream`, and since when; or an empty one, from now.
-    pub(crate) fn take(
+    pub(super) fn take(
         &mut self,
         stream: u16,
         tools: &mut Tools,
@@ -37,8 +40,8 @@ impl Unfinished {
         (found.partial, found.since)
     }
 
-    /// Keeps the entry for the next packet of `stream`.
-    pub(crate) fn keep(
+    /// Keeps the entry for the next packet of `stream`, of which none is kept.
+    pub(super) fn keep(
         &mut self,
         stream: u16,
         (partial, since): (Partial, Instant),
@@ -49,6 +52,10 @@ impl Unfinished {
         } else if self.0.len() >= MAX_PARTIALS {
             return Err(ProtocolError::UnfinishedEntries);
         } else {
+            debug_assert!(
+                self.0.iter().all(|it| it.stream != stream),
+                "one of each stream"
+            );
             tools.hold_unfinished(partial.capacity());
             self.0.push(Entry {
                 stream,
@@ -60,13 +67,13 @@ impl Unfinished {
     }
 
     /// Of each entry: since when it is there, its stream, and the bytes that it holds.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Instant, u16, usize)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Instant, u16, usize)> {
         let all = self.0.iter();
         all.map(|it| (it.since, it.stream, it.partial.capacity()))
     }
 
     /// Gives up the entry of a stream.
-    pub(crate) fn give_up(&mut self, stream: u16, tools: &mut Tools) {
+    pub(super) fn give_up(&mut self, stream: u16, tools: &mut Tools) {
         if let Some(it) = self.0.iter_mut().find(|it| it.stream == stream) {
             tools.release_unfinished(it.partial.capacity());
             tools.pool.note_freed(it.partial.capacity());

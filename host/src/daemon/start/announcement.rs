@@ -1,4 +1,5 @@
-//! What a start tells: one line, and after a first start what to do next.
+//! What a start tells: one line, after a first start what to do next, and after one that failed what it has
+//! made.
 
 use std::net::SocketAddr;
 use std::num::NonZero;

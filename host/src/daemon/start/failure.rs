@@ -11,14 +11,14 @@ use crate::args::Exit;
 use crate::setup::SetupError;
 
 /// Why the daemon ends, for a person.
-pub(crate) struct Failure {
-    pub(crate) exit: Exit,
-    pub(crate) message: String,
-    pub(crate) is_logging: bool,
+pub(in crate::daemon) struct Failure {
+    pub(in crate::daemon) exit: Exit,
+    pub(in crate::daemon) message: String,
+    pub(in crate::daemon) is_logging: bool,
 }
 
 impl Failure {
-    pub(crate) fn new(exit: Exit, message: impl ToString) -> Self {
+    pub(in crate::daemon) fn new(exit: Exit, message: impl ToString) -> Self {
         Self {
             exit,
             message: message.to_string(),
@@ -73,7 +73,7 @@ const fn permission_or_failure(is_permission: bool) -> Exit {
 }
 
 /// What cannot be made, while there is no log yet.
-pub(crate) fn before_the_log(error: SetupError) -> Failure {
+pub(in crate::daemon) fn before_the_log(error: SetupError) -> Failure {
     Failure {
         is_logging: false,
         ..Failure::new(Exit::from(&error), error)

@@ -118,12 +118,12 @@ fn load_server(role: Role, args: &DaemonArgs) -> Result<(ServerSettings, Made, S
 
 /// Whether a start finds nothing where its configuration would be, and makes all of it. Where
 /// nobody can look, there may be one.
-pub(crate) fn makes_everything(role: Role, args: &DaemonArgs) -> bool {
+pub(in crate::daemon) fn makes_everything(role: Role, args: &DaemonArgs) -> bool {
     role == Role::Server && !args.config_given && matches!(args.config.try_exists(), Ok(false))
 }
 
 /// A client's profile; where there is none, the error says where one comes from.
-pub(crate) fn load_client(config: &Path) -> Result<ClientSettings, Failure> {
+pub(in crate::daemon) fn load_client(config: &Path) -> Result<ClientSettings, Failure> {
     lostlove_config::load_client(config).map_err(|error| {
         let is_absent = matches!(
             &error,

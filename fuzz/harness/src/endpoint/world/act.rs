@@ -13,7 +13,13 @@ use super::{SERVER, World};
 use crate::peers::Choices;
 
 impl World {
-    pub(crate) fn corrupt(&mut self, link: usize, to_server: bool, at: usize, value: u8) {
+    pub(in crate::endpoint) fn corrupt(
+        &mut self,
+        link: usize,
+        to_server: bool,
+        at: usize,
+        value: u8,
+    ) {
         let count = self.links.len();
         if let Some(link) = link.checked_rem(count).map(|at| &mut self.links[at]) {
             let bytes = &mut link.pipes[usize::from(!to_server)].bytes;
@@ -23,21 +29,21 @@ impl World {
         }
     }
 
-    pub(crate) fn disconnect(&mut self, link: usize, at_server: bool, is_clean: bool) {
+    pub(in crate::endpoint) fn disconnect(&mut self, link: usize, at_server: bool, is_clean: bool) {
         if let Some((which, id)) = self.end_of(link, at_server) {
             let endpoint = &mut self.nodes[which].endpoint;
             endpoint.handle_disconnected(id, is_clean, self.now);
         }
     }
 
-    pub(crate) fn stall(&mut self, link: usize, to_server: bool, is_stalled: bool) {
+    pub(in crate::endpoint) fn stall(&mut self, link: usize, to_server: bool, is_stalled: bool) {
         let count = self.links.len();
         if let Some(link) = link.checked_rem(count).map(|at| &mut self.links[at]) {
             link.pipes[usize::from(!to_server)].is_stalled = is_stalled;
         }
     }
 
-    pub(crate) fn accept_stranger(&mut self, source: u8) {
+    pub(in crate::endpoint) fn accept_stranger(&mut self, source: u8) {
         let remote = match source & 3 {
             0 => SocketAddr::from(([127, 0, 0, 1], 1)),
             1 => SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(source)], 1)),
@@ -57,7 +63,7 @@ impl World {
         }
     }
 
-    pub(crate) fn stranger_sends(&mut self, which: usize, bytes: &[u8]) {
+    pub(in crate::endpoint) fn stranger_sends(&mut self, which: usize, bytes: &[u8]) {
         let strangers = || 0..self.links.len();
         let at: Vec<usize> = strangers()
             .filter(|at| self.links[*at].client.is_none())
@@ -68,7 +74,12 @@ impl World {
         }
     }
 
-    pub(crate) fn tun_packet(&mut self, which: usize, packet: &[u8], header: &VirtioHeader) {
+    pub(in crate::endpoint) fn tun_packet(
+        &mut self,
+        which: usize,
+        packet: &[u8],
+        header: &VirtioHeader,
+    ) {
         let endpoint = &mut self.nodes[which].endpoint;
         endpoint.tun_packet(packet, header, self.now);
         if let Some(reply) = endpoint.take_reply() {
@@ -77,7 +88,7 @@ impl World {
     }
 
     /// A late wake-up for a connection that is gone.
-    pub(crate) fn call_with_old_id(&mut self, which: usize, call: u8, len: usize) {
+    pub(in crate::endpoint) fn call_with_old_id(&mut self, which: usize, call: u8, len: usize) {
         let (count, now) = (self.nodes.len(), self.now);
         let node = &mut self.nodes[which % count];
         let Some(&id) = node.closed.iter().nth(usize::from(call >> 3)) else {
@@ -105,7 +116,7 @@ impl World {
     }
 
     /// Calls that nobody asked for.
-    pub(crate) fn unasked(&mut self, which: usize, call: u8) {
+    pub(in crate::endpoint) fn unasked(&mut self, which: usize, call: u8) {
         let (count, now) = (self.nodes.len(), self.now);
         let which = which % count;
         if which == SERVER && call & 4 != 0 {
@@ -182,7 +193,7 @@ impl World {
         server.handle_peers_changed(now);
     }
 
-    pub(crate) fn shut_down(&mut self, which: usize) {
+    pub(in crate::endpoint) fn shut_down(&mut self, which: usize) {
         let count = self.nodes.len();
         let node = &mut self.nodes[which % count];
         node.is_shutting_down = true;
