@@ -59,15 +59,3 @@ pub(crate) fn at_once<T: Send, R: Send>(
         done.collect()
     })
 }
-
-/// What a daemon has said, for a terminal: nothing but text, in lines.
-pub(crate) fn plain(text: &str) -> String {
-    let is_harmless = |char: char| char == '\n' || !char.is_control();
-    text.chars()
-        .flat_map(|char| {
-            let escaped = (!is_harmless(char)).then(|| char.escape_default());
-            let kept = is_harmless(char).then_some(char);
-            escaped.into_iter().flatten().chain(kept)
-        })
-        .collect()
-}

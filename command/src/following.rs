@@ -7,7 +7,8 @@ use lostlove_host::args::Exit;
 use lostlove_host::control::files::Files;
 use lostlove_host::control::protocol::{Body, Reloaded, Request};
 
-use crate::control::{ControlError, Found, RELOAD_PATIENCE, Said, ask_until, find_every, plain};
+use crate::control::{ControlError, Found, RELOAD_PATIENCE, Said, ask_until, find_every};
+use crate::plain;
 
 /// What is to be said, and how the command ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -115,7 +116,7 @@ fn followed(name: &str, reloaded: &Reloaded) -> Told {
     } else {
         format!(
             "{name}: in force from now on: {}",
-            plain(&applied.join("; "))
+            plain::line(&applied.join("; "))
         )
     };
     for (what, keys) in [
@@ -123,7 +124,7 @@ fn followed(name: &str, reloaded: &Reloaded) -> Told {
         ("not touched, for `lostlove reload`", waiting),
     ] {
         if !keys.is_empty() {
-            let _ = write!(text, "\n  {what}: {}", plain(&keys.join("; ")));
+            let _ = write!(text, "\n  {what}: {}", plain::line(&keys.join("; ")));
         }
     }
     let exit = if is_left_out {

@@ -8,6 +8,7 @@ pub mod doctor;
 mod following;
 pub mod keys;
 pub mod peer;
+mod plain;
 pub mod status;
 
 #[cfg(test)]

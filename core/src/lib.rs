@@ -37,5 +37,6 @@ pub mod internals;
 pub mod ip;
 pub mod peers;
 pub mod stats;
+pub mod text;
 pub mod time;
 pub mod turn;

@@ -9,6 +9,8 @@ pub mod clock;
 pub mod congestion;
 #[cfg(target_os = "linux")]
 pub mod control_socket;
+#[cfg(target_os = "linux")]
+mod cpu;
 pub mod delivery;
 pub mod entropy;
 #[cfg(target_os = "linux")]

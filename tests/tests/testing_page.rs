@@ -1,8 +1,12 @@
-//! What `docs/testing.md` says about tests is true: they exist.
+//! What the documentation and the table of mutants say about tests is true: they exist.
+#![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
+use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
 
 use lostlove_tests::programs::workspace;
+use serde::Deserialize;
 
 /// The rows of the page's tables: number of the case, and the words in backquotes.
 fn rows(page: &str) -> Vec<(u32, Vec<&str>)> {
@@ -72,6 +76,83 @@ fn every_test_that_the_threat_model_names_is_there() {
         assert!(!words.is_empty(), "{row}");
         assert_eq!(missing(&words), [""; 0], "{row}");
     }
+}
+
+/// What `tests/mutants.toml` says of a fault.
+#[derive(Deserialize)]
+struct Mutant {
+    breaks: String,
+    #[serde(rename = "crate", default = "core")]
+    of: String,
+    file: String,
+    old: String,
+    #[serde(default = "once")]
+    times: usize,
+    test: String,
+}
+
+fn core() -> String {
+    "lostlove-core".to_owned()
+}
+
+const fn once() -> usize {
+    1
+}
+
+fn mutants() -> Vec<Mutant> {
+    let table = fs::read_to_string(workspace().join("tests/mutants.toml")).unwrap();
+    let mut table: HashMap<String, Vec<Mutant>> = toml::from_str(&table).unwrap();
+    table.remove("mutant").unwrap()
+}
+
+/// All of Rust in a folder and those in it.
+fn sources(folder: &Path) -> String {
+    let entries = fs::read_dir(folder).unwrap();
+    let texts = entries.map(|entry| {
+        let path = entry.unwrap().path();
+        match path.extension() {
+            _ if path.is_dir() => sources(&path),
+            Some(extension) if extension == "rs" => fs::read_to_string(path).unwrap(),
+            _ => String::new(),
+        }
+    });
+    texts.collect()
+}
+
+/// Else it is noticed only by who tries all of them, which takes hours.
+#[test]
+fn every_mutant_has_its_place_in_the_code_and_its_test() {
+    let mutants = mutants();
+    assert!(mutants.len() > 200, "{}", mutants.len());
+    let mut crates = HashMap::new();
+    for mutant in &mutants {
+        let Mutant { breaks, old, .. } = mutant;
+        let file = fs::read_to_string(workspace().join(&mutant.file)).unwrap_or_default();
+        let times = file.matches(old).count();
+        assert_eq!(times, mutant.times, "{breaks}: {old:?} in {}", mutant.file);
+        let folder = mutant.of.strip_prefix("lostlove-").unwrap();
+        let code = crates
+            .entry(folder)
+            .or_insert_with(|| sources(&workspace().join(folder).join("src")));
+        let name = mutant.test.rsplit("::").next().unwrap();
+        let is_there = code.contains(&format!("fn {name}("));
+        assert!(is_there, "{breaks}: no test {}", mutant.test);
+    }
+}
+
+/// `docs/evidence.md` shows the table as `tests/mutants.py --table` prints it.
+#[test]
+fn the_page_of_evidence_shows_every_mutant() {
+    let page = fs::read_to_string(workspace().join("docs/evidence.md")).unwrap();
+    let shown: Vec<_> = page
+        .lines()
+        .filter(|it| it.contains("| `lostlove-"))
+        .collect();
+    let mutants = mutants();
+    let rows = mutants
+        .iter()
+        .map(|it| format!("| {} | `{}`: `{}` |", it.breaks, it.of, it.test));
+    assert_eq!(shown, rows.collect::<Vec<_>>());
 }
 
 /// Both where it runs and where people read of it.

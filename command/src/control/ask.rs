@@ -9,7 +9,8 @@ use lostlove_host::control::protocol::{Answer, Body, ErrorCode, Failure, Request
 use lostlove_system::control_socket::Holder;
 
 use super::error::failed;
-use super::{Connection, ControlError, PATIENCE, RELOAD_PATIENCE, REST_PATIENCE, at_once, plain};
+use super::{Connection, ControlError, PATIENCE, RELOAD_PATIENCE, REST_PATIENCE, at_once};
+use crate::plain;
 
 /// How often somebody who waits for an answer looks whether he is to wait any longer.
 const LOOK: Duration = Duration::from_millis(50);
@@ -149,7 +150,7 @@ fn understand(line: String) -> Result<(String, Body), ControlError> {
     let answer: Answer =
         serde_json::from_str(&line).map_err(|error| ControlError::Foreign(error.to_string()))?;
     match answer.body {
-        Body::Error(Failure { code, message }) => Err(refusal(code, plain(&message))),
+        Body::Error(Failure { code, message }) => Err(refusal(code, plain::lines(&message))),
         body => Ok((line, body)),
     }
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::finding::{Finding, Level};
+use crate::plain;
 
 /// The version of the JSON object: it grows when something means something else.
 const VERSION: u32 = 1;
@@ -19,33 +20,13 @@ pub(super) fn text(findings: &[Finding]) -> String {
             Level::Error => "error    ",
         };
         let line = format!("{level}{}: {}", finding.subject, finding.found);
-        page.push_str(&plain(&line));
+        page.push_str(&plain::line(&line));
         page.push('\n');
         if let Some(cure) = &finding.cure {
-            page.push_str(&format!("{INDENT}cure: {}\n", plain(cure)));
+            page.push_str(&format!("{INDENT}cure: {}\n", plain::line(cure)));
         }
     }
     page
-}
-
-/// Without what could disturb a terminal: some of it is of other programs and of the other side.
-fn plain(text: &str) -> String {
-    let shown = |c: char| match c {
-        c if c.is_control() || is_invisible(c) => '?',
-        c => c,
-    };
-    text.chars().map(shown).collect()
-}
-
-/// Whether it shows nothing, or has others shown in another order than they are copied in (Unicode's
-/// category Cf, and the separators of lines).
-const fn is_invisible(c: char) -> bool {
-    matches!(
-        c,
-        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}'
-            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0001}'..='\u{e007f}'
-    )
 }
 
 #[derive(Serialize)]
@@ -78,7 +59,7 @@ pub(super) fn json(findings: &[Finding]) -> serde_json::Result<String> {
             findings,
         },
     };
-    serde_json::to_string(&document).map(|line| line + "\n")
+    serde_json::to_string(&document).map(|line| plain::json(&line) + "\n")
 }
 
 #[cfg(test)]
@@ -115,10 +96,13 @@ mod tests {
 ok       /dev/net/tun: can be opened
 error    port 8443: another program listens on 0.0.0.0:8443, so a server cannot start
          cure: sudo ss -ltnp 'sport = :8443'
-warning  a: says ?[2J?ok
-         cure: b ?c?
+warning  a: says \\u{1b}[2J\\u{a}ok
+         cure: b \\u{202e}c\\u{200b}
 ";
         assert_eq!(text(&findings), expected);
+
+        let line = json(&findings).unwrap();
+        assert!(line.contains(r#""b \u202ec\u200b""#), "{line}");
     }
 
     #[test]

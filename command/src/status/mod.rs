@@ -14,7 +14,7 @@ use lostlove_host::control::protocol::{Body, Reloaded, Request};
 use lostlove_host::control::status::Status;
 
 use crate::control::{Connection, ControlError, PATIENCE, ask_all, find, find_all};
-use crate::say;
+use crate::{plain, say};
 use text::Rates;
 
 /// From one look to the next.
@@ -128,7 +128,7 @@ fn order(daemon: Option<&str>, request: &Request) -> Result<(), ControlError> {
         Body::Reloaded(reloaded) => words_for(&reloaded),
         _ => return Err(ControlError::no_answer()),
     };
-    let said = format!("{}: {said}\n", connection.name);
+    let said = plain::lines(&format!("{}: {said}\n", connection.name));
     let mut output = io::stdout();
     let written = output.write_all(said.as_bytes());
     written.map_err(ControlError::Output)
@@ -244,7 +244,10 @@ impl Seen {
     }
 
     fn json(&self) -> String {
-        self.told.iter().map(|(_, line, _)| line.as_str()).collect()
+        self.told
+            .iter()
+            .map(|(_, line, _)| plain::json(line))
+            .collect()
     }
 
     fn silent_lines(&self) -> String {
@@ -284,7 +287,7 @@ fn page(before: &Seen, now: &Seen) -> String {
         let rates = Rates::between(before.status(name), status);
         text::render(name, status, &rates)
     });
-    pages.collect::<Vec<_>>().join("\n")
+    plain::lines(&pages.collect::<Vec<_>>().join("\n"))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::network::NetworkOrder;
 use super::path::PathWatch;
+use super::vigil::Look;
 use super::{Daemon, Source, told_late};
 use crate::dial::Dialer;
 use crate::mailbox::{Figures, NetworkReport, Order, Report};
@@ -78,10 +79,13 @@ impl Daemon {
 
     /// The system has been looked at, and put right where that was possible.
     fn handle_verified(&mut self, verification: Verification) {
-        let has_repaired = verification.has_repairs();
-        let now = Instant::now();
-        self.vigil
-            .handle_look(has_repaired, verification.listing, now);
+        let look = Look {
+            has_repaired: verification.has_repairs(),
+            cpu_time: verification.looking,
+            length: verification.length,
+        };
+        debug!(?look, "the network was looked at");
+        self.vigil.handle_look(&look, Instant::now());
         self.metrics.count_repairs(&verification.repairs);
         if let Some(passage) = verification.passage {
             self.metrics.set_passage(passage);

@@ -1,6 +1,7 @@
 //! The configuration, read again while the daemon runs: what has changed is applied, or is said to
 //! need a restart.
 
+mod complaints;
 mod demands;
 mod differences;
 mod stamp;
@@ -14,8 +15,9 @@ use lostlove_core::config::{Peer, ServerConfig};
 use lostlove_core::peers::{Replaced, SharedPeers};
 use lostlove_core::time;
 use lostlove_system::limits::raise_descriptor_limit;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
+use self::complaints::Complaints;
 use self::demands::Demands;
 pub(super) use self::demands::Scope;
 use self::differences::Differences;
@@ -51,6 +53,7 @@ pub struct Reloader {
     config: PathBuf,
     in_force: InForce,
     demands: Demands,
+    complaints: Complaints,
     /// Of a server's files, as of before they were read at the start.
     stamp: Option<Stamp>,
 }
@@ -80,6 +83,7 @@ impl Reloader {
             config: path::absolute(&config).unwrap_or(config),
             in_force,
             demands: Demands::default(),
+            complaints: Complaints::default(),
             stamp,
         }
     }
@@ -151,32 +155,29 @@ impl Daemon {
         };
         let began = Instant::now();
         let result = self.read_again(&mut reloader, scope);
-        reloader.demands.note_read(scope, began, Instant::now());
+        let now = Instant::now();
+        reloader.demands.note_read(scope, began, now);
         let config = reloader.config.display().to_string();
-        self.reloader = Some(reloader);
         let is_followed = result.as_ref().is_ok_and(|it| it.waiting.is_empty());
         self.metrics.note_reload(result.is_ok(), is_followed);
         self.control.reload_error = result.as_ref().err().map(first_problems);
-        match result {
+        let outcome = match result {
             Ok(outcome) => {
+                reloader.complaints.handle_mended();
                 tell(&config, scope, &outcome);
                 outcome
             }
             Err(problem) => {
                 let problem = problem.to_string();
-                for line in problem.lines() {
-                    error!("{line}");
-                }
-                error!(
-                    config,
-                    "the configuration cannot be used, and nothing has changed"
-                );
+                reloader.complaints.complain(&config, &problem, now);
                 ReloadOutcome {
                     error: Some(problem),
                     ..ReloadOutcome::default()
                 }
             }
-        }
+        };
+        self.reloader = Some(reloader);
+        outcome
     }
 
     fn read_again(

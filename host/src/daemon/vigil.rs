@@ -7,8 +7,24 @@ const REGULARLY: Duration = Duration::from_secs(10);
 /// The shortest pause between two looks. The first change is looked at at once, what follows it in
 /// this time together.
 const PAUSE: Duration = Duration::from_millis(50);
-/// A pause is at least so many times as long as the look before.
+/// A pause is at least so many times as long as the CPU time that the look before has taken. On a busy
+/// machine the look itself is long, which is no reason to put anything back later.
 const SHARE: u32 = 20;
+/// And so many times as long as that look, with all that it has put back and waited for: whoever else has
+/// a wish of the network's thread finds it free.
+const APART: u32 = 2;
+
+/// What a look has come to, and what it has taken. That it had to wait until it could begin, as the network
+/// was being set up, does not count.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Look {
+    /// Something was put back.
+    pub(super) has_repaired: bool,
+    /// Of looking alone: what is put back has [a pause](Vigil) of its own.
+    pub(super) cpu_time: Duration,
+    /// From its beginning to its end.
+    pub(super) length: Duration,
+}
 
 /// Decides when to look. What somebody else takes away at once, again and again, is put back ever more
 /// seldom: the pause doubles with each look in a row that has put something back, up to [`REGULARLY`].
@@ -18,8 +34,8 @@ pub(super) struct Vigil {
     due: Instant,
     /// No look before.
     earliest: Instant,
-    /// When the look began that is under way.
-    began: Option<Instant>,
+    /// Whether a look is under way.
+    is_looking: bool,
     has_changed: bool,
     pause: Duration,
 }
@@ -30,7 +46,7 @@ impl Vigil {
         Self {
             due: now,
             earliest: now,
-            began: None,
+            is_looking: false,
             has_changed: false,
             pause: PAUSE,
         }
@@ -49,30 +65,28 @@ impl Vigil {
 
     /// When [`Self::begin`] is due; none while a look is under way.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.began.is_none().then_some(self.due)
+        (!self.is_looking).then_some(self.due)
     }
 
     /// Whether a look is to begin now.
     pub(super) fn begin(&mut self, now: Instant) -> bool {
-        let is_due = self.began.is_none() && now >= self.due;
+        let is_due = !self.is_looking && now >= self.due;
         if is_due {
-            self.began = Some(now);
+            self.is_looking = true;
             self.has_changed = false;
         }
         is_due
     }
 
-    /// A look has ended. `has_repaired` says that something was put back. What cannot be put back makes
-    /// nothing slower: it undoes nothing. `apart` of the look's time does not lengthen the pause.
-    pub(super) fn handle_look(&mut self, has_repaired: bool, apart: Duration, now: Instant) {
-        self.pause = match has_repaired {
+    /// A look has ended. What cannot be put back makes nothing slower: it undoes nothing.
+    pub(super) fn handle_look(&mut self, look: &Look, now: Instant) {
+        self.pause = match look.has_repaired {
             true => (self.pause * 2).min(REGULARLY),
             false => PAUSE,
         };
-        let began = self.began.take().unwrap_or(now);
-        let length = now.saturating_duration_since(began).saturating_sub(apart);
-        let by_length = length * SHARE;
-        self.earliest = now + self.pause.max(by_length).min(REGULARLY);
+        self.is_looking = false;
+        let by_effort = (look.cpu_time * SHARE).max(look.length * APART);
+        self.earliest = now + self.pause.max(by_effort).min(REGULARLY);
         self.due = now + REGULARLY;
         if self.has_changed {
             self.due = self.earliest;
@@ -103,7 +117,7 @@ mod tests {
         vigil.handle_change(now);
         assert_eq!(vigil.poll_timeout(), None);
         assert!(!vigil.begin(now));
-        vigil.handle_look(false, Duration::ZERO, now);
+        vigil.handle_look(&Look::default(), now);
         assert_eq!(vigil.poll_timeout(), Some(now + PAUSE));
         look(&mut vigil, now + PAUSE, false);
         // Nothing has changed since.
@@ -147,37 +161,82 @@ mod tests {
     }
 
     #[test]
-    fn looks_that_take_long_are_rare() {
+    fn looks_that_take_much_are_rare() {
+        let now = Instant::now();
+        for (cpu_time, length, pause) in [
+            (MILLI * 100, MILLI * 100, MILLI * 2000),
+            // A program that hung until it was killed.
+            (MILLI, MILLI * 5000, REGULARLY),
+            (MILLI * 5000, MILLI * 5000, REGULARLY),
+        ] {
+            let mut vigil = Vigil::new(now);
+            let took = Look {
+                has_repaired: false,
+                cpu_time,
+                length,
+            };
+            let end = now + length;
+            assert!(vigil.begin(now));
+            vigil.handle_look(&took, end);
+            vigil.handle_change(end);
+            assert_eq!(vigil.poll_timeout(), Some(end + pause));
+            // Before a dial all the same.
+            vigil.demand(end);
+            assert!(vigil.begin(end));
+        }
+    }
+
+    /// A firewall is put back by some ten programs, one after the other, each of which waits for a CPU.
+    #[test]
+    fn a_repair_on_a_busy_machine_keeps_the_next_change_waiting_for_less_than_a_second() {
         let now = Instant::now();
         let mut vigil = Vigil::new(now);
+        let took = Look {
+            has_repaired: true,
+            cpu_time: MILLI * 30,
+            length: MILLI * 450,
+        };
+        let end = now + took.length;
         assert!(vigil.begin(now));
-        let end = now + Duration::from_millis(100);
-        vigil.handle_look(false, Duration::ZERO, end);
+        vigil.handle_look(&took, end);
         vigil.handle_change(end);
-        assert_eq!(vigil.poll_timeout(), Some(end + Duration::from_secs(2)));
-        // Before a dial all the same.
-        vigil.demand(end);
-        assert!(vigil.begin(end));
-        vigil.handle_look(false, Duration::ZERO, end + Duration::from_secs(5));
-        assert_eq!(
-            vigil.poll_timeout(),
-            Some(end + Duration::from_secs(5) + REGULARLY)
-        );
+        assert_eq!(vigil.poll_timeout(), Some(end + MILLI * 900));
     }
 
     #[test]
-    fn what_is_rare_by_itself_makes_looks_no_rarer() {
+    fn a_look_that_waits_until_the_network_is_set_up_is_no_long_one() {
         let now = Instant::now();
         let mut vigil = Vigil::new(now);
         assert!(vigil.begin(now));
-        let end = now + Duration::from_millis(410);
-        vigil.handle_look(false, Duration::from_millis(400), end);
+        let end = now + MILLI * 700;
+        let took = Look {
+            length: MILLI,
+            ..Look::default()
+        };
+        vigil.handle_look(&took, end);
         vigil.handle_change(end);
-        assert_eq!(vigil.poll_timeout(), Some(end + Duration::from_millis(200)));
+        assert_eq!(vigil.poll_timeout(), Some(end + PAUSE));
     }
 
-    fn look(vigil: &mut Vigil, now: Instant, has_repaired: bool) {
+    #[test]
+    fn what_changes_while_a_look_is_under_way_is_looked_at_after_it() {
+        let now = Instant::now();
+        let mut vigil = Vigil::new(now);
         assert!(vigil.begin(now));
-        vigil.handle_look(has_repaired, Duration::ZERO, now);
+        vigil.handle_change(now + MILLI);
+        let end = now + MILLI * 2;
+        vigil.handle_look(&Look::default(), end);
+        assert_eq!(vigil.poll_timeout(), Some(end + PAUSE));
+    }
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    fn look(vigil: &mut Vigil, now: Instant, has_repaired: bool) {
+        let look = Look {
+            has_repaired,
+            ..Look::default()
+        };
+        assert!(vigil.begin(now));
+        vigil.handle_look(&look, now);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use ipnet::IpNet;
 
@@ -18,6 +19,7 @@ use super::setup::{ClientRoutes, ClientSetup, Paths};
 use super::surroundings::Surroundings;
 use super::verify::{RepairKind, Verification};
 use super::{link, policy, ports, sysctl};
+use crate::cpu::cpu_time;
 
 /// Everything a client has changed on the system. Undone on [`Self::restore`] and on drop.
 ///
@@ -165,12 +167,16 @@ impl ClientNet {
     /// [`NetError::NoInterface`] when the device is gone: deleted, or in another namespace. Nothing can
     /// be put back then.
     pub fn verify(&mut self) -> Result<Verification, NetError> {
+        let began = Instant::now();
         let mut verification = self.guard.verify()?;
+        let before = cpu_time();
         self.verify_name_servers(&mut verification);
         self.choose_mark(&mut verification);
         if verification.problem.is_none() {
             self.look_elsewhere(&mut verification);
         }
+        verification.looking += cpu_time().saturating_sub(before);
+        verification.length = began.elapsed();
         Ok(verification)
     }
 

@@ -87,6 +87,7 @@ impl ServerNet {
     /// [`NetError::NoInterface`] when the device is gone: deleted, or in another namespace. Nothing can
     /// be put back then.
     pub fn verify(&mut self) -> Result<Verification, NetError> {
+        let began = Instant::now();
         let mut verification = self.guard.verify()?;
         if verification.has_repaired(RepairKind::Firewall) && !self.masqueraded.is_empty() {
             let sources: Vec<_> = self.masqueraded.iter().map(|it| it.network).collect();
@@ -106,8 +107,9 @@ impl ServerNet {
         }
         if let Some(passage) = &mut self.passage {
             verification.passage = passage.look(Instant::now(), &self.guard.paths);
-            verification.listing = passage.listing();
         }
+        let listing = self.passage.as_ref().map(Passage::listing);
+        verification.length = began.elapsed().saturating_sub(listing.unwrap_or_default());
         Ok(verification)
     }
 

@@ -18,6 +18,7 @@ use super::mark::Mark;
 use super::netlink::{Route, RouteTarget, Rule, TABLE_MAIN};
 use super::passage::PassageFigures;
 use super::{link, sysctl};
+use crate::cpu::cpu_time;
 
 /// Looks at most, each after what the one before has found is put back: more may be missing once the
 /// device is up again.
@@ -79,8 +80,11 @@ pub struct Verification {
     pub name_servers: Vec<SocketAddr>,
     /// What other firewalls have kept from passing; none where nobody can tell.
     pub passage: Option<PassageFigures>,
-    /// What listing the rules of others has taken of the look. It is done rarely enough by itself.
-    pub listing: Duration,
+    /// From the beginning to the end, with what was put back and waited for, but without listing the
+    /// rules of others, which is done rarely enough by itself.
+    pub length: Duration,
+    /// CPU time that looking alone has taken, also of programs.
+    pub looking: Duration,
     /// What a client's next connections are marked with; none for the same as before.
     pub mark: Option<Mark>,
 }
@@ -231,7 +235,9 @@ impl Guard {
         let mut problems = Vec::new();
         for look in 1..=LOOKS {
             let lost;
+            let before = cpu_time();
             (lost, problems) = self.look()?;
+            verification.looking += cpu_time().saturating_sub(before);
             if look == LOOKS {
                 let lost = lost.iter().map(|loss| loss.describe(self.tun()));
                 problems.extend(lost.map(|loss| format!("{loss} is taken away again at once")));

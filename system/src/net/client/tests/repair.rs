@@ -166,10 +166,10 @@ fn a_strict_reverse_path_filter_lets_path_mtu_errors_in() {
         uplink.send(&needs_fragmentation(&syn), &[0; 10]).unwrap();
 
         let route = format!("ip route get {SERVER} mark {MARK}");
-        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(5);
         while !ns.shell(&route).contains("mtu 1300") {
             let text = ns.shell(&route);
-            assert!(std::time::Instant::now() < deadline, "{text}");
+            assert!(Instant::now() < deadline, "{text}");
         }
     });
 }

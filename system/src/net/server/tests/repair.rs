@@ -1,6 +1,11 @@
 //! What others take away, and its return.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Instant;
+
 use super::*;
+use crate::cpu::cpu_time;
 use crate::net::RepairKind;
 
 #[test]
@@ -88,6 +93,48 @@ fn connections_born_without_a_table_are_masqueraded_once_it_is_back() {
         assert!(net.verify().unwrap().has_repaired(RepairKind::Firewall));
         send();
         assert!(has_translation(&tracked()), "{}", tracked());
+    });
+}
+
+/// Else the next change would be looked at later the more was put back, and listed of others.
+#[test]
+fn what_looking_takes_is_told_apart_from_putting_back_and_listing() {
+    namespace::run(|ns| {
+        let _tun = open();
+        let mut paths = ns.paths.clone();
+        let program = nft::find(&paths).unwrap();
+        paths.nft = ns.file("nft");
+        let script = format!(
+            "#!/bin/sh\n\
+             case \"$*\" in\n\
+             *ruleset) sleep 0.5 ;;\n\
+             -f*) [ ! -e {slow} ] || for n in $(seq 200000); do :; done ;;\n\
+             esac\n\
+             exec {program} \"$@\"\n",
+            slow = ns.file("slow").display(),
+            program = program.display(),
+        );
+        fs::write(&paths.nft, script).unwrap();
+        fs::set_permissions(&paths.nft, Permissions::from_mode(0o755)).unwrap();
+        let mut net = set_up_with(&paths, &SETUP).unwrap();
+
+        let began = Instant::now();
+        let verification = net.verify().unwrap();
+        let listing = began.elapsed() - verification.length;
+        assert!(listing > Duration::from_millis(500), "{listing:?}");
+
+        fs::write(ns.file("slow"), "").unwrap();
+        ns.shell("nft flush ruleset");
+        let before = cpu_time();
+        let verification = net.verify().unwrap();
+        let all = cpu_time() - before;
+        assert!(verification.has_repaired(RepairKind::Firewall));
+        let looking = verification.looking;
+        assert!(
+            looking > Duration::ZERO && looking < all / 2,
+            "{looking:?} of {all:?}"
+        );
+        assert!(verification.length > looking, "{verification:?}");
     });
 }
 
