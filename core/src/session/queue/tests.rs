@@ -143,6 +143,21 @@ fn a_flood_of_small_packets_leaves_bulk_half_of_the_bytes() {
     assert!((0.49..0.51).contains(&share_of(1, served)), "{served:?}");
 }
 
+/// If it went on going first, it would have half of the bytes.
+#[test]
+fn a_flood_of_small_packets_has_the_share_of_one_flow_among_several() {
+    let mut rig = Rig::new(1 << 18);
+    let served = rig.share(1400, |rig| {
+        rig.push(1400, 3, 3, 0);
+        for _ in 0..9 {
+            rig.push(200, 2, 2, 0);
+        }
+    });
+    for flow in 1..=3 {
+        assert!((0.32..0.35).contains(&share_of(flow, served)), "{served:?}");
+    }
+}
+
 /// Who sends little passes both the flood and bulk, in the same turn.
 #[test]
 fn a_ping_waits_neither_for_bulk_nor_for_a_flood() {
