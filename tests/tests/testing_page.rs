@@ -105,18 +105,27 @@ fn mutants() -> Vec<Mutant> {
     table.remove("mutant").unwrap()
 }
 
-/// All of Rust in a folder and those in it.
-fn sources(folder: &Path) -> String {
-    let entries = fs::read_dir(folder).unwrap();
-    let texts = entries.map(|entry| {
-        let path = entry.unwrap().path();
-        match path.extension() {
-            _ if path.is_dir() => sources(&path),
-            Some(extension) if extension == "rs" => fs::read_to_string(path).unwrap(),
-            _ => String::new(),
+/// The file of the innermost of nested modules that has one, and the modules within that file.
+fn module<'a>(folder: &Path, modules: &'a [&'a str]) -> (String, &'a [&'a str]) {
+    for depth in (1..=modules.len()).rev() {
+        let (outer, inner) = modules.split_at(depth);
+        let path = outer.join("/");
+        for file in [format!("{path}.rs"), format!("{path}/mod.rs")] {
+            if let Ok(text) = fs::read_to_string(folder.join(file)) {
+                return (text, inner);
+            }
         }
-    });
-    texts.collect()
+    }
+    (fs::read_to_string(folder.join("lib.rs")).unwrap(), modules)
+}
+
+/// Whether a test is in the module that its name begins with.
+fn is_there(folder: &Path, test: &str) -> bool {
+    let (modules, name) = test.rsplit_once("::").unwrap();
+    let modules: Vec<_> = modules.split("::").collect();
+    let (text, inner) = module(folder, &modules);
+    let has = |inner: &&str| text.contains(&format!("mod {inner} {{"));
+    inner.iter().all(has) && text.contains(&format!("fn {name}("))
 }
 
 /// Else it is noticed only by who tries all of them, which takes hours.
@@ -124,18 +133,14 @@ fn sources(folder: &Path) -> String {
 fn every_mutant_has_its_place_in_the_code_and_its_test() {
     let mutants = mutants();
     assert!(mutants.len() > 200, "{}", mutants.len());
-    let mut crates = HashMap::new();
     for mutant in &mutants {
         let Mutant { breaks, old, .. } = mutant;
         let file = fs::read_to_string(workspace().join(&mutant.file)).unwrap_or_default();
         let times = file.matches(old).count();
         assert_eq!(times, mutant.times, "{breaks}: {old:?} in {}", mutant.file);
         let folder = mutant.of.strip_prefix("lostlove-").unwrap();
-        let code = crates
-            .entry(folder)
-            .or_insert_with(|| sources(&workspace().join(folder).join("src")));
-        let name = mutant.test.rsplit("::").next().unwrap();
-        let is_there = code.contains(&format!("fn {name}("));
+        let source = workspace().join(folder).join("src");
+        let is_there = is_there(&source, &mutant.test);
         assert!(is_there, "{breaks}: no test {}", mutant.test);
     }
 }
