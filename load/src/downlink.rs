@@ -86,6 +86,8 @@ impl Downlink {
         for (n, Waiting { packet, tag }) in self.waiting.drain(..).enumerate() {
             if n < sent {
                 ledger.note_sent(&tag, packet.len());
+            } else {
+                ledger.note_refused(&tag);
             }
             self.spare.push(packet);
         }

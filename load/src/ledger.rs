@@ -48,6 +48,8 @@ impl Count {
 pub(crate) struct Tally {
     /// By [`Way::index`].
     pub(crate) sent: [Count; 4],
+    /// Those for which a queue had no room; by [`Way::index`].
+    pub(crate) refused: [u64; 4],
     /// By [`Way::index`].
     pub(crate) arrived: [Count; 4],
     /// Times from an echo request to its answer.
@@ -147,6 +149,13 @@ impl Ledger {
         self.in_flight[tag.way.index()] += 1;
         if tag.client as usize >= self.counted_from {
             self.tally.sent[tag.way.index()].add(len);
+        }
+    }
+
+    /// The packet is not sent, as a queue had no room for it.
+    pub(crate) fn note_refused(&mut self, tag: &Tag) {
+        if tag.client as usize >= self.counted_from {
+            self.tally.refused[tag.way.index()] += 1;
         }
     }
 

@@ -33,8 +33,6 @@ struct Source<'a> {
     stalled: usize,
     pace: Option<Pace>,
     pings: Option<Pace>,
-    /// Packets for which the device's queue had no room when they were due.
-    refused: u64,
     next: usize,
     next_ping: usize,
 }
@@ -63,23 +61,14 @@ impl Source<'_> {
                     0
                 }
             };
-            self.note_refused(refused);
             // Those that need not come in time come when there is room.
             if refused > 0 && self.pace.is_none() {
                 break;
             }
         }
-        let refused = fleet.flush_down()?;
-        self.note_refused(refused);
+        fleet.flush_down()?;
         let pace = self.pace.as_ref().or(self.pings.as_ref());
         Ok(pace.map_or(Duration::from_millis(10), Pace::interval))
-    }
-
-    /// What has to keep time is lost by that.
-    fn note_refused(&mut self, packets: u64) {
-        if self.pace.is_some() {
-            self.refused += packets;
-        }
     }
 
     /// Whose turn it is, to send a packet of which size.
@@ -162,7 +151,6 @@ impl Run {
             stalled,
             pace: mix.rate.map(|rate| Pace::new(rate, start.at)),
             pings: (mix.pings > 0).then(|| Pace::new(mix.pings, start.at)),
-            refused: 0,
             next: 0,
             next_ping: 0,
         };
@@ -242,9 +230,13 @@ impl Run {
 
     fn add_losses(&self, section: &mut Section, source: &Source<'_>) {
         let ledger = self.fleet.ledger().borrow();
-        let (mut sent, mut arrived) = (source.refused, 0);
+        let (mut sent, mut arrived) = (0, 0);
         for way in source.ways {
             sent += ledger.tally().sent[way.index()].packets;
+            // What has to keep time is lost where there was no room, and else comes later.
+            if source.pace.is_some() {
+                sent += ledger.tally().refused[way.index()];
+            }
             arrived += ledger.tally().arrived[way.index()].packets;
         }
         let lost = sent.saturating_sub(arrived) as f64 * 100.0 / (sent as f64).max(1.0);
