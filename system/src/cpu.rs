@@ -4,7 +4,8 @@ use std::mem::MaybeUninit;
 use std::time::Duration;
 
 /// CPU time that the calling thread has taken so far, and the programs that this process has waited
-/// for. Unlike what a clock says, it is the same on an idle machine and on a busy one.
+/// for, whoever ran them: one thread is to run programs. Unlike what a clock says, it is the same on an
+/// idle machine and on a busy one.
 #[expect(unsafe_code, reason = "a system call that no safe crate has")]
 pub(crate) fn cpu_time() -> Duration {
     let of = |whose| {

@@ -169,13 +169,11 @@ impl ClientNet {
     pub fn verify(&mut self) -> Result<Verification, NetError> {
         let began = Instant::now();
         let mut verification = self.guard.verify()?;
-        let before = cpu_time();
         self.verify_name_servers(&mut verification);
         self.choose_mark(&mut verification);
         if verification.problem.is_none() {
             self.look_elsewhere(&mut verification);
         }
-        verification.looking += cpu_time().saturating_sub(before);
         verification.length = began.elapsed();
         Ok(verification)
     }
@@ -198,7 +196,10 @@ impl ClientNet {
     /// Whether rules or routes of somebody else's take what belongs in the tunnel.
     fn look_elsewhere(&mut self, verification: &mut Verification) {
         let mark = verification.mark.unwrap_or(Mark::PAST_ALL);
-        match self.guard.netlink.elsewhere(&self.everything, mark) {
+        let before = cpu_time();
+        let elsewhere = self.guard.netlink.elsewhere(&self.everything, mark);
+        verification.looking += cpu_time().saturating_sub(before);
+        match elsewhere {
             Ok(Some(elsewhere)) => verification.complain(&elsewhere),
             Ok(None) => {}
             Err(error) => tracing::debug!(%error, "cannot look up where packets go"),
@@ -218,7 +219,10 @@ impl ClientNet {
         let wanted = self.wanted_dns.clone();
         let was_set = self.dns == wanted;
         if was_set {
-            match self.look_at_name_servers() {
+            let before = cpu_time();
+            let looked = self.look_at_name_servers();
+            verification.looking += cpu_time().saturating_sub(before);
+            match looked {
                 Ok(true) => {}
                 Ok(false) => self.dns.clear(),
                 Err(error) => verification.complain(&error),

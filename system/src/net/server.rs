@@ -17,6 +17,7 @@ use super::passage::Passage;
 use super::setup::{Masquerade, Paths, PortRange, Scope, ServerSetup, Source};
 use super::verify::{RepairKind, Verification};
 use super::{link, nfnetlink, ports, sysctl};
+use crate::cpu::cpu_time;
 
 /// Everything a server has changed on the system. Undone on [`Self::restore`] and on drop.
 pub struct ServerNet {
@@ -99,6 +100,7 @@ impl ServerNet {
                 ),
             }
         }
+        let before = cpu_time();
         for interface in self.missing_nat_interfaces() {
             verification.complain(&interface);
         }
@@ -109,7 +111,10 @@ impl ServerNet {
             verification.passage = passage.look(Instant::now(), &self.guard.paths);
         }
         let listing = self.passage.as_ref().map(Passage::listing);
-        verification.length = began.elapsed().saturating_sub(listing.unwrap_or_default());
+        let listing = listing.unwrap_or_default();
+        let looking = cpu_time().saturating_sub(before);
+        verification.looking += looking.saturating_sub(listing);
+        verification.length = began.elapsed().saturating_sub(listing);
         Ok(verification)
     }
 
