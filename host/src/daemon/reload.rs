@@ -169,7 +169,7 @@ impl Daemon {
             }
             Err(problem) => {
                 let problem = problem.to_string();
-                reloader.complaints.complain(&config, &problem, now);
+                reloader.complaints.complain(&config, &problem, scope, now);
                 ReloadOutcome {
                     error: Some(problem),
                     ..ReloadOutcome::default()

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error};
 
-/// The same complaint is said so often at most.
+use super::demands::Scope;
+
+/// The same complaint about peers is said so often at most.
 const AGAIN: Duration = Duration::from_secs(10);
-/// So many complaints are said within that time at most, whatever they say: a script that adds peers, one
+/// So many of these are said within that time at most, whatever they say: a script that adds peers, one
 /// after the other, may get another one each time.
 const MANY: usize = 10;
 
@@ -22,9 +24,14 @@ pub(super) struct Complaints {
 }
 
 impl Complaints {
-    /// Logs what is wrong, if it is to be said.
-    pub(super) fn complain(&mut self, config: &str, problem: &str, now: Instant) {
-        let Some(suppressed) = self.admit(problem, now) else {
+    /// Logs what is wrong, if it is to be said: always where all was to be read, which is once a second at
+    /// most, as a signal has no other answer.
+    pub(super) fn complain(&mut self, config: &str, problem: &str, scope: Scope, now: Instant) {
+        let admitted = match scope {
+            Scope::All => Some(std::mem::take(&mut self.suppressed)),
+            Scope::Peers => self.admit(problem, now),
+        };
+        let Some(suppressed) = admitted else {
             debug!(config, problem, "the configuration cannot be used");
             return;
         };
@@ -43,6 +50,7 @@ impl Complaints {
         for (_, digest) in &mut self.said {
             *digest = None;
         }
+        self.suppressed = 0;
     }
 
     /// Whether it is to be said, and then how many were left out before.
@@ -123,7 +131,8 @@ mod tests {
         let mut complaints = Complaints::default();
         let start = Instant::now();
         let mut at = |after| {
-            capture(|| complaints.complain("/etc/a.toml", "a.toml:1:2: no\na.toml:3:4: no", after))
+            let problem = "a.toml:1:2: no\na.toml:3:4: no";
+            capture(|| complaints.complain("/etc/a.toml", problem, Scope::Peers, after))
         };
         let first = at(start);
         assert_eq!(
@@ -140,5 +149,22 @@ mod tests {
             again.ends_with("changed config=/etc/a.toml suppressed=3\n"),
             "{again}"
         );
+    }
+
+    /// `SIGHUP` has no other answer.
+    #[test]
+    fn who_asks_for_all_finds_an_answer_in_the_log_each_time() {
+        let mut complaints = Complaints::default();
+        let now = Instant::now();
+        assert_eq!(complaints.admit("no key", now), Some(0));
+        assert_eq!(complaints.admit("no key", now), None);
+        for left_out in [" suppressed=1", ""] {
+            let text = capture(|| complaints.complain("a.toml", "no key", Scope::All, now));
+            let end = format!("nothing has changed config=a.toml{left_out}\n");
+            assert!(
+                text.starts_with("<3>ERROR no key\n") && text.ends_with(&end),
+                "{text}"
+            );
+        }
     }
 }
