@@ -14,10 +14,10 @@ pub mod status;
 #[cfg(test)]
 mod testing;
 
-/// Says something to the person in front of the terminal.
+/// Says something to the person in front of the terminal. Whatever of it is others' cannot disturb that.
 pub fn say(text: &str) {
     // Nobody is left to tell when standard error is closed.
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", plain::lines(text));
 }
 
 /// Warns if others can read what standard output goes to.

@@ -1,7 +1,8 @@
 //! Text of others, where a person reads it.
 
 /// Control characters, those that break a line or turn the writing direction around, and those that
-/// nobody sees: format characters, fillers, tags and selectors of variants.
+/// nobody sees: fillers, tags, selectors of variants, and format characters but those that are shown, as
+/// Arabic has them.
 pub fn is_steering(char: char) -> bool {
     let breaks_turns_or_hides = matches!(
         char,
@@ -19,6 +20,7 @@ pub fn is_steering(char: char) -> bool {
             | '\u{FEFF}'
             | '\u{FFA0}'
             | '\u{FFF0}'..='\u{FFFB}'
+            | '\u{13430}'..='\u{1343F}'
             | '\u{1BCA0}'..='\u{1BCA3}'
             | '\u{1D173}'..='\u{1D17A}'
             | '\u{E0000}'..='\u{E0FFF}'

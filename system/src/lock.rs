@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lostlove_core::text::is_steering;
 use rustix::fs::{FlockOperation, OFlags, flock, major, minor};
 use rustix::io::Errno;
 
@@ -208,7 +209,7 @@ pub(crate) fn name_of(pid: u32) -> Option<String> {
     let name: String = name
         .trim_end()
         .chars()
-        .filter(|c| !c.is_control())
+        .filter(|c| !is_steering(*c))
         .collect();
     (!name.is_empty()).then_some(name)
 }

@@ -252,7 +252,7 @@ impl Seen {
 
     fn silent_lines(&self) -> String {
         let lines = self.silent.iter();
-        let lines = lines.map(|(name, error)| format!("{name}: {error}\n"));
+        let lines = lines.map(|(name, error)| plain::lines(&format!("{name}: {error}\n")));
         lines.collect()
     }
 
