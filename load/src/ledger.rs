@@ -332,8 +332,10 @@ mod tests {
             let tag = send(&mut ledger, Way::Down, client);
             ledger.note_at_client(client, &down(client, &tag), NOW);
             ledger.note_at_client(client, &down(client, &tag), NOW);
+            ledger.note_refused(&tag);
         }
         let tally = ledger.tally();
+        assert_eq!(tally.refused[Way::Down.index()], 1);
         let counts = [&tally.sent, &tally.arrived].map(|by_way| by_way[Way::Down.index()].packets);
         assert_eq!((counts, ledger.faults.count), ([1, 1], 2));
     }

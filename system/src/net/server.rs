@@ -107,14 +107,12 @@ impl ServerNet {
         if self.forwards_v6 {
             self.listen_to_routers();
         }
+        verification.looking += cpu_time().saturating_sub(before);
         if let Some(passage) = &mut self.passage {
             verification.passage = passage.look(Instant::now(), &self.guard.paths);
         }
         let listing = self.passage.as_ref().map(Passage::listing);
-        let listing = listing.unwrap_or_default();
-        let looking = cpu_time().saturating_sub(before);
-        verification.looking += looking.saturating_sub(listing);
-        verification.length = began.elapsed().saturating_sub(listing);
+        verification.length = began.elapsed().saturating_sub(listing.unwrap_or_default());
         Ok(verification)
     }
 
