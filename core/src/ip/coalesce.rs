@@ -21,41 +21,39 @@ const UDP_LENGTH: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
     packet: &'a [u8],
+    info: &'a IpInfo,
     offload: Offload,
-    version: Version,
     /// Length of its headers.
     header_len: usize,
 }
 
 impl<'a> Datagram<'a> {
     /// None for what must go on as it is: other protocols, super-packets, fragments and what may
-    /// become fragments, IP options and extension headers, no payload, and checksums that are
-    /// wrong or absent, since joining computes them anew.
+    /// become fragments, IP options and extension headers, and no payload.
     ///
     /// Over IPv4 that may not be fragmented, the identification means nothing (RFC 6864, section
     /// 4.1), so it need not survive.
-    pub fn of(packet: &'a [u8], info: &IpInfo, offload: Offload) -> Option<Self> {
+    pub fn of(packet: &'a [u8], info: &'a IpInfo, offload: Offload) -> Option<Self> {
         if info.protocol != protocol::UDP || offload.segment_size != 0 {
             return None;
         }
         let header_len = TransportHeader::of(packet, info).ok()?.end;
         let is_plain = match info.version {
-            Version::V4 => {
-                info.transport == IPV4_MIN_HEADER
-                    && info.dont_fragment
-                    && checksum::ones_complement_sum(&packet[..IPV4_MIN_HEADER]) == 0xffff
-            }
+            Version::V4 => info.transport == IPV4_MIN_HEADER && info.dont_fragment,
             Version::V6 => info.transport == IPV6_HEADER,
         };
-        let may_join = is_plain
-            && header_len < packet.len()
-            && (offload.partial_checksum || has_right_checksum(packet, info)?);
-        may_join.then_some(Self {
+        (is_plain && header_len < packet.len()).then_some(Self {
             packet,
+            info,
             offload,
-            version: info.version,
             header_len,
         })
+    }
+
+    /// Whether its checksums are right or the device's business. Joining computes them anew, so ones that
+    /// are wrong or absent must not be lost by it.
+    fn is_right(&self) -> bool {
+        has_right_checksums(self.packet, self.info, self.offload)
     }
 
     fn payload(&self) -> &'a [u8] {
@@ -63,14 +61,25 @@ impl<'a> Datagram<'a> {
     }
 }
 
+fn has_right_checksums(packet: &[u8], info: &IpInfo, offload: Offload) -> bool {
+    let has_right_header = || {
+        let header = packet.get(..IPV4_MIN_HEADER);
+        header.is_some_and(|header| checksum::ones_complement_sum(header) == 0xffff)
+    };
+    (info.version == Version::V6 || has_right_header())
+        && (offload.partial_checksum || has_right_udp_checksum(packet, info).unwrap_or(false))
+}
+
 /// A checksum of zero is none (RFC 768).
-fn has_right_checksum(packet: &[u8], info: &IpInfo) -> Option<bool> {
+fn has_right_udp_checksum(packet: &[u8], info: &IpInfo) -> Option<bool> {
     let segment = packet.get(info.transport..)?;
+    if read_u16(segment, Transport::Udp.checksum_offset()).ok()? == 0 {
+        return Some(false);
+    }
     let length = to_u16(segment.len()).ok()?;
     let pseudo = checksum::pseudo_header_sum(info.source, info.destination, info.protocol, length);
     let sum = checksum::add(pseudo, checksum::ones_complement_sum(segment));
-    let field = read_u16(segment, Transport::Udp.checksum_offset()).ok()?;
-    Some(field != 0 && sum == 0xffff)
+    Some(sum == 0xffff)
 }
 
 /// Datagrams on their way to the device.
@@ -96,6 +105,9 @@ pub struct Coalescer {
     /// Payload bytes of the first; only the last may have less.
     segment_size: usize,
     datagrams: usize,
+    /// Whether the first one's checksums are right, once another one wants to join it: most stay alone,
+    /// and to sum up all of a packet costs as much as to look up its way.
+    is_right: Option<bool>,
 }
 
 impl Coalescer {
@@ -108,6 +120,7 @@ impl Coalescer {
             header_len: 0,
             segment_size: 0,
             datagrams: 0,
+            is_right: None,
         }
     }
 
@@ -118,9 +131,10 @@ impl Coalescer {
             self.packet.clear();
             self.packet.extend_from_slice(datagram.packet);
             self.offload = datagram.offload;
-            self.version = datagram.version;
+            self.version = datagram.info.version;
             self.header_len = datagram.header_len;
             self.segment_size = datagram.payload().len();
+            self.is_right = None;
         } else if self.is_continued_by(datagram) {
             self.packet.extend_from_slice(datagram.payload());
         } else {
@@ -151,15 +165,27 @@ impl Coalescer {
         }))
     }
 
-    fn is_continued_by(&self, next: &Datagram<'_>) -> bool {
+    fn is_continued_by(&mut self, next: &Datagram<'_>) -> bool {
         let whole = self.header_len + self.datagrams * self.segment_size;
         let ends_whole = self.packet.len() == whole;
         ends_whole
             && self.datagrams < MAX_DATAGRAMS
             && next.payload().len() <= self.segment_size
             && whole + next.payload().len() <= MAX_PACKET_LEN
-            && next.version == self.version
+            && next.info.version == self.version
             && same_flow(self.version, &self.packet, next.packet)
+            && self.is_right()
+            && next.is_right()
+    }
+
+    /// Whether the checksums of the first datagram are right.
+    fn is_right(&mut self) -> bool {
+        let Self {
+            packet, offload, ..
+        } = self;
+        *self.is_right.get_or_insert_with(|| {
+            parse(packet).is_ok_and(|info| has_right_checksums(packet, &info, *offload))
+        })
     }
 
     /// Makes the first datagram's headers those of all.
@@ -217,7 +243,8 @@ mod tests {
     fn collect<'a>(coalescer: &mut Coalescer, packets: &'a [Vec<u8>]) -> Option<Vec<&'a [u8]>> {
         let mut refused = Vec::new();
         for packet in packets {
-            let datagram = Datagram::of(packet, &parse(packet).unwrap(), Offload::NONE)?;
+            let info = parse(packet).unwrap();
+            let datagram = Datagram::of(packet, &info, Offload::NONE)?;
             if !coalescer.push(&datagram) {
                 refused.push(&packet[..]);
             }
@@ -273,7 +300,8 @@ mod tests {
         ] {
             let packet = packet.build();
             let mut coalescer = Coalescer::empty();
-            let datagram = Datagram::of(&packet, &parse(&packet).unwrap(), offload);
+            let info = parse(&packet).unwrap();
+            let datagram = Datagram::of(&packet, &info, offload);
             assert!(coalescer.push(&datagram.unwrap()));
 
             let coalesced = coalescer.take().unwrap().unwrap();
@@ -296,7 +324,8 @@ mod tests {
                 } else {
                     Offload::NONE
                 };
-                let datagram = Datagram::of(packet, &parse(packet).unwrap(), offload);
+                let info = parse(packet).unwrap();
+                let datagram = Datagram::of(packet, &info, offload);
                 assert!(coalescer.push(&datagram.unwrap()));
             }
             let datagrams = cut(coalescer.take().unwrap().unwrap());
@@ -343,26 +372,12 @@ mod tests {
     #[test]
     fn what_joining_would_change_goes_on_as_it_is() {
         let whole = datagram(V4, &[1; 50]);
-        let with = |offset: usize, byte: u8| {
-            let mut packet = whole.build();
-            packet[offset] ^= byte;
-            packet
-        };
-        let wrong_ip_checksum = with(IPV4_CHECKSUM, 1);
-        let wrong_checksum = with(IPV4_MIN_HEADER + 6, 1);
-        let damaged = with(60, 1);
-        let mut no_checksum = whole.build();
-        no_checksum[IPV4_MIN_HEADER + 6..][..2].fill(0);
         for packet in [
             Packet::udp(V4).payload(&[1; 50]).build(),
             Packet::tcp(V4).dont_fragment().payload(&[1; 50]).build(),
             datagram(V4, &[]).build(),
             whole.clone().fragment(0, true).build(),
             datagram(V6, &[1; 50]).extension(60, &[0; 7]).build(),
-            wrong_ip_checksum,
-            wrong_checksum,
-            damaged,
-            no_checksum,
         ] {
             assert!(!are_joined(std::slice::from_ref(&packet)), "{packet:?}");
         }
@@ -372,6 +387,41 @@ mod tests {
         };
         let packet = whole.build();
         assert!(Datagram::of(&packet, &parse(&packet).unwrap(), super_packet).is_none());
+    }
+
+    /// A damaged datagram is damaged for its receiver as well.
+    #[test]
+    fn wrong_and_absent_checksums_survive() {
+        for ends in [V4, V6] {
+            let right = datagram(ends, &[1; 50]).build();
+            let transport = parse(&right).unwrap().transport;
+            let with = |offset: usize, byte: u8| {
+                let mut packet = right.clone();
+                packet[offset] ^= byte;
+                packet
+            };
+            let mut wrong = vec![with(transport + 6, 1), with(transport + 40, 1)];
+            let mut without = right.clone();
+            without[transport + 6..][..2].fill(0);
+            wrong.push(without);
+            if ends == V4 {
+                wrong.push(with(IPV4_CHECKSUM, 1));
+            }
+            for wrong in wrong {
+                for packets in [
+                    [wrong.clone(), wrong.clone()],
+                    [wrong.clone(), right.clone()],
+                    [right.clone(), wrong.clone()],
+                ] {
+                    let mut coalescer = Coalescer::empty();
+                    let refused = collect(&mut coalescer, &packets).unwrap();
+                    let alone = coalescer.take().unwrap().unwrap();
+                    assert_eq!(alone.packet, packets[0]);
+                    assert_eq!((alone.datagrams, alone.offload), (1, Offload::NONE));
+                    assert_eq!(refused[0], packets[1]);
+                }
+            }
+        }
     }
 
     #[test]

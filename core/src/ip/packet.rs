@@ -63,6 +63,7 @@ pub struct IpInfo {
 /// # Errors
 ///
 /// [`DropReason::Malformed`] for anything that is not one well-formed IPv4 or IPv6 packet.
+#[inline]
 pub fn parse(packet: &[u8]) -> Result<IpInfo, DropReason> {
     if packet.len() > MAX_PACKET_LEN {
         return Err(DropReason::Malformed);
@@ -108,6 +109,7 @@ fn lower(ttl: u8) -> Result<u8, DropReason> {
     }
 }
 
+#[inline]
 fn parse_v4(packet: &[u8]) -> Result<IpInfo, DropReason> {
     let header: [u8; IPV4_MIN_HEADER] = read(packet, 0)?;
     let transport = usize::from(header[0] & 0x0f) * 4;

@@ -1,5 +1,6 @@
 //! Who owns which address.
 
+mod recent;
 mod table;
 
 pub use table::RoutingTable;

@@ -5,15 +5,17 @@ use core::net::IpAddr;
 use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 
+use super::recent::Recent;
 use crate::peers::PeerId;
 
 /// Which peer owns which network. The most specific network that holds an address decides.
 ///
 /// Host bits of a network are ignored: 10.0.0.1/8 is 10.0.0.0/8. IPv4-mapped IPv6 addresses are
 /// IPv6 here.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct RoutingTable {
     owners: JointPrefixMap<IpNet, PeerId>,
+    recent: Recent,
 }
 
 impl RoutingTable {
@@ -24,18 +26,25 @@ impl RoutingTable {
 
     /// Gives `network` to `peer`, and returns who had exactly this network before.
     pub fn insert(&mut self, network: IpNet, peer: PeerId) -> Option<PeerId> {
+        self.recent.clear();
         self.owners.insert(network, peer)
     }
 
     /// Takes exactly this network from whoever had it.
     pub fn remove(&mut self, network: &IpNet) -> Option<PeerId> {
+        self.recent.clear();
         self.owners.remove(network)
     }
 
     /// The peer with the most specific network that holds `address`.
     pub fn lookup(&self, address: IpAddr) -> Option<PeerId> {
-        let (_, peer) = self.owners.get_lpm(&IpNet::from(address))?;
-        Some(*peer)
+        if let Some(known) = self.recent.get(address) {
+            return known;
+        }
+        let found = self.owners.get_lpm(&IpNet::from(address));
+        let owner = found.map(|(_, peer)| *peer);
+        self.recent.put(address, owner);
+        owner
     }
 
     /// Whether packets to `address` go to `peer`, which is also what makes `address` a source
@@ -207,12 +216,19 @@ mod tests {
                 let previous = previous.map(|at| list.remove(at).1);
                 prop_assert_eq!(table.insert(*network, peer), previous);
                 list.push((network.trunc(), peer));
+                // What was looked up before may have another owner now.
+                for (_, address) in &entries {
+                    prop_assert_eq!(table.lookup(*address), naive_lookup(&list, *address));
+                }
             }
             for removal in removals {
                 let (network, _) = entries[removal.index(entries.len())];
                 let at = list.iter().position(|(known, _)| *known == network.trunc());
                 let removed = at.map(|at| list.remove(at).1);
                 prop_assert_eq!(table.remove(&network), removed);
+                for (_, address) in &entries {
+                    prop_assert_eq!(table.lookup(*address), naive_lookup(&list, *address));
+                }
             }
             for (network, address) in entries {
                 prop_assert_eq!(table.lookup(address), naive_lookup(&list, address));

@@ -102,6 +102,7 @@ impl Flow {
     }
 
     /// Takes its oldest packet.
+    #[inline]
     fn pop_front(&mut self) -> Option<Queued> {
         let packet = self.packets.pop_front()?;
         self.forget(&packet);
@@ -264,6 +265,7 @@ impl Flows {
     }
 
     /// Takes the flow's oldest packet. The flow stays known.
+    #[inline]
     pub(super) fn pop_front(&mut self, id: u32) -> Option<Queued> {
         let packet = self.get_mut(id)?.pop_front()?;
         self.forget(&packet);

@@ -192,6 +192,7 @@ impl SendQueue {
     }
 
     /// Whose turn it is. What has waited too long is dropped before.
+    #[inline]
     fn next(&mut self, now: Instant, pool: &mut Pool, stats: &mut Stats) -> Option<Turn> {
         while !self.is_empty() {
             let id = match &self.flows {
