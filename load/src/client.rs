@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 
 use lostlove_core::config::{ClientConfig, Environment};
 use lostlove_core::endpoint::Endpoint;
@@ -17,7 +17,6 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Socket, Type};
 
-use crate::identity;
 use crate::ledger::Ledger;
 use crate::packet::{self, Ends, Tag};
 use crate::sessions::Sessions;
@@ -38,6 +37,8 @@ pub(crate) struct Shared<'a> {
 /// A client.
 pub(crate) struct Client {
     index: usize,
+    /// Where it connects from over loopback.
+    source: Ipv4Addr,
     endpoint: Endpoint,
     links: [Option<Link>; LINKS],
     /// When the connection under way was begun.
@@ -65,12 +66,14 @@ impl Client {
     /// A client that connects at its next turn.
     pub(crate) fn new(
         index: usize,
+        source: Ipv4Addr,
         config: ClientConfig,
         unix_time: &Environment,
         now: Instant,
     ) -> Self {
         Self {
             index,
+            source,
             endpoint: Endpoint::client(config, *unix_time, now),
             links: [None, None],
             dialled_at: now,
@@ -292,7 +295,7 @@ impl Client {
             .position(|link| link.as_ref().is_none_or(|link| link.id.is_none()));
         let token = |slot| Token(self.index * LINKS + slot);
         let opened = slot.and_then(|slot| {
-            let socket = open(self.index, shared.server, shared.registry, token(slot));
+            let socket = open(self.source, shared.server, shared.registry, token(slot));
             Some((slot, socket.ok()?))
         });
         let Some((slot, socket)) = opened else {
@@ -329,7 +332,7 @@ impl Link {
 
 /// Begins a connection; over loopback from an address of this client alone.
 fn open(
-    client: usize,
+    source: Ipv4Addr,
     server: SocketAddr,
     registry: &Registry,
     token: Token,
@@ -338,7 +341,7 @@ fn open(
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
     if server.ip().is_loopback() && server.is_ipv4() {
-        let source = SocketAddr::from((identity::source(client), 0));
+        let source = SocketAddr::from((source, 0));
         socket.bind(&source.into())?;
     }
     match socket.connect(&server.into()) {

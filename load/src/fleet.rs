@@ -37,6 +37,8 @@ pub(crate) struct Profile {
 /// The clients.
 pub(crate) struct Fleet {
     profile: Profile,
+    /// The number of the first client among all that the server knows.
+    first: usize,
     server_key: PublicKey,
     environment: Environment,
     poll: Poll,
@@ -54,21 +56,22 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// `count` clients, none of which has connected.
+    /// `count` clients from the one with the number `first` on, none of which has connected.
     ///
     /// # Errors
     ///
     /// If the system gives no event queue or no randomness.
-    pub(crate) fn new(profile: Profile, count: usize) -> io::Result<Self> {
+    pub(crate) fn new(profile: Profile, first: usize, count: usize) -> io::Result<Self> {
         let clock = Clock::new();
         let environment = Environment {
             unix_time_at_zero: clock.unix_time_at_zero(),
             ..Environment::default()
         };
-        let addresses = (0..count).map(identity::address).collect();
+        let addresses = (first..first + count).map(identity::address).collect();
         Ok(Self {
             server_key: profile.identities.server().public_key(),
             profile,
+            first,
             environment,
             poll: Poll::new()?,
             events: Events::with_capacity(4096),
@@ -87,6 +90,11 @@ impl Fleet {
     /// The present.
     pub(crate) fn now(&self) -> Instant {
         self.clock.now()
+    }
+
+    /// What its clients have in common.
+    pub(crate) const fn profile(&self) -> &Profile {
+        &self.profile
     }
 
     /// How many clients have begun to connect.
@@ -132,9 +140,14 @@ impl Fleet {
         }
     }
 
+    /// Whether a client has said good-bye, and is gone.
+    pub(crate) fn has_left(&self, client: usize) -> bool {
+        self.clients.get(client).is_some_and(Client::has_left)
+    }
+
     /// Lets a client begin anew, if it has left; whether it had.
     pub(crate) fn return_if_left(&mut self, client: usize) -> bool {
-        let has_left = self.clients.get(client).is_some_and(Client::has_left);
+        let has_left = self.has_left(client);
         if has_left {
             self.disarm(client);
             let is_listed = self.clients[client].is_listed;
@@ -162,7 +175,7 @@ impl Fleet {
             compression: false,
         };
         let client = config::Client {
-            secret_key: self.profile.identities.client(index),
+            secret_key: self.profile.identities.client(self.first + index),
             server_key: self.server_key,
             preshared_key: None,
             routes: Vec::new(),
@@ -170,7 +183,8 @@ impl Fleet {
             reconnect_max: Duration::from_secs(30),
         };
         let config = ClientConfig { common, client };
-        Client::new(index, config, &self.environment, self.now())
+        let source = identity::source(self.first + index);
+        Client::new(index, source, config, &self.environment, self.now())
     }
 
     /// Opens the sockets at the server's end of the tunnel, once that is there.
@@ -200,10 +214,10 @@ impl Fleet {
     pub(crate) fn send_from(&mut self, client: usize, way: Way, len: usize) {
         let now = self.now();
         let tag = self.ledger.borrow().next_tag(way, client, now);
-        let from = identity::address(client);
+        let from = identity::address(self.first + client);
         let (to, ports) = match way {
             Way::Cross => {
-                let to = identity::address(partner(client));
+                let to = identity::address(self.first + partner(client));
                 (to, (CLIENT_PORT, CLIENT_PORT))
             }
             Way::Up | Way::Down | Way::Echo => (SERVER, (CLIENT_PORT, port_of(client))),
@@ -228,7 +242,7 @@ impl Fleet {
         let sequence = downlink.waiting_for(client);
         let mut tag: Tag = self.ledger.borrow().next_tag(Way::Down, client, now);
         tag.sequence += sequence;
-        if downlink.push(identity::address(client), len, tag) {
+        if downlink.push(identity::address(self.first + client), len, tag) {
             return self.flush_down();
         }
         Ok(0)

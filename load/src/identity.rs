@@ -12,6 +12,8 @@ pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 pub(crate) const PREFIX_LEN: u8 = 8;
 /// The most clients that there may be: their addresses are in the network above.
 pub(crate) const MAX_CLIENTS: usize = 1_000_000;
+/// The number of the client that only pings, which is configured besides them.
+pub(crate) const BYSTANDER: usize = MAX_CLIENTS;
 
 /// Where clients connect from over loopback: each from an address of its own, so that neither ports
 /// run out nor all of them are one source to the server.
@@ -67,7 +69,7 @@ mod tests {
 
     #[test]
     fn addresses_are_in_their_networks_and_differ() {
-        let last = MAX_CLIENTS - 1;
+        let last = BYSTANDER;
         assert_eq!(address(0), Ipv4Addr::new(10, 0, 0, 2));
         assert_eq!(address(254), Ipv4Addr::new(10, 0, 1, 0));
         assert_eq!(address(last).octets()[0], 10);

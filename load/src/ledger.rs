@@ -12,6 +12,9 @@ use crate::packet::{self, Damage, Ends, Tag, Way};
 /// packets wait for a quarter of a second.
 const PATIENCE: Duration = Duration::from_millis(300);
 
+/// How many faults are told in words.
+const MOST_EXAMPLES: usize = 8;
+
 /// One client's packets of one way.
 #[derive(Clone, Copy, Debug, Default)]
 struct Flow {
@@ -67,9 +70,16 @@ pub(crate) struct Faults {
 impl Faults {
     fn note(&mut self, example: impl FnOnce() -> String) {
         self.count += 1;
-        if self.examples.len() < 8 {
+        if self.examples.len() < MOST_EXAMPLES {
             self.examples.push(example());
         }
+    }
+
+    /// Adds those that others found.
+    pub(crate) fn add(&mut self, others: Self) {
+        self.count += others.count;
+        let room = MOST_EXAMPLES.saturating_sub(self.examples.len());
+        self.examples.extend(others.examples.into_iter().take(room));
     }
 }
 

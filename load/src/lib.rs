@@ -1,6 +1,7 @@
 //! `lostlove-load`: plays many clients against a server, measures it, and checks what comes back.
 #![forbid(unsafe_code)]
 
+mod bystander;
 mod client;
 mod downlink;
 mod fleet;

@@ -17,10 +17,11 @@ Steps, which follow each other; a key that is left out has the value shown:
   hold:seconds=30                sessions do nothing
   churn:rate=50,seconds=20       sessions end and come back, so many per second
   restart:seconds=120            the server is restarted; all are back within so many seconds
-  traffic:way=up,size=1400,active=ALL,rate=MAX,window=256,pings=50,seconds=10
+  traffic:way=up,size=1400,active=ALL,rate=MAX,window=256,pings=50,bystander=50,seconds=10
                                  way is up, down, both or cross (client to client); size is of IP packets,
                                  several with `/` between them; rate is packets per second in all, and
                                  without it `window` packets are under way at a time; pings per second
+                                 of all, and of a bystander: one more client, which does nothing else
   stall:clients=1,...            the same, while the first of the active clients do not read
 
 Exit codes: 0 success, 1 failure, or something came back that should not have, 2 usage, 77 no permission.";

@@ -12,6 +12,10 @@ pub(crate) const HEADERS_LEN: usize = IP_LEN + 8;
 pub(crate) const MIN_LEN: usize = HEADERS_LEN + TAG_LEN;
 /// The longest one.
 pub(crate) const MAX_LEN: usize = 9000;
+/// Bytes of a ping: what `ping` sends.
+pub(crate) const PING_LEN: usize = 84;
+
+const _: () = assert!(PING_LEN >= MIN_LEN);
 
 const IP_LEN: usize = 20;
 const TAG_LEN: usize = 28;

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::str::FromStr;
 
-use crate::identity::{self, Identities, PREFIX_LEN, SERVER};
+use crate::identity::{self, BYSTANDER, Identities, PREFIX_LEN, SERVER};
 
 /// A key of the server's configuration and its value, as `--set` gives it: `section.key=VALUE`, with
 /// the value in TOML.
@@ -49,7 +49,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// For a server at `listen` with so many peers, whose other values are the defaults where the run
+    /// For a server at `listen` with so many peers and a bystander, whose other values are the defaults where the run
     /// does not need others. `set` wins over all of it.
     pub(crate) fn new(
         identities: Identities,
@@ -66,7 +66,7 @@ impl Settings {
         let key = identities.server().to_base64();
         settings.put("server", "bind_address", quoted(listen.ip()));
         settings.put("server", "port", listen.port());
-        settings.put("server", "max_connections", peers.max(1000));
+        settings.put("server", "max_connections", (peers + 1).max(1000));
         let address = format!("{SERVER}/{PREFIX_LEN}");
         settings.put("network", "tun_address", quoted(address));
         settings.put("network", "mtu", mtu);
@@ -107,7 +107,7 @@ impl Display for Settings {
                 writeln!(f, "{key} = {value}")?;
             }
         }
-        for peer in 0..self.peers {
+        for peer in (0..self.peers).chain([BYSTANDER]) {
             let key = self.identities.client(peer).public_key();
             writeln!(f, "[[peers]]")?;
             writeln!(f, "name = \"client{peer}\"")?;
@@ -136,7 +136,8 @@ mod tests {
             text.contains("mtu = 9000\n") && !text.contains("1400"),
             "{text}"
         );
-        assert_eq!(text.matches("[[peers]]").count(), 2);
+        let bystanders = 1;
+        assert_eq!(text.matches("[[peers]]").count(), 2 + bystanders);
         assert!(text.contains("address = \"10.0.0.3\"\n"), "{text}");
     }
 

@@ -98,7 +98,7 @@ pub(crate) fn play(
     plan: &[(String, Step)],
 ) -> Result<(Report, Result<(), scenario::Error>), Error> {
     // Each has one socket here and one at the server, which inherits the limit.
-    allow_descriptors(options.clients).map_err(|available| Error::TooFewDescriptors {
+    allow_descriptors(options.clients + 1).map_err(|available| Error::TooFewDescriptors {
         clients: options.clients,
         available,
     })?;
@@ -170,7 +170,7 @@ fn fleet(options: &Options, server: SocketAddr) -> Result<Fleet, Error> {
         },
         mtu: options.mtu,
     };
-    Fleet::new(profile, options.clients).map_err(Error::io("making the clients"))
+    Fleet::new(profile, 0, options.clients).map_err(Error::io("making the clients"))
 }
 
 fn run(options: &Options, fleet: Fleet, server: Server) -> Run {

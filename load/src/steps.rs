@@ -47,6 +47,8 @@ pub(crate) struct Mix {
     pub(crate) window: u64,
     /// Pings per second of all of them.
     pub(crate) pings: u64,
+    /// Pings per second of a client that does nothing else.
+    pub(crate) bystander: u64,
     pub(crate) time: Duration,
 }
 
@@ -177,6 +179,7 @@ impl<'a> Keys<'a> {
             rate: self.number("rate", 1..=10_000_000)?,
             window: self.number("window", 1..=100_000)?.unwrap_or(256),
             pings: self.number("pings", 0..=10_000)?.unwrap_or(50),
+            bystander: self.number("bystander", 0..=1000)?.unwrap_or(50),
             time: self.seconds("seconds", 10)?,
         })
     }
@@ -241,8 +244,7 @@ mod tests {
 
     #[test]
     fn a_mix_is_read() {
-        let text =
-            "traffic:way=both,size=64/1400/64,active=100,rate=20000,window=9,pings=0,seconds=3";
+        let text = "traffic:way=both,size=64/1400/64,active=100,rate=20000,window=9,pings=0,bystander=7,seconds=3";
         let mix = Mix {
             direction: Direction::Both,
             sizes: vec![64, 1400, 64],
@@ -250,6 +252,7 @@ mod tests {
             rate: Some(20_000),
             window: 9,
             pings: 0,
+            bystander: 7,
             time: Duration::from_secs(3),
         };
         assert_eq!(text.parse(), Ok(Step::Traffic { mix, stalled: 0 }));

@@ -58,6 +58,7 @@ fn every_step_is_played_and_every_packet_is_checked() {
     assert!(number(&traffic, "packets/s") > 1000.0, "{traffic:?}");
     assert!(number(&traffic, "lost, %") < 10.0, "{traffic:?}");
     assert!(number(&traffic, "sessions lost") < 1.0, "{tables}");
+    assert!(number(&traffic, "bystander's p99") > 0.0, "{traffic:?}");
     assert!(
         number(&row(&tables, "churn"), "others lost") < 1.0,
         "{tables}"

@@ -12,6 +12,7 @@ use std::time::Duration;
 use lostlove_core::time::Instant;
 
 use crate::fleet::Fleet;
+use crate::ledger::{Faults, Tally};
 use crate::measure::{Times, Usage};
 use crate::packet::Way;
 use crate::report::{Report, Sample, Section};
@@ -26,6 +27,14 @@ const PROGRESS: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs
 const CERTAINTY: Duration = Duration::from_millis(300);
 /// How long a turn may wait, so that samples and ends of steps come in time.
 const TURN: Duration = Duration::from_millis(50);
+
+/// How the figures of pings are called: those of clients that take part, and of one that does nothing else.
+const PINGS: [&str; 3] = ["ping, ms, median", "ping p99", "pings lost"];
+const BYSTANDER: [&str; 3] = [
+    "bystander's ping, ms, median",
+    "bystander's p99",
+    "bystander's lost",
+];
 
 /// Why a run has come to an early end.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +75,8 @@ pub(crate) struct Run {
     last: Option<Reading>,
     /// The server is gone for a while.
     is_restarting: bool,
+    /// What came to a bystander and should not have.
+    bystander_faults: Faults,
 }
 
 /// What was read at the last sample.
@@ -119,6 +130,7 @@ impl Run {
             },
             last: None,
             is_restarting: false,
+            bystander_faults: Faults::default(),
         }
     }
 
@@ -133,7 +145,8 @@ impl Run {
         if self.progress.is_wanted && self.progress.is_terminal {
             say("\r\x1b[K");
         }
-        let faults = self.fleet.ledger().borrow().faults.clone();
+        let mut faults = self.fleet.ledger().borrow().faults.clone();
+        faults.add(core::mem::take(&mut self.bystander_faults));
         self.report.faults = faults.count;
         self.report.examples = faults.examples;
         let stopped = match &mut self.server {
@@ -315,14 +328,19 @@ impl Run {
 
     /// Adds how echoes went.
     fn add_pings(&self, section: &mut Section) {
-        let ledger = self.fleet.ledger().borrow();
-        let tally = ledger.tally();
+        section.add_pings(PINGS, self.fleet.ledger().borrow().tally());
+    }
+}
+
+impl Section {
+    /// Adds how echoes went: their median, 99th percentile and how many had no answer.
+    fn add_pings(&mut self, [median, p99, lost]: [&'static str; 3], tally: &Tally) {
         let times = Times::new(&tally.round_trips);
-        section.add("ping, ms, median", millis(times.per_mille(500)));
-        section.add("ping p99", millis(times.per_mille(990)));
+        self.add(median, millis(times.per_mille(500)));
+        self.add(p99, millis(times.per_mille(990)));
         let sent = tally.sent[Way::Echo.index()].packets;
-        let lost = sent.saturating_sub(times.len() as u64);
-        section.add("pings lost", format!("{lost} of {sent}"));
+        let missing = sent.saturating_sub(times.len() as u64);
+        self.add(lost, format!("{missing} of {sent}"));
     }
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use lostlove_core::time::Instant;
 
-use super::{Error, Run};
+use super::{BYSTANDER, Error, Run};
+use crate::bystander::Bystander;
 use crate::fleet::Fleet;
 use crate::ledger::partner;
 use crate::pace::Pace;
-use crate::packet::{MIN_LEN, Way};
+use crate::packet::{PING_LEN, Way};
 use crate::report::Section;
 use crate::steps::{Direction, Mix};
 
@@ -19,10 +20,6 @@ const SETTLE: Duration = Duration::from_millis(500);
 const RECOVERY: Duration = Duration::from_secs(60);
 /// Packets sent before the loop turns.
 const BURST: u64 = 512;
-/// Bytes of a ping: what `ping` sends.
-const PING_LEN: usize = 84;
-
-const _: () = assert!(PING_LEN >= MIN_LEN);
 
 /// Who sends what next.
 struct Source<'a> {
@@ -133,6 +130,7 @@ impl Run {
                 "opening the queue of the TUN device that leads to 10.0.0.2, which needs CAP_NET_RAW",
             ))?;
         }
+        let bystander = self.bystander(mix)?;
         let start = self.start();
         let active = mix.active.unwrap_or(self.clients).min(self.clients);
         let stalled = stalled.min(active.saturating_sub(1));
@@ -170,6 +168,9 @@ impl Run {
         self.settle()?;
         self.add_losses(&mut section, &source);
         self.add_pings(&mut section);
+        if let Some(bystander) = bystander {
+            self.add_bystander(&mut section, bystander)?;
+        }
         for client in 0..stalled {
             self.fleet.freeze(client, false);
         }
@@ -183,6 +184,23 @@ impl Run {
         }
         section.add("sessions lost", self.sessions_gone());
         self.report.sections.push(section);
+        Ok(())
+    }
+
+    /// The client that pings beside the others, if one is wanted.
+    fn bystander(&self, mix: &Mix) -> Result<Option<Bystander>, Error> {
+        let start = || Bystander::start(self.fleet.profile().clone(), mix.bystander);
+        (mix.bystander > 0)
+            .then(start)
+            .transpose()
+            .map_err(Error::io("connecting the bystander, a client that pings"))
+    }
+
+    fn add_bystander(&mut self, section: &mut Section, bystander: Bystander) -> Result<(), Error> {
+        let pinged = bystander.finish();
+        let pinged = pinged.map_err(Error::io("pinging as a bystander"))?;
+        section.add_pings(BYSTANDER, &pinged.tally);
+        self.bystander_faults.add(pinged.faults);
         Ok(())
     }
 
