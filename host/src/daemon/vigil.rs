@@ -38,6 +38,8 @@ pub(super) struct Vigil {
     /// Whether a look is under way.
     is_looking: bool,
     has_changed: bool,
+    /// Another one was demanded while it was under way: what it has passed already may be what is meant.
+    is_demanded: bool,
     pause: Duration,
 }
 
@@ -49,6 +51,7 @@ impl Vigil {
             earliest: now,
             is_looking: false,
             has_changed: false,
+            is_demanded: false,
             pause: PAUSE,
         }
     }
@@ -59,9 +62,10 @@ impl Vigil {
         self.due = self.due.min(self.earliest.max(now));
     }
 
-    /// A look is wanted whatever has changed.
+    /// A look is wanted whatever has changed, at once, or right after the one that is under way.
     pub(super) fn demand(&mut self, now: Instant) {
         self.due = self.due.min(now);
+        self.is_demanded |= self.is_looking;
     }
 
     /// When [`Self::begin`] is due; none while a look is under way.
@@ -88,10 +92,13 @@ impl Vigil {
         self.is_looking = false;
         let by_effort = (look.cpu_time * SHARE).max(look.length * APART);
         self.earliest = now + self.pause.max(by_effort).min(REGULARLY);
-        self.due = now + REGULARLY;
-        if self.has_changed {
-            self.due = self.earliest;
-        }
+        self.due = if core::mem::take(&mut self.is_demanded) {
+            now
+        } else if self.has_changed {
+            self.earliest
+        } else {
+            now + REGULARLY
+        };
     }
 
     /// Whether somebody else keeps undoing what is put back.
@@ -253,6 +260,25 @@ mod tests {
         let end = now + MILLI * 2;
         vigil.handle_look(&Look::default(), end);
         assert_eq!(vigil.poll_timeout(), Some(end + PAUSE));
+    }
+
+    #[test]
+    fn what_is_demanded_while_a_look_is_under_way_comes_right_after_it() {
+        let now = Instant::now();
+        let mut vigil = Vigil::new(now);
+        assert!(vigil.begin(now));
+        vigil.demand(now + MILLI);
+        let end = now + MILLI * 200;
+        let took = Look {
+            has_repaired: true,
+            cpu_time: MILLI * 20,
+            length: MILLI * 200,
+        };
+        vigil.handle_look(&took, end);
+        assert_eq!(vigil.poll_timeout(), Some(end));
+        assert!(vigil.begin(end));
+        vigil.handle_look(&took, end + MILLI);
+        assert_eq!(vigil.poll_timeout(), Some(end + MILLI + REGULARLY));
     }
 
     const MILLI: Duration = Duration::from_millis(1);
