@@ -13,9 +13,11 @@ pub(super) struct Table {
     family: Family,
     name: String,
     chains: String,
-    /// How it was listed once it was made; none if it was gone by then.
+    /// How it was listed once it was made. Of one that is new the first look finds out, so that whoever waits
+    /// for the tunnel does not wait for another program; of one that was put back it is known at once, as
+    /// who took it away may be about to do so again.
     listing: Option<String>,
-    /// The generation of all rules in which it was like this.
+    /// The generation of all rules in which it was like this; none where the kernel does not say.
     generation: Option<u32>,
 }
 
@@ -24,20 +26,19 @@ impl Table {
     fn install(&mut self, paths: &Paths) -> Result<(), NetError> {
         nft::install(paths, self.family, &self.name, &self.chains)?;
         self.generation = nfnetlink::generation().ok();
-        // It is there, though nobody can say how it looks: the next look installs it once more.
-        self.listing = nft::list(paths, self.family, &self.name).unwrap_or_default();
+        self.listing = None;
         Ok(())
     }
 
     /// Whether it is as it was made, which need not be looked at if no rule has changed since.
     fn is_intact(&mut self, generation: Option<u32>, paths: &Paths) -> Result<bool, NetError> {
-        if self.listing.is_none() {
-            return Ok(false);
-        }
-        if generation.is_some() && self.generation == generation {
+        if self.listing.is_some() && generation.is_some() && self.generation == generation {
             return Ok(true);
         }
-        let is_intact = nft::list(paths, self.family, &self.name)? == self.listing;
+        let Some(listing) = nft::list(paths, self.family, &self.name)? else {
+            return Ok(false);
+        };
+        let is_intact = *self.listing.get_or_insert_with(|| listing.clone()) == listing;
         if is_intact {
             self.generation = generation;
         }
@@ -74,6 +75,9 @@ impl Guard {
         let Some(index) = index else { return Ok(()) };
         let mut table = self.tables.swap_remove(index);
         let result = self.renew(&mut table);
+        if result.is_ok() {
+            table.listing = nft::list(&self.paths, table.family, &table.name).unwrap_or_default();
+        }
         self.tables.push(table);
         result
     }

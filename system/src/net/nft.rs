@@ -61,6 +61,9 @@ impl Family {
 }
 
 /// Installs a table, in place of one of the same name.
+///
+/// A transaction that deletes something makes `nft` wait as it ends, for some 15 ms, until the kernel
+/// has freed it, even if there was no such table before. Hence the first attempt deletes nothing.
 pub(super) fn install(
     paths: &Paths,
     family: Family,
@@ -68,8 +71,14 @@ pub(super) fn install(
     chains: &str,
 ) -> Result<(), NetError> {
     let table = format!("table {} {table}", family.as_str());
-    let script = format!("{table}\ndelete {table}\n{table} {{\n{chains}}}\n");
-    run(paths, &["-f", "-"], &script).map(drop)
+    let created = format!("create {table}\n{table} {{\n{chains}}}\n");
+    match run(paths, &["-f", "-"], &created) {
+        Err(NetError::Command { message, .. }) if message.contains(EXISTS) => {
+            let replaced = format!("{table}\ndelete {table}\n{table} {{\n{chains}}}\n");
+            run(paths, &["-f", "-"], &replaced).map(drop)
+        }
+        created => created.map(drop),
+    }
 }
 
 /// Removes a table; one that does not exist is no error.
@@ -91,6 +100,9 @@ pub(super) fn list(paths: &Paths, family: Family, table: &str) -> Result<Option<
 
 /// What `nft` says of a table that is not there.
 const NO_TABLE: &str = "No such file or directory";
+
+/// What `nft` says of a table to be created that is there already.
+const EXISTS: &str = "File exists";
 
 /// What a client's table does besides.
 #[derive(Clone, Debug, PartialEq, Eq)]
