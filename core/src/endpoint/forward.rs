@@ -45,11 +45,12 @@ impl Endpoint {
         now: Instant,
     ) {
         self.tools.stats.peer_packets_in += 1;
+        let parsed = ip::parse(packet);
         let result = self
-            .check(from, packet, offload, now)
+            .check(from, packet, &parsed, offload, now)
             .and_then(|(info, way)| match way {
-                Way::Tun => self.deliver_to_tun(from, packet, &info, offload, sink),
-                Way::Peer(peer) => self.forward_to_peer(peer, packet, &info, offload, now),
+                Way::Tun => self.deliver_to_tun(from, packet, info, offload, sink),
+                Way::Peer(peer) => self.forward_to_peer(peer, packet, info, offload, now),
             });
         if let Err(reason) = result {
             self.tools.stats.drop_packet(reason);
@@ -60,18 +61,19 @@ impl Endpoint {
         }
     }
 
-    fn check(
+    fn check<'a>(
         &mut self,
         from: SessionId,
         packet: &[u8],
+        parsed: &'a Result<IpInfo, DropReason>,
         offload: Offload,
         now: Instant,
-    ) -> Result<(IpInfo, Way), DropReason> {
+    ) -> Result<(&'a IpInfo, Way), DropReason> {
         let Some(session) = self.sessions.get_mut(from) else {
             return Err(DropReason::Closed);
         };
         session.usage.add_in(packet.len() as u64);
-        let info = ip::parse(packet)?;
+        let info = parsed.as_ref().map_err(|reason| *reason)?;
         if !ip::is_unicast_destination(info.destination) {
             return Err(DropReason::NotUnicast);
         }
@@ -85,7 +87,7 @@ impl Endpoint {
                 match self.routes.lookup(info.destination) {
                     // Else the answer would tell who is there.
                     None if !server.config.client_to_client
-                        && is_of_clients(&server.config, &info) =>
+                        && is_of_clients(&server.config, info) =>
                     {
                         return Err(DropReason::Isolated);
                     }
@@ -105,10 +107,10 @@ impl Endpoint {
             Side::Client(client) if client.owns(info.destination) => Way::Tun,
             Side::Client(_) => return Err(DropReason::NoRoute),
         };
-        if ip::max_segment_len(packet, &info, offload) > usize::from(session.mtu) {
+        if ip::max_segment_len(packet, info, offload) > usize::from(session.mtu) {
             return Err(DropReason::TooBig);
         }
-        let len = ip::segments_len(packet, &info, offload)?;
+        let len = ip::segments_len(packet, info, offload)?;
         let within_rate = session
             .upload
             .as_mut()

@@ -106,16 +106,17 @@ impl Endpoint {
         header: &VirtioHeader,
         now: Instant,
     ) -> Result<Routed, Outcome> {
-        let info = ip::parse(buffer.used())?;
-        if self.is_own_packet(buffer.used(), &info, now) {
+        let parsed = ip::parse(buffer.used());
+        let info = parsed.as_ref().map_err(|reason| *reason)?;
+        if self.is_own_packet(buffer.used(), info, now) {
             return Err(DropReason::OwnPacket.into());
         }
-        let offload = ip::offload_from_virtio(header, buffer.used_mut(), &info)?;
+        let offload = ip::offload_from_virtio(header, buffer.used_mut(), info)?;
         if !ip::is_unicast_destination(info.destination) {
             return Err(DropReason::NotUnicast.into());
         }
         let Some(peer) = self.routes.lookup(info.destination) else {
-            self.reply_unreachable(buffer.used(), &info, Unreachable::NoRoute, now);
+            self.reply_unreachable(buffer.used(), info, Unreachable::NoRoute, now);
             return Err(DropReason::NoRoute.into());
         };
         let Some(id) = self.routes.session(peer) else {
@@ -124,11 +125,11 @@ impl Endpoint {
             }
             // A client's own applications should wait out a reconnection, not fail.
             if matches!(self.side, Side::Server(_)) {
-                self.reply_unreachable(buffer.used(), &info, Unreachable::Host, now);
+                self.reply_unreachable(buffer.used(), info, Unreachable::Host, now);
             }
             return Err(DropReason::NotConnected.into());
         };
-        self.prepare(id, buffer.used_mut(), &info, offload, now)
+        self.prepare(id, buffer.used_mut(), info, offload, now)
     }
 
     /// Makes a packet from a TUN device fit for a session, or queues its pieces.
