@@ -56,13 +56,18 @@ impl Bystander {
         Err(io::ErrorKind::TimedOut.into())
     }
 
+    /// Has it ping no more.
+    pub(crate) fn stop(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
     /// Ends it.
     ///
     /// # Errors
     ///
     /// If it has failed meanwhile.
     pub(crate) fn finish(self) -> io::Result<Pinged> {
-        self.is_over.store(true, Ordering::Relaxed);
+        self.stop();
         self.thread
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("it panicked")))

@@ -165,6 +165,9 @@ impl Run {
         section.add("way", mix.direction);
         section.add("bytes", sizes(mix));
         self.add_flow(&mut section, &source, &start);
+        if let Some(bystander) = &bystander {
+            bystander.stop();
+        }
         self.settle()?;
         self.add_losses(&mut section, &source);
         self.add_pings(&mut section);
