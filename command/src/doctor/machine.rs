@@ -165,20 +165,21 @@ pub(super) fn resolver(written: Option<&WrittenResolver>, may_client_run: bool) 
         return Finding::ok(look, subject, found);
     }
     let path = quoted(&subject);
-    let cure = match &written.original {
-        Some(original) => {
-            let original = original.display().to_string();
-            let original = quoted(&original);
-            if written.is_mounted {
-                format!("sudo cp {original} {path} && sudo rm {original}")
-            } else {
-                format!("sudo mv {original} {path}")
-            }
-        }
-        None => format!(
-            "{}  # its original is gone: name a name server",
+    let Some(original) = &written.original else {
+        let found = "LostLove has written its name servers, perhaps to another file that this is a copy of; \
+                     what was here before is not known";
+        let cure = format!(
+            "{}  # if no name is found: name a name server",
             edit(&subject)
-        ),
+        );
+        return Finding::warning(look, subject, found, cure);
+    };
+    let original = original.display().to_string();
+    let original = quoted(&original);
+    let cure = if written.is_mounted {
+        format!("sudo cp {original} {path} && sudo rm {original}")
+    } else {
+        format!("sudo mv {original} {path}")
     };
     let found = "it names the tunnel's name servers, and no client runs, as after a power loss: no \
                  name is found";

@@ -139,11 +139,11 @@ pub struct WrittenResolver {
 /// What a client has written to `/etc/resolv.conf`, one that runs or one that is gone; none if it is
 /// somebody else's.
 pub fn written_resolver(paths: &Paths) -> Option<WrittenResolver> {
-    let (path, _) = resolv_conf::places(&paths.resolv_conf);
-    let original = resolv_conf::original_of(&path)?;
+    let (path, backup) = resolv_conf::places(&paths.resolv_conf);
+    let original = resolv_conf::written(&path, &backup)?;
     Some(WrittenResolver {
         is_mounted: resolv_conf::is_mounted(&path),
-        original: fs::symlink_metadata(&original).is_ok().then_some(original),
+        original,
         path,
     })
 }

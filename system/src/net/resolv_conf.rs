@@ -25,6 +25,8 @@ const WRITTEN: &str = "# Written by LostLove. When the tunnel closes, ";
 const RETURNS: &str = " returns.";
 /// What the names of originals have in them.
 const ORIGINAL: &str = ".lostlove";
+/// What stands in place of an original where there was none.
+const NO_FILE: &str = "# Before LostLove there was no such file.\n";
 /// Permission bits of the file.
 const MODE: u32 = 0o644;
 /// How long to wait for others of this kind, who hold the lock while they read and write a file or two.
@@ -65,16 +67,15 @@ pub(super) fn is_mounted(path: &Path) -> bool {
 
 /// What the file says, or said before one of us wrote it; nothing where there is none.
 pub(super) fn original_text(path: &Path) -> String {
-    let text = read(path);
-    match backup_named_in(&text) {
-        Some(backup) => read(&backup),
-        None => text,
-    }
+    let (path, backup) = places(path);
+    former_text(&path, &backup)
 }
 
-/// Where the original of a file is that one of us has written; none of another file.
-pub(super) fn original_of(path: &Path) -> Option<PathBuf> {
-    backup_named_in(&read(path))
+/// What one of us has written to a file: where its original is, if that is known; none where it is another
+/// program's file.
+pub(super) fn written(path: &Path, backup: &Path) -> Option<Option<PathBuf>> {
+    let text = read(path);
+    backup_named_in(&text).map(|_| original(path, backup, &text))
 }
 
 impl<'a> ResolvConf<'a> {
@@ -125,7 +126,7 @@ impl<'a> ResolvConf<'a> {
     pub(super) fn former_text(&self, claim: Option<&Claim>) -> Result<String, NetError> {
         let older = self.older(claim).map_err(|error| self.error(error))?;
         if older.is_empty() {
-            return Ok(original_text(self.path));
+            return Ok(former_text(self.path, self.backup));
         }
         let _lock = self.lock(PATIENCE)?;
         for path in older.iter().rev() {
@@ -133,7 +134,11 @@ impl<'a> ResolvConf<'a> {
                 return Ok(nameservers(&servers));
             }
         }
-        Ok(original_text(self.path))
+        Ok(former_text(self.path, self.backup))
+    }
+
+    fn original(&self, text: &str) -> Option<PathBuf> {
+        original(self.path, self.backup, text)
     }
 
     /// All claims from before this one, the newest last.
@@ -244,7 +249,7 @@ impl<'a> ResolvConf<'a> {
 
     fn write(&self, servers: &[IpAddr]) -> io::Result<()> {
         let text = read(self.path);
-        if backup_named_in(&text).is_none() {
+        if self.original(&text).is_none() {
             self.back_up()?;
         }
         let wanted = self.text(&text, servers);
@@ -257,7 +262,7 @@ impl<'a> ResolvConf<'a> {
     /// What the file is to say that says `present` now. What the original says of how names are looked
     /// up, whoever is asked, is kept; lost as the original is, what was kept of it counts.
     fn text(&self, present: &str, servers: &[IpAddr]) -> String {
-        let backup = backup_named_in(present);
+        let backup = self.original(present);
         let backup = backup.as_deref().unwrap_or(self.backup);
         let original = fs::read(backup).ok();
         let original = original.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
@@ -274,10 +279,7 @@ impl<'a> ResolvConf<'a> {
         match fs::symlink_metadata(self.path) {
             Ok(metadata) if metadata.is_symlink() => symlink(fs::read_link(self.path)?, &draft)?,
             Ok(_) => drop(fs::copy(self.path, &draft)?),
-            // There is no file, and so no original: what an earlier one left is not it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return remove_if_exists(self.backup);
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(&draft, NO_FILE)?,
             Err(error) => return Err(error),
         }
         fs::rename(draft, self.backup)
@@ -306,18 +308,27 @@ impl<'a> ResolvConf<'a> {
         }
     }
 
-    /// Brings the original back, unless another program has written the file since.
+    /// Brings the original back, unless another program has written the file since, or the text came with
+    /// a copy of another file.
     fn bring_back(&self) -> io::Result<()> {
         remove_if_exists(&draft_of(self.backup))?;
-        let Some(backup) = backup_named_in(&read(self.path)) else {
+        let text = read(self.path);
+        if backup_named_in(&text).is_none() {
             return remove_if_exists(self.backup);
-        };
-        let has_backup = fs::symlink_metadata(&backup).is_ok();
-        if !has_backup && is_mount_point(self.path) {
-            return rewrite(self.path, b"");
         }
-        if !has_backup {
-            return remove_if_exists(self.path);
+        let Some(backup) = self.original(&text) else {
+            let path = self.path.display();
+            tracing::warn!(
+                %path,
+                "left as it is: LostLove has written these name servers, perhaps to another file that this \
+                 is a copy of, and what was here before is not known; where they are of no use, write \
+                 others into the file"
+            );
+            return Ok(());
+        };
+        if read(&backup) == NO_FILE {
+            remove_if_exists(self.path)?;
+            return fs::remove_file(backup);
         }
         if !is_mount_point(self.path) {
             match fs::rename(&backup, self.path) {
@@ -367,7 +378,38 @@ fn read_if_live(path: &Path) -> io::Result<Option<Vec<IpAddr>>> {
     }
 }
 
-/// Where the original is of a file that one of us has written.
+/// What a file said before one of us wrote it.
+fn former_text(path: &Path, backup: &Path) -> String {
+    let text = read(path);
+    match original(path, backup, &text) {
+        Some(original) => read(&original),
+        None => text,
+    }
+}
+
+/// Where the original of this file is that says `text`, if one of us has written that and it is still there.
+/// A copy of another file names that one's, which is not for this one to take.
+fn original(path: &Path, backup: &Path, text: &str) -> Option<PathBuf> {
+    let named = backup_named_in(text)?;
+    let is_own = named == backup || !is_mount_point(path) && is_of_earlier_version(&named, backup);
+    let named = is_own.then_some(named);
+    let mut known = named.into_iter().chain([backup.to_owned()]);
+    known.find(|path| fs::symlink_metadata(path).is_ok())
+}
+
+/// Whether an original has a name as earlier versions gave it, with the device's name behind ours. Those
+/// of mounted files have two numbers there.
+fn is_of_earlier_version(named: &Path, backup: &Path) -> bool {
+    let (named, backup) = (named.to_string_lossy(), backup.to_string_lossy());
+    let Some(device) = named.strip_prefix(&format!("{backup}-")) else {
+        return false;
+    };
+    let is_number = |text: &str| u64::from_str_radix(text, 16).is_ok();
+    let numbers = device.split_once('-');
+    !numbers.is_some_and(|(device, inode)| is_number(device) && is_number(inode))
+}
+
+/// Where the original is of a file that one of us has written, as that says.
 fn backup_named_in(text: &str) -> Option<PathBuf> {
     let line = text.lines().next()?;
     let backup = Path::new(line.strip_prefix(WRITTEN)?.strip_suffix(RETURNS)?);

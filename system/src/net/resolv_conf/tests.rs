@@ -307,10 +307,41 @@ fn where_there_was_no_file_there_is_none_afterwards() {
     let mut client = scratch.client();
 
     client.set(&SERVERS);
-    assert_eq!(scratch.names(), ["resolv.conf"]);
+    assert!(client.is_set(&SERVERS));
     client.stop();
 
     assert!(scratch.names().is_empty());
+}
+
+/// It came with a copy, such as a container's of its host's file, or somebody has put it back after our end.
+#[test]
+fn a_file_of_ours_stays_where_nobody_knows_its_original() {
+    namespace::run(|ns| {
+        let path = &ns.paths.resolv_conf;
+        let text = format!("{WRITTEN}{}.lostlove{RETURNS}\n", path.display());
+        let text = text + "nameserver 10.8.0.1\n";
+        fs::write(path, &text).unwrap();
+        fs::write(ns.file("given"), &text).unwrap();
+        let mount = format!(
+            "mount --bind {} {}",
+            ns.file("given").display(),
+            path.display()
+        );
+        for is_mounted in [false, true] {
+            if is_mounted {
+                ns.shell(&mount);
+            }
+            let mut client = Client::new(path, &ns.paths.state_dir);
+            client.stop();
+            assert_eq!(read(path), text, "mounted: {is_mounted}");
+            client.set(&["10.9.0.1"]);
+            assert!(read(path).ends_with("\nnameserver 10.9.0.1\n"));
+            client.stop();
+            assert_eq!(read(path), text, "mounted: {is_mounted}");
+        }
+        ns.shell(&format!("umount {}", path.display()));
+        assert_eq!(names(&ns.file("")), ["given", "resolv.conf", "state"]);
+    });
 }
 
 #[test]
@@ -369,6 +400,48 @@ fn a_mounted_file_is_rewritten_in_place() {
         assert_eq!(["a", "b"].map(|name| read(&ns.file(name))), before);
         let names = names(&ns.file(""));
         assert_eq!(names, ["a", "b", "resolv.conf", "state"]);
+    });
+}
+
+/// As somebody makes a file for `ip netns exec` while a client of the host runs.
+#[test]
+fn a_copy_of_a_file_that_we_have_written_does_not_take_its_original() {
+    namespace::run(|ns| {
+        let path = ns.paths.resolv_conf.display().to_string();
+        let copy = ns.file("copy");
+        let mut of_host = Client::new(&ns.paths.resolv_conf, &ns.paths.state_dir);
+        of_host.set(&SERVERS);
+        ns.shell(&format!(
+            "cp {path} {0}; mount --bind {0} {path}",
+            copy.display()
+        ));
+        let before = read(&copy);
+        let mut of_copy = Client::new(&ns.paths.resolv_conf, &ns.paths.state_dir);
+        let is_known = written(&of_copy.path, &of_copy.backup);
+        assert_eq!(is_known, Some(None));
+        of_copy.stop();
+        assert_eq!(read(&copy), before);
+        assert_eq!(original_text(&ns.paths.resolv_conf), before);
+
+        of_copy.set(&["10.9.0.1"]);
+        assert!(of_copy.is_set(&["10.9.0.1"]) && !of_copy.is_set(&SERVERS));
+        assert!(read(&copy).ends_with("\nnameserver 10.9.0.1\n"));
+        of_copy.stop();
+        assert_eq!(read(&copy), before);
+        ns.shell(&format!("umount {path}"));
+
+        of_host.stop();
+        assert_eq!(read(&ns.paths.resolv_conf), ORIGINAL_TEXT);
+        assert_eq!(names(&ns.file("")), ["copy", "resolv.conf", "state"]);
+
+        // Nor does the host's file, if it is made of that of a namespace.
+        let of_mounted = ns.file("resolv.conf.lostlove-fd00-1c3");
+        fs::write(&of_mounted, "nameserver 192.0.2.1\n").unwrap();
+        let line = format!("{WRITTEN}{}{RETURNS}\n", of_mounted.display());
+        fs::write(&ns.paths.resolv_conf, &line).unwrap();
+        Client::new(&ns.paths.resolv_conf, &ns.paths.state_dir).stop();
+        assert_eq!(read(&ns.paths.resolv_conf), line);
+        assert_eq!(read(&of_mounted), "nameserver 192.0.2.1\n");
     });
 }
 
