@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dns::Dns;
 use super::error::NetError;
-use super::netlink::{LOOPBACK, Netlink, Route, RouteTarget, Rule};
+use super::netlink::{LOOPBACK, Netlink, Route, RouteTarget, Rule, TABLE_MAIN};
 use super::setup::Paths;
 use super::{nft, sysctl};
 
@@ -42,7 +42,7 @@ impl Change {
     pub(super) fn perform(&self, netlink: &mut Netlink, paths: &Paths) -> Result<(), NetError> {
         let result = match self {
             Self::Address { index, address } => netlink.add_address(*index, *address),
-            Self::Route(route) => netlink.add_route(route),
+            Self::Route(route) => make_route(netlink, route),
             Self::Rule(rule) => netlink.add_rule(rule),
             Self::Sysctl { key, new, .. } => return sysctl::write(paths, key, new),
             Self::Nft { .. } | Self::NftArp { .. } | Self::Dns(_) => return Ok(()),
@@ -98,6 +98,16 @@ impl Change {
             Self::Nft { table } | Self::NftArp { table } => format!("nftables table {table}"),
             Self::Dns(_) => "DNS servers".to_owned(),
         }
+    }
+}
+
+/// In a table of our own whatever stands in the route's place is replaced: it leads where an earlier one
+/// of ours did, or is nobody's.
+fn make_route(netlink: &mut Netlink, route: &Route) -> io::Result<()> {
+    if route.table == TABLE_MAIN {
+        netlink.add_route(route)
+    } else {
+        netlink.replace_route(route)
     }
 }
 

@@ -54,6 +54,7 @@ mod mark;
 mod netlink;
 mod nfnetlink;
 mod nft;
+mod nowhere;
 mod obstacle;
 mod overlap;
 mod passage;

@@ -10,6 +10,7 @@ use super::change::Change;
 use super::error::AssignmentError;
 use super::mark::PassMark;
 use super::netlink::{LOOPBACK, Route, RouteTarget};
+use super::nowhere;
 use super::policy::{self, Tables};
 use super::setup::ClientSetup;
 use super::surroundings::Surroundings;
@@ -130,24 +131,12 @@ fn guard(allowed: &Allowed, tables: Tables, around: &Surroundings) -> Vec<Route>
         }));
         routes.insert(Route {
             destination: *network,
-            target: nowhere(*network, around),
+            target: nowhere::target(*network, around.is_loopback_down),
             table,
             metric: 0,
         });
     }
     routes.into_iter().collect()
-}
-
-/// Where packets vanish, but for those of a socket that is bound to an interface: DHCP clients, and
-/// who asks whether an uplink works, mean it. Loopback throws away what is not for this host, and is no
-/// reason for a reverse path filter to distrust a packet's source, as an unreachable route is. IPv6
-/// makes such a route of one through loopback, and leaves bound sockets alone. In a namespace whose
-/// loopback was never brought up there is no other way for IPv4 either.
-const fn nowhere(network: IpNet, around: &Surroundings) -> RouteTarget {
-    match network {
-        IpNet::V4(_) if !around.is_loopback_down => RouteTarget::Interface(LOOPBACK),
-        IpNet::V4(_) | IpNet::V6(_) => RouteTarget::Unreachable,
-    }
 }
 
 /// Whether a [`Plan`] decides about the change.

@@ -8,7 +8,8 @@ use ipnet::IpNet;
 
 use super::dns::listed_name_servers;
 use super::error::AssignmentError;
-use super::netlink::{LOOPBACK, Netlink};
+use super::netlink::Netlink;
+use super::nowhere;
 use super::overlap::is_of_no_account;
 use super::policy::SHORTEST_OBEYED;
 use super::resolv_conf;
@@ -62,7 +63,7 @@ impl Surroundings {
         twice(|| {
             let mut found = Self {
                 resolvers: resolvers(paths),
-                is_loopback_down: !netlink.link(LOOPBACK).is_ok_and(|it| it.is_up),
+                is_loopback_down: nowhere::is_loopback_down(netlink),
                 has_ipv6: sysctl::has_ipv6(paths),
                 knows_ipv6: sysctl::knows_ipv6(paths),
                 ..Self::default()

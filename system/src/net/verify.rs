@@ -232,6 +232,11 @@ impl Guard {
     /// [`NetError::NoInterface`] when the device is gone; nothing can be put back then.
     pub(super) fn verify(&mut self) -> Result<Verification, NetError> {
         let mut verification = Verification::default();
+        match self.follow_loopback() {
+            Ok(lost) => verification.note(RepairKind::Route, &lost),
+            // What it is about is looked at below.
+            Err(error) => tracing::debug!(%error, "the guard's routes stay as they are"),
+        }
         let mut problems = Vec::new();
         for look in 1..=LOOKS {
             let lost;
@@ -424,17 +429,11 @@ impl Guard {
     }
 
     fn put_change_back(&mut self, change: &Change) -> Result<(), NetError> {
-        let result = match change {
-            Change::Address { index, address } => return self.put_address_back(*index, *address),
-            // In a table of our own, whatever stands in its place.
-            Change::Route(route) if route.table != TABLE_MAIN => self.netlink.replace_route(route),
-            Change::Nft { .. } | Change::NftArp { .. } => return self.put_table_back(change),
-            _ => return change.perform(&mut self.netlink, &self.paths),
-        };
-        result.map_err(|source| NetError::Netlink {
-            action: format!("adding {}", change.describe()),
-            source,
-        })
+        match change {
+            Change::Address { index, address } => self.put_address_back(*index, *address),
+            Change::Nft { .. } | Change::NftArp { .. } => self.put_table_back(change),
+            _ => change.perform(&mut self.netlink, &self.paths),
+        }
     }
 
     /// Also where only the route to its network is missing: it comes with a new address alone.

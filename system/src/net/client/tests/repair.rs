@@ -484,23 +484,6 @@ fn lines(ns: &Namespace) -> Vec<String> {
     lines
 }
 
-/// A namespace whose loopback nobody has brought up.
-#[test]
-fn a_client_needs_no_loopback() {
-    namespace::run(|ns| {
-        let _uplink = uplink(ns);
-        let _tun = open("tun0");
-        let mut net = new(ns);
-        ns.shell("ip link set lo down");
-        net.apply(&full(&[V4, V6])).unwrap();
-        assert!(net.verify().unwrap().is_clean());
-        assert_eq!(
-            ns.shell("ip route get 203.0.113.1 | grep -c 'dev tun0'"),
-            "1\n"
-        );
-    });
-}
-
 #[test]
 fn what_cannot_be_looked_at_keeps_nothing_else_from_being_put_back() {
     namespace::run(|ns| {
