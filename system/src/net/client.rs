@@ -33,6 +33,8 @@ pub struct ClientNet {
     guard: Guard,
     link: Option<(u32, LinkSetup)>,
     guarded: Option<(Vec<IpNet>, ClientFirewall)>,
+    /// Whether the firewall's part could not be installed as a whole: the next session tries again.
+    lacks_firewall: bool,
     /// Strict filters would drop the server's answers but for a rule that leads there.
     needs_way_to_server: bool,
     /// The families that go into the tunnel as a whole.
@@ -67,6 +69,7 @@ impl ClientNet {
             guard: Guard::open(tun, paths)?,
             link: None,
             guarded: None,
+            lacks_firewall: false,
             needs_way_to_server: false,
             everything: Vec::new(),
             remarks: Vec::new(),
@@ -367,17 +370,24 @@ impl ClientNet {
             self.answer_where_nothing_leads();
         }
         let wanted = (plan.addresses.clone(), firewall);
-        if self.guarded.as_ref() == Some(&wanted) {
+        let is_known = self.guarded.as_ref() == Some(&wanted);
+        if is_known && !self.lacks_firewall {
             return Ok(());
         }
         let installed = self.install_firewall(&plan.addresses, &wanted.1);
         let has_table = installed.is_ok();
         match installed {
+            Err(error) if is_known => tracing::debug!(%error, "still without a whole firewall"),
             Err(error) if !setup.inbound => return Err(error),
-            Err(error) => tracing::warn!(%error, "no firewall protects the tunnel's addresses"),
+            Err(error) => {
+                tracing::warn!(%error, "no firewall protects the tunnel's addresses so far");
+            }
             Ok(()) => {}
         }
-        self.needs_way_to_server = !self.passes_strict_filters(has_table);
+        if has_table || !is_known {
+            self.needs_way_to_server = !self.passes_strict_filters(has_table);
+        }
+        self.lacks_firewall = self.guard.lacks_table(self.guard.tun());
         self.guard_from_arp(&plan.addresses)?;
         self.guarded = Some(wanted);
         Ok(())
@@ -415,14 +425,17 @@ impl ClientNet {
             ..*firewall
         };
         let chains = nft::client_chains(self.guard.tun(), addresses, &rest);
-        self.guard
-            .install(&change, Family::Inet, &table, chains)
-            .inspect(|()| {
-                tracing::warn!(
-                    %error,
-                    "connections that come in by other interfaces are answered through the tunnel"
-                );
-            })
+        // The whole of it stays overdue.
+        let overdue = std::mem::take(&mut self.guard.overdue);
+        let installed = self.guard.install(&change, Family::Inet, &table, chains);
+        self.guard.overdue = overdue;
+        if installed.is_ok() && !self.lacks_firewall {
+            tracing::warn!(
+                %error,
+                "connections that come in by other interfaces are answered through the tunnel so far"
+            );
+        }
+        installed
     }
 
     /// Where a full tunnel lacks a family, nothing leads to who connects by it, and the kernel looks for
@@ -441,6 +454,7 @@ impl ClientNet {
         };
         let Some(chains) = nft::arp_chains(self.guard.tun(), addresses) else {
             let is_in_force = self.guard.contains(&change);
+            self.guard.forget_table(&change);
             return if is_in_force {
                 self.guard.undo(&change)
             } else {

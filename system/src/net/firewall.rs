@@ -63,10 +63,38 @@ impl Guard {
             listing: None,
             generation: None,
         };
-        self.make_with(change, |guard| guard.renew(&mut table))?;
+        let installed = self.install_table(&mut table);
+        self.overdue.retain(|known| known.change != *change);
+        if installed.is_err() {
+            self.overdue.push(table);
+            return installed;
+        }
         self.tables.retain(|known| known.change != *change);
         self.tables.push(table);
         Ok(())
+    }
+
+    fn install_table(&mut self, table: &mut Table) -> Result<(), NetError> {
+        let change = table.change.clone();
+        self.make_with(&change, |guard| guard.renew(table))
+    }
+
+    /// Tries tables again that could not be installed so far, and that whoever wants them goes on without.
+    pub(super) fn install_overdue(&mut self) {
+        for mut table in std::mem::take(&mut self.overdue) {
+            let name = format!("{} {}", table.family.as_str(), table.name);
+            match self.install_table(&mut table) {
+                Ok(()) => {
+                    tracing::info!(table = name, "the firewall's table is installed now");
+                    self.tables.retain(|known| known.change != table.change);
+                    self.tables.push(table);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, table = name, "the firewall's table is still missing");
+                    self.overdue.push(table);
+                }
+            }
+        }
     }
 
     /// Installs a table that is recorded, as it was made.
@@ -96,6 +124,13 @@ impl Guard {
         Ok(())
     }
 
+    /// Whether a device's table could not be installed as it should be.
+    pub(super) fn lacks_table(&self, tun: &str) -> bool {
+        let name = nft::table_name(tun);
+        let is_it = |table: &Table| table.family == Family::Inet && table.name == name;
+        self.overdue.iter().any(is_it)
+    }
+
     /// The tables that are no longer as they were made.
     pub(super) fn lost_tables(&mut self) -> Result<Vec<Change>, NetError> {
         if self.tables.is_empty() {
@@ -114,5 +149,6 @@ impl Guard {
     /// Forgets a table that was taken back.
     pub(super) fn forget_table(&mut self, change: &Change) {
         self.tables.retain(|table| table.change != *change);
+        self.overdue.retain(|table| table.change != *change);
     }
 }

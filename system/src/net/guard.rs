@@ -40,6 +40,8 @@ pub(super) struct Guard {
     pub(super) device: Option<(u32, LinkSetup)>,
     /// The firewall tables in force.
     pub(super) tables: Vec<Table>,
+    /// Those that could not be installed so far.
+    pub(super) overdue: Vec<Table>,
     /// Kernel parameters that are relied on, and their values, whoever has set them.
     pub(super) parameters: Vec<(String, String)>,
     /// What is wanted of the resolver's file, which others share.
@@ -88,6 +90,7 @@ impl Guard {
             paths: paths.clone(),
             device: None,
             tables: Vec::new(),
+            overdue: Vec::new(),
             parameters: Vec::new(),
             claim: None,
             journal,
@@ -386,6 +389,7 @@ impl Guard {
     pub(super) fn undo_all(&mut self) -> Vec<NetError> {
         self.device = None;
         self.parameters.clear();
+        self.overdue.clear();
         let changes: Vec<_> = self.changes().rev().cloned().collect();
         if changes.iter().any(|it| matches!(it, Change::Sysctl { .. })) {
             self.look_for_others();

@@ -52,7 +52,7 @@ pub(super) enum Family {
 }
 
 impl Family {
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Inet => "inet",
             Self::Arp => "arp",

@@ -24,8 +24,8 @@ pub struct ServerNet {
     guard: Guard,
     /// Whose packets are masqueraded, and where.
     masqueraded: Vec<Source>,
-    /// Whether others let pass what is forwarded; none where nobody can tell.
-    passage: Option<Passage>,
+    /// Whether others let pass what is forwarded.
+    passage: Passage,
     /// Whether it is on us that this host forwards IPv6.
     forwards_v6: bool,
     /// Parameters of interfaces that could not be made to listen to routers.
@@ -108,11 +108,8 @@ impl ServerNet {
             self.listen_to_routers();
         }
         verification.looking += cpu_time().saturating_sub(before);
-        if let Some(passage) = &mut self.passage {
-            verification.passage = passage.look(Instant::now(), &self.guard.paths);
-        }
-        let listing = self.passage.as_ref().map(Passage::listing);
-        verification.length = began.elapsed().saturating_sub(listing.unwrap_or_default());
+        verification.passage = self.passage.look(Instant::now(), &self.guard.paths);
+        verification.length = began.elapsed().saturating_sub(self.passage.listing());
         Ok(verification)
     }
 
@@ -186,18 +183,16 @@ fn install_firewall(
         table: table.clone(),
     };
     let installed = guard.install(&change, Family::Inet, &table, chains);
-    match installed {
-        Err(error) if !needs_firewall(setup) => {
-            tracing::warn!(
-                %error,
-                "no firewall: neighbours reach what listens on the tunnel's address, clients \
-                 reach everything, and large segments are not clamped"
-            );
-            return Ok(());
+    if let Err(error) = installed {
+        if needs_firewall(setup) {
+            return Err(error);
         }
-        result => result?,
-    }
-    if !around.interfaces.is_empty() {
+        tracing::warn!(
+            %error,
+            "no firewall: neighbours reach what listens on the tunnel's address, clients \
+             reach everything, and large segments are not clamped"
+        );
+    } else if !around.interfaces.is_empty() {
         tracing::info!(
             interfaces = ?around.interfaces,
             families = ?around.new_families,
@@ -217,20 +212,15 @@ fn install_firewall(
     Ok(())
 }
 
-/// Counts what others let pass, where the kernel can.
-fn watch_passage(
-    guard: &mut Guard,
-    setup: &ServerSetup<'_>,
-    networks: &[IpNet],
-) -> Option<Passage> {
+/// Counts what others let pass, as soon as that can be had.
+fn watch_passage(guard: &mut Guard, setup: &ServerSetup<'_>, networks: &[IpNet]) -> Passage {
     let table = nft::passage_table_name(setup.tun);
     let change = Change::Nft {
         table: table.clone(),
     };
     let chains = nft::passage::chains(setup.tun);
     if let Err(error) = guard.install(&change, Family::Inet, &table, chains) {
-        tracing::debug!(%error, "what other firewalls drop is not noticed");
-        return None;
+        tracing::debug!(%error, "what other firewalls drop is not noticed so far");
     }
     let mut sources = setup.masquerade.iter().flat_map(|it| &it.sources);
     let named = sources.find_map(|it| it.interface.clone());
@@ -239,7 +229,7 @@ fn watch_passage(
         networks: networks.to_vec(),
         uplink: named.or_else(|| default_interface(&mut guard.netlink)),
     };
-    Some(Passage::new(table, tunnel))
+    Passage::new(table, tunnel)
 }
 
 /// The interface of a default route.

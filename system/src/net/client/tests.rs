@@ -491,6 +491,7 @@ fn parse(text: &str) -> IpNet {
 }
 
 mod filters;
+mod late_tables;
 mod loopback;
 mod others;
 mod record;
