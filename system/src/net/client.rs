@@ -8,7 +8,6 @@ use ipnet::IpNet;
 
 use super::allowed::Sources;
 use super::change::Change;
-use super::dns::{ALL_LINKS, Dns};
 use super::error::NetError;
 use super::guard::Guard;
 use super::mark::Mark;
@@ -17,7 +16,7 @@ use super::nft::{self, ClientFirewall, DirectReplies, Family};
 use super::plan::{Plan, is_planned};
 use super::setup::{ClientRoutes, ClientSetup, Paths};
 use super::surroundings::Surroundings;
-use super::verify::{RepairKind, Verification};
+use super::verify::Verification;
 use super::{link, policy, ports, sysctl};
 use crate::cpu::cpu_time;
 
@@ -218,93 +217,19 @@ impl ClientNet {
         }
     }
 
-    fn verify_name_servers(&mut self, verification: &mut Verification) {
-        let wanted = self.wanted_dns.clone();
-        let was_set = self.dns == wanted;
-        if was_set {
-            let before = cpu_time();
-            let looked = self.look_at_name_servers();
-            verification.looking += cpu_time().saturating_sub(before);
-            match looked {
-                Ok(true) => {}
-                Ok(false) => self.dns.clear(),
-                Err(error) => verification.complain(&error),
-            }
-        }
-        if self.dns != wanted {
-            match self.set_dns(&wanted) {
-                Ok(()) if was_set => {
-                    let what = ["the tunnel's name servers".to_owned()];
-                    verification.note(RepairKind::Resolver, &what);
-                }
-                Ok(()) => tracing::info!("the tunnel's name servers are set now"),
-                Err(error) => verification.complain(&error),
-            }
-        }
-        if !self.dns.is_empty() {
-            verification.name_servers.clone_from(&self.former);
-        }
-    }
-
-    /// Whether the name servers that are set still are, as far as the resolver tells.
-    fn look_at_name_servers(&mut self) -> Result<bool, NetError> {
-        let Some(dns) = self.resolver() else {
-            return Ok(true);
-        };
-        let Guard {
-            claim,
-            netlink,
-            paths,
-            ..
-        } = &self.guard;
-        let look = dns.look(&self.dns, claim.as_ref(), netlink, paths)?;
-        self.former = look.former;
-        self.tell_elsewhere(look.elsewhere);
-        Ok(look.is_set)
-    }
-
-    /// Says which names others are asked for, though all are to go through the tunnel; once.
-    fn tell_elsewhere(&mut self, elsewhere: Vec<(String, Vec<String>)>) {
-        if self.takes_all {
-            let new = elsewhere.iter().filter(|it| !self.elsewhere.contains(it));
-            for (link, domains) in new {
-                let domains = domains.join(", ");
-                if link == ALL_LINKS {
-                    tracing::warn!(
-                        domains,
-                        "systemd-resolved asks its global name servers, past the tunnel, for names in \
-                         these domains; to have the tunnel's asked: take them out of `Domains=` in \
-                         /etc/systemd/resolved.conf, then systemctl restart systemd-resolved"
-                    );
-                    continue;
-                }
-                tracing::warn!(
-                    link,
-                    domains,
-                    "systemd-resolved asks this link's name servers, past the tunnel, for names in these \
-                     domains; to have the tunnel's asked: resolvectl domain {link} \"\""
-                );
-            }
-        }
-        self.elsewhere = elsewhere;
-    }
-
-    /// Who was told of name servers.
-    fn resolver(&self) -> Option<Dns> {
-        self.guard.changes().find_map(|change| match change {
-            Change::Dns(dns) => Some(dns.clone()),
-            _ => None,
-        })
-    }
-
     /// Undoes everything and stays in charge, and returns what could not be undone.
     pub fn clear(&mut self) -> Vec<NetError> {
         self.link = None;
         self.guarded = None;
+        self.lacks_firewall = false;
         self.everything.clear();
         self.wanted_dns.clear();
-        self.dns.clear();
-        self.guard.undo_all()
+        let errors = self.guard.undo_all();
+        // Those that could not be taken back are still asked, and the next look tries again.
+        if self.resolver().is_none() {
+            self.dns.clear();
+        }
+        errors
     }
 
     /// Undoes everything, and returns what could not be undone.
@@ -507,27 +432,6 @@ impl ClientNet {
         }
         Ok(())
     }
-
-    fn set_dns(&mut self, servers: &[IpAddr]) -> Result<(), NetError> {
-        if self.dns == servers {
-            return Ok(());
-        }
-        let current = self.resolver();
-        if servers.is_empty() {
-            if let Some(dns) = current {
-                self.guard.undo(&Change::Dns(dns))?;
-            }
-        } else {
-            let choose = || Dns::choose(&self.guard.paths, self.guard.tun());
-            let dns = current.unwrap_or_else(choose);
-            let change = Change::Dns(dns.clone());
-            self.guard.make_with(&change, |guard| {
-                dns.set(servers, &mut guard.claim, &guard.paths)
-            })?;
-        }
-        self.dns = servers.to_vec();
-        Ok(())
-    }
 }
 
 /// Whether there is the program that keeps connections out, where the profile wants that.
@@ -542,5 +446,6 @@ pub fn check_firewall(inbound: bool, paths: &Paths) -> Result<(), NetError> {
     nft::find(paths).map(drop)
 }
 
+mod name_servers;
 #[cfg(test)]
 mod tests;
