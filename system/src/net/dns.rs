@@ -1,9 +1,12 @@
 //! The resolver's configuration: systemd-resolved, resolvconf, or `/etc/resolv.conf` itself.
 
 use std::fs;
+use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 use super::command;
@@ -12,9 +15,12 @@ use super::netlink::Netlink;
 use super::patience::Patience;
 use super::resolv_conf::{self, Claim, ResolvConf, nameservers};
 use super::setup::Paths;
+use crate::control_socket::Holder;
 
 /// Where name servers listen.
 const PORT: u16 = 53;
+/// Where systemd-resolved can be asked (since 247), in its directory.
+const RESOLVED_SOCKET: &str = "io.systemd.Resolve";
 /// The routing domain of systemd-resolved that all names are in.
 const EVERYTHING: &str = "~.";
 /// What stands for no link in particular: no interface has a name with a space.
@@ -46,24 +52,32 @@ pub(super) struct Look {
 impl Dns {
     /// Finds out who is in charge of the system's resolver: nobody, where a file of this namespace's own
     /// is mounted in the place of theirs.
-    pub(super) fn choose(paths: &Paths, tun: &str) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// [`NetError::ForeignResolver`] where that is a systemd-resolved of another network namespace.
+    pub(super) fn choose(paths: &Paths, tun: &str) -> Result<Self, NetError> {
         if resolv_conf::is_mounted(&paths.resolv_conf) {
-            return Self::file(&paths.resolv_conf);
+            return Ok(Self::file(&paths.resolv_conf));
         }
-        if is_resolved_in_charge(paths)
-            && let Some(program) = command::find(&paths.resolvectl)
-        {
+        let is_resolved = is_resolved_in_charge(paths);
+        // It is told of interfaces by their numbers, and has others of the same numbers.
+        if is_resolved && is_resolved_elsewhere(paths) {
+            let path = paths.resolv_conf.clone();
+            return Err(NetError::ForeignResolver { path });
+        }
+        if is_resolved && let Some(program) = command::find(&paths.resolvectl) {
             let interface = tun.to_owned();
-            return Self::Resolved { program, interface };
+            return Ok(Self::Resolved { program, interface });
         }
         if let Some(program) = command::find(&paths.resolvconf).filter(|p| !is_resolvectl(p))
             && is_openresolv(&program, &paths.patience)
         {
             // It puts `tun*` before the hardware's.
             let record = format!("tun.{tun}");
-            return Self::Resolvconf { program, record };
+            return Ok(Self::Resolvconf { program, record });
         }
-        Self::file(&paths.resolv_conf)
+        Ok(Self::file(&paths.resolv_conf))
     }
 
     /// The file itself, whoever is in charge.
@@ -157,6 +171,32 @@ fn is_resolved_in_charge(paths: &Paths) -> bool {
         })
     };
     running && (linked || asked())
+}
+
+/// Whether systemd-resolved is in another network namespace: whoever listens where it can be asked. Not,
+/// where nobody can tell.
+fn is_resolved_elsewhere(paths: &Paths) -> bool {
+    let socket = paths.systemd_resolved.join(RESOLVED_SOCKET);
+    let listener = connect_at_once(&socket).and_then(|stream| Holder::of(&stream));
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net"));
+    match listener.map(|listener| listener.pid) {
+        Ok(Some(pid)) => {
+            let found = (namespace(&pid.to_string()), namespace("thread-self"));
+            matches!(found, (Ok(its), Ok(own)) if its != own)
+        }
+        _ => false,
+    }
+}
+
+/// Connects to a socket, unless that would take a while.
+fn connect_at_once(path: &Path) -> io::Result<UnixStream> {
+    let (kind, flags) = (
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+    );
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 /// systemd-resolved's package installs `resolvconf` as another name of `resolvectl`.

@@ -85,6 +85,17 @@ pub enum NetError {
     /// Another process keeps this one from what they share.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The system asks a systemd-resolved that is in another network namespace.
+    #[error(
+        "{} leads to the systemd-resolved of another network namespace, which would take the tunnel for \
+         an interface of its own: mount a file of this namespace's own there (ip netns exec does, with \
+         /etc/netns/NAME/resolv.conf), or set client.dns = \"none\"",
+        path.display()
+    )]
+    ForeignResolver {
+        /// The resolver's file.
+        path: PathBuf,
+    },
     /// The resolver's configuration cannot be changed.
     #[error("cannot change {}: {source}", path.display())]
     ResolvConf {
@@ -110,6 +121,7 @@ impl NetError {
             | Self::Ipv6Disabled
             | Self::NftMissing
             | Self::Refused(_)
+            | Self::ForeignResolver { .. }
             | Self::Interrupted
             | Self::Command { .. } => false,
         }

@@ -105,7 +105,7 @@ impl ClientNet {
             }
         } else {
             let choose = || Dns::choose(&self.guard.paths, self.guard.tun());
-            let dns = current.unwrap_or_else(choose);
+            let dns = current.map_or_else(choose, Ok)?;
             let change = Change::Dns(dns.clone());
             self.guard.make_with(&change, |guard| {
                 dns.set(servers, &mut guard.claim, &guard.paths)

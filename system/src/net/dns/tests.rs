@@ -1,3 +1,9 @@
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixListener;
+use std::thread;
+
+use rustix::thread::move_into_link_name_space;
+
 use super::*;
 use crate::net::namespace::{self, Namespace};
 
@@ -11,7 +17,7 @@ fn systemd_resolved_is_told_and_told_again() {
         fs::create_dir(&ns.paths.systemd_resolved).unwrap();
         fs::write(&ns.paths.resolv_conf, "nameserver 127.0.0.53\n").unwrap();
         let log = fake(ns, &ns.paths.resolvectl);
-        let dns = Dns::choose(&ns.paths, "tun0");
+        let dns = Dns::choose(&ns.paths, "tun0").unwrap();
 
         dns.set(&servers(2), &mut None, &ns.paths).unwrap();
         restore(&dns, &ns.paths);
@@ -38,13 +44,49 @@ fn systemd_resolved_forgets_with_the_interface() {
     });
 }
 
+/// In a namespace without a file of its own it is the host's, for whom the number of our device is that of
+/// another interface.
+#[test]
+fn systemd_resolved_of_another_namespace_is_not_told() {
+    namespace::run(|ns| {
+        fs::create_dir(&ns.paths.systemd_resolved).unwrap();
+        fs::write(&ns.paths.resolv_conf, "nameserver 127.0.0.53\n").unwrap();
+        let log = fake(ns, &ns.paths.resolvectl);
+        // The whole process listens, which is where it was; this thread is in a namespace of its own.
+        let socket = ns.paths.systemd_resolved.join(RESOLVED_SOCKET);
+        let _listener = UnixListener::bind(socket).unwrap();
+
+        let error = Dns::choose(&ns.paths, "tun0").unwrap_err();
+        assert!(matches!(error, NetError::ForeignResolver { .. }), "{error}");
+        let paths = ns.paths.clone();
+        let outside = thread::scope(|scope| {
+            let enter = || {
+                let own = fs::File::open("/proc/self/ns/net").unwrap();
+                move_into_link_name_space(own.as_fd(), None).unwrap();
+                Dns::choose(&paths, "tun0").unwrap()
+            };
+            scope.spawn(enter).join().unwrap()
+        });
+        assert!(matches!(outside, Dns::Resolved { .. }), "{outside:?}");
+
+        let own = ns.file("own");
+        fs::write(&own, "nameserver 192.0.2.53\n").unwrap();
+        let path = ns.paths.resolv_conf.display();
+        ns.shell(&format!("mount --bind {} {path}", own.display()));
+        let dns = Dns::choose(&ns.paths, "tun0").unwrap();
+        assert!(matches!(dns, Dns::File { .. }), "{dns:?}");
+        assert!(!log.exists());
+        ns.shell(&format!("umount {path}"));
+    });
+}
+
 #[test]
 fn systemd_resolved_that_nobody_asks_is_passed_over() {
     namespace::run(|ns| {
         fs::create_dir(&ns.paths.systemd_resolved).unwrap();
         fake(ns, &ns.paths.resolvectl);
 
-        let dns = Dns::choose(&ns.paths, "tun0");
+        let dns = Dns::choose(&ns.paths, "tun0").unwrap();
 
         assert!(matches!(dns, Dns::File { .. }), "{dns:?}");
     });
@@ -55,7 +97,7 @@ fn systemd_resolved_that_nobody_asks_is_passed_over() {
 fn resolvconf_gets_a_record_and_loses_it() {
     namespace::run(|ns| {
         let log = fake(ns, &ns.paths.resolvconf);
-        let dns = Dns::choose(&ns.paths, "tun0");
+        let dns = Dns::choose(&ns.paths, "tun0").unwrap();
 
         dns.set(&servers(1), &mut None, &ns.paths).unwrap();
         restore(&dns, &ns.paths);
@@ -73,11 +115,11 @@ fn the_file_is_written_where_resolvconf_is_not_openresolv() {
     namespace::run(|ns| {
         for text in ["echo Debian resolvconf 1.91+nmu1", "exit 1"] {
             script(ns, &ns.paths.resolvconf, text);
-            let dns = Dns::choose(&ns.paths, "tun0");
+            let dns = Dns::choose(&ns.paths, "tun0").unwrap();
             assert!(matches!(dns, Dns::File { .. }), "{text}: {dns:?}");
         }
         script(ns, &ns.paths.resolvconf, OPENRESOLV);
-        let dns = Dns::choose(&ns.paths, "tun0");
+        let dns = Dns::choose(&ns.paths, "tun0").unwrap();
         assert!(matches!(dns, Dns::Resolvconf { .. }), "{dns:?}");
     });
 }
@@ -97,7 +139,7 @@ fn a_record_that_somebody_has_taken_away_is_noticed() {
         ] {
             let list = format!("cat <<'E'\n{}E", records.concat());
             script(ns, &ns.paths.resolvconf, &format!("{OPENRESOLV}{list}"));
-            let look = look(ns, &Dns::choose(&ns.paths, "tun0"), &servers(1));
+            let look = look(ns, &Dns::choose(&ns.paths, "tun0").unwrap(), &servers(1));
             assert_eq!(look.is_set, is_set, "{records:?}");
             assert_eq!(look.former, ["192.0.2.53:53".parse().unwrap()]);
         }
@@ -208,6 +250,7 @@ fn a_failing_program_is_quoted() {
         script(ns, &ns.paths.resolvconf, &text);
 
         let error = Dns::choose(&ns.paths, "tun0")
+            .unwrap()
             .set(&servers(1), &mut None, &ns.paths)
             .unwrap_err();
 
