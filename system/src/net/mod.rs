@@ -70,6 +70,7 @@ mod server;
 mod setup;
 mod surroundings;
 mod sysctl;
+mod sysctl_files;
 mod verify;
 mod virtual_links;
 mod watch;

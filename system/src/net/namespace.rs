@@ -56,6 +56,7 @@ fn enter() -> rustix::io::Result<Namespace> {
     let file = |name: &str| directory.path().join(name);
     let paths = Paths {
         state_dir: file("state"),
+        sysctl_files: vec![file("sysctl.conf")],
         resolv_conf: file("resolv.conf"),
         systemd_resolved: file("systemd-resolved"),
         resolvectl: file("resolvectl"),

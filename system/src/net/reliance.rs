@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::netlink::Netlink;
 use super::nft::rules::{self, Chain, names, reachable, words};
 use super::setup::Paths;
-use super::sysctl;
+use super::{sysctl, sysctl_files};
 
 /// Words of rules that translate addresses.
 const TRANSLATES: [&str; 6] = ["masquerade", "snat", "dnat", "MASQUERADE", "SNAT", "DNAT"];
@@ -39,7 +39,7 @@ pub(super) struct Own {
 }
 
 impl Reliance {
-    /// Looks for bridges, tunnels, and rules that translate or forward, but for our own. What cannot be
+    /// Looks for files that configure it, bridges, tunnels, and rules that translate or forward, but for our own. What cannot be
     /// looked at is as good as nothing.
     pub(super) fn look(netlink: &mut Netlink, own: &Own, paths: &Paths) -> Self {
         let is_other = |name: &String| *name != own.tun && !own.devices.contains(name);
@@ -54,11 +54,17 @@ impl Reliance {
         });
         let all = named("interface", links.iter().map(|link| link.name.as_str()));
         let tunnels = links.iter().filter(|link| !link.is_bridge);
+        let configured = |key| {
+            let file = sysctl_files::switched_on_by(paths, key)?;
+            named("file", [file.display().to_string().as_str()].into_iter())
+        };
         Self {
-            v4: all
-                .clone()
+            v4: configured(sysctl::IPV4_FORWARD)
+                .or_else(|| all.clone())
                 .or_else(|| forwarding_chains(&chains, own, false)),
-            v6: all.or_else(|| forwarding_chains(&chains, own, true)),
+            v6: configured(sysctl::IPV6_FORWARD)
+                .or(all)
+                .or_else(|| forwarding_chains(&chains, own, true)),
             tunnels: named("tunnel", tunnels.map(|link| link.name.as_str())),
         }
     }

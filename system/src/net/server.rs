@@ -16,7 +16,7 @@ use super::overlap::{local_networks, warn_of_overlaps};
 use super::passage::Passage;
 use super::setup::{Masquerade, Paths, PortRange, Scope, ServerSetup, Source};
 use super::verify::{RepairKind, Verification};
-use super::{link, nfnetlink, ports, sysctl};
+use super::{link, nfnetlink, ports, sysctl, sysctl_files};
 use crate::cpu::cpu_time;
 
 /// Everything a server has changed on the system. Undone on [`Self::restore`] and on drop.
@@ -263,11 +263,12 @@ pub fn missing_nat_interface(interface: &str, paths: &Paths) -> Option<String> {
 
 /// What the firewall depends on of the host as it is now, before forwarding is switched on.
 fn conditions(guard: &Guard, setup: &ServerSetup<'_>, index: u32) -> Conditions {
-    let is_new = |key: &str| {
-        guard
-            .former_value(key, "1")
-            .is_none_or(|value| value == "0")
+    let was_off = |key: &str| {
+        let former = guard.former_value(key, "1");
+        former.is_none_or(|value| value == "0")
     };
+    // Who has made this host a router since an earlier server switched forwarding on means it.
+    let is_new = |key: &str| was_off(key) && !is_configured_router(guard, key);
     let carries = |v6: bool| setup.addresses.iter().any(|address| is_v6(address) == v6);
     let families = [
         ("ipv4", carries(false), sysctl::IPV4_FORWARD),
@@ -294,6 +295,12 @@ fn conditions(guard: &Guard, setup: &ServerSetup<'_>, index: u32) -> Conditions 
         new_families,
         interfaces,
     }
+}
+
+/// Whether this host forwards because its administrator has configured it to, whoever did it first.
+fn is_configured_router(guard: &Guard, key: &str) -> bool {
+    let is_on = sysctl::read(&guard.paths, key).is_ok_and(|value| value != "0");
+    is_on && sysctl_files::switched_on_by(&guard.paths, key).is_some()
 }
 
 /// The interfaces between which a host that did not forward shall not begin to: what leads outside.

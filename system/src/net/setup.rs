@@ -9,6 +9,15 @@ use lostlove_core::config::Push;
 
 use super::patience::Patience;
 
+/// Where kernel parameters are configured.
+const SYSCTL_FILES: [&str; 5] = [
+    "/etc/sysctl.d",
+    "/run/sysctl.d",
+    "/usr/local/lib/sysctl.d",
+    "/usr/lib/sysctl.d",
+    "/etc/sysctl.conf",
+];
+
 /// Files, directories and programs outside the kernel that are read, changed or run.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -17,6 +26,8 @@ pub struct Paths {
     pub state_dir: PathBuf,
     /// `/proc/sys`.
     pub proc_sys: PathBuf,
+    /// The folders of `sysctl.d(5)`, those that win first, and `/etc/sysctl.conf`.
+    pub sysctl_files: Vec<PathBuf>,
     /// `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
     /// The directory that exists while systemd-resolved runs: `/run/systemd/resolve`.
@@ -40,6 +51,7 @@ impl Default for Paths {
         Self {
             state_dir: "/run/lostlove".into(),
             proc_sys: "/proc/sys".into(),
+            sysctl_files: SYSCTL_FILES.map(PathBuf::from).into(),
             resolv_conf: "/etc/resolv.conf".into(),
             systemd_resolved: "/run/systemd/resolve".into(),
             resolvectl: "resolvectl".into(),

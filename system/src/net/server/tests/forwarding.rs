@@ -182,6 +182,47 @@ fn forwarding_that_others_may_rely_on_stays_on_until_they_are_gone() {
     });
 }
 
+/// Whoever makes it one while a server has forwarding switched on finds it on already.
+#[test]
+fn a_host_that_is_made_a_router_is_one_from_the_next_start_on() {
+    namespace::run(|ns| {
+        ns.shell("ip link add up0 type veth peer name up1");
+        let _tun = open();
+        let is_kept_apart = || ns.shell("nft list ruleset").contains("chain others");
+        let configure = |text: &str| fs::write(ns.file("sysctl.conf"), text).unwrap();
+        let net = set_up(ns, &SETUP).unwrap();
+        assert!(is_kept_apart());
+        configure("net.ipv4.ip_forward = 1\nnet.ipv6.conf.all.forwarding = 1\n");
+        let log = capture(|| drop(restore(net)));
+        assert!(
+            log.contains("left as it is") && log.contains("sysctl.conf"),
+            "{log}"
+        );
+        assert_eq!(forwarding(ns), ["1", "1"]);
+        let log = capture(|| {
+            let net = set_up(ns, &SETUP).unwrap();
+            assert!(!is_kept_apart());
+            restore(net);
+        });
+        assert!(!log.contains("forwarding was off"), "{log}");
+
+        // Also after a crash; and no more when it is none any longer.
+        set_up(ns, &SETUP).unwrap().guard.crash();
+        let net = set_up(ns, &SETUP).unwrap();
+        assert!(!is_kept_apart());
+        configure("");
+        restore(net);
+        assert_eq!(forwarding(ns), ["0", "0"]);
+        assert_eq!(records(ns), 0);
+
+        // What is configured and not in force does not count.
+        configure("net.ipv4.ip_forward = 1\nnet.ipv6.conf.all.forwarding = 1\n");
+        let net = set_up(ns, &SETUP).unwrap();
+        assert!(is_kept_apart());
+        restore(net);
+    });
+}
+
 #[test]
 fn only_the_version_of_ip_that_others_translate_stays_forwarded() {
     namespace::run(|ns| {
