@@ -86,7 +86,7 @@ impl Allowed {
             if address.addr().is_ipv6() && !v6 {
                 let mtu = setup.mtu;
                 self.remarks.push(format!(
-                    "no IPv6 through the tunnel: the kernel has it disabled, or the MTU ({mtu}) is \
+                    "no IPv6 through the tunnel: the kernel has it disabled for the device, or the MTU ({mtu}) is \
                      below {MIN_IPV6_MTU}"
                 ));
                 continue;

@@ -47,10 +47,30 @@ impl Change {
             Self::Sysctl { key, new, .. } => return sysctl::write(paths, key, new),
             Self::Nft { .. } | Self::NftArp { .. } | Self::Dns(_) => return Ok(()),
         };
-        result.map_err(|source| NetError::Netlink {
-            action: format!("adding {}", self.describe()),
-            source,
+        result.map_err(|source| {
+            self.without_ipv6(&source, netlink, paths)
+                .unwrap_or_else(|| NetError::Netlink {
+                    action: format!("adding {}", self.describe()),
+                    source,
+                })
         })
+    }
+
+    /// What the kernel means by "permission denied" where an interface has no IPv6.
+    fn without_ipv6(
+        &self,
+        source: &io::Error,
+        netlink: &Netlink,
+        paths: &Paths,
+    ) -> Option<NetError> {
+        let Self::Address { index, address } = self else {
+            return None;
+        };
+        let is_refused = source.kind() == io::ErrorKind::PermissionDenied;
+        let interface = netlink.name_of(*index);
+        let is_off = || !sysctl::may_have_ipv6(paths, &interface);
+        (is_refused && address.addr().is_ipv6() && is_off())
+            .then_some(NetError::Ipv6Disabled(interface))
     }
 
     /// Takes the change back. What is gone already counts as taken back.

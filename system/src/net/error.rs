@@ -48,12 +48,13 @@ pub enum NetError {
         /// The system's answer.
         source: io::Error,
     },
-    /// The tunnel has an IPv6 address, and the kernel no IPv6.
+    /// The tunnel has an IPv6 address, and its device no IPv6.
     #[error(
-        "IPv6 is disabled in the kernel: set network.enable_ipv6 = false, \
-         or enable it (net.ipv6.conf.default.disable_ipv6=0, no ipv6.disable=1 at boot)"
+        "IPv6 is disabled in the kernel for {0}: set network.enable_ipv6 = false on the server, \
+         or enable it (net.ipv6.conf.{0}.disable_ipv6=0, net.ipv6.conf.default.disable_ipv6=0, \
+         no ipv6.disable=1 at boot)"
     )]
-    Ipv6Disabled,
+    Ipv6Disabled(String),
     /// NAT, or a limit of what passes, is wanted without nftables.
     #[error(
         "`nft` was not found: install the package nftables, or do without network.nat, inbound and \
@@ -118,7 +119,7 @@ impl NetError {
             Self::AlreadyRunning { .. }
             | Self::Lock(LockError::Held { .. })
             | Self::NoInterface(_)
-            | Self::Ipv6Disabled
+            | Self::Ipv6Disabled(_)
             | Self::NftMissing
             | Self::Refused(_)
             | Self::ForeignResolver { .. }

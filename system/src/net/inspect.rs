@@ -46,7 +46,7 @@ pub fn device_state(name: &str, paths: &Paths) -> io::Result<DeviceState> {
         is_up: link.is_up,
         mtu: link.mtu,
         addresses: addresses.collect(),
-        has_ipv6: sysctl::has_ipv6(paths) && sysctl::has_ipv6_of(paths, name),
+        has_ipv6: sysctl::has_ipv6_of(paths, name),
     })
 }
 

@@ -44,8 +44,8 @@ impl ServerNet {
         let mut guard = Guard::open(setup.tun, paths)?;
         let index = guard.index()?;
         let has_v6 = setup.addresses.iter().any(is_v6);
-        if has_v6 && !sysctl::has_ipv6(paths) {
-            return Err(NetError::Ipv6Disabled);
+        if has_v6 && !sysctl::may_have_ipv6(paths, setup.tun) {
+            return Err(NetError::Ipv6Disabled(setup.tun.to_owned()));
         }
         let networks = [setup.addresses, setup.routes].concat();
         warn_of_overlaps(

@@ -33,7 +33,7 @@ pub struct Surroundings {
     pub resolvers: Vec<IpAddr>,
     /// Whether nothing can be routed through the loopback device.
     pub is_loopback_down: bool,
-    /// Whether IPv6 addresses can be used.
+    /// Whether the tunnel can have IPv6 addresses.
     pub has_ipv6: bool,
     /// Whether there could be IPv6 traffic.
     pub knows_ipv6: bool,
@@ -64,7 +64,7 @@ impl Surroundings {
             let mut found = Self {
                 resolvers: resolvers(paths),
                 is_loopback_down: nowhere::is_loopback_down(netlink),
-                has_ipv6: sysctl::has_ipv6(paths),
+                has_ipv6: sysctl::may_have_ipv6(paths, &netlink.name_of(tun)),
                 knows_ipv6: sysctl::knows_ipv6(paths),
                 ..Self::default()
             };

@@ -97,15 +97,17 @@ pub(super) fn knows_ipv6(paths: &Paths) -> bool {
     paths.proc_sys.join(IPV6_CONF).is_dir()
 }
 
-/// Whether new interfaces can have IPv6 addresses.
-pub(super) fn has_ipv6(paths: &Paths) -> bool {
-    read(paths, &format!("{IPV6_CONF}/default/disable_ipv6")).is_ok_and(|value| value == "0")
+/// Whether an interface can have IPv6 addresses, at least once its MTU is large enough: below, it has no
+/// value of its own, and gets that of new ones.
+pub(super) fn may_have_ipv6(paths: &Paths, interface: &str) -> bool {
+    let value = read(paths, &disable_ipv6_key(interface));
+    let value = value.or_else(|_| read(paths, &disable_ipv6_key("default")));
+    value.is_ok_and(|value| value == "0")
 }
 
 /// Whether this interface can have IPv6 addresses.
 pub(super) fn has_ipv6_of(paths: &Paths, interface: &str) -> bool {
-    let key = format!("{IPV6_CONF}/{interface}/disable_ipv6");
-    read(paths, &key).is_ok_and(|value| value == "0")
+    read(paths, &disable_ipv6_key(interface)).is_ok_and(|value| value == "0")
 }
 
 /// Whether the kernel drops what arrives on another interface than the answer would take

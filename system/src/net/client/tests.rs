@@ -491,8 +491,10 @@ fn parse(text: &str) -> IpNet {
 }
 
 mod filters;
+mod ipv6;
 mod late_tables;
 mod loopback;
+mod name_servers;
 mod others;
 mod record;
 mod repair;

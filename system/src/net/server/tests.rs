@@ -137,10 +137,18 @@ fn disabled_ipv6_is_named() {
     namespace::run(|ns| {
         ns.shell("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
         let _tun = open();
+        let error = set_up(ns, &SETUP).err().unwrap();
+        assert!(matches!(error, NetError::Ipv6Disabled(_)), "{error}");
 
+        // On the device alone.
+        ns.shell("echo 0 > /proc/sys/net/ipv6/conf/tun0/disable_ipv6");
+        restore(set_up(ns, &SETUP).unwrap());
+        ns.shell(
+            "cd /proc/sys/net/ipv6/conf; echo 0 > default/disable_ipv6; echo 1 > tun0/disable_ipv6",
+        );
         let error = set_up(ns, &SETUP).err().unwrap();
 
-        assert!(matches!(error, NetError::Ipv6Disabled), "{error}");
+        assert!(matches!(error, NetError::Ipv6Disabled(_)), "{error}");
     });
 }
 
