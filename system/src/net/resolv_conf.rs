@@ -272,17 +272,25 @@ impl<'a> ResolvConf<'a> {
     }
 
     /// Copies the file, or the link that it is, so that the original is complete as soon as it is
-    /// there.
+    /// there, and on the disk before what refers to it.
     fn back_up(&self) -> io::Result<()> {
         let draft = draft_of(self.backup);
         remove_if_exists(&draft)?;
         match fs::symlink_metadata(self.path) {
             Ok(metadata) if metadata.is_symlink() => symlink(fs::read_link(self.path)?, &draft)?,
-            Ok(_) => drop(fs::copy(self.path, &draft)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(&draft, NO_FILE)?,
+            Ok(_) => {
+                fs::copy(self.path, &draft)?;
+                sync(&draft);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::write(&draft, NO_FILE)?;
+                sync(&draft);
+            }
             Err(error) => return Err(error),
         }
-        fs::rename(draft, self.backup)
+        fs::rename(draft, self.backup)?;
+        sync(self.backup.parent().unwrap_or(Path::new("/")));
+        Ok(())
     }
 
     /// Replaces the file at once, or, where it is a mount point and cannot be replaced, its content.
@@ -298,6 +306,7 @@ impl<'a> ResolvConf<'a> {
         // Whatever the umask: every program's resolver reads it.
         file.set_permissions(Permissions::from_mode(MODE))?;
         file.write_all(text.as_bytes())?;
+        sync(&draft);
         match fs::rename(&draft, self.path) {
             // A kernel that does not tell what is a mount point.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
@@ -443,7 +452,18 @@ fn read(path: &Path) -> String {
 fn rewrite(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).open(path)?;
     file.write_all(text)?;
-    file.set_len(text.len() as u64)
+    file.set_len(text.len() as u64)?;
+    // Its original may be removed next.
+    sync(path);
+    Ok(())
+}
+
+/// Has a file or folder on the disk before what is written later, also if the power fails. Where that
+/// cannot be had, it is as good without.
+fn sync(path: &Path) {
+    if let Err(error) = File::open(path).and_then(|file| file.sync_all()) {
+        tracing::debug!(%error, path = %path.display(), "cannot be written to the disk at once");
+    }
 }
 
 /// Whether the path is a mount point of its own; no on kernels before Linux 5.8, which do not tell.
