@@ -26,7 +26,8 @@ use lostlove_core::config::Role;
 
 /// Serves an endpoint's figures over HTTP from a thread of its own.
 ///
-/// - `GET /metrics`: Prometheus' text format 0.0.4.
+/// - `GET /metrics`: Prometheus' text format 0.0.4; 503 if the event loop does not answer within three
+///   seconds.
 /// - `GET /healthz`: 200 if the event loop answers within a second, else 503.
 /// - `GET /readyz`: 200 between `set_ready(true)` and `set_ready(false)`, else 503, with what is wrong
 ///   with the system.
@@ -98,7 +99,7 @@ impl Metrics {
     }
 
     /// Hands figures to the request that waits for them. Never blocks; without such a request
-    /// they serve the next one that gets no better ones.
+    /// nobody sees them.
     pub fn publish(&self, mut snapshot: Snapshot) {
         if let Some(server) = &self.server {
             snapshot.peers = snapshot.peers.filter(|_| self.has_peers);

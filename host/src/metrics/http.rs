@@ -2,8 +2,16 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::{Freshness, Shared, text};
+
+/// How long the question whether all is well waits for the event loop. A loop that takes longer does not
+/// move packets either.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The same for the page, with figures of what may be very many peers: shorter than scrapers wait.
+const SCRAPE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Header lines of a request.
 const MAX_HEADERS: usize = 64;
@@ -72,11 +80,13 @@ fn is_nobodys_name(host: &[u8]) -> bool {
 }
 
 impl Request {
-    /// Whether the answer has figures, or is whether there are any.
-    pub(super) fn wants_figures(&self) -> bool {
+    /// How long it waits for the event loop's figures, where the answer has figures or is whether there
+    /// are any.
+    pub(super) fn patience(&self) -> Option<Duration> {
         match self {
-            Self::Get(path) | Self::Head(path) => path == "/metrics" || path == "/healthz",
-            _ => false,
+            Self::Get(path) | Self::Head(path) if path == "/metrics" => Some(SCRAPE_PATIENCE),
+            Self::Get(path) | Self::Head(path) if path == "/healthz" => Some(PATIENCE),
+            _ => None,
         }
     }
 
@@ -110,11 +120,15 @@ fn route(
     page: impl FnOnce() -> String,
 ) -> Response {
     match (path, freshness) {
-        ("/metrics", _) => Response {
+        ("/metrics", Freshness::Fresh) => Response {
             status: "200 OK",
             content_type: text::CONTENT_TYPE,
             body: page(),
         },
+        // Old figures would look like those of a daemon that is well.
+        ("/metrics", Freshness::Stale) => {
+            Response::unready(Some("the event loop has not answered in time"))
+        }
         ("/healthz", Freshness::Fresh) => Response::plain("200 OK"),
         ("/healthz", Freshness::Stale) => Response::plain("503 Service Unavailable"),
         ("/readyz", _) if shared.ready.load(Ordering::Relaxed) => Response::plain("200 OK"),

@@ -23,10 +23,6 @@ pub(super) const MAX_HEAD: usize = 8 * 1024;
 /// Time for a whole request to arrive, and again for the response to leave.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a request waits for the event loop's figures. A loop that takes longer does not move
-/// packets either.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 /// From one time that the event loop is asked for figures to the next, however many requests come:
 /// they wait that long, and all that wait share one answer.
 pub(super) const ASK_INTERVAL: Duration = Duration::from_millis(50);
@@ -244,13 +240,13 @@ impl<'a> Service<'a> {
 
     /// Answers a request, or asks the event loop for the figures that it wants.
     fn respond(&mut self, index: usize, request: Request, now: Instant) {
-        if !request.wants_figures() {
+        let Some(patience) = request.patience() else {
             let answer = request.answer(self.shared, Freshness::Stale, String::new);
             if let Some(connection) = self.connections.get_mut(index) {
                 connection.begin_writing(answer, now);
             }
             return;
-        }
+        };
         let is_waiting = |connection: &Connection| matches!(connection.state, State::Waiting(_));
         if !self.connections.iter().any(is_waiting) {
             let earliest = self.asked_at.map(|last| last + ASK_INTERVAL);
@@ -258,7 +254,7 @@ impl<'a> Service<'a> {
         }
         if let Some(connection) = self.connections.get_mut(index) {
             connection.state = State::Waiting(request);
-            connection.deadline = now + PATIENCE;
+            connection.deadline = now + patience;
         }
     }
 

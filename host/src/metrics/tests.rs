@@ -105,6 +105,21 @@ fn health_is_whether_the_event_loop_answers() {
     assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
 }
 
+/// Figures that stand still would look like those of a daemon that nothing happens to.
+#[test]
+fn a_stuck_event_loop_is_seen_by_who_scrapes() {
+    let metrics = metrics();
+    let request = "GET /metrics HTTP/1.1\r\n\r\n";
+    let response = scrape(&metrics, request, &Stats::default());
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    let response = exchange(&metrics, request.as_bytes());
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+    assert!(!response.contains("lostlove_"), "{response}");
+    assert!(metrics.wants_update());
+    let response = scrape(&metrics, request, &Stats::default());
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+}
+
 #[test]
 fn readiness_is_what_was_set() {
     let metrics = metrics();
