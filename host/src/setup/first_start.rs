@@ -6,8 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
-use lostlove_config::write::{self, NewServer, ServerFile, random_ula};
-use lostlove_config::{Routes, ServerAddress, default_key_path, overlaps, read_key_file};
+use lostlove_config::write::{self, AddedPeer, NewServer, ServerFile, random_ula};
+use lostlove_config::{
+    Routes, ServerAddress, default_key_path, overlaps, peer_path, read_key_file,
+};
 use lostlove_core::crypto::SecretKey;
 use lostlove_system::net::local_networks;
 
@@ -60,24 +62,10 @@ pub fn first_start(config: &Path) -> Result<FirstStart, SetupError> {
     files::check_free(config)?;
     let key = default_key_path(config);
     let secret_key = read_or_create_key(&key)?;
-    let local: Vec<_> = local_networks(None)
-        .into_iter()
-        .map(|(_, network)| network)
-        .collect();
-    let known = write::networks_of_peers(config)?;
-    let tun_address_v6 = match known.1 {
-        Some(network) => Some(network),
-        None => has_ipv6().then_some(random_ula(*random()?)),
-    };
-    let new = NewServer {
-        tun_address: known.0.unwrap_or_else(|| free_network(&local)),
-        tun_address_v6,
-        ..NewServer::default()
-    };
+    let new = new_server(config)?;
     let (name, profile) = free_profile(config);
     let client = Client::new(&name)?;
-    let file = ServerFile::of_text(config, &write::server_toml(&new))?;
-    let added = file.add_peer(&client.peer())?;
+    let (file, added) = judge(config, &new, &client)?;
     let found = address::of_default_route();
     let ip = found.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let server = ServerAddress {
@@ -117,14 +105,50 @@ pub struct FirstStartPlan {
 /// When it would fail because of what is there already.
 pub fn plan_first_start(config: &Path) -> Result<FirstStartPlan, SetupError> {
     files::check_free(config)?;
-    let (_, profile) = free_profile(config);
+    let has_key = plan_default_key(config)?;
+    let new = new_server(config)?;
+    let (name, profile) = free_profile(config);
     files::check_free(&profile)?;
+    // Without its key the server's file is not sound yet.
+    if has_key {
+        judge(config, &new, &Client::new(&name)?)?;
+    }
     Ok(FirstStartPlan {
         config: config.to_owned(),
         key: default_key_path(config),
-        has_key: plan_default_key(config)?,
+        has_key,
         profile,
     })
+}
+
+/// What the server's file is to say.
+fn new_server(config: &Path) -> Result<NewServer, SetupError> {
+    let local: Vec<_> = local_networks(None)
+        .into_iter()
+        .map(|(_, network)| network)
+        .collect();
+    let known = write::networks_of_peers(config)?;
+    let tun_address_v6 = match known.1 {
+        Some(network) => Some(network),
+        None => has_ipv6().then_some(random_ula(*random()?)),
+    };
+    Ok(NewServer {
+        tun_address: known.0.unwrap_or_else(|| free_network(&local)),
+        tun_address_v6,
+        ..NewServer::default()
+    })
+}
+
+/// The server's file and its new client's, if a server would start with them and with the peers that have
+/// files there already.
+fn judge(
+    config: &Path,
+    new: &NewServer,
+    client: &Client,
+) -> Result<(ServerFile, AddedPeer), SetupError> {
+    let file = ServerFile::of_text(config, &write::server_toml(new))?;
+    let added = file.add_peer(&client.peer())?;
+    Ok((file, added))
 }
 
 /// Whether `server.key` is beside `config`; if not, [`make_default_key`] would make it.
@@ -237,13 +261,16 @@ fn read_key(path: &Path) -> Result<Option<SecretKey>, SetupError> {
     Ok(text.map(|text| text.parse()).transpose()?)
 }
 
-/// The first client's name and profile that are not there yet.
+/// The first client's name and profile that are not there yet: neither the profile, nor a peer of that
+/// name, whose profile may have been moved to the client.
 fn free_profile(config: &Path) -> (String, PathBuf) {
     let mut number = 1;
     loop {
         let name = format!("client{number}");
         let path = config.with_file_name(format!("{name}.toml"));
-        if number == MAX_PROFILES || !path.exists() {
+        let of_peer = peer_path(config, &name);
+        let is_free = [&path, &of_peer].map(|path| files::check_free(path).is_ok());
+        if number == MAX_PROFILES || is_free == [true, true] {
             return (name, path);
         }
         number += 1;
@@ -378,6 +405,34 @@ mod tests {
         assert_eq!(fs::read(&first.profile).unwrap(), profile);
         assert_eq!(second.profile, folder.path().join("client2.toml"));
         assert_eq!(load_server(&config).unwrap().peers.len(), 2);
+    }
+
+    /// Its peer's file stays where the profile was moved to the client.
+    #[test]
+    fn a_peer_whose_profile_is_elsewhere_keeps_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("server.toml");
+        let first = first_start(&config).unwrap();
+        fs::remove_file(&first.profile).unwrap();
+        fs::remove_file(&config).unwrap();
+        let plan = plan_first_start(&config).unwrap();
+        let second = first_start(&config).unwrap();
+        assert_eq!(second.profile, folder.path().join("client2.toml"));
+        assert_eq!(plan.profile, second.profile);
+        assert_eq!(load_server(&config).unwrap().peers.len(), 2);
+    }
+
+    #[test]
+    fn a_plan_fails_where_a_peers_file_is_in_the_way_of_a_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("server.toml");
+        let first = first_start(&config).unwrap();
+        fs::remove_file(&config).unwrap();
+        let bad = peer_path(&config, "bad");
+        fs::copy(&first.profile, &bad).unwrap();
+        let planned = plan_first_start(&config).unwrap_err().to_string();
+        assert!(planned.contains("bad.toml"), "{planned}");
+        assert_eq!(planned, first_start(&config).unwrap_err().to_string());
     }
 
     /// Case 61.
