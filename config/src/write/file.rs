@@ -95,6 +95,11 @@ impl ServerFile {
         self.settings.endpoint.server.secret_key.public_key()
     }
 
+    /// Where the server's own file is, or is to be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The server's own file, with what was written down.
     pub fn text(&self) -> &str {
         &self.text

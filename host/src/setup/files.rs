@@ -30,9 +30,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) fn create(path: &Path, text: &str) -> Result<(), SetupError> {
     let action = || SetupError::io(format!("write {}", path.display()));
     let file = prepare(path, text).map_err(action())?;
-    file.persist_noclobber(path)
-        .map_err(|error| action()(error.error))?;
-    sync_folder(path).map_err(action())
+    persist(file, path).map_err(action())
 }
 
 /// The same in a folder that is made if need be, with the owner that `beside` has.
@@ -50,9 +48,16 @@ pub(super) fn create_beside(path: &Path, text: &str, beside: &Path) -> Result<()
     }
     let file = prepare(path, text).map_err(action())?;
     take_owner(file.as_file(), &owner).map_err(action())?;
-    file.persist_noclobber(path)
-        .map_err(|error| action()(error.error))?;
-    sync_folder(path).map_err(action())
+    persist(file, path).map_err(action())
+}
+
+/// Gives a new file its name, for good or not at all.
+fn persist(file: NamedTempFile, path: &Path) -> io::Result<()> {
+    file.persist_noclobber(path).map_err(|error| error.error)?;
+    sync_folder(path).inspect_err(|_| {
+        // The error that is returned says more than that this failed too.
+        let _ = std::fs::remove_file(path);
+    })
 }
 
 /// Removes a file, also from the disk.

@@ -73,9 +73,7 @@ pub fn first_start(config: &Path) -> Result<FirstStart, SetupError> {
         port: new.port,
     };
     let profile_text = client.profile(&server, secret_key.public_key(), &Routes::Full);
-    files::create(&profile, &profile_text)?;
-    files::create_beside(&added.path, &added.text, &key)?;
-    files::create(config, file.text())?;
+    write_files((&profile, &profile_text), &added, &key, &file)?;
     Ok(FirstStart {
         config: config.to_owned(),
         key,
@@ -87,6 +85,30 @@ pub fn first_start(config: &Path) -> Result<FirstStart, SetupError> {
             Some(_) => Reach::Everywhere,
         },
     })
+}
+
+/// The profile, its peer's file and the configuration. All or none: a profile that no server knows looks
+/// like one that works.
+fn write_files(
+    (profile, text): (&Path, &str),
+    added: &AddedPeer,
+    key: &Path,
+    file: &ServerFile,
+) -> Result<(), SetupError> {
+    files::create(profile, text)?;
+    let mut written = files::create_beside(&added.path, &added.text, key);
+    if written.is_ok() {
+        written = files::create(file.path(), file.text());
+        if written.is_err() {
+            // As below.
+            let _ = fs::remove_file(&added.path);
+        }
+    }
+    if written.is_err() {
+        // The error that is returned says more than that this failed too.
+        let _ = fs::remove_file(profile);
+    }
+    written
 }
 
 /// What [`first_start`] would make. Displayed, it tells the operator.
@@ -420,6 +442,29 @@ mod tests {
         assert_eq!(second.profile, folder.path().join("client2.toml"));
         assert_eq!(plan.profile, second.profile);
         assert_eq!(load_server(&config).unwrap().peers.len(), 2);
+    }
+
+    /// As on a disk that is full by then.
+    #[test]
+    fn what_cannot_be_written_whole_leaves_nothing_but_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("server.toml");
+        let profile = folder.path().join("client1.toml");
+        let key = make_default_key(&config).unwrap();
+        let new = new_server(&config).unwrap();
+        let (file, added) = judge(&config, &new, &Client::new("client1").unwrap()).unwrap();
+        let write = || write_files((&profile, "a profile"), &added, &key, &file).unwrap_err();
+
+        fs::write(&config, "in the way").unwrap();
+        assert!(write().to_string().contains("server.toml"));
+        assert!(!profile.exists() && !added.path.exists());
+        assert_eq!(fs::read_to_string(&config).unwrap(), "in the way");
+
+        fs::remove_file(&config).unwrap();
+        fs::remove_dir(added.path.parent().unwrap()).unwrap();
+        fs::write(added.path.parent().unwrap(), "in the way").unwrap();
+        assert!(write().to_string().contains("client1.toml"));
+        assert!(!profile.exists() && !config.exists());
     }
 
     #[test]
