@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, IsTerminal as _, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use signal_hook::consts::{
     SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
@@ -37,11 +37,10 @@ pub enum Signal {
 /// - The first SIGINT, SIGTERM, SIGQUIT or SIGXCPU is [`Signal::Terminate`]. SIGQUIT writes no core
 ///   dump, as that would hold keys.
 /// - A later one is [`Signal::TerminateNow`]: routes and firewall rules are still to be restored,
-///   so the caller does that and exits. Signals that arrive together count as one.
-/// - Once [`Signals::drain`] has returned `TerminateNow`, one more ends the process at once, in
-///   case that restoring hangs.
-/// - Where nobody drains them, because whoever should is stuck, the third ends the process at once.
-///   Those that come within half a second of one that counted do not count, as it may be one wish
+///   so the caller does that and exits.
+/// - A third ends the process at once, in case that restoring hangs, or that whoever should drain them is
+///   stuck.
+/// - Those that come within half a second of one that counted do not count, as it may be one wish
 ///   that several programs pass on.
 /// - SIGHUP counts as SIGTERM when standard input is a terminal, for then it says that the
 ///   terminal is gone; otherwise it is [`Signal::Reload`].
@@ -59,17 +58,17 @@ pub enum Signal {
 pub struct Signals {
     receiver: UnixStream,
     registrations: Vec<SigId>,
-    drained: AtomicUsize,
-    /// A signal to end has come; none where bytes alone say so.
-    ending: Option<Arc<AtomicBool>>,
+    /// Signals to end that somebody has been told of.
+    drained: AtomicU32,
+    /// Signals to end that have come; none where bytes alone say so.
+    deliveries: Option<Arc<Deliveries>>,
     /// A signal to reload has come.
     reload: Arc<AtomicBool>,
-    give_up: Arc<AtomicBool>,
 }
 
 impl Signals {
     /// Starts to catch the signals. `exit_code` is that of a process that does not end and is ended
-    /// by one signal more.
+    /// by a third.
     ///
     /// # Errors
     ///
@@ -94,10 +93,9 @@ impl Signals {
         Ok(Self {
             receiver,
             registrations: Vec::new(),
-            drained: AtomicUsize::new(0),
-            ending: None,
+            drained: AtomicU32::new(0),
+            deliveries: None,
             reload: Arc::default(),
-            give_up: Arc::new(AtomicBool::new(false)),
         })
     }
 
@@ -105,21 +103,19 @@ impl Signals {
         let (receiver, sender) = UnixStream::pair()?;
         let mut signals = Self::from_stream(receiver)?;
         let deliveries = Arc::new(Deliveries::default());
-        signals.ending = Some(Arc::default());
         for signal in ENDING {
-            signals.catch(signal, &sender, exit_code)?;
-            signals.count(signal, &deliveries, exit_code)?;
+            signals.catch(signal, &sender, &deliveries, exit_code)?;
         }
         for signal in IGNORED {
             signals.ignore(signal)?;
         }
         match hangup {
             Hangup::Terminates => {
-                signals.catch(SIGHUP, &sender, exit_code)?;
-                signals.count(SIGHUP, &deliveries, exit_code)?;
+                signals.catch(SIGHUP, &sender, &deliveries, exit_code)?;
             }
             Hangup::Reloads => signals.note(SIGHUP, &sender)?,
         }
+        signals.deliveries = Some(deliveries);
         Ok(signals)
     }
 
@@ -141,35 +137,29 @@ impl Signals {
         Ok(())
     }
 
-    fn catch(&mut self, signal: i32, sender: &UnixStream, exit_code: u8) -> io::Result<()> {
-        self.registrations.push(flag::register_conditional_shutdown(
-            signal,
-            i32::from(exit_code),
-            Arc::clone(&self.give_up),
-        )?);
-        if let Some(ending) = &self.ending {
-            let ending = Arc::clone(ending);
-            self.registrations.push(flag::register(signal, ending)?);
-        }
-        let sender = sender.try_clone()?;
-        self.registrations
-            .push(low_level::pipe::register(signal, sender)?);
-        Ok(())
-    }
-
-    /// Ends the process when the signal comes too often, whoever does or does not drain it.
+    /// As for [`Self::note`], with the count for the flag. Ends the process when the signal comes too
+    /// often, whoever does or does not drain it.
     #[expect(unsafe_code, reason = "what runs in a signal handler is our affair")]
-    fn count(&mut self, signal: i32, deliveries: &Arc<Deliveries>, code: u8) -> io::Result<()> {
+    fn catch(
+        &mut self,
+        signal: i32,
+        sender: &UnixStream,
+        deliveries: &Arc<Deliveries>,
+        exit_code: u8,
+    ) -> io::Result<()> {
         let deliveries = Arc::clone(deliveries);
         let act = move || {
             if deliveries.is_too_many(monotonic_millis()) {
-                low_level::exit(code.into());
+                low_level::exit(exit_code.into());
             }
         };
         // SAFETY: `act` is async-signal-safe. It reads and writes atomics, and calls `clock_gettime`
         // and `_exit`, which signal-safety(7) lists; it takes no lock and allocates nothing.
         self.registrations
             .push(unsafe { low_level::register(signal, act)? });
+        let sender = sender.try_clone()?;
+        self.registrations
+            .push(low_level::pipe::register(signal, sender)?);
         Ok(())
     }
 
@@ -184,17 +174,16 @@ impl Signals {
         if !self.clear() {
             return None;
         }
-        let ending = self.ending.as_ref();
-        let is_to_end = ending.is_none_or(|ending| ending.swap(false, Ordering::Relaxed));
         let is_to_reload = self.reload.swap(false, Ordering::Relaxed);
-        if !is_to_end {
-            return is_to_reload.then_some(Signal::Reload);
+        let told = self.drained.load(Ordering::Relaxed);
+        let deliveries = self.deliveries.as_ref();
+        let come = deliveries.map_or(told.saturating_add(1), |it| it.counted());
+        self.drained.store(come, Ordering::Relaxed);
+        match told {
+            _ if come == told => is_to_reload.then_some(Signal::Reload),
+            0 => Some(Signal::Terminate),
+            _ => Some(Signal::TerminateNow),
         }
-        if self.drained.fetch_add(1, Ordering::Relaxed) == 0 {
-            return Some(Signal::Terminate);
-        }
-        self.give_up.store(true, Ordering::Relaxed);
-        Some(Signal::TerminateNow)
     }
 
     fn clear(&self) -> bool {
@@ -225,7 +214,7 @@ enum Hangup {
     Reloads,
 }
 
-/// What the handler counts by itself, in case that nobody drains.
+/// What the handlers count.
 #[derive(Debug, Default)]
 struct Deliveries {
     counted: AtomicU32,
@@ -239,6 +228,10 @@ impl Deliveries {
 
     /// Milliseconds between two that count.
     const APART: u64 = 500;
+
+    fn counted(&self) -> u32 {
+        self.counted.load(Ordering::Relaxed)
+    }
 
     /// Takes note of a signal that comes at `now`, in milliseconds of any clock, and says whether it
     /// is to end the process.

@@ -15,6 +15,9 @@ use signal_hook::consts::{
 };
 use signal_hook::low_level::raise;
 
+/// Signals that are further apart are two.
+const APART: Duration = Duration::from_millis(600);
+
 /// A test that returns gives 0, and one that panics 101.
 const EXIT_CODE: u8 = 7;
 
@@ -32,8 +35,16 @@ fn a_first_signal_is_graceful_and_a_second_is_not() {
     assert_eq!(signals.drain(), Some(Signal::Terminate));
     assert!(!readable(&signals), "signals that come together are one");
 
-    raise(SIGINT).unwrap();
-    assert_eq!(signals.drain(), Some(Signal::TerminateNow));
+    // One wish, passed on by several programs, and drained each time.
+    for signal in [SIGTERM, SIGINT, SIGTERM] {
+        raise(signal).unwrap();
+        assert_eq!(signals.drain(), None, "{signal}");
+    }
+    thread::sleep(APART);
+    for expected in [Some(Signal::TerminateNow), None] {
+        raise(SIGINT).unwrap();
+        assert_eq!(signals.drain(), expected);
+    }
     assert_eq!(signals.drain(), None);
     drop(signals);
 
@@ -80,6 +91,7 @@ fn a_third_signal_ends_a_process_that_does_not_end() {
         for expected in [Signal::Terminate, Signal::TerminateNow] {
             raise(SIGTERM).unwrap();
             assert_eq!(signals.drain(), Some(expected));
+            thread::sleep(APART);
         }
         raise(SIGTERM).unwrap();
         return;
@@ -97,7 +109,6 @@ fn a_third_signal_ends_a_process_that_does_not_end() {
 fn a_third_signal_ends_a_process_that_is_stuck_and_a_burst_is_one() {
     const CHILD: &str = "LOSTLOVE_TEST_STUCK";
     const READY: &str = "signals are caught";
-    const APART: Duration = Duration::from_millis(600);
     if std::env::var_os(CHILD).is_some() {
         let _signals = Signals::new(EXIT_CODE).unwrap();
         println!("{READY}");

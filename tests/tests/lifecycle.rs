@@ -4,6 +4,7 @@
 //!  client0 --- wire --- server
 //! ```
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use lostlove_tests::lab::{DEVICE, SERVER_V4, SERVER_V6, client_v4, quoted};
@@ -73,6 +74,26 @@ fn idle_daemons_stop_within_a_second() {
             start.elapsed()
         );
     }
+}
+
+/// Case 109: one wish to end, which several programs pass on (`timeout`, `sudo` and whoever signals a
+/// group), does not end a daemon before it has put the network back.
+#[test]
+fn signals_in_a_row_are_one_wish_to_end() {
+    let Some(lab) = Lab::new(1) else { return };
+    let before = [lab.clients[0].network_state(), lab.server.network_state()];
+    let mut tunnel = lab.start();
+    for daemon in [&mut tunnel.clients[0], &mut tunnel.server] {
+        daemon.signal(Signal::TERM);
+        for _ in 0..3 {
+            thread::sleep(Duration::from_millis(2));
+            daemon.signal(Signal::TERM);
+        }
+        let status = daemon.await_exit();
+        assert!(status.success(), "{status}: {}", daemon.log());
+    }
+    lab.clients[0].network_state().assert_same_as(&before[0]);
+    lab.server.network_state().assert_same_as(&before[1]);
 }
 
 /// Case 66: a client that stops to read costs itself packets, the server little memory, and the

@@ -39,6 +39,9 @@ const STOPPED: Duration = Duration::from_secs(3);
 /// How long a start whose program is stopped may take to end.
 const PROMPT_START: Duration = Duration::from_secs(2);
 
+/// Signals that are further apart are two.
+const APART: Duration = Duration::from_millis(600);
+
 /// A session that begins with another address goes on under what is set up already.
 #[test]
 fn packets_flow_while_a_program_is_stopped() {
@@ -139,8 +142,10 @@ fn a_third_signal_ends_a_client_while_a_program_is_stopped() {
     daemon.signal(Signal::TERM);
     daemon.await_log("shutting down");
     server.await_log("session closed");
+    thread::sleep(APART);
     daemon.signal(Signal::TERM);
     daemon.await_log("one more signal ends at once");
+    thread::sleep(APART);
     let start = Instant::now();
     daemon.signal(Signal::TERM);
 

@@ -122,7 +122,7 @@ impl Daemon {
     fn handle_signals(&mut self) {
         match self.signals.drain() {
             Some(Signal::Terminate) => {
-                info!("shutting down; a second signal ends at once");
+                info!("shutting down; another signal, half a second later, waits for no peer");
                 self.begin_ending();
             }
             Some(Signal::TerminateNow) if self.worker.is_some() => {
