@@ -176,6 +176,29 @@ fn a_client_of_the_socket_disturbs_nobody_whatever_it_does() {
     assert!(answer.contains(" 0% packet loss"), "{answer}");
 }
 
+/// More at once than a daemon has room for.
+#[test]
+fn any_number_of_operators_may_look_at_once() {
+    let Some(lab) = Lab::new(0) else { return };
+    let _server = lab.start_server(&lab.server_settings());
+    let look = || {
+        let mut command = lab.server.netns.command(program("lostlove"));
+        let command = command.arg("status").stdout(Stdio::piped());
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let looks: Vec<_> = (0..60).map(|_| look()).collect();
+    for child in looks {
+        let output = child.wait_with_output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{error}");
+        assert!(
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .contains("server, listening")
+        );
+    }
+}
+
 #[test]
 fn a_socket_is_its_daemons_alone_and_of_those_who_may() {
     let Some(lab) = Lab::new(0) else { return };

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lostlove_host::control::protocol::{Answer, Body, ErrorCode, Failure, Request};
-use lostlove_system::control_socket::Holder;
+use lostlove_system::control_socket::{self, Holder};
 
 use super::error::failed;
 use super::{Connection, ControlError, PATIENCE, RELOAD_PATIENCE, REST_PATIENCE, at_once};
@@ -14,6 +14,9 @@ use crate::plain;
 
 /// How often somebody who waits for an answer looks whether he is to wait any longer.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often a connection is made anew where the daemon has closed it before it has answered: it does so
+/// to whoever has been silent while more come than it has room for.
+const TRIES_ANEW: u32 = 3;
 /// Bytes of an answer: well more than the status of a server with very many peers has.
 const MAX_ANSWER: usize = 64 << 20;
 
@@ -41,12 +44,24 @@ impl Connection {
     }
 
     fn ask_until(&mut self, request: &Request, deadline: &Deadline) -> Said {
-        let line = match &mut self.stream {
-            Some(stream) => write_request(stream.get_mut(), request)
-                .and_then(|()| read_answer(stream, deadline)),
-            None => Err(io::ErrorKind::WouldBlock.into()),
-        };
+        let mut line = self.exchange(request, deadline);
+        for _ in 0..TRIES_ANEW {
+            match &line {
+                Err(error) if is_closed(error) && matches!(request, Request::Status { .. }) => {}
+                _ => break,
+            }
+            line = control_socket::connect(&self.path, deadline.rest()).and_then(|stream| {
+                self.stream = Some(BufReader::new(stream));
+                self.exchange(request, deadline)
+            });
+        }
         understand(line.map_err(|source| self.failed(source))?)
+    }
+
+    fn exchange(&mut self, request: &Request, deadline: &Deadline) -> io::Result<String> {
+        let stream = self.stream.as_mut().ok_or(io::ErrorKind::WouldBlock)?;
+        write_request(stream.get_mut(), request)?;
+        read_answer(stream, deadline)
     }
 
     fn failed(&self, source: io::Error) -> ControlError {
@@ -113,9 +128,15 @@ fn write_request(stream: &mut UnixStream, request: &Request) -> io::Result<()> {
     stream.write_all(&bytes)
 }
 
+/// Whether the other side has closed, and has said nothing before.
+fn is_closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
 /// Reads a line until `deadline`.
 fn read_answer(stream: &mut BufReader<UnixStream>, deadline: &Deadline) -> io::Result<String> {
-    use io::ErrorKind::{Interrupted, InvalidData, WouldBlock};
+    use io::ErrorKind::{Interrupted, InvalidData, Other, UnexpectedEof, WouldBlock};
     let mut line = Vec::new();
     loop {
         let rest = deadline.rest();
@@ -131,7 +152,9 @@ fn read_answer(stream: &mut BufReader<UnixStream>, deadline: &Deadline) -> io::R
         let end = read.iter().position(|byte| *byte == b'\n');
         let len = end.map_or(read.len(), |end| end + 1);
         if len == 0 {
-            return Err(io::Error::other("it has ended"));
+            let has_begun = !line.is_empty();
+            let kind = if has_begun { Other } else { UnexpectedEof };
+            return Err(io::Error::new(kind, "it has closed the connection"));
         }
         if line.len() + len > MAX_ANSWER {
             let what = format!("expected an answer of at most {MAX_ANSWER} bytes");
@@ -211,6 +234,29 @@ mod tests {
         assert!(matches!(said[0], Err(ControlError::Silent { .. })));
         assert!(said[1].is_ok());
         serving.join().unwrap();
+    }
+
+    /// As a daemon does where more come than it has room for.
+    #[test]
+    fn who_is_closed_before_an_answer_asks_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("a.1.sock")).unwrap();
+        let serving = thread::spawn(move || {
+            for _ in 0..TRIES_ANEW {
+                drop(listener.accept().unwrap());
+            }
+            let mut stream = BufReader::new(listener.accept().unwrap().0);
+            stream.read_line(&mut String::new()).unwrap();
+            let answer = b"{\"version\":1,\"done\":{\"message\":\"fine\"}}\n";
+            stream.get_mut().write_all(answer).unwrap();
+        });
+        let mut found = find_in(folder.path(), "1", None, ACCEPT_PATIENCE).unwrap();
+        let said = ask_all(&mut found.daemons, &Request::status(), PATIENCE);
+        assert!(said[0].is_ok(), "{said:?}");
+        serving.join().unwrap();
+        let said = ask_all(&mut found.daemons, &Request::status(), PATIENCE);
+        let said = said[0].as_ref().unwrap_err().to_string();
+        assert!(said.contains("Connection refused"), "{said}");
     }
 
     #[test]

@@ -53,6 +53,9 @@ pub enum ControlError {
         /// Whose it is, if it got so far as to say.
         holder: Option<Holder>,
     },
+    /// It was there a moment ago.
+    #[error("the daemon {0} has ended meanwhile")]
+    Ended(String),
     /// It says something that this program does not know.
     #[error(
         "the daemon says something that this program does not know ({0}); update the older one"

@@ -165,10 +165,10 @@ fn show(options: &StatusOptions, output: &mut impl Write) -> Result<bool, Contro
         write(output, &before.json())?;
         before.silent
     } else {
-        // Who has said nothing is not asked again.
-        daemons.retain(|daemon| before.has(&daemon.name));
+        // A daemon closes who is silent where many come.
+        drop(daemons);
         thread::sleep(GLANCE);
-        let now = look(&mut daemons, PATIENCE);
+        let now = look_again(options, &before)?;
         write(output, &page(&before, &now))?;
         before.silent.into_iter().chain(now.silent).collect()
     };
@@ -280,6 +280,24 @@ fn look(daemons: &mut [Connection], patience: Duration) -> Seen {
         }
     }
     seen
+}
+
+/// Looks at those who have told something. Who has said nothing is not asked again.
+fn look_again(options: &StatusOptions, before: &Seen) -> Result<Seen, ControlError> {
+    let mut daemons = match find_all(options.name.as_deref()) {
+        Ok(daemons) => daemons,
+        Err(ControlError::NoDaemon | ControlError::NotFound { .. }) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    daemons.retain(|daemon| before.has(&daemon.name));
+    let mut now = look(&mut daemons, PATIENCE);
+    for (name, ..) in &before.told {
+        if !daemons.iter().any(|daemon| daemon.name == *name) {
+            let ended = ControlError::Ended(name.clone());
+            now.silent.push((name.clone(), ended));
+        }
+    }
+    Ok(now)
 }
 
 fn page(before: &Seen, now: &Seen) -> String {

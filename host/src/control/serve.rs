@@ -45,6 +45,7 @@ struct Client {
     inbox: Vec<u8>,
     state: State,
     deadline: Instant,
+    was_answered: bool,
 }
 
 enum State {
@@ -191,6 +192,7 @@ impl<'a> Service<'a> {
             inbox: Vec::new(),
             state: State::Reading,
             deadline: now + IDLE,
+            was_answered: false,
         };
         if !may_control {
             let why = "this user may not control this daemon";
@@ -207,11 +209,12 @@ impl<'a> Service<'a> {
         clients.len() < MAX_CLIENTS || clients.any(|client| client.is_idle(now))
     }
 
-    /// Closes the client that has been idle for longest, if one is.
+    /// Closes the client that has been idle for longest, if one is; best one that was answered.
     fn evict(&mut self, now: Instant) {
         let idle = self.clients.iter().enumerate();
         let idle = idle.filter(|(_, client)| client.is_idle(now));
-        if let Some((index, _)) = idle.min_by_key(|(_, client)| client.deadline) {
+        let rank = |client: &Client| (!client.was_answered, client.deadline);
+        if let Some((index, _)) = idle.min_by_key(|(_, client)| rank(client)) {
             self.clients.remove(index);
         }
     }
@@ -391,6 +394,7 @@ impl Client {
             then,
         };
         self.deadline = now + IDLE;
+        self.was_answered = true;
         self.write(now);
     }
 

@@ -117,6 +117,25 @@ fn any_number_of_silent_clients_keeps_nobody_out() {
 }
 
 #[test]
+fn who_was_answered_gives_way_before_who_was_not() {
+    let rig = Rig::start();
+    let mut silent: Vec<_> = (1..MAX_CLIENTS).map(|_| rig.connect()).collect();
+    let mut answered = rig.connect();
+    answered.say("?");
+    answered.hear();
+    // By then all are idle.
+    std::thread::sleep(2 * TIME_TO_ASK);
+    let mut next = rig.connect();
+    next.say("?");
+    next.hear();
+    assert!(answered.is_over());
+    for client in &mut silent {
+        client.say("?");
+        client.hear();
+    }
+}
+
+#[test]
 fn who_waits_for_an_answer_is_not_closed_for_those_who_come_later() {
     let rig = Rig::start();
     let request = r#"{"version":1,"request":"disconnect","peer":"alice"}"#;
