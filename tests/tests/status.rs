@@ -9,8 +9,8 @@ use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use lostlove_tests::lab::{DEVICE, PORT, SERVER_V4, Tunnel};
@@ -222,16 +222,17 @@ fn a_socket_is_its_daemons_alone_and_of_those_who_may() {
 
     // While a second one waits for the first.
     let mut second = host.start(&Driver::of_server().server(), &settings);
-    let output = as_stranger(host, "--clear-groups");
+    let output = as_stranger(host, "--clear-groups", "status");
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(77), "{error}");
     assert!(error.contains("the group lostlove"), "{error}");
-    let output = as_stranger(host, &format!("--groups={GROUP}"));
+    let output = as_stranger(host, &format!("--groups={GROUP}"), "status");
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{error}");
+    assert_who_may_not_be_asked_is_named(host, &path);
     // Whatever the file's mode: the daemon looks for itself.
     fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
-    let output = as_stranger(host, "--clear-groups");
+    let output = as_stranger(host, "--clear-groups", "status");
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("may not control this daemon"), "{error}");
 
@@ -249,6 +250,28 @@ fn a_socket_is_its_daemons_alone_and_of_those_who_may() {
     assert_eq!(status(host)["pid"], third.pid());
     assert!(third.terminate().success());
     assert!(!path.exists());
+}
+
+/// A second daemon, in the same namespace, that began when there was no such group.
+fn assert_who_may_not_be_asked_is_named(host: &Host, path: &Path) {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let name = name.replace(DEVICE, "other0");
+    let other = path.with_file_name(&name);
+    let _listener = UnixListener::bind(&other).unwrap();
+    fs::set_permissions(&other, Permissions::from_mode(0o600)).unwrap();
+    let ask = |order| {
+        let output = as_stranger(host, &format!("--groups={GROUP}"), order);
+        let [said, error] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
+        assert_eq!(output.status.code(), Some(1), "{order}: {error}");
+        (said, error)
+    };
+    let (said, error) = ask("status");
+    assert!(said.contains("server, listening"), "{said}");
+    let denied = format!("permission denied: /run/lostlove/{name} is for root");
+    assert!(error.contains(&denied), "{error}");
+    let (_, error) = ask("reload");
+    assert!(error.contains("name one of lostlove0, other0"), "{error}");
+    fs::remove_file(&other).unwrap();
 }
 
 #[test]
@@ -358,12 +381,12 @@ fn socket(host: &Host) -> Option<PathBuf> {
 }
 
 /// Asks as a user of no rights but those of these groups.
-fn as_stranger(host: &Host, groups: &str) -> Output {
+fn as_stranger(host: &Host, groups: &str, order: &str) -> Output {
     let (user, group) = (format!("--reuid={STRANGER}"), format!("--regid={STRANGER}"));
     let mut command: Command = host.netns.command("setpriv");
     let command = command.args([&user, &group, groups]);
     command
-        .args(["/etc/lostlove-copy", "status"])
+        .args(["/etc/lostlove-copy", order])
         .output()
         .unwrap()
 }

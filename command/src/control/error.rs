@@ -53,6 +53,9 @@ pub enum ControlError {
         /// Whose it is, if it got so far as to say.
         holder: Option<Holder>,
     },
+    /// Something is missing of what was to be shown.
+    #[error("{0}")]
+    Partly(Box<Self>),
     /// It was there a moment ago.
     #[error("the daemon {0} has ended meanwhile")]
     Ended(String),

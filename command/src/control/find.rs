@@ -44,12 +44,12 @@ impl Place {
     }
 }
 
-/// All daemons of the machine, or those of a name.
+/// All daemons of the machine, or those of a name: one at least that can be asked.
 ///
 /// # Errors
 ///
 /// There is none, or none that this user may ask.
-pub fn find_all(name: Option<&str>) -> Result<Vec<Connection>, ControlError> {
+pub fn find_all(name: Option<&str>) -> Result<Found, ControlError> {
     find_here(name)?.some(name)
 }
 
@@ -89,17 +89,35 @@ pub struct Found {
 }
 
 impl Found {
-    /// Some daemons of `name`, or why there is none.
-    fn some(mut self, name: Option<&str>) -> Result<Vec<Connection>, ControlError> {
-        match (self.daemons.is_empty(), self.denied.pop(), name) {
-            (false, ..) => Ok(self.daemons),
-            (true, Some(denied), _) => Err(denied.error),
-            (true, None, Some(name)) if !self.others.is_empty() => Err(ControlError::NotFound {
+    /// One daemon of `name` at least that can be asked, or why there is none.
+    fn some(mut self, name: Option<&str>) -> Result<Self, ControlError> {
+        if !self.daemons.is_empty() {
+            return Ok(self);
+        }
+        match (self.denied.pop(), name) {
+            (Some(denied), _) => Err(denied.error),
+            (None, Some(name)) if !self.others.is_empty() => Err(ControlError::NotFound {
                 name: name.to_owned(),
                 names: self.others,
             }),
-            (true, None, _) => Err(ControlError::NoDaemon),
+            (None, _) => Err(ControlError::NoDaemon),
         }
+    }
+
+    /// The only one, or the only one of this namespace. Who may not be asked counts: the order may be
+    /// meant for it.
+    fn only(self) -> Result<Connection, ControlError> {
+        let daemons = self.daemons.into_iter();
+        let daemons = daemons.map(|it| (it.name.clone(), it.is_here, Ok(it)));
+        let denied = self.denied.into_iter();
+        let denied = denied.map(|it| (it.name, it.is_here, Err(it.error)));
+        let mut all: Vec<_> = daemons.chain(denied).collect();
+        let mut here = (0..all.len()).filter(|index| all.len() == 1 || all[*index].1);
+        if let (Some(index), None) = (here.next(), here.next()) {
+            return all.swap_remove(index).2;
+        }
+        let names = all.into_iter().map(|(name, ..)| name).collect();
+        Err(ControlError::Several(names))
     }
 }
 
@@ -109,20 +127,7 @@ impl Found {
 ///
 /// There is none, or none that this user may ask, or there are several.
 pub fn find(name: Option<&str>) -> Result<Connection, ControlError> {
-    only(find_all(name)?)
-}
-
-fn only(mut found: Vec<Connection>) -> Result<Connection, ControlError> {
-    let mut here = found.iter().enumerate().filter(|(_, it)| it.is_here);
-    let index = match (found.len(), here.next(), here.next()) {
-        (1, ..) => 0,
-        (_, Some((index, _)), None) => index,
-        _ => {
-            let names = found.iter().map(|it| it.name.clone()).collect();
-            return Err(ControlError::Several(names));
-        }
-    };
-    Ok(found.swap_remove(index))
+    find_all(name)?.only()
 }
 
 pub(super) fn find_in(
@@ -208,7 +213,7 @@ mod tests {
                 .some(name)
         };
         let names =
-            |found: Vec<Connection>| -> Vec<_> { found.into_iter().map(|it| it.name).collect() };
+            |found: Found| -> Vec<_> { found.daemons.into_iter().map(|it| it.name).collect() };
         assert!(matches!(find(None), Err(ControlError::NoDaemon)));
         drop(listen("dead.1.sock"));
         assert!(matches!(find(None), Err(ControlError::NoDaemon)));
@@ -219,14 +224,44 @@ mod tests {
         assert_eq!(names(find(Some("b.0")).unwrap()), ["b.0"]);
         assert_eq!(names(find(Some("b.0.1")).unwrap()), ["b.0"]);
         assert_eq!(names(find(Some("c.7")).unwrap()), ["c.7"]);
-        assert_eq!(only(find(None).unwrap()).unwrap().name, "b.0");
+        assert_eq!(find(None).unwrap().only().unwrap().name, "b.0");
         let error = find(Some("c")).unwrap_err().to_string();
         assert!(error.contains(r#"no daemon "c""#), "{error}");
         let _another = listen("a.1.sock");
-        let error = only(find(None).unwrap()).unwrap_err().to_string();
+        let error = find(None).unwrap().only().unwrap_err().to_string();
         assert!(error.ends_with("name one of a, b.0, b.7, c.7"), "{error}");
         let missing = find_in(&folder.path().join("x"), "1", None, ACCEPT_PATIENCE).unwrap();
         assert!(matches!(missing.some(None), Err(ControlError::NoDaemon)));
+    }
+
+    /// One that may not be asked may be the one that was meant.
+    #[test]
+    fn an_order_does_not_go_to_another_than_who_may_not_be_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let listen = |name: &str| UnixListener::bind(folder.path().join(name)).unwrap();
+        let _open = ["a.1.sock", "b.7.sock"].map(listen);
+        let found = |denied: &[(&str, bool)]| {
+            let mut found = find_in(folder.path(), "1", None, ACCEPT_PATIENCE).unwrap();
+            let denied = denied.iter().map(|(name, is_here)| Denied {
+                name: (*name).to_owned(),
+                is_here: *is_here,
+                error: failed(folder.path(), io::ErrorKind::PermissionDenied.into()),
+            });
+            found.denied = denied.collect();
+            found
+        };
+        assert_eq!(found(&[("c.7", false)]).only().unwrap().name, "a");
+        let several = found(&[("c", true)]).only().unwrap_err().to_string();
+        assert!(several.ends_with("name one of a, b.7, c"), "{several}");
+
+        fs::remove_file(folder.path().join("a.1.sock")).unwrap();
+        let denied = found(&[("c", true)]).only();
+        assert!(matches!(denied, Err(ControlError::Denied { .. })));
+        let several = found(&[("c.7", false)]).only();
+        assert!(matches!(several, Err(ControlError::Several(_))));
+        let several = found(&[("c", true), ("d", true)]).only();
+        assert!(matches!(several, Err(ControlError::Several(_))));
+        assert_eq!(found(&[]).only().unwrap().name, "b.7");
     }
 
     /// One that has stopped: first it answers nobody, and then it takes no connections either.
@@ -266,10 +301,7 @@ mod tests {
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
         assert_eq!(ask(), format!("{start}its process is stopped, or hangs"));
         let found = find_in(folder.path(), "1", Some("a"), short).unwrap();
-        let said = only(found.daemons)
-            .unwrap()
-            .ask(&Request::reload())
-            .unwrap_err();
+        let said = found.only().unwrap().ask(&Request::reload()).unwrap_err();
         assert!(matches!(said, ControlError::Silent { holder: None, .. }));
         serving.join().unwrap();
     }

@@ -13,7 +13,7 @@ use lostlove_host::args::Exit;
 use lostlove_host::control::protocol::{Body, Reloaded, Request};
 use lostlove_host::control::status::Status;
 
-use crate::control::{Connection, ControlError, PATIENCE, ask_all, find, find_all};
+use crate::control::{ControlError, Found, PATIENCE, ask_all, find, find_all};
 use crate::{plain, say};
 use text::Rates;
 
@@ -156,17 +156,16 @@ fn words_for(reloaded: &Reloaded) -> String {
 
 /// Whether there was something to show.
 fn show(options: &StatusOptions, output: &mut impl Write) -> Result<bool, ControlError> {
-    let mut daemons = find_all(options.name.as_deref())?;
+    let found = find_all(options.name.as_deref())?;
     if options.watch {
-        return watch(options, daemons, output);
+        return watch(options, found, output);
     }
-    let before = look(&mut daemons, PATIENCE);
+    // What it has connected to is closed then: a daemon closes who is silent where many come.
+    let before = look(found, PATIENCE);
     let silent = if options.json {
         write(output, &before.json())?;
         before.silent
     } else {
-        // A daemon closes who is silent where many come.
-        drop(daemons);
         thread::sleep(GLANCE);
         let now = look_again(options, &before)?;
         write(output, &page(&before, &now))?;
@@ -175,24 +174,26 @@ fn show(options: &StatusOptions, output: &mut impl Write) -> Result<bool, Contro
     fail_with(silent)
 }
 
-/// Of all who have said nothing, the last one is for the caller to tell.
+/// Of all who have said nothing, or could not be asked, the last one is for the caller to tell.
 fn fail_with(mut silent: Vec<(String, ControlError)>) -> Result<bool, ControlError> {
     let last = silent.pop();
     for (_, error) in silent {
         say_error(&error);
     }
-    last.map_or(Ok(true), |(_, error)| Err(error))
+    last.map_or(Ok(true), |(_, error)| {
+        Err(ControlError::Partly(Box::new(error)))
+    })
 }
 
 fn watch(
     options: &StatusOptions,
-    mut daemons: Vec<Connection>,
+    mut found: Found,
     output: &mut impl Write,
 ) -> Result<bool, ControlError> {
     let clear = if clears() { CLEAR } else { "" };
     let mut before = Seen::default();
     loop {
-        let now = look(&mut daemons, WATCH_PATIENCE);
+        let now = look(found, WATCH_PATIENCE);
         let text = if options.json {
             for (_, error) in now.silent_since(&before) {
                 say_error(error);
@@ -208,7 +209,7 @@ fn watch(
         write(output, &text)?;
         thread::sleep(INTERVAL);
         // One that has ended is gone, and one that is new is seen as well.
-        daemons = find_all(options.name.as_deref())?;
+        found = find_all(options.name.as_deref())?;
     }
 }
 
@@ -229,7 +230,7 @@ fn write(output: &mut impl Write, text: &str) -> Result<bool, ControlError> {
 struct Seen {
     /// By name: the line, and what it means.
     told: Vec<(String, String, Status)>,
-    /// Those that have not, and why.
+    /// Those that have not, or could not be asked, and why.
     silent: Vec<(String, ControlError)>,
 }
 
@@ -268,10 +269,14 @@ impl Seen {
     }
 }
 
-fn look(daemons: &mut [Connection], patience: Duration) -> Seen {
-    let mut seen = Seen::default();
-    let answers = ask_all(daemons, &Request::status(), patience);
-    for (daemon, answer) in daemons.iter().zip(answers) {
+fn look(mut found: Found, patience: Duration) -> Seen {
+    let denied = found.denied.into_iter().map(|it| (it.name, it.error));
+    let mut seen = Seen {
+        silent: denied.collect(),
+        ..Seen::default()
+    };
+    let answers = ask_all(&mut found.daemons, &Request::status(), patience);
+    for (daemon, answer) in found.daemons.iter().zip(answers) {
         let name = daemon.name.clone();
         match answer {
             Ok((line, Body::Status(status))) => seen.told.push((name, line, *status)),
@@ -284,15 +289,16 @@ fn look(daemons: &mut [Connection], patience: Duration) -> Seen {
 
 /// Looks at those who have told something. Who has said nothing is not asked again.
 fn look_again(options: &StatusOptions, before: &Seen) -> Result<Seen, ControlError> {
-    let mut daemons = match find_all(options.name.as_deref()) {
-        Ok(daemons) => daemons,
-        Err(ControlError::NoDaemon | ControlError::NotFound { .. }) => Vec::new(),
+    let mut found = match find_all(options.name.as_deref()) {
+        Ok(found) => found,
+        Err(ControlError::NoDaemon | ControlError::NotFound { .. }) => Found::default(),
         Err(error) => return Err(error),
     };
-    daemons.retain(|daemon| before.has(&daemon.name));
-    let mut now = look(&mut daemons, PATIENCE);
+    found.daemons.retain(|daemon| before.has(&daemon.name));
+    found.denied.retain(|denied| before.has(&denied.name));
+    let mut now = look(found, PATIENCE);
     for (name, ..) in &before.told {
-        if !daemons.iter().any(|daemon| daemon.name == *name) {
+        if !now.has(name) && !now.silent.iter().any(|(silent, _)| silent == name) {
             let ended = ControlError::Ended(name.clone());
             now.silent.push((name.clone(), ended));
         }
