@@ -1,10 +1,15 @@
 //! As much of HTTP/1.1 as a scraper needs: one request a connection, no bodies in.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use lostlove_pump::Progress;
+
 use super::{Freshness, Shared, text};
+use crate::answers::write_rest;
 
 /// How long the question whether all is well waits for the event loop. A loop that takes longer does not
 /// move packets either.
@@ -90,26 +95,27 @@ impl Request {
         }
     }
 
-    /// The whole answer. `page` makes the page of figures.
+    /// The whole answer. `page` has the page of figures.
     pub(super) fn answer(
         &self,
         shared: &Shared,
         freshness: Freshness,
-        page: impl FnOnce() -> String,
-    ) -> Vec<u8> {
+        page: impl FnOnce() -> Arc<String>,
+    ) -> Answer {
         let response = match self {
             Self::Get(path) | Self::Head(path) => route(path, shared, freshness, page),
             Self::OtherMethod => Response::plain("405 Method Not Allowed"),
             Self::Malformed => Response::plain("400 Bad Request"),
             Self::Misdirected => Response {
-                body: "421 Misdirected Request: expected an IP address or localhost as Host\n"
-                    .into(),
+                body: Arc::new(
+                    "421 Misdirected Request: expected an IP address or localhost as Host\n".into(),
+                ),
                 ..Response::plain("421 Misdirected Request")
             },
             Self::TooLarge => Response::plain("431 Request Header Fields Too Large"),
             Self::Late => Response::plain("408 Request Timeout"),
         };
-        response.to_bytes(self)
+        response.into_answer(self)
     }
 }
 
@@ -117,7 +123,7 @@ fn route(
     path: &str,
     shared: &Shared,
     freshness: Freshness,
-    page: impl FnOnce() -> String,
+    page: impl FnOnce() -> Arc<String>,
 ) -> Response {
     match (path, freshness) {
         ("/metrics", Freshness::Fresh) => Response {
@@ -140,7 +146,7 @@ fn route(
 struct Response {
     status: &'static str,
     content_type: &'static str,
-    body: String,
+    body: Arc<String>,
 }
 
 impl Response {
@@ -148,35 +154,58 @@ impl Response {
         Self {
             status,
             content_type: "text/plain; charset=utf-8",
-            body: format!("{status}\n"),
+            body: Arc::new(format!("{status}\n")),
         }
     }
 
     fn unready(problem: Option<&str>) -> Self {
         let mut response = Self::plain("503 Service Unavailable");
         if let Some(problem) = problem {
-            response.body = format!("{problem}\n");
+            response.body = Arc::new(format!("{problem}\n"));
         }
         response
     }
 
-    fn to_bytes(&self, request: &Request) -> Vec<u8> {
+    fn into_answer(self, request: &Request) -> Answer {
         let allow = match request {
             Request::OtherMethod => "Allow: GET, HEAD\r\n",
             _ => "",
         };
-        let body = match request {
-            Request::Head(_) => "",
-            _ => self.body.as_str(),
-        };
-        format!(
+        let head = format!(
             "HTTP/1.1 {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n{allow}\
-             Cache-Control: no-store\r\nConnection: close\r\n\r\n{body}",
+             Cache-Control: no-store\r\nConnection: close\r\n\r\n",
             self.status,
             self.content_type,
             self.body.len(),
-        )
-        .into_bytes()
+        );
+        let body = match request {
+            Request::Head(_) => Arc::default(),
+            _ => self.body,
+        };
+        Answer {
+            parts: [Arc::new(head), body],
+            written: [0; 2],
+        }
+    }
+}
+
+/// What goes to a client: a head of its own, and a body that others may get as well.
+pub(super) struct Answer {
+    parts: [Arc<String>; 2],
+    /// Bytes of each that have gone.
+    written: [usize; 2],
+}
+
+impl Answer {
+    /// Writes what is left of it, as [`write_rest`].
+    pub(super) fn write(&mut self, stream: &mut impl Write) -> Progress {
+        for (part, written) in self.parts.iter().zip(&mut self.written) {
+            match write_rest(stream, part.as_bytes(), written) {
+                Progress::Done => {}
+                progress => return progress,
+            }
+        }
+        Progress::Done
     }
 }
 

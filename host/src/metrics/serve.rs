@@ -4,15 +4,16 @@
 use std::io::{ErrorKind, Read as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use lostlove_pump::Progress;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{debug, info};
 
-use super::http::{self, Request};
+use super::http::{self, Answer, Request};
 use super::{Freshness, Shared, Snapshot, text};
-use crate::answers::{discard, is_retry, write_rest};
+use crate::answers::{discard, is_retry};
 
 /// Connections at once. When another comes, one that has not asked for anything gives way.
 pub(super) const MAX_CONNECTIONS: usize = 128;
@@ -26,6 +27,9 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// From one time that the event loop is asked for figures to the next, however many requests come:
 /// they wait that long, and all that wait share one answer.
 pub(super) const ASK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Pages of figures that are held at once, for clients which have not read theirs.
+pub(super) const MAX_PAGES: usize = 4;
 
 /// Time for the client to close, once it has its answer: a close before it has read all would take
 /// the answer with it.
@@ -58,10 +62,7 @@ enum State {
     Reading,
     /// For the event loop's figures.
     Waiting(Request),
-    Writing {
-        bytes: Vec<u8>,
-        written: usize,
-    },
+    Writing(Answer),
     /// For the other end to close.
     Closing,
     Over,
@@ -72,6 +73,8 @@ pub(super) struct Service<'a> {
     shared: &'a Shared,
     figures: Receiver<Snapshot>,
     last: Snapshot,
+    /// Those that are not read yet, the newest last.
+    pages: Vec<Weak<String>>,
     /// When the event loop was asked last.
     asked_at: Option<Instant>,
     /// When to ask it, for those who wait.
@@ -93,6 +96,7 @@ impl<'a> Service<'a> {
             shared,
             figures,
             last: Snapshot::default(),
+            pages: Vec::new(),
             asked_at: None,
             ask_at: None,
             door,
@@ -136,7 +140,7 @@ impl<'a> Service<'a> {
         fds.extend(self.connections.iter().map(|connection| {
             let flags = match connection.state {
                 State::Reading | State::Closing => PollFlags::IN,
-                State::Writing { .. } => PollFlags::OUT,
+                State::Writing(_) => PollFlags::OUT,
                 State::Waiting(_) | State::Over => PollFlags::empty(),
             };
             PollFd::new(&connection.stream, flags)
@@ -232,7 +236,7 @@ impl<'a> Service<'a> {
             }
             // It asked for no event, so the connection is broken.
             State::Waiting(_) if !flags.is_empty() => connection.state = State::Over,
-            State::Writing { .. } => connection.write(now),
+            State::Writing(_) => connection.write(now),
             State::Closing => connection.discard(),
             State::Waiting(_) | State::Over => {}
         }
@@ -241,7 +245,7 @@ impl<'a> Service<'a> {
     /// Answers a request, or asks the event loop for the figures that it wants.
     fn respond(&mut self, index: usize, request: Request, now: Instant) {
         let Some(patience) = request.patience() else {
-            let answer = request.answer(self.shared, Freshness::Stale, String::new);
+            let answer = request.answer(self.shared, Freshness::Stale, Arc::default);
             if let Some(connection) = self.connections.get_mut(index) {
                 connection.begin_writing(answer, now);
             }
@@ -290,7 +294,7 @@ impl<'a> Service<'a> {
                 continue;
             }
             if let State::Reading = connection.state {
-                let answer = Request::Late.answer(self.shared, Freshness::Stale, String::new);
+                let answer = Request::Late.answer(self.shared, Freshness::Stale, Arc::default);
                 connection.begin_writing(answer, now);
             } else {
                 connection.state = State::Over;
@@ -302,20 +306,35 @@ impl<'a> Service<'a> {
         let Self {
             shared,
             last,
+            pages,
             connections,
             ..
         } = self;
-        let mut page: Option<String> = None;
+        let mut page: Option<Arc<String>> = None;
         for connection in connections.iter_mut().filter(|connection| whom(connection)) {
             let State::Waiting(request) = &connection.state else {
                 continue;
             };
             let render = || text::render(shared.role, shared.started, last, &shared.system());
-            let text = || page.get_or_insert_with(render).clone();
+            let text = || Arc::clone(page.get_or_insert_with(|| newest(pages, render)));
             let answer = request.answer(shared, freshness, text);
             connection.begin_writing(answer, now);
         }
     }
+}
+
+/// A page that `render` makes; or, where clients who do not read hold as many as there may be, the newest
+/// of those. That is older, for the few seconds until such clients are closed.
+fn newest(pages: &mut Vec<Weak<String>>, render: impl FnOnce() -> String) -> Arc<String> {
+    pages.retain(|page| page.strong_count() > 0);
+    if pages.len() >= MAX_PAGES
+        && let Some(page) = pages.last().and_then(Weak::upgrade)
+    {
+        return page;
+    }
+    let page = Arc::new(render());
+    pages.push(Arc::downgrade(&page));
+    page
 }
 
 impl Connection {
@@ -345,18 +364,18 @@ impl Connection {
         None
     }
 
-    fn begin_writing(&mut self, bytes: Vec<u8>, now: Instant) {
+    fn begin_writing(&mut self, answer: Answer, now: Instant) {
         self.head = Vec::new();
-        self.state = State::Writing { bytes, written: 0 };
+        self.state = State::Writing(answer);
         self.deadline = now + TIMEOUT;
         self.write(now);
     }
 
     fn write(&mut self, now: Instant) {
-        let State::Writing { bytes, written } = &mut self.state else {
+        let State::Writing(answer) = &mut self.state else {
             return;
         };
-        match write_rest(&mut self.stream, bytes, written) {
+        match answer.write(&mut self.stream) {
             Progress::Done => {}
             Progress::Closed => {
                 self.state = State::Over;

@@ -270,6 +270,60 @@ fn fifty_scrapes_at_once_are_all_answered() {
     assert!((1..=most).contains(&asked), "asked {asked} times of {most}");
 }
 
+/// Case 97: any local user may ask, and not read what comes.
+#[test]
+fn clients_that_do_not_read_hold_few_pages() {
+    let metrics = metrics();
+    let peer = |index| PeerStats {
+        name: format!("{index:0>300}").into(),
+        connected: true,
+        bytes_in: 1,
+        bytes_out: 2,
+        rtt: None,
+    };
+    let many = Snapshot {
+        peers: Some((0..10_000).map(peer).collect()),
+        ..Snapshot::default()
+    };
+    let ask = || {
+        let mut stream = connect(&metrics);
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        stream
+    };
+    let page = |stream: &mut TcpStream| read_to_end(stream).len();
+    let mut first = ask();
+    await_request(&metrics);
+    assert!(metrics.wants_update());
+    metrics.publish(many.clone());
+    let length = page(&mut first);
+    assert!(length > 10_000_000, "{length}");
+
+    let before = resident();
+    let mut deaf = Vec::new();
+    for round in 0..4 * serve::MAX_PAGES {
+        deaf.extend((0..2).map(|_| ask()));
+        await_request(&metrics);
+        assert!(metrics.wants_update(), "{round}");
+        metrics.publish(many.clone());
+    }
+    let mut last = ask();
+    await_request(&metrics);
+    assert!(metrics.wants_update());
+    metrics.publish(many);
+    // Figures of the process itself have more or fewer digits.
+    assert!(page(&mut last).abs_diff(length) < 1000);
+    let grown = resident().saturating_sub(before);
+    let most = 2 * serve::MAX_PAGES * length;
+    assert!(grown < most, "{grown} bytes more, {most} expected");
+}
+
+/// Bytes of this process.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = text.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * rustix::param::page_size()
+}
+
 #[test]
 fn who_asks_again_at_once_waits_for_fresh_figures() {
     let metrics = metrics();
