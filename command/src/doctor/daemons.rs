@@ -370,13 +370,7 @@ fn handshakes(name: &str, status: &Status, server: &ServerStatus) -> Vec<Finding
 
 fn blocked(name: &str, server: &ServerStatus) -> Vec<Finding> {
     let errors = server.blocked.iter().map(|way| {
-        let family = &way.family;
-        let found = match way.from.as_str() {
-            "clients" => format!(
-                "another firewall drops or rejects all that clients send to other networks ({family})"
-            ),
-            _ => format!("another firewall drops or rejects all answers to clients ({family})"),
-        };
+        let found = way.in_words();
         let cure = "sudo nft list ruleset  # allow forwarding from and to the tunnel's device";
         Finding::error(Look::Firewall, name, found, cure)
     });

@@ -279,7 +279,11 @@ fn look(mut found: Found, patience: Duration) -> Seen {
     for (daemon, answer) in found.daemons.iter().zip(answers) {
         let name = daemon.name.clone();
         match answer {
-            Ok((line, Body::Status(status))) => seen.told.push((name, line, *status)),
+            Ok((line, Body::Status(mut status))) => {
+                // It may have another number where it is, which here is somebody else's.
+                status.pid = daemon.pid().unwrap_or(0);
+                seen.told.push((name, line, *status));
+            }
             Ok(_) => seen.silent.push((name, ControlError::no_answer())),
             Err(error) => seen.silent.push((name, error)),
         }

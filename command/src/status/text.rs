@@ -61,18 +61,16 @@ pub(super) fn render(name: &str, status: &Status, rates: &Rates) -> String {
     let mut page = String::new();
     let _ = writeln!(
         page,
-        "{name}: {}, {}; up for {}, process {}, version {} ({})",
+        "{name}: {}, {}; up for {}, {}version {} ({})",
         status.role,
         state(status),
         duration(status.uptime_seconds),
-        status.pid,
+        process(status.pid),
         status.program_version,
         status.protocol
     );
     let _ = writeln!(page, "  configuration: {}", status.configuration.path);
-    if let Some(problem) = &status.problem {
-        let _ = writeln!(page, "  problem: {problem}");
-    }
+    problems(&mut page, status);
     if let Some(level) = &status.log_level {
         let _ = writeln!(page, "  log level: {level}, until the daemon ends");
     }
@@ -83,6 +81,9 @@ pub(super) fn render(name: &str, status: &Status, rates: &Rates) -> String {
         list(&tunnel.addresses, "no address yet"),
         tunnel.mtu
     );
+    if let Some(dropped) = tunnel.dropped_packets.filter(|dropped| *dropped > 0) {
+        let _ = writeln!(page, "  dropped in front of the device: {dropped} packets");
+    }
     let totals = &status.totals;
     let bytes = [totals.socket_received_bytes, totals.socket_sent_bytes];
     let _ = writeln!(page, "  connections: {}", traffic(bytes, rates.total));
@@ -99,6 +100,31 @@ pub(super) fn render(name: &str, status: &Status, rates: &Rates) -> String {
         render_client(&mut page, client, rates);
     }
     page
+}
+
+/// None for a process that cannot be seen from here.
+fn process(pid: u32) -> String {
+    match pid {
+        0 => String::new(),
+        pid => format!("process {pid}, "),
+    }
+}
+
+/// What is not as it should be.
+fn problems(page: &mut String, status: &Status) {
+    if let Some(error) = &status.configuration.reload_error {
+        let error = error.replace('\n', "\n    ");
+        let _ = writeln!(
+            page,
+            "  NOT in force: what the files say now, as the last reload failed:\n    {error}"
+        );
+    }
+    if let Some(problem) = &status.problem {
+        let _ = writeln!(page, "  problem: {problem}");
+    }
+    for way in status.server.iter().flat_map(|server| &server.blocked) {
+        let _ = writeln!(page, "  problem: {}", way.in_words());
+    }
 }
 
 /// How far it is, in plain words.
@@ -298,6 +324,7 @@ fn size(bytes: f64) -> String {
 #[cfg(test)]
 mod tests {
     use lostlove_host::control::protocol::{Answer, Body};
+    use lostlove_host::control::status::Blocked;
 
     use super::*;
 
@@ -360,6 +387,40 @@ mod tests {
         let expected =
             "a: client, not connected: the server says no; it tries again now and then; up";
         assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_as_it_should_be_is_shown() {
+        let [mut server, _] = examples().try_into().unwrap();
+        let error = "server.toml:3:1: a\nserver.toml:4:1: b".to_owned();
+        server.configuration.reload_error = Some(error);
+        server.problem = Some("no forwarding".to_owned());
+        server.tunnel.dropped_packets = Some(7);
+        server.server.as_mut().unwrap().blocked = vec![
+            Blocked {
+                family: "ipv4".to_owned(),
+                from: "clients".to_owned(),
+            },
+            Blocked {
+                family: "ipv6".to_owned(),
+                from: "outside".to_owned(),
+            },
+        ];
+        let text = render("a", &server, &Rates::default());
+        for line in [
+            "  NOT in force: what the files say now, as the last reload failed:",
+            "    server.toml:3:1: a",
+            "    server.toml:4:1: b",
+            "  problem: no forwarding",
+            "  problem: another firewall drops or rejects all that clients send to other networks (ipv4)",
+            "  problem: another firewall drops or rejects all answers to clients (ipv6)",
+            "  dropped in front of the device: 7 packets",
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line}\nin\n{text}");
+        }
+        server.pid = 0;
+        let text = render("a", &server, &Rates::default());
+        assert!(!text.contains("process"), "{text}");
     }
 
     #[test]

@@ -161,6 +161,17 @@ pub struct Blocked {
     pub from: String,
 }
 
+impl Blocked {
+    /// For a person.
+    pub fn in_words(&self) -> String {
+        let what = match self.from.as_str() {
+            "clients" => "all that clients send to other networks",
+            _ => "all answers to clients",
+        };
+        format!("another firewall drops or rejects {what} ({})", self.family)
+    }
+}
+
 /// Where a peer is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
