@@ -60,7 +60,8 @@ pub struct ReloadOptions {
 /// `lostlove log-level`.
 #[derive(Args, Clone, Debug)]
 pub struct LogLevelOptions {
-    /// error, warn, info, debug or trace; `default` for what the daemon began with
+    /// error, warn, info, debug or trace; `default` for what --log-level, RUST_LOG or else the
+    /// configuration says
     #[arg(value_parser = wanted_level)]
     level: Wanted,
     /// The daemon's tunnel device, where several run

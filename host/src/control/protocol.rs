@@ -35,7 +35,8 @@ pub enum Request {
     LogLevel {
         /// [`VERSION`].
         version: u32,
-        /// `error`, `warn`, `info`, `debug` or `trace`; none for what the daemon began with.
+        /// `error`, `warn`, `info`, `debug` or `trace`; none for what `--log-level`, `RUST_LOG` or else the
+        /// configuration says.
         level: Option<String>,
     },
     /// Read the configuration again.

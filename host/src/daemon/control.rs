@@ -245,6 +245,9 @@ impl Daemon {
     }
 }
 
+const DEFAULT_LEVEL: &str =
+    "the log's level is what --log-level, RUST_LOG or else the configuration says";
+
 /// Logs at another level, until the daemon ends.
 fn set_level(text: Option<&str>) -> Answer {
     let level = match text.map(protocol::level).transpose() {
@@ -260,8 +263,8 @@ fn set_level(text: Option<&str>) -> Answer {
             Answer::done(format!("the log's level is {level} until the daemon ends"))
         }
         None => {
-            info!("the log's level is what the daemon began with");
-            Answer::done("the log's level is what the daemon began with")
+            info!("{DEFAULT_LEVEL}");
+            Answer::done(DEFAULT_LEVEL)
         }
     }
 }

@@ -94,8 +94,8 @@ pub(super) fn start(
     (layer, complaint)
 }
 
-/// Logs what is at least so severe, whatever the configuration says; none for what that says. Says
-/// whether there is a log.
+/// Logs what is at least so severe, whatever else says; none for what the command line, `RUST_LOG` or else
+/// the configuration says, as it was read last. Says whether there is a log.
 pub(crate) fn set_level(level: Option<LogLevel>) -> bool {
     LEVEL
         .get()
@@ -146,6 +146,24 @@ mod tests {
         let is_done = level.change(|wanted| wanted.set = Some(LogLevel::Error));
         assert!(!is_done, "its log is gone");
         assert_eq!(level.lock().set, None);
+    }
+
+    #[test]
+    fn what_was_configured_meanwhile_counts_once_no_level_is_set() {
+        let (_layer, level, _) = Level::new(QUIET, None);
+        let now = || level.handle.with_current(ToString::to_string).unwrap();
+        assert!(level.change(|wanted| wanted.set = Some(LogLevel::Error)));
+        assert!(level.change(|wanted| wanted.verbosity.configured = LogLevel::Debug));
+        assert_eq!(now(), "error");
+        assert!(level.change(|wanted| wanted.set = None));
+        let (expected, ..) = filter(
+            Verbosity {
+                configured: LogLevel::Debug,
+                ..QUIET
+            },
+            None,
+        );
+        assert_eq!(now(), expected.to_string());
     }
 
     #[test]
