@@ -10,6 +10,9 @@ use lostlove_core::config::{Common, Limits, ServerConfig};
 const LOG_LEVEL: &str = "monitoring.log_level";
 const PUBLIC_ADDRESS: &str = "server.public_address";
 
+/// What a session has agreed on at its beginning it keeps.
+const FOR_NEW_SESSIONS: &str = "for each client when it next connects";
+
 /// Keys of a file whose values are others now.
 #[derive(Debug, Default)]
 pub(super) struct Differences {
@@ -142,22 +145,26 @@ impl Differences {
         let (a, b) = (&old.server, &new.server);
         let (c, d) = (&old.common, &new.common);
         for (key, differs) in [
-            ("network.dns", a.push.dns != b.push.dns),
-            ("network.push_routes", a.push.routes != b.push.routes),
             (
                 "network.client_to_client",
                 a.client_to_client != b.client_to_client,
             ),
-            ("network.compression", c.compression != d.compression),
             ("security.probe_from", a.probe_sources != b.probe_sources),
+            ("limits.rate_limit_per_user", a.rate_limit != b.rate_limit),
+        ] {
+            self.apply(key, differs);
+        }
+        for (key, differs) in [
+            ("network.dns", a.push.dns != b.push.dns),
+            ("network.push_routes", a.push.routes != b.push.routes),
+            ("network.compression", c.compression != d.compression),
             ("security.suites", c.suites != d.suites),
             (
                 "security.rotate_bytes, security.rotate_interval",
                 c.rotation != d.rotation,
             ),
-            ("limits.rate_limit_per_user", a.rate_limit != b.rate_limit),
         ] {
-            self.apply(key, differs);
+            self.apply(&format!("{key} ({FOR_NEW_SESSIONS})"), differs);
         }
         let (a, b) = (&c.limits, &d.limits);
         self.apply(
@@ -268,18 +275,11 @@ mod tests {
 
     /// A section, a line of it, and what is said of that.
     const APPLIED: &[(&str, &str, &str)] = &[
-        ("network", "dns = ['10.8.0.1']", "network.dns"),
-        (
-            "network",
-            "push_routes = ['192.168.1.0/24']",
-            "network.push_routes",
-        ),
         (
             "network",
             "client_to_client = true",
             "network.client_to_client",
         ),
-        ("network", "compression = true", "network.compression"),
         ("server", "max_connections = 5", "server.max_connections"),
         (
             "server",
@@ -292,8 +292,19 @@ mod tests {
             "rate_limit_per_user = 1000",
             "limits.rate_limit_per_user",
         ),
-        ("security", "suites = ['aes-256-gcm']", "security.suites"),
         ("security", "probe_from = []", "security.probe_from"),
+    ];
+
+    /// The same of what connected clients do not have.
+    const APPLIED_LATER: &[(&str, &str, &str)] = &[
+        ("network", "dns = ['10.8.0.1']", "network.dns"),
+        (
+            "network",
+            "push_routes = ['192.168.1.0/24']",
+            "network.push_routes",
+        ),
+        ("network", "compression = true", "network.compression"),
+        ("security", "suites = ['aes-256-gcm']", "security.suites"),
         (
             "security",
             "rotate_interval = 60",
@@ -337,13 +348,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         crate::setup::make_default_key(&folder.path().join("server.toml")).unwrap();
         let old = server(folder.path(), "");
-        for (section, line, key) in APPLIED {
+        let later = |key: &str| format!("{key} (for each client when it next connects)");
+        let at_once = APPLIED.iter().map(|it| (it, it.2.to_owned()));
+        let all = at_once.chain(APPLIED_LATER.iter().map(|it| (it, later(it.2))));
+        for ((section, line, _), said) in all {
             let new = server(folder.path(), &format!("[{section}]\n{line}\n"));
             let found = Differences::of_servers(&old, &new);
-            assert_eq!(
-                (found.applied, found.needs_restart),
-                (vec![(*key).to_owned()], vec![])
-            );
+            assert_eq!((found.applied, found.needs_restart), (vec![said], vec![]));
             let mut after = old.clone();
             after.endpoint = in_force(&old.endpoint, new.endpoint.clone());
             after
