@@ -57,6 +57,8 @@ pub(crate) struct Lane {
     keepalive_at: Instant,
     /// Whether there was Data, either way, since the last time.
     had_data: bool,
+    /// KeepAlives, sealed or waiting to be, that no Ack has come for.
+    unanswered: usize,
     /// When the peer last proved that the stream makes sense: with a packet that opened.
     last_opened: Instant,
     /// Silence before this is no reason to take the peer for dead.
@@ -91,6 +93,7 @@ impl Lane {
             carried: 0,
             keepalive_at: next_keepalive(limits, now),
             had_data: false,
+            unanswered: 0,
             last_opened: now,
             silence_from: now,
             liveness: None,

@@ -134,3 +134,27 @@ fn no_change_of_a_servers_limits_ends_an_idle_session() {
     }
     assert_eq!(net.server.stats().sessions, count as u64);
 }
+
+/// All KeepAlives of a stall arrive in one read, and are no reason to end what outlived it.
+#[test]
+fn a_stall_of_many_intervals_ends_no_session() {
+    let pair = (300, 1);
+    let mut net = Net::new(server_with(pair, 1), vec![client_with(pair, 1)]);
+    net.run(SECOND * 5);
+    net.unreachable_for.insert(0);
+    net.link(0).up.stalled_at = Some(usize::MAX);
+    net.link(0).down.stalled_at = Some(usize::MAX);
+    for _ in 0..80 {
+        net.run(SECOND);
+        let now = net.now;
+        net.clients[0].handle_path_changed(now);
+    }
+    net.link(0).up.stalled_at = None;
+    net.link(0).down.stalled_at = None;
+    net.run(SECOND * 60);
+
+    assert_eq!(net.close_reasons(SERVER), []);
+    assert_eq!(net.close_reasons(0), []);
+    assert_eq!(net.server.stats().sessions, 1);
+    assert_asked_in_time(&net.server, (30, 1), net.now);
+}

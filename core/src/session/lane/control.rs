@@ -15,8 +15,9 @@ use crate::wire::{
     Ack, Disconnect, DisconnectCode, Flags, HEADER_LEN, Header, PacketType, decode_keep_alive,
 };
 
-/// A peer that sends KeepAlives and does not read the answers is not worth memory.
-const MAX_ANSWERS: usize = 64;
+/// A peer that sends KeepAlives and does not read the answers is not worth memory. So no side asks more
+/// often than this without an answer: after a stall all questions may come in one read.
+const MAX_UNANSWERED: usize = 64;
 
 /// A control packet that waits to be sealed.
 pub(super) struct Control {
@@ -103,8 +104,13 @@ impl Lane {
         }
     }
 
-    /// Asks for an answer: both sides learn that the other lives, and the round trip.
+    /// Asks for an answer: both sides learn that the other lives, and the round trip. Not if as
+    /// many questions are unanswered as may be: their answers say as much.
     pub(crate) fn send_keepalive(&mut self) {
+        if self.unanswered >= MAX_UNANSWERED {
+            return;
+        }
+        self.unanswered += 1;
         self.send(PacketType::KeepAlive, Vec::new(), Then::Nothing);
     }
 
@@ -140,7 +146,7 @@ impl Lane {
                 let is_answer = |control: &&Control| {
                     control.packet_type == PacketType::Ack && matches!(control.then, Then::Nothing)
                 };
-                if self.control.iter().filter(is_answer).count() > MAX_ANSWERS {
+                if self.control.iter().filter(is_answer).count() > MAX_UNANSWERED {
                     return Err(ProtocolError::UnsentAnswers);
                 }
             }
@@ -188,6 +194,12 @@ impl Lane {
         let next = self.sealer.next_sequence();
         let liveness = self.liveness.as_deref_mut();
         let ends_doubt = liveness.is_some_and(|it| it.note_answer(ack.sequence, next, sample));
+        let was_held_back = self.unanswered >= MAX_UNANSWERED;
+        self.unanswered = self.unanswered.saturating_sub(1);
+        if was_held_back && self.is_doubted() {
+            // Answers to what was sent before the path changed prove nothing.
+            self.send_keepalive();
+        }
         Heard::RoundTrip { sample, ends_doubt }
     }
 
