@@ -185,7 +185,8 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Queues the fragments of `packet`, which is too large for the session's MTU.
+    /// Queues the fragments of `packet`, which is too large for the session's MTU; of a super-packet,
+    /// those of each segment.
     pub(super) fn enqueue_fragments(
         &mut self,
         id: SessionId,
@@ -195,14 +196,25 @@ impl Endpoint {
         now: Instant,
     ) -> Result<(), DropReason> {
         let mtu = self.session_mtu(id).ok_or(DropReason::NotConnected)?;
+        if !ip::may_fragment(info, mtu) {
+            return Err(DropReason::TooBig);
+        }
         let flow = ip::flow_hash(packet, info);
-        let mut count = 0;
-        ip::fragment(packet, info, offload, mtu, &mut |piece| {
-            let queued = self.queued_copy(piece, Offload::NONE, flow, now);
-            self.enqueue(id, queued, now);
-            count += 1;
+        let (mut segments, mut pieces) = (0, 0);
+        ip::finish(packet, info, offload, &mut |segment| {
+            segments += 1;
+            let mut segment = segment.to_vec();
+            let cut = ip::fragment(&mut segment, info, Offload::NONE, mtu, &mut |piece| {
+                let queued = self.queued_copy(piece, Offload::NONE, flow, now);
+                self.enqueue(id, queued, now);
+                pieces += 1;
+            });
+            if let Err(reason) = cut {
+                self.tools.stats.drop_packet(reason);
+            }
         })?;
-        self.tools.stats.fragments += count - 1;
+        self.tools.stats.segments_added += u64::saturating_sub(segments, 1);
+        self.tools.stats.fragments += u64::saturating_sub(pieces, segments);
         Ok(())
     }
 

@@ -29,16 +29,11 @@ pub(crate) fn fragment(
     mtu: u16,
     sink: &mut dyn FnMut(&[u8]),
 ) -> Result<(), DropReason> {
-    let header_len = info.transport;
-    let step = usize::from(mtu).saturating_sub(header_len) & !7;
-    let may_cut = info.version == Version::V4
-        && !info.dont_fragment
-        && offload.segment_size == 0
-        && header_len >= FIXED_HEADER_LEN
-        && step > 0;
-    if !may_cut {
+    if offload.segment_size != 0 || !may_fragment(info, mtu) {
         return Err(DropReason::TooBig);
     }
+    let header_len = info.transport;
+    let step = step(info, mtu);
     if offload.partial_checksum {
         complete_checksum(packet, info)?;
     }
@@ -71,6 +66,19 @@ pub(crate) fn fragment(
         offset += u16::try_from(step / 8).map_err(|_| DropReason::TooBig)?;
         start = next;
     }
+}
+
+/// Whether [`fragment`] may cut this packet, or the segments of this super-packet, for `mtu`.
+pub(crate) fn may_fragment(info: &IpInfo, mtu: u16) -> bool {
+    info.version == Version::V4
+        && !info.dont_fragment
+        && info.transport >= FIXED_HEADER_LEN
+        && step(info, mtu) > 0
+}
+
+/// Bytes of data in each fragment but the last.
+fn step(info: &IpInfo, mtu: u16) -> usize {
+    usize::from(mtu).saturating_sub(info.transport) & !7
 }
 
 fn finish_header(piece: &mut [u8], header_len: usize, field: u16) -> Result<(), DropReason> {

@@ -28,7 +28,7 @@ pub(crate) use address::{is_unicast_destination, is_unicast_source};
 pub(crate) use checksum::{complete_checksum, ones_complement_sum};
 pub(crate) use coalesce::{Coalesced, Coalescer, Datagram};
 pub(crate) use flow::{flow_hash, tcp_ports};
-pub(crate) use fragment::fragment;
+pub(crate) use fragment::{fragment, may_fragment};
 pub(crate) use icmp::{IcmpPacket, Unreachable, packet_too_big, time_exceeded, unreachable};
 pub(crate) use mss::mss_clamp;
 pub(crate) use offload::Offload;

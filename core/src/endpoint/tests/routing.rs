@@ -6,9 +6,10 @@ use core::time::Duration;
 use super::super::testing::{Net, SERVER, client_config, secret, server_config, udp};
 use crate::error::DropReason;
 use crate::event::Event;
+use crate::ip::VirtioHeader;
 use crate::ip::testing::{Packet, checksums_are_right};
 
-use super::{SERVER_ADDRESS, tcp_super_packet};
+use super::{SERVER_ADDRESS, super_packet_header, tcp_super_packet};
 
 /// Case 51: a client may send only from its own addresses.
 #[test]
@@ -137,6 +138,44 @@ fn a_packet_without_dont_fragment_reaches_a_client_with_a_small_mtu_in_pieces() 
             .flat_map(|piece| piece[20..].to_vec())
             .collect();
         assert!(data == packet[20..]);
+    }
+}
+
+/// Case 102: the same for each of two datagrams that come as one.
+#[test]
+fn a_super_packet_without_dont_fragment_reaches_a_client_with_a_small_mtu_in_pieces() {
+    let mut config = server_config(2);
+    config.server.client_to_client = true;
+    let mut small = client_config(1);
+    small.common.mtu = 1300;
+    let mut net = Net::new(config, vec![small, client_config(2)]);
+    net.settle();
+    let header = VirtioHeader {
+        gso_type: VirtioHeader::GSO_UDP_L4,
+        hdr_len: 28,
+        csum_offset: 6,
+        ..super_packet_header(1320)
+    };
+    for from in [SERVER, 1] {
+        let source = if from == SERVER {
+            SERVER_ADDRESS
+        } else {
+            net.address_v4(1)
+        };
+        let ends = (source.into(), net.address_v4(0).into());
+        let packet = Packet::udp(ends).payload(&[3; 2640]).partial().build();
+        net.send_super_packet(from, &packet, &header);
+        net.settle();
+        let pieces = core::mem::take(&mut net.received[0]);
+        assert_eq!(pieces.len(), 4);
+        for datagram in pieces.chunks(2) {
+            assert!(datagram.iter().all(|piece| piece.len() <= 1300));
+            let data: usize = datagram.iter().map(|piece| piece.len() - 20).sum();
+            assert_eq!(data, 8 + 1320);
+            assert_eq!(datagram[0][4..6], datagram[1][4..6]);
+            assert_eq!(datagram[0][24..26], 1328u16.to_be_bytes());
+        }
+        assert_ne!(pieces[0][4..6], pieces[2][4..6]);
     }
 }
 
