@@ -242,10 +242,14 @@ impl Peers {
     }
 }
 
-/// Whether what a peer was offered is what it is to have by now, as far as that is fixed.
+/// Whether what a peer was offered is what it is to have by now, as far as that is fixed. Without an IPv4
+/// address, which every session has, it was told that none is left.
 fn is_as_fixed(peer: &Peer, [v4, v6]: [Option<IpAddr>; 2]) -> bool {
-    let fits = |fixed: Option<IpAddr>, offered: Option<IpAddr>| {
-        fixed.is_none() || offered.is_none() || offered == fixed
-    };
-    fits(peer.address_v4.map(IpAddr::V4), v4) && fits(peer.address_v6.map(IpAddr::V6), v6)
+    let fits_v4 = peer
+        .address_v4
+        .is_none_or(|fixed| v4 == Some(IpAddr::V4(fixed)));
+    let fits_v6 = peer
+        .address_v6
+        .is_none_or(|fixed| v6.is_none_or(|v6| v6 == IpAddr::V6(fixed)));
+    fits_v4 && fits_v6
 }

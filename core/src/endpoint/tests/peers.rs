@@ -77,11 +77,20 @@ fn a_removed_peer_is_out_at_once_and_no_other_notices() {
 
 /// A client has sent its hello and has not proved its key yet, when something happens.
 fn between_hello_and_proof(happens: impl FnOnce(&mut Net)) -> Net {
-    let mut recorded = Net::connected(1);
+    between_hello_and_proof_at(|| server_config(1), happens)
+}
+
+/// The same at another server.
+fn between_hello_and_proof_at(
+    server: impl Fn() -> ServerSetup,
+    happens: impl FnOnce(&mut Net),
+) -> Net {
+    let mut recorded = Net::new(server(), vec![client_config(1)]);
+    recorded.run(Duration::ZERO);
     let flight = recorded.link(0).up.transcript.clone();
     let len = 24 + usize::from(u16::from_be_bytes([flight[13], flight[14]]));
     // The same server at the same moment: it gives the same answer, and the proof is right.
-    let mut net = Net::new(server_config(1), Vec::new());
+    let mut net = Net::new(server(), Vec::new());
     let now = net.now;
     let source = ([192, 0, 2, 1], 5000).into();
     let id = net.server.handle_accepted(source, now).unwrap();
@@ -108,6 +117,25 @@ fn a_hello_whose_peer_is_given_another_address_before_its_proof_comes_to_nothing
         upsert(net, altered).unwrap();
     });
     assert_eq!(net.server.stats().sessions_established, 1);
+}
+
+/// It would have a session without an IPv4 address.
+#[test]
+fn a_hello_for_which_no_address_was_left_comes_to_nothing_once_its_peer_has_one() {
+    let exhausted = || {
+        let mut config = server_config(2);
+        config.server.address_v4 = "10.8.0.1/30".parse().unwrap();
+        config.peers[1].address_v4 = Some(Ipv4Addr::new(10, 8, 0, 2));
+        config
+    };
+    let net = between_hello_and_proof_at(exhausted, |net| {
+        remove(net, 2);
+        let mut altered = peer(1);
+        altered.address_v4 = Some(Ipv4Addr::new(10, 8, 0, 2));
+        upsert(net, altered).unwrap();
+    });
+    assert_eq!(net.server.stats().sessions_established, 0);
+    assert_eq!(net.close_reasons(SERVER), [CloseReason::Altered]);
 }
 
 #[test]
