@@ -292,9 +292,6 @@ pub enum Refusal {
     /// `max_connections` plus `max_handshakes` is reached.
     #[error("too many connections")]
     TooManyConnections,
-    /// Too many unauthenticated connections.
-    #[error("too many unauthenticated connections")]
-    TooManyHandshakes,
     /// Too many unauthenticated connections from this source, or too many hellos of it failed just now.
     #[error("too many unauthenticated connections, or failed handshakes, from one source")]
     TooManyFromSource,
@@ -305,7 +302,6 @@ pub enum Refusal {
 
 reasons!(Refusal {
     TooManyConnections => "too_many_connections",
-    TooManyHandshakes => "too_many_handshakes",
     TooManyFromSource => "too_many_from_source",
     ShuttingDown => "shutting_down",
 });

@@ -300,11 +300,10 @@ impl Endpoint {
         let limits = &self.common.limits;
         let handshaking = usize::try_from(self.tools.stats.handshaking).unwrap_or(usize::MAX);
         if handshaking >= limits.max_handshakes {
-            let Some(victim) = server.strangers.first_to_go() else {
-                return Err(Refusal::TooManyHandshakes);
-            };
             server.pressure.add(now);
-            self.evict(victim, now);
+            if let Some(victim) = server.strangers.first_to_go() {
+                self.evict(victim, now);
+            }
         }
         let limits = &self.common.limits;
         if self.connections.len() >= limits.max_connections + limits.max_handshakes + MAX_PROBES {

@@ -207,7 +207,8 @@ impl Peers {
         self.entries.get_mut(peer)?.place.as_mut()
     }
 
-    /// Takes the offered addresses for good.
+    /// Takes the offered addresses for good. One that went to another peer since it was offered has another in
+    /// its place, or none is left; the peer keeps that one for when it comes again, and is offered it then.
     fn lease(
         &mut self,
         peer: PeerId,
@@ -220,12 +221,16 @@ impl Peers {
         let (fixed_v4, fixed_v6) = (entry.peer.address_v4, entry.peer.address_v6);
         let leased_v4 = match fixed_v4 {
             Some(_) => None,
-            None => v4.filter(|_| self.v4.lease(peer, v4, now) == v4),
+            None => v4.and_then(|_| self.v4.lease(peer, v4, now)),
         };
         let leased_v6 = match (&mut self.v6, fixed_v6) {
-            (Some(pool), None) => v6.filter(|_| pool.lease(peer, v6, now) == v6),
+            (Some(pool), None) => v6.and_then(|_| pool.lease(peer, v6, now)),
             _ => None,
         };
+        let is_other = |leased: Option<IpAddr>, offered| leased.is_some() && leased != offered;
+        if is_other(leased_v4, v4) || is_other(leased_v6, v6) {
+            return Err(Unclaimed::Altered);
+        }
         let lacks_v4 = fixed_v4.is_none() && leased_v4.is_none();
         let lacks_v6 = fixed_v6.is_none() && v6.is_some() && leased_v6.is_none();
         if lacks_v4 || lacks_v6 {
@@ -252,4 +257,59 @@ fn is_as_fixed(peer: &Peer, [v4, v6]: [Option<IpAddr>; 2]) -> bool {
         .address_v6
         .is_none_or(|fixed| v6.is_none_or(|v6| v6 == IpAddr::V6(fixed)));
     fits_v4 && fits_v6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Lease;
+    use crate::crypto::SecretKey;
+    use crate::peers::tests::config;
+
+    const HERE: WorkerId = WorkerId(1);
+
+    /// All addresses were lent to those who stay away.
+    #[test]
+    fn two_newcomers_who_are_offered_the_same_address_have_one_each_in_the_end() {
+        let newcomer = |n: u8| Peer {
+            name: format!("client{n}"),
+            public_key: SecretKey::from_bytes([n; 32]).public_key(),
+            preshared_key: None,
+            address_v4: None,
+            address_v6: None,
+            routes: Vec::new(),
+            rate_limit: None,
+            expires: None,
+        };
+        let mut config = config();
+        config.server.address_v4 = "10.8.0.1/29".parse().unwrap();
+        let absent = (2..=6).map(|n| Lease {
+            peer: newcomer(n).public_key,
+            address: [10, 8, 0, n].into(),
+        });
+        let leases: Vec<_> = absent.collect();
+        let all = (2..=8).map(newcomer).collect();
+        let mut peers = Peers::new(&config, all, &leases, Instant::ZERO);
+        let now = Instant::from_millis(61_000);
+        let offer = |peers: &mut Peers, n: u8, hello: u128| {
+            let offer = peers.offer((&newcomer(n).public_key, hello), [None; 2], now);
+            let offer = offer.unwrap();
+            let address = offer.address_v4.map(|it| IpAddr::V4(it.addr()));
+            (offer.peer, [address, None])
+        };
+        let [(first, one), (second, same)] =
+            [(7, 1), (8, 2)].map(|(n, hello)| offer(&mut peers, n, hello));
+        assert_eq!(one, same);
+        let claimed = peers.claim(first, one, (HERE, now), now).unwrap();
+        assert_eq!(claimed.leased, one);
+
+        let late = peers.claim(second, same, (HERE, now), now);
+        assert!(matches!(late, Err(Unclaimed::Altered)));
+        peers.abandon(second, now);
+
+        let (_, other) = offer(&mut peers, 8, 3);
+        assert!(other[0].is_some() && other != one);
+        let claimed = peers.claim(second, other, (HERE, now), now).unwrap();
+        assert_eq!(claimed.leased, other);
+    }
 }
