@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::dns::Dns;
 use super::error::NetError;
-use super::netlink::{LOOPBACK, Netlink, Route, RouteTarget, Rule, TABLE_MAIN};
+use super::netlink::{LOOPBACK, Netlink, Route, RouteTarget, Rule};
 use super::setup::Paths;
-use super::{nft, sysctl};
+use super::{nft, nowhere, sysctl};
 
 /// One change to the system, as it is recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -121,13 +121,12 @@ impl Change {
     }
 }
 
-/// In a table of our own whatever stands in the route's place is replaced: it leads where an earlier one
-/// of ours did, or is nobody's.
+/// What stands in the place of the guard's route is one of its own that leads where it could before.
 fn make_route(netlink: &mut Netlink, route: &Route) -> io::Result<()> {
-    if route.table == TABLE_MAIN {
-        netlink.add_route(route)
-    } else {
+    if nowhere::is_guards(route) {
         netlink.replace_route(route)
+    } else {
+        netlink.add_route(route)
     }
 }
 

@@ -24,17 +24,21 @@ pub(super) fn is_loopback_down(netlink: &mut Netlink) -> bool {
     !netlink.link(LOOPBACK).is_ok_and(|it| it.is_up)
 }
 
-/// What the route is to be instead; none if it is not the guard's, or leads where it should.
-fn redirected(route: &Route, is_loopback_down: bool) -> Option<Route> {
-    // Behind all others, with a metric, is what the tunnel lacks.
-    let is_guards = route.table != TABLE_MAIN
+/// Whether a route is the guard's, wherever it leads. Behind all others, with a metric, is what the tunnel
+/// lacks.
+pub(super) const fn is_guards(route: &Route) -> bool {
+    route.table != TABLE_MAIN
         && route.metric == 0
         && matches!(
             route.target,
             RouteTarget::Interface(LOOPBACK) | RouteTarget::Unreachable
-        );
+        )
+}
+
+/// What the route is to be instead; none if it is not the guard's, or leads where it should.
+fn redirected(route: &Route, is_loopback_down: bool) -> Option<Route> {
     let target = target(route.destination, is_loopback_down);
-    (is_guards && route.target != target).then_some(Route { target, ..*route })
+    (is_guards(route) && route.target != target).then_some(Route { target, ..*route })
 }
 
 impl Guard {
