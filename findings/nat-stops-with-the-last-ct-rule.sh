@@ -11,7 +11,7 @@
 # and an untracked packet has no translation to be found. So with an empty nat chain alone the router takes answers
 # for its own and resets the connection; with that and one rule `ct state new` in any chain it goes on.
 #
-# Version: seen on Linux 6.18.44 with nftables 1.0.6, 1 December 2026.
+# Version: seen on Linux 6.18.44, 1 December 2026, with nftables 1.0.6.
 #
 # For a VPN: who replaces a server's table in two steps resets its clients' downloads, even if another nat
 # chain is there, unless some rule elsewhere asks for connection tracking meanwhile.
@@ -29,9 +29,11 @@ spaces=(--net --pid --fork --kill-child --mount --mount-proc)
 [ "$(id -u)" = 0 ] || spaces+=(--user --map-root-user)
 unshare "${spaces[@]}" true || cannot "no network namespace of its own"
 
-# Reads a download through a masquerading router, of which the rule is taken away in its midst.
-program=$(
-    cat <<'PYTHON'
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+# A download through a masquerading router, of which the rule is taken away in its midst.
+cat >"$folder/download.py" <<'PYTHON'
 import os, socket, subprocess, sys, time
 
 ROUTER, CLIENT, SERVER = ("192.0.2.1", "10.8.0.1"), "10.8.0.2", "192.0.2.2"
@@ -97,12 +99,11 @@ run("nft delete table ip t")
 print(sender.communicate(timeout=30)[0].strip())
 reader.kill()
 PYTHON
-)
 uname -sr
 nft --version
 failed=
 while IFS='|' read -r rest expected; do
-    seen=$(unshare "${spaces[@]}" timeout -k 1 60 python3 -c "$program" "$rest") || cannot "namespaces, veth or NAT"
+    seen=$(unshare "${spaces[@]}" timeout -k 1 60 python3 "$folder/download.py" "$rest") || cannot "namespaces, veth or NAT"
     echo "left with $rest, the download $seen"
     [ "$seen" = "$expected" ] || failed+="; with $rest it $seen"
 done <<'CASES'
