@@ -242,22 +242,29 @@ impl Host {
     pub fn gate(&mut self, program: &str) -> Gate {
         let real = ["/usr/sbin", "/usr/bin"].map(|folder| Path::new(folder).join(program));
         let real = real.iter().find(|path| path.is_file()).unwrap();
-        let [held, waits, copy, script] = ["held", "waits", "copy", "script"]
+        let [held, waits, ran, copy, script] = ["held", "waits", "ran", "copy", "script"]
             .map(|name| self.dir.join(format!("{program}-{name}")));
         fs::copy(real, &copy).unwrap();
         let text = format!(
             "#!/bin/sh\n\
              [ -e {held} ] && : > {waits}\n\
              while [ -e {held} ]; do sleep 0.02; done\n\
+             echo \"$@\" >> {ran}\n\
              exec {copy} \"$@\"\n",
             held = held.display(),
             waits = waits.display(),
+            ran = ran.display(),
             copy = copy.display()
         );
         fs::write(&script, text).unwrap();
         fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
         self.netns = self.netns.clone().bind(&script, real);
-        Gate { held, waits, copy }
+        Gate {
+            held,
+            waits,
+            ran,
+            copy,
+        }
     }
 
     /// Puts another key into the file with the private key.
@@ -398,6 +405,7 @@ impl Host {
 pub struct Gate {
     held: PathBuf,
     waits: PathBuf,
+    ran: PathBuf,
     copy: PathBuf,
 }
 
@@ -416,6 +424,15 @@ impl Gate {
     #[track_caller]
     pub fn await_start(&self) {
         await_true("start of a program", || self.waits.exists());
+    }
+
+    /// Waits until the program has been let through with each of these arguments.
+    #[track_caller]
+    pub fn await_runs(&self, all: &[String]) {
+        await_true(&format!("runs with {all:?}"), || {
+            let ran = fs::read_to_string(&self.ran).unwrap_or_default();
+            all.iter().all(|it| ran.lines().any(|line| line == it))
+        });
     }
 
     /// Lets the program go on.

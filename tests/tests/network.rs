@@ -29,7 +29,7 @@ use lostlove_system::socket::{SocketOptions, listen};
 use lostlove_system::tun::{Offloads, Tun, TunConfig};
 use lostlove_tests::daemon::full_pipe;
 use lostlove_tests::entropy::{FAULT, Faulty};
-use lostlove_tests::lab::{SERVER_V4, SERVER_V6, client_v4, quoted};
+use lostlove_tests::lab::{Gate, SERVER_V4, SERVER_V6, client_v4, quoted};
 use lostlove_tests::{Driver, Host, Lab, await_some, await_true};
 use rustix::process::Signal;
 
@@ -53,6 +53,7 @@ fn packets_flow_while_a_program_is_stopped() {
     let _client = lab.start_client(0, &lab.client_settings(0));
     client.await_ping(SERVER_V4);
     await_ready(client);
+    await_first_look(client, &gate);
     gate.hold();
     server.terminate();
     let other = quoted("fd00:6c:6c::77");
@@ -348,6 +349,16 @@ fn answers(host: &Host, address: IpAddr) -> bool {
 
 fn is_ready(host: &Host) -> bool {
     host.http("/readyz").starts_with("HTTP/1.1 200")
+}
+
+/// Waits until the daemon has had each of its tables listed, and so until no look waits for `nft`.
+#[track_caller]
+fn await_first_look(host: &Host, gate: &Gate) {
+    let tables = host.text("nft", "list tables");
+    let ours = tables.lines().filter(|line| line.contains("lostlove"));
+    let listed: Vec<_> = ours.map(|table| format!("-s list {table}")).collect();
+    assert!(!listed.is_empty(), "{tables}");
+    gate.await_runs(&listed);
 }
 
 #[track_caller]
