@@ -1,11 +1,12 @@
 //! What is other in a configuration than in the one in force, by the keys of its file.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lostlove_config::{
-    AccessScope, ClientAccess, ClientSettings, LogLevel, Monitoring, ServerSettings, TunOptions,
+    AccessScope, ClientAccess, ClientSettings, LogLevel, MetricsListener, Monitoring,
+    ServerSettings, SocketOptions, TunOptions,
 };
-use lostlove_core::config::{Common, Limits, ServerConfig};
+use lostlove_core::config::{Common, Limits, Server, ServerConfig};
 
 const LOG_LEVEL: &str = "monitoring.log_level";
 const PUBLIC_ADDRESS: &str = "server.public_address";
@@ -29,27 +30,22 @@ impl Differences {
         found.monitoring(&a.monitoring, &b.monitoring);
         let key = |settings: &ServerSettings| settings.endpoint.server.secret_key.public_key();
         for (key, differs) in [
-            ("server.bind_address, server.port", a.listen != b.listen),
+            ("server.bind_address", ips(&a.listen) != ips(&b.listen)),
+            ("server.port", port(&a.listen) != port(&b.listen)),
             (
                 "server.worker_threads",
                 a.worker_threads != b.worker_threads,
             ),
             ("network.forwarding", a.forwarding != b.forwarding),
-            ("network.nat", a.nat != b.nat),
             ("network.inbound", a.inbound != b.inbound),
-            (
-                "network.client_access, network.client_deny",
-                !is_same_access(&a.client_access, &b.client_access),
-            ),
-            (
-                "network.congestion_control, network.notsent_lowat",
-                a.socket != b.socket,
-            ),
             ("peers.routes", a.peer_routes != b.peer_routes),
             ("security.private_key", key(old) != key(new)),
         ] {
             found.restart(key, differs);
         }
+        found.nat(old, new);
+        found.access(&a.client_access, &b.client_access);
+        found.socket(&a.socket, &b.socket);
         found.apply(PUBLIC_ADDRESS, a.public_address != b.public_address);
         found
     }
@@ -68,10 +64,6 @@ impl Differences {
                 .map(|key| *key.as_bytes())
         };
         let is_same_key = c.secret_key.public_key() == d.secret_key.public_key();
-        let reconnect = |it: &ClientSettings| {
-            let client = &it.endpoint.client;
-            (client.reconnect_min, client.reconnect_max)
-        };
         let (e, f) = (&old.endpoint.common, &new.endpoint.common);
         for (key, differs) in [
             ("client.server", a.server != b.server),
@@ -86,24 +78,23 @@ impl Differences {
                 a.direct_replies != b.direct_replies,
             ),
             ("client.local_routes", c.routes != d.routes),
-            (
-                "client.reconnect_min, client.reconnect_max",
-                reconnect(old) != reconnect(new),
-            ),
-            (
-                "network.congestion_control, network.notsent_lowat",
-                a.socket != b.socket,
-            ),
+            ("client.reconnect_min", c.reconnect_min != d.reconnect_min),
+            ("client.reconnect_max", c.reconnect_max != d.reconnect_max),
             ("security.suites", e.suites != f.suites),
             (
-                "security.rotate_bytes, security.rotate_interval",
-                e.rotation != f.rotation,
+                "security.rotate_bytes",
+                e.rotation.bytes != f.rotation.bytes,
+            ),
+            (
+                "security.rotate_interval",
+                e.rotation.interval != f.rotation.interval,
             ),
             ("network.compression", e.compression != f.compression),
             ("limits", e.limits != f.limits),
         ] {
             found.restart(key, differs);
         }
+        found.socket(&a.socket, &b.socket);
         found
     }
 
@@ -160,8 +151,12 @@ impl Differences {
             ("network.compression", c.compression != d.compression),
             ("security.suites", c.suites != d.suites),
             (
-                "security.rotate_bytes, security.rotate_interval",
-                c.rotation != d.rotation,
+                "security.rotate_bytes",
+                c.rotation.bytes != d.rotation.bytes,
+            ),
+            (
+                "security.rotate_interval",
+                c.rotation.interval != d.rotation.interval,
             ),
         ] {
             self.apply(&format!("{key} ({FOR_NEW_SESSIONS})"), differs);
@@ -175,9 +170,56 @@ impl Differences {
         self.restart("limits.memory", a.memory != b.memory);
         let streams = a.max_streams != b.max_streams;
         self.restart("limits.max_streams_per_connection", streams);
-        let tunnel = |config: &ServerConfig| (config.server.address_v4, config.server.address_v6);
-        let key = "network.tun_address, network.tun_address_v6, network.enable_ipv6";
-        self.restart(key, tunnel(old) != tunnel(new));
+        self.tunnel(&old.server, &new.server);
+    }
+
+    fn tunnel(&mut self, old: &Server, new: &Server) {
+        self.restart("network.tun_address", old.address_v4 != new.address_v4);
+        let (key, differs) = match (old.address_v6, new.address_v6) {
+            (Some(old), Some(new)) => ("network.tun_address_v6", old != new),
+            (old, new) => ("network.enable_ipv6", old != new),
+        };
+        self.restart(key, differs);
+    }
+
+    fn nat(&mut self, old: &ServerSettings, new: &ServerSettings) {
+        let [a, b] = [old, new].map(|it| it.host.nat.as_ref());
+        let [v4, other_v4] = [a, b].map(|nat| nat.and_then(|nat| nat.v4.as_ref()));
+        let [v6, other_v6] = [a, b].map(|nat| nat.and_then(|nat| nat.v6.as_ref()));
+        self.restart("network.nat", v4 != other_v4);
+        // Without a value of its own it follows the other, and IPv6 itself.
+        let follows = v6 == v4 && other_v6 == other_v4;
+        let [has, will_have] = [old, new].map(|it| it.endpoint.server.address_v6.is_some());
+        self.restart(
+            "network.nat_v6",
+            v6 != other_v6 && !follows && has == will_have,
+        );
+        if let (Some(a), Some(b)) = (a, b) {
+            self.restart("network.nat_ports", a.ports != b.ports);
+        }
+    }
+
+    fn socket(&mut self, old: &SocketOptions, new: &SocketOptions) {
+        let differs = old.congestion_control != new.congestion_control;
+        self.restart("network.congestion_control", differs);
+        let differs = old.notsent_lowat != new.notsent_lowat;
+        self.restart("network.notsent_lowat", differs);
+    }
+
+    /// What clients are told of counts only where they would not get there otherwise, and is open to them
+    /// only after a restart.
+    fn access(&mut self, old: &ClientAccess, new: &ClientAccess) {
+        self.restart("network.client_access", old.scope != new.scope);
+        self.restart("network.client_deny", old.deny != new.deny);
+        let (old, new) = (effective(old), effective(new));
+        // Another scope alone makes these count, or count no more.
+        if old.scope == new.scope {
+            let differs = old.routes != new.routes;
+            self.restart("network.push_routes (what it opens)", differs);
+        }
+        if old.scope == new.scope && old.deny == new.deny {
+            self.restart("network.dns (what it opens)", old.dns != new.dns);
+        }
     }
 
     fn tun(&mut self, old: &TunOptions, new: &TunOptions) {
@@ -187,8 +229,14 @@ impl Differences {
     }
 
     fn monitoring(&mut self, old: &Monitoring, new: &Monitoring) {
-        let key = "monitoring.enable_metrics, monitoring.metrics_address, monitoring.metrics_port";
-        self.restart(key, old.metrics != new.metrics);
+        if let (Some(old), Some(new)) = (old.metrics, new.metrics) {
+            let differs = old.address.ip() != new.address.ip();
+            self.restart("monitoring.metrics_address", differs);
+            let port = |it: MetricsListener| (it.address.port(), it.port_is_chosen);
+            self.restart("monitoring.metrics_port", port(old) != port(new));
+        } else {
+            self.restart("monitoring.enable_metrics", old.metrics != new.metrics);
+        }
         let differs = old.metrics_per_peer != new.metrics_per_peer;
         self.restart("monitoring.metrics_per_peer", differs);
         self.restart("monitoring.log_format", old.log_format != new.log_format);
@@ -223,10 +271,13 @@ pub(super) fn in_force(old: &ServerConfig, new: ServerConfig) -> ServerConfig {
     ServerConfig { common, server }
 }
 
-/// Whether a firewall is told the same: what clients are told of counts only where they would not get
-/// there otherwise.
-fn is_same_access(old: &ClientAccess, new: &ClientAccess) -> bool {
-    effective(old) == effective(new)
+fn ips(listen: &[SocketAddr]) -> Vec<IpAddr> {
+    listen.iter().map(SocketAddr::ip).collect()
+}
+
+/// That of all of them.
+fn port(listen: &[SocketAddr]) -> Option<u16> {
+    listen.first().map(SocketAddr::port)
 }
 
 fn effective(access: &ClientAccess) -> ClientAccess {
@@ -308,7 +359,12 @@ mod tests {
         (
             "security",
             "rotate_interval = 60",
-            "security.rotate_bytes, security.rotate_interval",
+            "security.rotate_interval",
+        ),
+        (
+            "security",
+            "rotate_bytes = 1000000",
+            "security.rotate_bytes",
         ),
     ];
 
@@ -324,19 +380,55 @@ mod tests {
         let waiting = found.take_waiting(&old, &new);
         assert_eq!(waiting, ["limits.rate_limit_per_user", LOG_LEVEL]);
         assert!(found.applied.is_empty());
-        assert_eq!(found.needs_restart, ["server.bind_address, server.port"]);
+        assert_eq!(found.needs_restart, ["server.port"]);
     }
 
     /// The same.
     const NEEDS_RESTART: &[(&str, &str, &str)] = &[
-        ("server", "port = 1", "server.bind_address, server.port"),
+        ("server", "port = 1", "server.port"),
+        ("server", "bind_address = '::'", "server.bind_address"),
         ("server", "worker_threads = 2", "server.worker_threads"),
         ("network", "mtu = 1380", "network.mtu"),
         ("network", "nat = false", "network.nat"),
+        ("network", "nat_v6 = false", "network.nat_v6"),
+        ("network", "nat_ports = '40000-50000'", "network.nat_ports"),
         (
             "network",
             "client_access = 'internet'",
-            "network.client_access, network.client_deny",
+            "network.client_access",
+        ),
+        ("network", "client_deny = []", "network.client_deny"),
+        (
+            "network",
+            "tun_address = '10.9.0.1/24'",
+            "network.tun_address",
+        ),
+        (
+            "network",
+            "tun_address_v6 = 'fd09::1/64'",
+            "network.tun_address_v6",
+        ),
+        ("network", "enable_ipv6 = false", "network.enable_ipv6"),
+        (
+            "network",
+            "congestion_control = 'cubic'",
+            "network.congestion_control",
+        ),
+        ("network", "notsent_lowat = 65536", "network.notsent_lowat"),
+        (
+            "monitoring",
+            "enable_metrics = false",
+            "monitoring.enable_metrics",
+        ),
+        (
+            "monitoring",
+            "metrics_address = '127.0.0.2'",
+            "monitoring.metrics_address",
+        ),
+        (
+            "monitoring",
+            "metrics_port = 9191",
+            "monitoring.metrics_port",
         ),
         ("limits", "memory = 67108864", "limits.memory"),
         ("monitoring", "log_format = 'json'", "monitoring.log_format"),
@@ -375,6 +467,33 @@ mod tests {
             after.endpoint = in_force(&old.endpoint, new.endpoint.clone());
             let found = Differences::of_servers(&after, &new);
             assert_eq!(found.needs_restart, [*key], "it still does");
+        }
+    }
+
+    /// Where clients do not get everywhere.
+    #[test]
+    fn what_clients_are_told_of_is_open_to_them_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        crate::setup::make_default_key(&folder.path().join("server.toml")).unwrap();
+        let with = |lines| {
+            server(
+                folder.path(),
+                &format!("[network]\nclient_access = 'internet'\n{lines}"),
+            )
+        };
+        let old = with("");
+        for (line, opens) in [
+            (
+                "push_routes = ['192.168.1.0/24']",
+                "network.push_routes (what it opens)",
+            ),
+            ("dns = ['192.168.1.1']", "network.dns (what it opens)"),
+        ] {
+            let found = Differences::of_servers(&old, &with(line));
+            assert_eq!(
+                (found.applied.len(), found.needs_restart),
+                (1, vec![opens.to_owned()])
+            );
         }
     }
 }
