@@ -48,7 +48,8 @@ pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
 ///
 /// Other tunnels of this host that are up carry the connection, if they lead to the server; every
 /// other attempt passes them by. That is out of step with whose turn it is, so that each server is
-/// tried both ways.
+/// tried both ways. A way on which nobody answers for 3 s is left for the other one, as a tunnel may be
+/// dead and still take its packets.
 #[derive(Debug)]
 pub struct Dialer {
     servers: Arc<[ServerAddress]>,

@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lostlove_tests::lab::{DEVICE, INTERNET_V4, INTERNET_V6, SERVER_V4, quoted};
 use lostlove_tests::{Daemon, Driver, Host, Lab, Settings, await_some, await_true};
@@ -264,6 +264,30 @@ fn a_server_that_the_first_tunnel_does_not_lead_to_is_reached_past_it() {
 
     assert!(line.contains(&format!("remote={OUTSIDE_V4}:")), "{line}");
     client.await_ping(SECOND_V4);
+}
+
+/// Its routes stay and lead nowhere.
+#[test]
+fn a_tunnel_whose_client_was_killed_holds_up_no_connection_for_long() {
+    let Some(lab) = Lab::new(1) else { return };
+    let client = &lab.clients[0];
+    let _server = start_routed_server(&lab, &mut lab.server_settings());
+    let inner_server = start_inner_server(&lab);
+    let first = start_full_client(&lab, &mut lab.client_settings(0));
+    let second = client.start(
+        &Driver::of_client().client(),
+        &inner_profile(&lab, "server"),
+    );
+    client.await_ping(SECOND_V4);
+    let remote = format!("remote={TRANSLATED_V4}:");
+    assert!(inner_server.log().contains(&remote), "through the first");
+
+    let start = Instant::now();
+    first.kill();
+    client.await_ping(SECOND_V4);
+
+    let gap = start.elapsed();
+    assert!(gap < Duration::from_secs(9), "{gap:?}: {}", second.log());
 }
 
 /// Somebody sends the tunnel's own packets into it.

@@ -9,6 +9,8 @@ pub(super) struct Order {
     pub(super) turn: usize,
     /// Other tunnels are passed by.
     pub(super) passes_tunnels: bool,
+    /// The next attempt goes another way.
+    pub(super) has_alternative: bool,
 }
 
 impl Order {
@@ -22,6 +24,7 @@ impl Order {
             first,
             turn: if are_there_tunnels { round / 2 } else { round },
             passes_tunnels: are_there_tunnels && (first + round) % 2 == 1,
+            has_alternative: are_there_tunnels,
         }
     }
 }

@@ -26,6 +26,10 @@ pub(super) const STAGGER: Duration = Duration::from_millis(250);
 /// How long the whole dial may take.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long addresses may be silent where the next attempt goes another way: a lost SYN is sent again
+/// after one second (RFC 6298, section 2).
+pub(super) const SILENCE: Duration = Duration::from_secs(3);
+
 /// How long to wait for a look-up before the addresses that the name had before are tried.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -49,6 +53,8 @@ pub(super) struct Race {
     knows_first: bool,
     start: Instant,
     next_attempt: Instant,
+    /// When the time is up.
+    end: Instant,
 }
 
 /// Who is asked for a name.
@@ -92,6 +98,7 @@ impl Race {
             knows_first: false,
             start,
             next_attempt: start,
+            end: start + TIMEOUT,
         }
     }
 
@@ -113,7 +120,7 @@ impl Race {
             }
             self.attempt(now);
             let over = self.connecting.is_empty() && self.unresolved.is_empty();
-            if over || now >= self.start + TIMEOUT || self.cancel.is_cancelled() {
+            if over || now >= self.end || self.cancel.is_cancelled() {
                 return Err(self.failure());
             }
             if let Some(winner) = self.wait(now)? {
@@ -270,6 +277,9 @@ impl Race {
                 Ok(socket) => {
                     self.connecting.push((socket, address));
                     self.next_attempt = now + STAGGER;
+                    if self.order.has_alternative {
+                        self.end = (now + SILENCE).min(self.start + TIMEOUT);
+                    }
                 }
                 Err(error) => self.failures.push((address.to_string(), error)),
             }
@@ -315,7 +325,7 @@ impl Race {
     }
 
     fn due(&self, now: Instant) -> Instant {
-        let mut due = self.start + TIMEOUT;
+        let mut due = self.end;
         if !self.candidates.is_empty() {
             let mut next = self.next_attempt;
             if self.is_held_back(now) {

@@ -63,6 +63,23 @@ fn an_address_that_does_not_answer_gets_a_rival() {
     assert!(start.elapsed() >= race::STAGGER, "{:?}", start.elapsed());
 }
 
+/// As in a tunnel whose client was killed.
+#[test]
+fn a_way_on_which_nobody_answers_is_soon_left_for_another() {
+    let silent = Silent::new();
+    let mut dialer = dialer(vec![silent.server()]);
+    dialer.set_mark(Mark::PAST_ALL);
+    let start = Instant::now();
+    dialer.start(1);
+    let error = wait(&mut dialer).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    let took = start.elapsed();
+    assert!(
+        took >= race::SILENCE && took < race::TIMEOUT / 2,
+        "{took:?}"
+    );
+}
+
 #[test]
 fn a_new_dial_supersedes_an_unfinished_one() {
     let silent = Silent::new();
