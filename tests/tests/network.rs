@@ -183,9 +183,33 @@ fn a_signal_ends_a_start_while_a_program_is_stopped() {
     host.network_state().assert_same_as(&before);
 }
 
-/// What a predecessor left and nobody could undo meanwhile stays for the next start.
+/// One signal lets a start finish undoing what a predecessor left.
 #[test]
-fn a_signal_ends_a_start_that_cleans_up_while_a_program_is_stopped() {
+fn a_start_that_is_ended_while_it_cleans_up_leaves_nothing() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    let gate = lab.clients[0].gate("nft");
+    let client = &lab.clients[0];
+    let before = client.network_state();
+    let _server = lab.start_server(&lab.server_settings());
+    let daemon = lab.start_client(0, &lab.client_settings(0));
+    client.await_ping(SERVER_V4);
+    await_ready(client);
+    daemon.kill();
+    gate.hold();
+    let mut daemon = lab.start_client(0, &lab.client_settings(0));
+    gate.await_start();
+
+    daemon.signal(Signal::TERM);
+    daemon.await_log("shutting down");
+    gate.open();
+
+    assert!(daemon.await_exit().success(), "{}", daemon.log());
+    client.network_state().assert_same_as(&before);
+}
+
+/// A second one ends also that. What nobody could undo stays for the next start, and is named.
+#[test]
+fn two_signals_end_a_start_that_cleans_up_while_a_program_is_stopped() {
     let Some(mut lab) = Lab::new(1) else { return };
     let gate = lab.clients[0].gate("nft");
     let client = &lab.clients[0];
@@ -200,11 +224,18 @@ fn a_signal_ends_a_start_that_cleans_up_while_a_program_is_stopped() {
     let mut daemon = lab.start_client(0, &lab.client_settings(0));
     gate.await_start();
 
+    daemon.signal(Signal::TERM);
+    daemon.await_log("shutting down");
+    thread::sleep(APART);
     let start = Instant::now();
-    let status = daemon.terminate();
+    daemon.signal(Signal::TERM);
+    let status = daemon.await_exit();
 
-    assert!(status.success(), "{status}");
+    assert_eq!(status.code(), Some(1), "{status}");
     assert!(start.elapsed() < PROMPT_START, "{:?}", start.elapsed());
+    let said = daemon.log();
+    assert!(said.contains("an earlier run left, which"), "{said}");
+    assert!(said.contains("nftables table lostlove_"), "{said}");
     gate.open();
     let mut daemon = lab.start_client(0, &lab.client_settings(0));
     client.await_ping(SERVER_V4);

@@ -131,6 +131,9 @@ impl Daemon {
             }
             Some(Signal::TerminateNow) => {
                 info!("still putting the network back; one more signal ends at once");
+                if let Some(network) = &self.network {
+                    network.give_up_leftovers();
+                }
             }
             Some(Signal::Reload) => self.demand_reload(Instant::now()),
             None => {}
@@ -327,7 +330,8 @@ impl Daemon {
         self.order(Order::ShutDown);
     }
 
-    /// What has not begun will not begin, and the network is put back as far as it is set up.
+    /// What has not begun will not begin, and the network is put back as far as it is set up, also what an
+    /// earlier run left of it.
     pub(super) fn give_up_starting(&mut self) {
         if self.pending.take().is_none() {
             return;

@@ -109,9 +109,15 @@ impl NetworkThread {
         self.is_abandoned.store(true, Ordering::Relaxed);
     }
 
-    /// Has programs that hang while the network is set up waited for no more. Never waits.
+    /// Has programs that hang while the network is set up waited for no more. What undoes an earlier run's
+    /// changes goes on. Never waits.
     pub(super) fn interrupt(&self) {
         self.patience.end();
+    }
+
+    /// Has programs that undo an earlier run's changes waited for no more. Never waits.
+    pub(super) fn give_up_leftovers(&self) {
+        self.patience.end_for_leftovers();
     }
 
     /// Asks for everything to be put back, as soon as what is under way is done. Never waits.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
+use super::change::Change;
 use crate::lock::LockError;
 
 /// What can go wrong with the system's network.
@@ -75,6 +76,15 @@ pub enum NetError {
     /// Nobody was willing to wait for a program any more.
     #[error("interrupted")]
     Interrupted,
+    /// The same, with what was not undone for that.
+    #[error("{0}: interrupted")]
+    GivenUp(String),
+    /// Whoever has ended the start would not wait for all of an earlier run's changes to be undone, or some
+    /// could not be.
+    #[error(
+        "ended before all was undone that an earlier run left, which the next start tries again: {0}"
+    )]
+    LeftBehind(String),
     /// The record of changes cannot be kept.
     #[error("cannot keep the record of network changes in {}: {source}", path.display())]
     Journal {
@@ -108,6 +118,20 @@ pub enum NetError {
 }
 
 impl NetError {
+    /// With the change that was under way, where nothing else tells it.
+    pub(super) fn about(self, change: &Change) -> Self {
+        match self {
+            Self::Interrupted => Self::GivenUp(change.describe()),
+            error => error,
+        }
+    }
+
+    /// The end of a start that leaves what these are about.
+    pub(super) fn left_behind(errors: &[Self]) -> Self {
+        let errors: Vec<_> = errors.iter().map(Self::to_string).collect();
+        Self::LeftBehind(errors.join("; "))
+    }
+
     /// Whether more privileges would help.
     pub fn is_permission(&self) -> bool {
         match self {
@@ -124,6 +148,8 @@ impl NetError {
             | Self::Refused(_)
             | Self::ForeignResolver { .. }
             | Self::Interrupted
+            | Self::GivenUp(_)
+            | Self::LeftBehind(_)
             | Self::Command { .. } => false,
         }
     }

@@ -56,15 +56,20 @@ pub(super) struct Guard {
 
 impl Guard {
     /// Locks the device's record and undoes what a dead predecessor left, and what others of this
-    /// network namespace left, unless somebody ends the patience for that.
+    /// network namespace left: to its end, unless somebody ends the patience for that as well.
     pub(super) fn open(tun: &str, paths: &Paths) -> Result<Self, NetError> {
         let mut guard = Self::lock(tun, paths)?;
+        guard.paths.patience = paths.patience.for_leftovers();
         let errors = guard.undo_what_was_left();
+        guard.paths.patience = paths.patience.clone();
         if guard.paths.patience.is_over() {
             // What was not undone stays recorded for the next run.
             guard.armed = false;
             guard.journal.finish()?;
-            return Err(NetError::Interrupted);
+            return Err(match &errors[..] {
+                [] => NetError::Interrupted,
+                errors => NetError::left_behind(errors),
+            });
         }
         for error in errors {
             tracing::warn!(%error, tun, "cannot undo what an earlier run left");
@@ -121,6 +126,8 @@ impl Guard {
         let mut errors = Vec::new();
         for journal in self.journal.abandoned() {
             if self.paths.patience.is_over() {
+                let what = "what it left for other devices".to_owned();
+                errors.push(NetError::GivenUp(what));
                 break;
             }
             match journal.and_then(|journal| Self::of(journal, &self.paths)) {
@@ -398,7 +405,7 @@ impl Guard {
         let (followers, first): (Vec<_>, Vec<_>) = changes.iter().partition(follows);
         let in_order = first.into_iter().chain(followers);
         let mut errors: Vec<_> = in_order
-            .filter_map(|change| self.undo(change).err())
+            .filter_map(|change| Some(self.undo(change).err()?.about(change)))
             .collect();
         // /etc outlives a power cut, the record does not.
         let leftover = Dns::file(&self.paths.resolv_conf);

@@ -16,6 +16,8 @@ const SHORT: Duration = Duration::from_secs(1);
 pub struct Patience {
     limit: Duration,
     is_over: Arc<AtomicBool>,
+    /// The same for what undoes an earlier run's changes, which outlasts the rest.
+    is_over_for_leftovers: Arc<AtomicBool>,
 }
 
 impl Default for Patience {
@@ -30,14 +32,29 @@ impl Patience {
         Self {
             limit,
             is_over: Arc::default(),
+            is_over_for_leftovers: Arc::default(),
         }
     }
 
     /// Ends what a program is waited for, from another thread: it is killed with all that it has
     /// started, none is started any more, and what was under way fails with
-    /// [`NetError::Interrupted`](super::NetError::Interrupted). Never waits.
+    /// [`NetError::Interrupted`](super::NetError::Interrupted). What undoes an earlier run's changes goes on.
+    /// Never waits.
     pub fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    /// The same for what undoes an earlier run's changes, and for that alone. Never waits.
+    pub fn end_for_leftovers(&self) {
+        self.is_over_for_leftovers.store(true, Ordering::Relaxed);
+    }
+
+    /// For undoing what an earlier run left: [`Self::end_for_leftovers`] ends it, [`Self::end`] does not.
+    pub(super) fn for_leftovers(&self) -> Self {
+        Self {
+            is_over: Arc::clone(&self.is_over_for_leftovers),
+            ..self.clone()
+        }
     }
 
     /// Whether somebody has ended it.

@@ -89,6 +89,40 @@ fn the_next_start_restores_what_was_before_the_crash() {
     });
 }
 
+/// Who ends a start does not end the undoing, which may hang, unless he wants that as well.
+#[test]
+fn a_start_that_is_ended_undoes_what_a_dead_process_left() {
+    namespace::run(|ns| {
+        let before = ns.snapshot();
+        for ends_undoing in [true, false] {
+            let tun = open();
+            if ends_undoing {
+                set_up(ns, &SETUP).unwrap().guard.crash();
+            }
+            let mut paths = ns.paths.clone();
+            paths.patience = Patience::default();
+            paths.patience.end();
+            if ends_undoing {
+                paths.patience.end_for_leftovers();
+            }
+
+            let error = set_up_with(&paths, &SETUP).err().unwrap();
+
+            drop(tun);
+            let said = error.to_string();
+            if ends_undoing {
+                assert!(said.contains("nftables table lostlove_tun0"), "{said}");
+                assert_ne!(ns.snapshot(), before);
+                assert_eq!(records(ns), 1);
+            } else {
+                assert!(matches!(error, NetError::Interrupted), "{said}");
+                assert_eq!(ns.snapshot(), before);
+                assert_eq!(records(ns), 0);
+            }
+        }
+    });
+}
+
 #[test]
 fn a_live_instance_is_never_disturbed() {
     namespace::run(|ns| {
