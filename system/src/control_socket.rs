@@ -87,13 +87,7 @@ impl ControlSocket {
     ///
     /// As of [`Self::open`].
     pub fn open_at(path: &Path) -> Result<Self, SocketError> {
-        let (folder, name) = (path.parent(), path.file_name().and_then(OsStr::to_str));
-        let (Some(folder), Some(name)) = (folder, name) else {
-            return Err(SocketError::Io {
-                path: path.to_owned(),
-                source: io::ErrorKind::InvalidInput.into(),
-            });
-        };
+        let (folder, name) = split(path)?;
         Self::open_in(folder, name, getegid().as_raw())
     }
 
@@ -115,6 +109,25 @@ impl ControlSocket {
             }),
             Err(source) => Err(SocketError::Io { path, source }),
         }
+    }
+
+    /// Makes the file again where it has been taken away or replaced, and says whether that was so. Who
+    /// waits to be accepted then is not.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::open`]; the next call tries it again.
+    pub fn put_back(&mut self) -> Result<bool, SocketError> {
+        if self.is_in_place() {
+            return Ok(false);
+        }
+        let (folder, name) = split(&self.path)?;
+        *self = Self::open_in(folder, name, self.group)?;
+        Ok(true)
+    }
+
+    fn is_in_place(&self) -> bool {
+        identity(&self.path).is_ok_and(|file| file == self.file)
     }
 
     /// The listener, non-blocking.
@@ -144,10 +157,19 @@ impl ControlSocket {
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         // Another process may have its own there by now.
-        if identity(&self.path).is_ok_and(|file| file == self.file) {
+        if self.is_in_place() {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// The folder and the name of a socket's file.
+fn split(path: &Path) -> Result<(&Path, &str), SocketError> {
+    let (folder, name) = (path.parent(), path.file_name().and_then(OsStr::to_str));
+    folder.zip(name).ok_or_else(|| SocketError::Io {
+        path: path.to_owned(),
+        source: io::ErrorKind::InvalidInput.into(),
+    })
 }
 
 /// The process that has the socket of a device of this network namespace, if one does.
@@ -409,6 +431,30 @@ mod tests {
         let after = open().unwrap();
         drop(before);
         assert!(UnixStream::connect(after.path()).is_ok());
+    }
+
+    #[test]
+    fn a_socket_whose_folder_is_taken_away_is_put_back_beside_nobody_else() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("run/a.1.sock");
+        let mut socket = ControlSocket::open_at(&path).unwrap();
+        assert!(!socket.put_back().unwrap(), "it is there");
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+
+        assert!(socket.put_back().unwrap());
+
+        let client = UnixStream::connect(&path).unwrap();
+        assert!(socket.listener().accept().is_ok());
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, MODE);
+        drop(client);
+        fs::remove_file(&path).unwrap();
+        let other = UnixListener::bind(&path).unwrap();
+        let error = socket.put_back().unwrap_err();
+        assert!(matches!(error, SocketError::Taken { .. }), "{error}");
+        drop(other);
+        assert!(socket.put_back().unwrap(), "whoever it was has gone");
+        drop(socket);
+        assert!(!path.exists());
     }
 
     #[test]

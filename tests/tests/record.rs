@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use lostlove_tests::lab::{DEVICE, SERVER_V4, quoted};
+use lostlove_tests::programs::program;
 use lostlove_tests::{Daemon, Driver, Host, Lab, Settings, await_true};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
@@ -144,7 +145,7 @@ fn an_unreadable_record_is_kept_and_said_and_its_rules_are_removed() {
 
 /// Scripts that empty `/run`, and people.
 #[test]
-fn a_record_that_is_removed_while_its_daemon_runs_is_made_again() {
+fn a_record_and_a_socket_that_are_removed_while_their_daemon_runs_are_made_again() {
     let Some(lab) = Lab::new(0) else { return };
     let before = lab.server.network_state();
     let server = lab.start_server(&lab.server_settings());
@@ -156,6 +157,11 @@ fn a_record_that_is_removed_while_its_daemon_runs_is_made_again() {
     let line = server.await_log("what=record");
     assert!(line.contains("WARN"), "{line}");
     lab.server.netns.ip("rule del pref 77").unwrap();
+    let line = server.await_log("the control socket was taken away, and is put back");
+    assert!(line.contains("WARN"), "{line}");
+    let program = program("lostlove");
+    let status = lab.server.output(program.to_str().unwrap(), "status");
+    assert!(status.status.success(), "{status:?}");
     server.kill();
 
     let mut server = lab.start_server(lab.server_settings().set("network.forwarding", false));

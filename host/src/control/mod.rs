@@ -63,7 +63,7 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn start(
-        parts: ControlParts,
+        mut parts: ControlParts,
         threads: &Threads,
         reports: Arc<Mailbox<Report>>,
     ) -> io::Result<Self> {
@@ -73,7 +73,7 @@ impl Control {
         let serve = move || {
             let (replies, stop) = for_thread;
             let wish = |wish| reports.post(Report::Control(wish));
-            Service::new(&parts, &replies, &stop, &wish).run();
+            Service::new(&mut parts, &replies, &stop, &wish).run();
         };
         Ok(Self {
             replies,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lostlove_pump::Progress;
 use lostlove_system::wake::Wake;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::protocol::{Answer, Body, ErrorCode, Failure, MAX_LINE, Request};
 use super::{Asker, ControlParts, Reply, Wish};
@@ -35,6 +35,8 @@ const LINGER: Duration = Duration::from_secs(1);
 const TIME_TO_ASK: Duration = Duration::from_millis(100);
 /// Wait after an accept that failed, as for want of descriptors or of room, so that it does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// From one look to the next at whether the socket's file is still there.
+const LOOK: Duration = Duration::from_secs(10);
 /// Clients accepted, and reads of one, before others have their turn.
 const TURN: usize = 16;
 
@@ -73,10 +75,14 @@ enum Then {
 
 /// What the thread has.
 pub(super) struct Service<'a> {
-    parts: &'a ControlParts,
+    parts: &'a mut ControlParts,
     replies: &'a Mailbox<Reply>,
     stop: &'a Wake,
     wish: &'a dyn Fn(Wish),
+    /// When to look for the socket's file.
+    look_at: Instant,
+    /// Why it could not be put back, as the log was told.
+    problem: Option<String>,
     /// In the order in which they came.
     clients: Vec<Client>,
     next_id: u64,
@@ -88,8 +94,8 @@ pub(super) struct Service<'a> {
 }
 
 impl<'a> Service<'a> {
-    pub(super) const fn new(
-        parts: &'a ControlParts,
+    pub(super) fn new(
+        parts: &'a mut ControlParts,
         replies: &'a Mailbox<Reply>,
         stop: &'a Wake,
         wish: &'a dyn Fn(Wish),
@@ -99,6 +105,8 @@ impl<'a> Service<'a> {
             replies,
             stop,
             wish,
+            look_at: Instant::now() + LOOK,
+            problem: None,
             clients: Vec::new(),
             next_id: 0,
             asked_at: None,
@@ -122,7 +130,26 @@ impl<'a> Service<'a> {
                 .retain(|client| !matches!(client.state, State::Over));
             self.accept(now);
             self.ask(now);
+            self.look(now);
         }
+    }
+
+    /// Puts the socket back where its file was taken away: nobody would find this daemon.
+    fn look(&mut self, now: Instant) {
+        if now < self.look_at {
+            return;
+        }
+        self.look_at = now + LOOK;
+        let put_back = self.parts.socket.put_back();
+        if matches!(put_back, Ok(true)) {
+            let path = self.parts.socket.path().display();
+            warn!(%path, "the control socket was taken away, and is put back");
+        }
+        let problem = put_back.err().map(|error| error.to_string());
+        if let Some(error) = problem.as_ref().filter(|_| self.problem != problem) {
+            warn!(%error, "the control socket was taken away, and cannot be put back");
+        }
+        self.problem = problem;
     }
 
     /// Waits until something is to be done, and says what the clients are ready for; none at the end.
@@ -143,9 +170,10 @@ impl<'a> Service<'a> {
         }));
         fds.extend((!is_held_off).then(|| PollFd::new(listener, PollFlags::IN)));
         let deadlines = self.clients.iter().map(|client| client.deadline);
-        let due = deadlines.chain(self.retry_at).chain(self.ask_at).min();
-        let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let others = [self.retry_at, self.ask_at].into_iter().flatten();
+        let due = deadlines.chain(others).fold(self.look_at, Instant::min);
+        let timeout = due.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(timeout).ok();
         // Failures such as EINTR leave no events.
         let _ = poll(&mut fds, timeout.as_ref());
         let mut events = fds.iter().map(PollFd::revents);
