@@ -1,6 +1,7 @@
 //! What the machine has for a daemon, whether one runs or not.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -224,7 +225,11 @@ fn daemon_process(path: &Path, own: Option<&Path>) -> Option<Process> {
     if ![SERVER, CLIENT].contains(&name) {
         return None;
     }
-    let its = fs::read_link(path.join("ns/net")).ok();
+    let its = match fs::read_link(path.join("ns/net")) {
+        // It has ended, and its parent has yet to ask how.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        its => its.ok(),
+    };
     let is_elsewhere = own.is_some() && its.is_some() && its.as_deref() != own;
     (!is_elsewhere).then(|| Process {
         pid,
@@ -265,6 +270,8 @@ pub(super) fn silent(unasked: &[Process]) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
     use crate::doctor::files::Origin;
     use crate::doctor::finding::Level;
@@ -280,6 +287,32 @@ mod tests {
         // As Docker gives them.
         assert_eq!(level(true, Some(0xa804_25fb)), Level::Error);
         assert_eq!(level(false, Some(0)), Level::Warning);
+    }
+
+    /// As in a container whose first process asks nobody.
+    #[test]
+    fn a_process_that_has_ended_is_no_daemon() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join(SERVER);
+        std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
+        let mut child = Command::new(program)
+            .args(["-c", "read line"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let path = format!("/proc/{}", child.id());
+        let own = fs::read_link(NAMESPACE_OF_SELF).unwrap();
+        let found = || daemon_process(Path::new(&path), Some(&own));
+        let living = found().unwrap();
+        assert!(living.is(Role::Server) && living.is_here, "{living:?}");
+
+        drop(child.stdin.take());
+        let stat = || fs::read_to_string(format!("{path}/stat")).unwrap();
+        while state_of(&stat()) != Some('Z') {
+            std::thread::yield_now();
+        }
+        assert_eq!(found(), None);
+        child.wait().unwrap();
     }
 
     #[test]
