@@ -64,8 +64,8 @@ impl ServerNet {
         for change in routes(setup, index) {
             guard.make(&change)?;
         }
-        install_firewall(&mut guard, setup, index)?;
-        if setup.forwarding {
+        let forwards = install_firewall(&mut guard, setup, index)? && setup.forwarding;
+        if forwards {
             forward(&mut guard, setup)?;
         }
         let passage = watch_passage(&mut guard, setup, &networks);
@@ -74,7 +74,7 @@ impl ServerNet {
             guard,
             masqueraded: masquerade.map_or_else(Vec::new, |it| it.sources.clone()),
             passage,
-            forwards_v6: setup.forwarding && has_v6,
+            forwards_v6: forwards && has_v6,
             deaf: BTreeSet::new(),
         })
     }
@@ -170,12 +170,14 @@ fn routes(setup: &ServerSetup<'_>, index: u32) -> Vec<Change> {
         .collect()
 }
 
-/// Installs the tables. What only follows from defaults the server can do without, and says so.
+/// Installs the tables. What only follows from defaults the server can do without, and says so. Whether
+/// this host may forward: one that does not so far would become a router between all its networks where
+/// there is no firewall.
 fn install_firewall(
     guard: &mut Guard,
     setup: &ServerSetup<'_>,
     index: u32,
-) -> Result<(), NetError> {
+) -> Result<bool, NetError> {
     let table = nft::table_name(setup.tun);
     let around = conditions(guard, setup, index);
     let chains = nft::server::chains(setup, &around);
@@ -183,15 +185,23 @@ fn install_firewall(
         table: table.clone(),
     };
     let installed = guard.install(&change, Family::Inet, &table, chains);
+    let may_forward = installed.is_ok() || around.new_families.is_empty();
     if let Err(error) = installed {
         if needs_firewall(setup) {
             return Err(error);
         }
         tracing::warn!(
             %error,
-            "no firewall: neighbours reach what listens on the tunnel's address, clients \
-             reach everything, and large segments are not clamped"
+            "no firewall: neighbours reach what listens on the tunnel's address, clients reach \
+             everything, also what client_deny lists, and large segments are not clamped"
         );
+        if !may_forward {
+            tracing::warn!(
+                families = ?around.new_families,
+                "forwarding stays off, so that this host does not become a router between its networks: \
+                 clients reach this host alone. Install nftables"
+            );
+        }
     } else if !around.interfaces.is_empty() {
         tracing::info!(
             interfaces = ?around.interfaces,
@@ -209,7 +219,7 @@ fn install_firewall(
             tracing::debug!(%error, "other links are told of the tunnel's address by ARP");
         }
     }
-    Ok(())
+    Ok(may_forward)
 }
 
 /// Counts what others let pass, as soon as that can be had.

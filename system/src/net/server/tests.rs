@@ -356,10 +356,22 @@ fn a_server_without_a_firewall_says_what_it_lacks() {
         let mut paths = ns.paths.clone();
         paths.nft = ns.file("no-nft");
         let _tun = open();
+        let addresses = ["10.8.0.1/24", "fd00::1/64"].map(|net| net.parse().unwrap());
+        let setup = ServerSetup {
+            addresses: &addresses,
+            ..SETUP
+        };
         let mut net = None;
-        let log = capture(|| net = ServerNet::set_up(&SETUP, &paths).ok());
+        let log = capture(|| net = ServerNet::set_up(&setup, &paths).ok());
         assert!(log.contains("no firewall: neighbours reach"), "{log}");
+        assert!(log.contains("forwarding stays off"), "{log}");
+        assert_eq!(forwarding(ns), ["0", "0"], "it would be a router");
         restore(net.unwrap());
+        ns.shell("cd /proc/sys/net; echo 1 > ipv4/ip_forward; echo 1 > ipv6/conf/all/forwarding");
+        let mut router = None;
+        let log = capture(|| router = ServerNet::set_up(&setup, &paths).ok());
+        assert!(!log.contains("forwarding stays off"), "{log}");
+        restore(router.unwrap());
 
         let access = Access {
             scope: Scope::Internet {
