@@ -62,6 +62,8 @@ pub struct ServerCheck {
     /// The outgoing interfaces that the file names for `nat` and `nat_v6`. Whether they are there, only
     /// the host can tell.
     pub nat_interfaces: Vec<String>,
+    /// Whether a start fails where the host has no `nft`.
+    pub needs_firewall: bool,
     /// What is allowed and probably not meant, one line each.
     pub warnings: Vec<String>,
 }
@@ -159,8 +161,11 @@ fn judge_check(mut reader: Reader<'_>, parts: Parts) -> Result<ServerCheck, Conf
         reader.problem(&missing.at, lost_key(&missing.value));
     }
     let ((), warnings) = reader.finish(Some(()))?;
-    let nat = parts.settings.and_then(|settings| settings.host.nat);
+    let host = parts.settings.map(|settings| settings.host);
+    let needs_firewall = host.as_ref().is_some_and(ServerHost::needs_firewall);
+    let nat = host.and_then(|host| host.nat);
     Ok(ServerCheck {
+        needs_firewall,
         missing_key: parts.missing_key.map(|found| found.value),
         nat_interfaces: nat.map_or_else(Vec::new, |nat| {
             nat.interfaces().into_iter().map(str::to_owned).collect()

@@ -111,6 +111,14 @@ pub struct Nat {
     pub ports: PortRange,
 }
 
+impl ServerHost {
+    /// Whether a server cannot start without a firewall: what the file asks for is its work alone.
+    pub fn needs_firewall(&self) -> bool {
+        let is_limited = self.client_access.scope == AccessScope::Internet;
+        self.nat.is_some() || self.inbound.is_some() || is_limited
+    }
+}
+
 impl Nat {
     /// The outgoing interfaces that are named.
     pub fn interfaces(&self) -> Vec<&str> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use lostlove_config::{AccessScope, MetricsListener, ServerHost};
+use lostlove_config::{MetricsListener, ServerHost};
 use lostlove_system::net::{
     ForeignFirewall, NetError, Paths, foreign_firewalls, forwarding_parameter, has_nft,
     is_forwarding, tcp_listeners,
@@ -25,7 +25,7 @@ pub(super) fn look(host: &ServerHost, is_running: bool, is_root: bool) -> Vec<Fi
         findings.extend(forwarding(host, families));
     }
     let has_nft = has_nft(&paths);
-    findings.push(nftables(has_nft, needs_nft(host)));
+    findings.push(nftables(has_nft, host.needs_firewall()));
     if is_root && has_nft && host.forwarding {
         let networks = [&host.tun.addresses[..], &host.peer_routes].concat();
         let found = foreign_firewalls(&host.tun.name, &networks, uplink(host), &paths);
@@ -147,12 +147,6 @@ fn forwarding(host: &ServerHost, families: [(bool, Option<bool>); 2]) -> Vec<Fin
         }
     });
     findings.collect()
-}
-
-/// Whether the file asks for something that only nftables does.
-fn needs_nft(host: &ServerHost) -> bool {
-    let is_limited = host.client_access.scope == AccessScope::Internet;
-    host.nat.is_some() || host.inbound.is_some() || is_limited
 }
 
 fn nftables(is_there: bool, is_needed: bool) -> Finding {
@@ -295,11 +289,11 @@ mod tests {
     #[test]
     fn nftables_are_an_error_where_the_file_needs_them() {
         let mut host = host();
-        assert!(needs_nft(&host));
+        assert!(host.needs_firewall());
         host.nat = None;
-        assert!(!needs_nft(&host));
+        assert!(!host.needs_firewall());
         host.inbound = Some(Vec::new());
-        assert!(needs_nft(&host));
+        assert!(host.needs_firewall());
         let level = |is_there, is_needed| nftables(is_there, is_needed).level;
         assert_eq!(level(true, true), Level::Ok);
         assert_eq!(level(false, true), Level::Error);

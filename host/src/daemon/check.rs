@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use lostlove_core::config::Role;
-use lostlove_system::net::{Paths, check_firewall, missing_nat_interface};
+use lostlove_system::net::{NetError, Paths, check_firewall, missing_nat_interface};
 
 use super::start::{Failure, before_the_log, load_client, makes_everything};
 use crate::args::{DaemonArgs, Exit};
@@ -79,6 +79,8 @@ fn judge(role: Role, config: &Path) -> Result<Judgement, Failure> {
     let warnings = match role {
         Role::Server => {
             let mut check = lostlove_config::check_server(config)?;
+            let has_firewall = check_firewall(!check.needs_firewall, &Paths::default());
+            has_firewall.map_err(not_logging)?;
             for interface in &check.nat_interfaces {
                 let missing = missing_nat_interface(interface, &Paths::default());
                 check.warnings.extend(missing);
@@ -93,12 +95,17 @@ fn judge(role: Role, config: &Path) -> Result<Judgement, Failure> {
         Role::Client => {
             let settings = load_client(config)?;
             let has_firewall = check_firewall(settings.host.inbound, &Paths::default());
-            has_firewall.map_err(|error| Failure {
-                is_logging: false,
-                ..Failure::from(error)
-            })?;
+            has_firewall.map_err(not_logging)?;
             settings.warnings
         }
     };
     Ok(Judgement { note, warnings })
+}
+
+/// There is no log while nothing is started.
+fn not_logging(error: NetError) -> Failure {
+    Failure {
+        is_logging: false,
+        ..Failure::from(error)
+    }
 }

@@ -434,13 +434,13 @@ impl ClientNet {
     }
 }
 
-/// Whether there is the program that keeps connections out, where the profile wants that.
+/// Whether there is the program that keeps connections out, unless it `can_do_without`.
 ///
 /// # Errors
 ///
 /// [`NetError::NftMissing`] if not.
-pub fn check_firewall(inbound: bool, paths: &Paths) -> Result<(), NetError> {
-    if inbound {
+pub fn check_firewall(can_do_without: bool, paths: &Paths) -> Result<(), NetError> {
+    if can_do_without {
         return Ok(());
     }
     nft::find(paths).map(drop)

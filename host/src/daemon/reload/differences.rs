@@ -77,7 +77,7 @@ impl Differences {
                 "client.direct_replies",
                 a.direct_replies != b.direct_replies,
             ),
-            ("client.local_routes", c.routes != d.routes),
+            ("network.local_routes", c.routes != d.routes),
             ("client.reconnect_min", c.reconnect_min != d.reconnect_min),
             ("client.reconnect_max", c.reconnect_max != d.reconnect_max),
             ("security.suites", e.suites != f.suites),
