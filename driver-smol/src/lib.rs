@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::await_holding_refcell_ref)]
 
+mod executors;
 mod tasks;
 
 use std::any::Any;
@@ -23,7 +24,11 @@ use lostlove_host::worker::{SocketChange, SocketId, Source, Worker};
 use smol::LocalExecutor;
 use smol::future::{FutureExt as _, or, poll_fn, yield_now};
 
+use executors::Executors;
 use tasks::{Socket, Tasks};
+
+/// Tasks run before it is looked again what else has come.
+const MAX_TASKS: usize = 64;
 
 /// Drives a worker until it is done.
 ///
@@ -42,13 +47,13 @@ pub fn run(worker: Worker) -> io::Result<Worker> {
     }
     let driver = Driver::new(worker);
     // Dropped before what its tasks borrow.
-    let executor = LocalExecutor::new();
+    let executors = Executors::default();
     for (source, fd) in &sources {
         let task = driver.guard(driver.serve(*source, fd));
-        executor.spawn(task).detach();
+        executors.sources.spawn(task).detach();
     }
-    async_io::block_on(driver.conduct(&executor));
-    drop(executor);
+    async_io::block_on(driver.conduct(&executors));
+    drop(executors);
     driver.finish()
 }
 
@@ -58,6 +63,8 @@ struct Driver {
     held: RefCell<Vec<(Source, Waker)>>,
     /// Set when a task has used up its turn: time to look at the kernel.
     is_turn_over: Cell<bool>,
+    /// When a task had its turn last.
+    last_turn: Cell<Instant>,
     failure: RefCell<Option<io::Error>>,
     /// What a task panicked with.
     panic: RefCell<Option<Box<dyn Any + Send>>>,
@@ -69,6 +76,7 @@ impl Driver {
             worker: RefCell::new(worker),
             held: RefCell::default(),
             is_turn_over: Cell::new(false),
+            last_turn: Cell::new(Instant::ZERO),
             failure: RefCell::default(),
             panic: RefCell::default(),
         }
@@ -85,30 +93,30 @@ impl Driver {
     }
 
     /// Runs the tasks, and keeps the time, until the worker is done.
-    async fn conduct<'a>(&'a self, executor: &LocalExecutor<'a>) {
+    async fn conduct<'a>(&'a self, executors: &Executors<'a>) {
         let mut tasks = Tasks::default();
         let mut timer = Timer::never();
         let mut alarm = None;
+        let mut run = 0;
         while !self.is_done() {
             let due = self.worker.borrow().poll_timeout();
-            // When the deadline moves back, as it does with every packet, the timer may stay: it
-            // comes too early once, instead of being set anew each time.
             if let Some(at) = due
-                && alarm.is_none_or(|alarm| at < alarm)
+                && is_to_be_set(alarm, at, self.last_turn.get())
             {
                 timer.set_at(self.system_instant(at));
                 alarm = due;
             }
-            let is_due = or(self.tick(executor), expiry(&mut timer)).await;
+            let is_due = or(tick(executors), expiry(&mut timer)).await;
             if is_due {
                 alarm = None;
                 self.turn(|_, _| ());
                 // A deadline that is always past would never let the kernel be asked.
                 self.is_turn_over.set(true);
             }
-            self.follow_changes(&mut tasks, executor);
-            // Left alone, the executor would run 200 tasks between two looks.
-            if self.is_turn_over.take() {
+            self.follow_changes(&mut tasks, &executors.connections);
+            run += 1;
+            if self.is_turn_over.take() || run >= MAX_TASKS {
+                run = 0;
                 yield_now().await;
             }
         }
@@ -120,12 +128,6 @@ impl Driver {
         if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
             self.panic.borrow_mut().get_or_insert(panic);
         }
-    }
-
-    /// Runs one task, and says that no deadline has come.
-    async fn tick(&self, executor: &LocalExecutor<'_>) -> bool {
-        executor.tick().await;
-        false
     }
 
     fn follow_changes<'a>(&'a self, tasks: &mut Tasks, executor: &LocalExecutor<'a>) {
@@ -203,6 +205,7 @@ impl Driver {
     fn turn<T>(&self, act: impl FnOnce(&mut Worker, Instant) -> T) -> T {
         let mut worker = self.worker.borrow_mut();
         let now = worker.now();
+        self.last_turn.set(now);
         worker.handle_timeout(now);
         let result = act(&mut worker, now);
         worker.settle(now);
@@ -240,8 +243,48 @@ impl Driver {
     }
 }
 
+/// Runs one task, and says that no deadline has come.
+async fn tick(executors: &Executors<'_>) -> bool {
+    executors.tick().await;
+    false
+}
+
+/// Whether a timer that is set for `alarm` is to be set for `at`. When the deadline moves back, as it does
+/// with every packet, the timer may stay: it comes too early once, instead of being set anew each time.
+/// But where the alarm has passed without a sound, the machine has slept, and with it the timer, which
+/// has the rest of its time still before it.
+fn is_to_be_set(alarm: Option<Instant>, at: Instant, now: Instant) -> bool {
+    alarm.is_none_or(|alarm| at < alarm || (alarm <= now && now < at))
+}
+
 /// Waits for the timer, and says that a deadline has come.
 async fn expiry(timer: &mut Timer) -> bool {
     timer.await;
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_is_set_for_what_comes_sooner_and_anew_after_a_sleep() {
+        let at = Instant::from_millis;
+        for (alarm, due, now, is_set) in [
+            (None, 5, 1, true),
+            (Some(9), 5, 1, true),
+            (Some(9), 9, 1, false),
+            // A deadline that moves back.
+            (Some(9), 20, 1, false),
+            // The alarm has passed, and is about to be heard.
+            (Some(9), 9, 9, false),
+            (Some(9), 0, 9, true),
+            // The machine has slept.
+            (Some(9), 3_600_003, 3_600_000, true),
+            (Some(9), 9, 3_600_000, false),
+        ] {
+            let alarm = alarm.map(at);
+            assert_eq!(is_to_be_set(alarm, at(due), at(now)), is_set, "{due} {now}");
+        }
+    }
 }
