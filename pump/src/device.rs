@@ -35,7 +35,8 @@ pub trait PacketDevice {
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when no packet waits; anything else is fatal for the device.
+    /// `WouldBlock` when no packet waits, `InvalidInput` when one that waited cannot be told and is lost;
+    /// anything else is fatal for the device.
     fn recv(&self, buf: &mut [u8]) -> io::Result<(usize, VirtioHeader)>;
 
     /// Writes one packet.
@@ -70,7 +71,8 @@ pub(crate) fn send_packet(device: &impl PacketDevice, packet: &TunPacket<'_>) ->
 ///
 /// # Errors
 ///
-/// The device failed for good.
+/// The device failed for good: also where it has brought nothing but packets that it
+/// [cannot tell](PacketDevice::recv).
 pub fn drain_device(
     endpoint: &mut Endpoint,
     device: &impl PacketDevice,
@@ -106,6 +108,12 @@ pub fn drain_device(
                         break;
                     }
                     io::ErrorKind::Interrupted => {}
+                    // Where it brings nothing else, it is not for a packet.
+                    io::ErrorKind::InvalidInput
+                        if drained.packets > 0 || reads < BUDGET_PACKETS =>
+                    {
+                        tracing::debug!(%error, "the TUN device has lost a packet");
+                    }
                     _ => return Err(error),
                 }
             }
@@ -208,5 +216,43 @@ mod tests {
             assert_eq!((drained.packets, drained.largest), (packets, len));
             assert_eq!(drained.progress, progress);
         }
+    }
+
+    /// A kernel gives up a packet whose offload it cannot describe, as of a driver's making.
+    #[test]
+    fn a_packet_that_the_device_cannot_tell_ends_nothing() {
+        struct Faulty {
+            reads: Cell<usize>,
+            every: usize,
+        }
+        impl PacketDevice for Faulty {
+            fn recv(&self, buf: &mut [u8]) -> io::Result<(usize, VirtioHeader)> {
+                self.reads.set(self.reads.get() + 1);
+                match self.reads.get() {
+                    400.. => Err(io::ErrorKind::WouldBlock.into()),
+                    n if n % self.every == 0 => Err(io::ErrorKind::InvalidInput.into()),
+                    _ => {
+                        buf[..1400].fill(0);
+                        Ok((1400, VirtioHeader::default()))
+                    }
+                }
+            }
+
+            fn send(&self, _: &[u8], _: &VirtioHeader) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let drain = |every| {
+            let reads = Cell::new(0);
+            drain_device(&mut client(), &Faulty { reads, every }, Instant::ZERO)
+        };
+        let drained = drain(2).unwrap();
+        assert_eq!(
+            (drained.packets, drained.progress),
+            (200, Progress::Blocked)
+        );
+        // It would be asked for ever.
+        let error = drain(1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -128,7 +128,8 @@ impl Tun {
     /// [`io::ErrorKind::WouldBlock`] when no packet waits, [`io::ErrorKind::UnexpectedEof`] when
     /// the other end of a socket pair is gone, [`io::ErrorKind::InvalidData`] for less than a
     /// virtio header, and whatever the kernel reports, such as `EBADFD` once the device was
-    /// deleted.
+    /// deleted. `EINVAL` concerns one packet, whose offload the kernel could not describe, and which
+    /// is lost.
     pub fn recv(&self, buf: &mut [u8]) -> io::Result<Received> {
         if !self.has_headers {
             let len = rustix::io::read(&self.fd, buf)?;
