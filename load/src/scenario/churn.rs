@@ -37,14 +37,15 @@ impl Run {
         }
         let seconds = self.fleet.now().since(start.at).as_secs_f64();
         let last = self.fleet.now();
-        self.await_all(last, RETURN)?;
+        let took = self.await_all(last, RETURN)?;
         let mut section = Section::new("churn");
         section.add("sessions", self.clients);
         section.add(
             "ended per second",
             format!("{:.0}", f64::from(ends) / seconds),
         );
-        self.add_handshakes(&mut section, seconds);
+        // Those of the last ones as well, in the time that these took.
+        self.add_handshakes(&mut section, seconds + took.as_secs_f64());
         let asked = self.fleet.sessions().ended().get("shutting_down");
         let others = self
             .sessions_gone()

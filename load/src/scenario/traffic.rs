@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lostlove_core::time::Instant;
 
-use super::{BYSTANDER, Error, Run};
+use super::{BYSTANDER, Error, Run, TURN};
 use crate::bystander::Bystander;
 use crate::fleet::Fleet;
 use crate::ledger::partner;
@@ -84,6 +84,10 @@ impl Source<'_> {
         }
         // Who does not read does not send either.
         if client < self.stalled && way != Way::Down {
+            return false;
+        }
+        // And what is for him alone says nothing of the others.
+        if way == Way::Cross && partner(client) < self.stalled {
             return false;
         }
         // Nobody holds the others up by what is under way to him.
@@ -228,8 +232,17 @@ impl Run {
 
     /// Lets clients that did not read find out what has become of their sessions.
     fn recover(&mut self, begun: Instant) -> Result<Duration, Error> {
-        self.settle()?;
-        self.await_all(begun, RECOVERY)
+        let (mut back_at, mut are_back) = (begun, false);
+        let mut now = begun;
+        while now.since(begun) < SETTLE {
+            now = self.turn(TURN)?;
+            are_back = self.fleet.sessions().up() == self.clients;
+            if !are_back {
+                back_at = now;
+            }
+        }
+        let took = self.await_all(begun, RECOVERY)?;
+        Ok(if are_back { back_at.since(begun) } else { took })
     }
 
     fn add_flow(&self, section: &mut Section, source: &Source<'_>, start: &super::Start) {
