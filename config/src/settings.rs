@@ -57,7 +57,7 @@ pub struct ServerHost {
     pub inbound: Option<Vec<IpNet>>,
     /// What clients may open connections to.
     pub client_access: ClientAccess,
-    /// Event loops; 0 for one per core.
+    /// Event loops that were asked for; 0 for one per core. There is one so far.
     pub worker_threads: usize,
     /// Metrics and logs.
     pub monitoring: Monitoring,
