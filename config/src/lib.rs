@@ -36,6 +36,7 @@ pub use client::{load_client, role_of};
 pub use expiry::{Expiry, InvalidExpiry};
 pub use peer_files::{PEERS_FOLDER, peer_path};
 pub use problem::{ConfigError, Position, Problem};
+pub use reader::value::is_peer_name;
 pub use server::{
     ServerCheck, ServerFile, check_server, default_key_path, load_server, open_server,
 };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -84,6 +85,8 @@ struct Taken {
     /// Each with the number of its peer's section.
     routes: HashMap<IpNet, (usize, At)>,
     sections: usize,
+    /// It was said that IPv6 addresses are of no use.
+    is_v6_unused: bool,
 }
 
 impl Taken {
@@ -209,7 +212,11 @@ fn address(
 ) -> Option<IpAddr> {
     let found = entry.given()?;
     let Found { value, at } = &found;
-    if !tunnel.check_family(reader, *value, at) {
+    if !tunnel.carries(*value) {
+        // Of many peers nobody wants to read it.
+        if !mem::replace(&mut taken.is_v6_unused, true) {
+            reader.warning(at, "unused while IPv6 is off, as those of all peers are");
+        }
         return None;
     }
     // What is wrong with the network itself is already noted.
@@ -240,7 +247,8 @@ fn routes<'t>(
     let mut routes = Vec::new();
     for found in reader.list(section, "routes", route).or_else(Vec::new) {
         let Found { value, at } = &found;
-        if !tunnel.check_family(reader, value.addr(), at) {
+        if !tunnel.carries(value.addr()) {
+            reader.warning(at, format!("{value} is unused while IPv6 is off"));
             continue;
         }
         let network = tunnel.network_for(value.addr()).map(|net| net.trunc());

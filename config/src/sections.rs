@@ -10,7 +10,8 @@ use lostlove_core::crypto::Suite;
 use toml::de::DeValue;
 
 use crate::reader::value::{
-    algorithm_name, boolean, expected, fractional_seconds, integer, interface_name, one_of, parsed,
+    algorithm_name, bindable, boolean, expected, fractional_seconds, integer, interface_name,
+    one_of,
 };
 use crate::reader::{Entry, Found, Reader, Section};
 use crate::settings::{LogFormat, LogLevel, MetricsListener, Monitoring, SocketOptions};
@@ -134,7 +135,7 @@ pub(crate) fn monitoring<'t>(
         .or(defaults.enable_metrics);
     let port = reader.read(&section, "metrics_port", integer(1..=u16::MAX));
     let port_is_chosen = matches!(port, Entry::Given(_));
-    let address = reader.read(&section, "metrics_address", parsed("an IP address"));
+    let address = reader.read(&section, "metrics_address", bindable);
     if let Entry::Given(Found { value, at }) = &address
         && enabled
         && !IpAddr::is_loopback(value)

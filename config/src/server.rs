@@ -16,7 +16,7 @@ use crate::peers::{self, PeerFile};
 use crate::problem::ConfigError;
 use crate::reader::secret::PRIVATE_KEY;
 use crate::reader::value::{
-    boolean, expected, found, integer, network, parsed, remote_host_address, route,
+    bindable, boolean, expected, found, integer, network, parsed, remote_host_address, route,
 };
 use crate::reader::{At, Entry, Found, Reader, Section};
 use crate::sections::{self, MAX_RATE, MonitoringDefaults, values};
@@ -344,19 +344,9 @@ fn push<'t>(reader: &mut Reader<'t>, network: &Section<'t>, tunnel: &Tunnel) -> 
     let routes = reader.list(network, "push_routes", route);
     limit(reader, &dns, MAX_PUSHED_DNS);
     limit(reader, &routes, MAX_PUSHED_ROUTES);
-    if let Entry::Given(dns) = &dns {
-        for Found { value, at } in &dns.value {
-            tunnel.check_family(reader, *value, at);
-        }
-    }
-    if let Entry::Given(routes) = &routes {
-        for Found { value, at } in &routes.value {
-            tunnel.check_family(reader, value.addr(), at);
-        }
-    }
     Push {
-        dns: values(dns),
-        routes: values(routes),
+        dns: tunnel.carried(reader, dns, |address| *address),
+        routes: tunnel.carried(reader, routes, IpNet::addr),
     }
 }
 
@@ -467,9 +457,17 @@ fn public_address<'t>(reader: &mut Reader<'t>, server: &Section<'t>) -> Option<S
 fn bind_addresses<'t>(reader: &mut Reader<'t>, server: &Section<'t>) -> Vec<Found<IpAddr>> {
     const KEY: &str = "bind_address";
     let address = |value: &DeValue<'_>| {
-        let address: IpAddr = parsed("an IP address")(value)?;
+        let address = bindable(value)?;
         if address.is_multicast() {
             return Err(expected("a unicast address", value));
+        }
+        // A socket is for one family here.
+        if address.is_ipv6() && address.to_canonical().is_ipv4() {
+            let what = expected("an IPv4 address as such", value);
+            return Err(format!(
+                "{what}; did you mean \"{}\"?",
+                address.to_canonical()
+            ));
         }
         Ok(address)
     };

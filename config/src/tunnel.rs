@@ -1,5 +1,6 @@
 //! The tunnel's network: `tun_address`, `tun_address_v6`, `enable_ipv6` and `mtu` belong together.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
@@ -10,7 +11,7 @@ use toml::de::DeValue;
 
 use crate::pool::reserved;
 use crate::reader::value::{boolean, expected, parsed};
-use crate::reader::{At, Entry, Found, Reader, Section};
+use crate::reader::{Entry, Found, Reader, Section};
 use crate::sections::MTU;
 
 /// The default of `tun_address`.
@@ -51,12 +52,26 @@ impl Tunnel {
         }
     }
 
-    /// Notes a problem if `address` is of a family that the tunnel does not carry.
-    pub(crate) fn check_family(&self, reader: &mut Reader<'_>, address: IpAddr, at: &At) -> bool {
-        let carried = address.is_ipv4() || self.ipv6;
-        if !carried {
-            let message = format!("expected IPv4 alone while IPv6 is off, found {address}");
-            reader.problem(at, message);
+    /// Whether the tunnel carries the family of `address`. Who switches IPv6 off need not take it out of
+    /// every file as well.
+    pub(crate) const fn carries(&self, address: IpAddr) -> bool {
+        address.is_ipv4() || self.ipv6
+    }
+
+    /// Those of a list that the tunnel carries; of the others it is said that they are of no use.
+    pub(crate) fn carried<T: fmt::Display>(
+        &self,
+        reader: &mut Reader<'_>,
+        list: Entry<Vec<Found<T>>>,
+        address: impl Fn(&T) -> IpAddr,
+    ) -> Vec<T> {
+        let mut carried = Vec::new();
+        for Found { value, at } in list.or_else(Vec::new) {
+            if self.carries(address(&value)) {
+                carried.push(value);
+            } else {
+                reader.warning(&at, format!("{value} is unused while IPv6 is off"));
+            }
         }
         carried
     }

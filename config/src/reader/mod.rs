@@ -146,6 +146,10 @@ impl<'t> Reader<'t> {
     /// The table `[name]`, empty if the file does not have it.
     pub(crate) fn section(&mut self, root: &Section<'t>, name: &'static str) -> Section<'t> {
         self.know(root.name, name);
+        let is_it = |it: &&Section<'t>| it.name == name && it.file == root.file;
+        if let Some(known) = self.sections.iter().find(is_it) {
+            return known.clone();
+        }
         let Some((at, value)) = find(root, name) else {
             return self.enter(name, root.file, (None, None));
         };

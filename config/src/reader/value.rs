@@ -139,6 +139,17 @@ pub(crate) fn parsed<T: FromStr>(
     }
 }
 
+/// An address that a socket can be bound to without more.
+pub(crate) fn bindable(value: &DeValue<'_>) -> Result<IpAddr, String> {
+    let address = parsed("an IP address")(value)?;
+    match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            Err(expected("an address that needs no interface", value))
+        }
+        address => Ok(address),
+    }
+}
+
 /// One of a few names.
 pub(crate) fn one_of<'n, T: Copy>(
     names: &'n [(&'static str, T)],
@@ -227,7 +238,7 @@ fn kernel_name(value: &DeValue<'_>, what: &str) -> Result<String, String> {
 }
 
 /// Whether `name` may name a peer: it must be at home in logs, metric labels and file names.
-pub(crate) fn is_peer_name(name: &str) -> bool {
+pub fn is_peer_name(name: &str) -> bool {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '@');
     name.chars().count() <= MAX_PEER_NAME_CHARS
         && name.starts_with(char::is_alphanumeric)

@@ -160,8 +160,23 @@ const SERVER: &[(&str, &str)] = &[
          enable_ipv6 = false to go lower",
     ),
     (
-        "[network]\nenable_ipv6 = false\ndns = ['9.9.9.9', '2620:fe::fe']\n",
-        "server.toml:3:19: network.dns: expected IPv4 alone while IPv6 is off, found 2620:fe::fe",
+        "[server]\nbind_address = ['203.0.113.1', 'fe80::1']\n",
+        "server.toml:2:32: server.bind_address: expected an address that needs no interface, found \
+         \"fe80::1\"",
+    ),
+    (
+        "[server]\nbind_address = '::ffff:127.0.0.1'\n",
+        "server.toml:2:16: server.bind_address: expected an IPv4 address as such, found \
+         \"::ffff:127.0.0.1\"; did you mean \"127.0.0.1\"?",
+    ),
+    (
+        "[monitoring]\nmetrics_address = 'fe80::1'\n",
+        "server.toml:2:19: monitoring.metrics_address: expected an address that needs no interface, \
+         found \"fe80::1\"",
+    ),
+    (
+        "[security]\nprivate_kye = 'x'\n",
+        "server.toml:2:1: security.private_kye: unknown key; did you mean private_key?",
     ),
     (
         "[network]\ndns = '9.9.9.9'\n",

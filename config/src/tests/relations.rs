@@ -101,15 +101,34 @@ fn fixed_addresses_are_free_addresses_of_the_tunnel() {
         folder.server_errors(&text),
         "server.toml:8:11: peers.address: 10.8.0.2 is already taken (line 4)"
     );
+}
+
+/// As on a host that has lost it: nobody takes it out of all files.
+#[test]
+fn what_is_configured_of_ipv6_is_unused_while_it_is_off() {
+    let folder = Folder::new();
+    let of_peer = "address_v6 = 'fd4c:4c50:1::2'\nroutes = ['2001:db8:7::/48', '10.7.0.0/16']";
     let text = format!(
-        "{}[network]\nenable_ipv6 = false\n",
-        peers(&["address_v6 = 'fd4c:4c50:1::2'"])
+        "[network]\nenable_ipv6 = false\ndns = ['2620:fe::fe', '9.9.9.9']\n\
+         push_routes = ['2001:db8::/32']\n{}",
+        peers(&[of_peer, "address_v6 = 'fd4c:4c50:1::2'"])
     );
-    assert_eq!(
-        folder.server_errors(&text),
-        "server.toml:4:14: peers.address_v6: expected IPv4 alone while IPv6 is off, found \
-         fd4c:4c50:1::2"
-    );
+    let settings = folder.server(&text).unwrap();
+    for peer in &settings.peers {
+        assert_eq!(peer.address_v6, None);
+    }
+    assert_eq!(settings.host.peer_routes.len(), 1);
+    assert_eq!(settings.host.client_access.dns.len(), 1);
+    assert!(settings.host.client_access.routes.is_empty());
+    let said = settings.warnings.join("\n");
+    for expected in [
+        "network.dns: 2620:fe::fe is unused while IPv6 is off",
+        "network.push_routes: 2001:db8::/32 is unused while IPv6 is off",
+        "peers.address_v6: unused while IPv6 is off, as those of all peers are",
+        "peers.routes: 2001:db8:7::/48 is unused while IPv6 is off",
+    ] {
+        assert_eq!(said.matches(expected).count(), 1, "{expected} in {said}");
+    }
 }
 
 /// Case 54: equal networks of two peers are refused; of nested ones the more specific wins, and

@@ -14,6 +14,7 @@ use crate::problem::{ConfigError, Problem};
 use crate::server;
 use crate::server_address::ServerAddress;
 use crate::settings::ServerSettings;
+use crate::source::without_bom;
 use crate::source::{Source, mode_of, read_config};
 
 /// Permission bits of a new peer's file.
@@ -128,11 +129,14 @@ impl ServerFile {
         let mut is_placed = false;
         for part in self.text.split_inclusive('\n') {
             text.push_str(part);
-            let is_header = part
+            let is_header = without_bom(part)
                 .split('#')
                 .next()
                 .is_some_and(|it| it.trim() == "[server]");
-            if is_header && part.ends_with('\n') && !is_placed {
+            if is_header && !is_placed {
+                if !part.ends_with('\n') {
+                    text.push_str(ending);
+                }
                 text.push_str(&line);
                 is_placed = true;
             }
@@ -526,6 +530,8 @@ mod tests {
                 "# [server]\n [server] # x\r\n[limits]\r\n",
                 "# [server]\n [server] # x\r\nX\r\n[limits]\r\n",
             ),
+            ("\u{feff}[server]\n", "\u{feff}[server]\nX\n"),
+            ("[server]", "[server]\nX\n"),
         ] {
             let mut file = open(&folder, before, &[]).unwrap();
             assert!(file.set_public_address(&address));
@@ -533,12 +539,7 @@ mod tests {
             assert_eq!(file.text(), after.replace('X', line));
             assert_eq!(file.public_address(), Some(&address));
         }
-        for before in [
-            "",
-            "server.port = 1\n",
-            "server = { port = 1 }\n",
-            "[server]",
-        ] {
+        for before in ["", "server.port = 1\n", "server = { port = 1 }\n"] {
             let mut file = open(&folder, before, &[]).unwrap();
             assert!(!file.set_public_address(&address), "{before}");
             assert_eq!(file.text(), before);
