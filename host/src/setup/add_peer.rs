@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use lostlove_config::write::{self, Assigned, NewClient, NewPeer, ServerFile};
-use lostlove_config::{ConfigError, Expiry, Routes, ServerAddress};
+use lostlove_config::{ConfigError, Expiry, PEERS_FOLDER, Routes, ServerAddress};
 use lostlove_core::crypto::{PresharedKey, PublicKey, SecretKey};
 use lostlove_system::lock::LockFile;
 use zeroize::Zeroizing;
@@ -71,6 +71,7 @@ pub enum Remembered {
 /// the server's address cannot be guessed, or a file cannot be written.
 pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer, SetupError> {
     let _lock = lock(&request.config)?;
+    refuse_among_peers(request)?;
     let mut file = ServerFile::read(&request.config)?;
     let (server, remembered) = server_of(request.server.as_ref(), &mut file)?;
     let client = Client::new(&request.name)?;
@@ -107,6 +108,22 @@ pub fn add_peer(request: &AddPeer, output: &mut impl Write) -> Result<AddedPeer,
         server,
         remembered,
     })
+}
+
+/// A profile is no peer's file, and the server would stumble over it.
+fn refuse_among_peers(request: &AddPeer) -> Result<(), SetupError> {
+    let Some(output) = &request.output else {
+        return Ok(());
+    };
+    let peers = request.config.with_file_name(PEERS_FOLDER);
+    let folder = output.parent().filter(|it| !it.as_os_str().is_empty());
+    let folder = folder.unwrap_or_else(|| Path::new("."));
+    match (folder.canonicalize(), peers.canonicalize()) {
+        (Ok(folder), Ok(peers)) if folder == peers => {
+            Err(SetupError::ProfileAmongPeers(output.clone()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Where clients reach the server, and what its file says of that from now on.
@@ -188,16 +205,29 @@ impl<'a> Client<'a> {
 }
 
 fn guess_server(listen: &[SocketAddr]) -> Result<ServerAddress, SetupError> {
-    let listen = listen.first();
-    let bound = listen
-        .map(|address| address.ip())
-        .filter(|ip| !ip.is_unspecified());
+    let addresses = listen.iter().map(|address| address.ip());
+    // Nobody elsewhere can use the others: loopback, and what needs the name of an interface.
+    let is_of_use = |ip: &IpAddr| {
+        let is_link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        !ip.is_unspecified() && !ip.is_loopback() && !is_link_local
+    };
+    let bound = addresses.clone().find(is_of_use);
+    let of_route = |is_v4: bool| {
+        let is_any = |ip: IpAddr| ip.is_unspecified() && ip.is_ipv4() == is_v4;
+        addresses
+            .clone()
+            .any(is_any)
+            .then(|| address::of_default_route(is_v4))
+            .flatten()
+    };
     let ip = bound
-        .or_else(address::of_default_route)
+        .or_else(|| of_route(true))
+        .or_else(|| of_route(false))
         .ok_or(SetupError::NoAddress)?;
+    let port = listen.first().map(SocketAddr::port);
     Ok(ServerAddress {
         host: ip.to_string(),
-        port: listen.map_or(lostlove_config::DEFAULT_PORT, |address| address.port()),
+        port: port.unwrap_or(lostlove_config::DEFAULT_PORT),
     })
 }
 
@@ -338,6 +368,39 @@ mod tests {
         };
         let added = add_peer(&request, &mut Vec::new()).unwrap();
         assert_eq!(added.server.to_string(), "192.0.2.7:8443");
+    }
+
+    #[test]
+    fn the_guess_is_an_address_that_the_server_listens_on_and_others_can_use() {
+        let guess = |listen: &[&str]| {
+            let listen: Vec<_> = listen.iter().map(|it| it.parse().unwrap()).collect();
+            guess_server(&listen).map(|it| it.to_string())
+        };
+        let both = ["127.0.0.1:7", "[fe80::1]:7", "203.0.113.1:7"];
+        assert_eq!(guess(&both).unwrap(), "203.0.113.1:7");
+        for local in [&both[..1], &both[..2]] {
+            let error = guess(local).unwrap_err();
+            assert!(matches!(error, SetupError::NoAddress), "{error}");
+        }
+        // Whatever routes this machine has.
+        match guess(&["[::]:7"]) {
+            Ok(server) => assert!(server.starts_with('['), "{server}"),
+            Err(error) => assert!(matches!(error, SetupError::NoAddress), "{error}"),
+        }
+    }
+
+    #[test]
+    fn no_profile_is_written_where_the_server_reads_its_peers() {
+        let (folder, config) = server();
+        let output = folder.path().join("peers.d/../peers.d/alice.toml");
+        let error = add_peer(
+            &request("bob", &config, Some(output.clone())),
+            &mut Vec::new(),
+        );
+        let error = error.unwrap_err();
+        assert!(matches!(error, SetupError::ProfileAmongPeers(_)), "{error}");
+        assert!(!output.exists());
+        load_server(&config).unwrap();
     }
 
     #[test]

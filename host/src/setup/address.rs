@@ -2,20 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-/// The source address of the default route: the public one, unless this host is behind NAT. None
-/// without a default route.
+/// The source address of the default route of IPv4, or of IPv6: the public one, unless this host is behind
+/// NAT. None without a default route.
 ///
 /// Nothing is sent: connecting a UDP socket only asks the kernel for the route.
-pub(super) fn of_default_route() -> Option<IpAddr> {
+pub(super) fn of_default_route(is_v4: bool) -> Option<IpAddr> {
     // Documentation addresses (RFC 5737, RFC 3849): only a default route leads there.
-    let v4 = || source_towards(Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(192, 0, 2, 1));
-    let v6 = || {
+    if is_v4 {
+        source_towards(Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(192, 0, 2, 1))
+    } else {
         source_towards(
             Ipv6Addr::UNSPECIFIED,
             Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
         )
-    };
-    v4().or_else(v6)
+    }
 }
 
 /// Whether an address is of no use to clients elsewhere: private, shared (RFC 6598), link-local
@@ -54,8 +54,11 @@ mod tests {
 
     #[test]
     fn a_guess_is_an_address_of_this_host() {
-        if let Some(address) = of_default_route() {
-            UdpSocket::bind((address, 0)).unwrap();
+        for is_v4 in [true, false] {
+            if let Some(address) = of_default_route(is_v4) {
+                assert_eq!(address.is_ipv4(), is_v4);
+                UdpSocket::bind((address, 0)).unwrap();
+            }
         }
     }
 

@@ -66,7 +66,7 @@ pub fn first_start(config: &Path) -> Result<FirstStart, SetupError> {
     let (name, profile) = free_profile(config);
     let client = Client::new(&name)?;
     let (file, added) = judge(config, &new, &client)?;
-    let found = address::of_default_route();
+    let found = address::of_default_route(true).or_else(|| address::of_default_route(false));
     let ip = found.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let server = ServerAddress {
         host: ip.to_string(),

@@ -9,7 +9,7 @@ mod peers;
 use std::io;
 use std::path::PathBuf;
 
-use lostlove_config::ConfigError;
+use lostlove_config::{ConfigError, PEERS_FOLDER};
 use lostlove_core::crypto::KeyError;
 use lostlove_system::lock::LockError;
 use zeroize::Zeroizing;
@@ -56,6 +56,12 @@ pub enum SetupError {
         /// The line with the peer's name.
         line: usize,
     },
+    /// A profile where the server reads its peers.
+    #[error(
+        "{}: expected a profile beside {PEERS_FOLDER}, where the server reads its peers, not in it",
+        .0.display()
+    )]
+    ProfileAmongPeers(PathBuf),
     /// There is no such peer.
     #[error("there is no peer {0:?}; `lostlove peer list` names all")]
     NoPeer(String),
@@ -83,6 +89,7 @@ impl From<&SetupError> for Exit {
             SetupError::Key(_)
             | SetupError::NoAddress
             | SetupError::ByHand { .. }
+            | SetupError::ProfileAmongPeers(_)
             | SetupError::NoPeer(_) => Self::Failure,
         }
     }

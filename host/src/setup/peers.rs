@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lostlove_config::write::{PeerValue, line_of_peer, set_in_peer};
-use lostlove_config::{load_server, peer_path};
+use lostlove_config::{is_peer_name, load_server, peer_path};
 use lostlove_core::crypto::PublicKey;
 
 use super::{SetupError, add_peer, files};
@@ -76,12 +76,11 @@ pub fn set_peer(config: &Path, name: &str, values: &[PeerValue]) -> Result<(), S
 
 /// The peer's own file, which is there.
 fn own_file(config: &Path, name: &str) -> Result<PathBuf, SetupError> {
-    // A name with a slash would lead to another folder.
-    let path = Some(peer_path(config, name)).filter(|_| !name.contains('/'));
-    match (
-        path.filter(|path| path.is_file()),
-        line_of_peer(config, name),
-    ) {
+    // Other names would lead to another folder, or to files that no server reads.
+    let path = Some(peer_path(config, name)).filter(|_| is_peer_name(name));
+    // A link to nowhere is in every server's way as well.
+    let is_file = |path: &PathBuf| path.symlink_metadata().is_ok_and(|it| !it.is_dir());
+    match (path.filter(is_file), line_of_peer(config, name)) {
         (Some(path), _) => Ok(path),
         (None, Some(line)) => Err(SetupError::ByHand {
             name: name.to_owned(),
@@ -118,7 +117,11 @@ mod tests {
             let place = format!("{}:{line}: peer \"bob\"", config.display());
             assert!(error.to_string().starts_with(&place), "{error}");
         }
-        for name in ["eve", "../client1", "/etc/passwd", ""] {
+        // What nobody reads.
+        for name in ["", ".parked"] {
+            fs::write(peer_path(&config, name), "").unwrap();
+        }
+        for name in ["eve", "../client1", "/etc/passwd", "", ".parked"] {
             let error = remove_peer(&config, name).unwrap_err();
             assert!(matches!(error, SetupError::NoPeer(_)), "{error}");
         }
@@ -131,6 +134,10 @@ mod tests {
         let own = peer_path(&config, "client1");
         assert_eq!([&peers[0].file, &peers[1].file], [&config, &own]);
         assert_eq!(own.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let dangling = peer_path(&config, "dangling");
+        std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
+        assert!(list_peers(&config).is_err());
+        remove_peer(&config, "dangling").unwrap();
         remove_peer(&config, "client1").unwrap();
         assert_eq!(list_peers(&config).unwrap().len(), 1);
         assert_eq!(fs::read_to_string(&config).unwrap(), text);
