@@ -1,12 +1,13 @@
 //! `lostlove`: keys, peers, what daemons do, what is wrong with them, and a demonstration.
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lostlove_command::peer::{self, AddPeerArgs, PeerCommand};
 use lostlove_command::{demo, doctor, keys, say, status, warn_if_exposed};
-use lostlove_config::ConfigError;
+use lostlove_config::{ConfigError, PEERS_FOLDER};
 use lostlove_host::args::{Exit, print_usage};
 use lostlove_host::setup::SetupError;
 
@@ -99,10 +100,16 @@ fn advice(error: &SetupError) -> &'static str {
         return "\nRun it as root, with sudo, or as the owner of the files.";
     }
     match error {
-        SetupError::Config(ConfigError::Unreadable { .. }) => {
+        SetupError::Config(ConfigError::Unreadable { path, .. }) if !is_of_a_peer(path) => {
             "\nName the server's configuration with --config; a first start of lostlove-server \
              makes one."
         }
         _ => "",
     }
+}
+
+/// Whether a path is that of a peer's file.
+fn is_of_a_peer(path: &Path) -> bool {
+    let folder = path.parent().and_then(Path::file_name);
+    folder.is_some_and(|folder| folder == PEERS_FOLDER)
 }

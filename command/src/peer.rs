@@ -186,6 +186,7 @@ fn add(args: AddPeerArgs) -> Result<Exit, SetupError> {
     if let Some(remark) = remark(&added) {
         say(&remark);
     }
+    warn_if_over(request.expires);
     Ok(args.following.tell(&request.config))
 }
 
@@ -196,13 +197,24 @@ fn set(args: &SetPeerArgs) -> Result<Exit, SetupError> {
     let values: Vec<_> = rate_limit.into_iter().chain(expires).collect();
     setup::set_peer(config, &args.name, &values)?;
     say(&format!("Changed {}.", args.name));
+    warn_if_over(args.expires.and_then(|expires| expires.0));
     Ok(args.following.tell(config))
+}
+
+/// A mistyped year ends a session.
+fn warn_if_over(expires: Option<Expiry>) {
+    if expires.is_some_and(|it| it.unix_time() <= since_1970()) {
+        say("That day is over: the client cannot connect.");
+    }
+}
+
+fn since_1970() -> Duration {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
 }
 
 fn list(config: &Path) -> Result<(), SetupError> {
     let peers = setup::list_peers(config)?;
-    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    let text = table(&peers, now);
+    let text = table(&peers, since_1970());
     let mut output = io::stdout();
     let written = output.write_all(text.as_bytes());
     match written.and_then(|()| output.flush()) {
@@ -291,8 +303,8 @@ fn remark(added: &AddedPeer) -> Option<String> {
                 .to_owned(),
         ),
         Remembered::NoPlace => Some(format!(
-            "To have the next one connect there, too, add to the configuration:\n\
-             [server]\npublic_address = \"{server}\""
+            "To have the next one connect there, too, set server.public_address = \"{server}\" in the \
+             configuration."
         )),
     }
 }

@@ -13,7 +13,7 @@ use lostlove_system::limits::descriptors_needed;
 use lostlove_system::net::DeviceState;
 use rustix::io::Errno;
 
-use super::finding::{Finding, Look, edit, end, quoted};
+use super::finding::{Finding, Look, edit, edit_what, end, quoted};
 use crate::status::text::{duration, list};
 
 /// One packet of so many that is dropped in front of the device is no accident.
@@ -142,6 +142,14 @@ fn log_more(name: &str) -> String {
 
 fn not_connected(name: &str, client: &ClientStatus, about: &str) -> Finding {
     let servers = list(&client.servers, "no server");
+    if let Some(end) = &client.refused {
+        let found = format!(
+            "client, not connected to {servers}, which has ended the session: {}; {about}",
+            end.reason
+        );
+        let cure = "sudo lostlove doctor; sudo lostlove peer list  # on the server";
+        return Finding::error(Look::Daemon, name, found, cure);
+    }
     let why = match &client.last_error {
         Some(error) => format!("the last of {} attempts: {error}", client.attempts.max(1)),
         None => "no attempt has failed yet".to_owned(),
@@ -194,7 +202,7 @@ fn reload(name: &str, status: &Status) -> Option<Finding> {
     };
     let found =
         format!("the last reload failed, and what was in force before still is: {first}{rest}");
-    let edit = edit(&config(status));
+    let edit = edit_what(first, &config(status));
     let cure = format!("{edit}; sudo lostlove reload --daemon {}", quoted(name));
     Some(Finding::error(Look::Reload, name, found, cure))
 }
@@ -440,8 +448,9 @@ pub(super) fn descriptors(name: &str, status: &Status, limit: Option<u64>) -> Op
         return Some(Finding::ok(look, subject, found));
     }
     let found = format!("at most {limit}, but {max} sessions alone need {needed}");
+    let enough = needed.max(65_535);
     let cure = format!(
-        "sudo prlimit --pid {pid} --nofile=65535:65535  # for good: LimitNOFILE= of systemd, or ulimit -n \
+        "sudo prlimit --pid {pid} --nofile={enough}:{enough}  # for good: LimitNOFILE= of systemd, or ulimit -n \
          before the start"
     );
     Some(Finding::warning(look, subject, found, cure))

@@ -10,7 +10,7 @@ use lostlove_core::config::Role;
 use lostlove_host::args::{Exit, default_config};
 use lostlove_host::daemon::{Judgement, Unusable, judge_config};
 
-use super::finding::{Finding, Look, edit, quoted};
+use super::finding::{Finding, Look, edit_what, quoted};
 use super::host::INSTALL_NFT;
 
 /// How a file came to be looked at.
@@ -195,8 +195,8 @@ fn verdict(
         return vec![Finding::ok(look, subject, found)];
     }
     let warnings = judgement.warnings.iter().map(|warning| {
-        let warning = without(warning, &subject);
-        Finding::warning(look, &subject, warning, edit(&subject))
+        let cure = edit_what(warning, &subject);
+        Finding::warning(look, &subject, without(warning, &subject), cure)
     });
     warnings.collect()
 }
@@ -214,7 +214,7 @@ fn problems(path: &Path, origin: Origin, unusable: &Unusable) -> Vec<Finding> {
         let cure = if is_denied {
             format!("sudo lostlove doctor --config {}", quoted(&subject))
         } else {
-            edit(&subject)
+            edit_what(line, &subject)
         };
         softened(
             Finding::error(look, &subject, found, cure).ending_with(unusable.exit),

@@ -1,7 +1,9 @@
 //! What was looked at, and what came of it.
 
 use std::borrow::Cow;
+use std::path::Path;
 
+use lostlove_config::PEERS_FOLDER;
 use lostlove_host::args::Exit;
 use serde::Serialize;
 
@@ -138,6 +140,20 @@ pub(super) fn edit(path: &str) -> String {
     format!("sudo ${{EDITOR:-nano}} {}", quoted(path))
 }
 
+/// The same for the file that a line is about: that of a peer where the line begins with it, beside the
+/// daemon's own.
+pub(super) fn edit_what(line: &str, config: &str) -> String {
+    let folder = Path::new(config).with_file_name(PEERS_FOLDER);
+    let folder = format!("{}/", folder.display());
+    let name = line
+        .strip_prefix(&folder)
+        .and_then(|it| it.split(':').next());
+    match name {
+        Some(name) => edit(&format!("{folder}{name}")),
+        None => edit(config),
+    }
+}
+
 /// The command that ends a daemon, where its process can be seen from here.
 pub(super) fn end(pid: Option<u32>, why: &str) -> String {
     match pid {
@@ -162,6 +178,18 @@ pub(super) fn exit_of(findings: &[Finding]) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fault_in_a_peers_file_is_mended_there() {
+        let config = "/etc/lostlove/server.toml";
+        let own = edit(config);
+        for line in ["/etc/lostlove/server.toml:3:1: x", "network.dns: y", ""] {
+            assert_eq!(edit_what(line, config), own);
+        }
+        let line = "/etc/lostlove/peers.d/laptop.toml:3:1: expected a key";
+        let expected = edit("/etc/lostlove/peers.d/laptop.toml");
+        assert_eq!(edit_what(line, config), expected);
+    }
 
     #[test]
     fn only_errors_make_it_fail_and_those_of_one_kind_with_their_code() {

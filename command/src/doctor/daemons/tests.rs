@@ -1,4 +1,5 @@
 use lostlove_host::control::protocol::{Answer, Body};
+use lostlove_host::control::status::End;
 
 use super::*;
 use crate::doctor::finding::Level;
@@ -61,6 +62,24 @@ fn a_daemon_that_is_well_has_only_good_lines() {
         "client, connected to 203.0.113.1:8443; routes 0.0.0.0/0; name servers 10.8.0.1; process \
          815, up for 5 min 1 s"
     );
+}
+
+/// The network is not the fault then, and pointing at it would mislead.
+#[test]
+fn a_client_that_the_server_does_not_want_says_so() {
+    let refused = |status: &mut Status| {
+        if status.client.is_some() {
+            status.state = State::Connecting;
+            client(status).refused = Some(End {
+                reason: "this client has expired".to_owned(),
+                ..End::default()
+            });
+        }
+    };
+    let (level, look, found, cure) = one_wrong(refused);
+    assert_eq!((level, look), (Level::Error, Look::Daemon));
+    assert!(found.contains("this client has expired"), "{found}");
+    assert!(cure.ends_with("# on the server"), "{cure}");
 }
 
 #[test]
@@ -385,4 +404,11 @@ fn the_limit_of_open_files_is_compared_with_what_sessions_need() {
         "{cure}"
     );
     assert_eq!(descriptors("a", &client, Some(10)), None);
+    let mut large = server.clone();
+    large.server.as_mut().unwrap().max_sessions = 100_000;
+    let cure = descriptors("a", &large, Some(80_000))
+        .unwrap()
+        .cure
+        .unwrap();
+    assert!(cure.contains("--nofile=100064:100064"), "{cure}");
 }
