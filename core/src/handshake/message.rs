@@ -1,8 +1,13 @@
 //! The hellos as JSON, and what of them both sides must agree on.
 
+use core::fmt;
+use core::marker::PhantomData;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use super::MAX_HELLO_LEN;
@@ -182,7 +187,7 @@ pub(crate) fn probe_server_hello(session: Uuid, server_random: &[u8; 32]) -> Vec
 
 #[derive(Serialize, Deserialize)]
 enum ClientEnvelope {
-    ClientHello(ClientWire),
+    ClientHello(#[serde(deserialize_with = "object")] ClientWire),
 }
 
 /// 1.0's fields first, as a 1.0 peer writes them.
@@ -202,8 +207,8 @@ struct ClientWire {
 
 #[derive(Serialize, Deserialize)]
 enum ServerEnvelope {
-    ServerHello(ServerWire),
-    ServerRefusal(RefusalWire),
+    ServerHello(#[serde(deserialize_with = "object")] ServerWire),
+    ServerRefusal(#[serde(deserialize_with = "object")] RefusalWire),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -223,6 +228,25 @@ struct ServerWire {
     kem: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     noise: Option<String>,
+}
+
+/// Reads members by their names alone: serde would take a list of their values as well.
+fn object<'a, D: Deserializer<'a>, T: Deserialize<'a>>(json: D) -> Result<T, D::Error> {
+    struct Object<T>(PhantomData<T>);
+
+    impl<'a, T: Deserialize<'a>> Visitor<'a> for Object<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<M: MapAccess<'a>>(self, members: M) -> Result<T, M::Error> {
+            T::deserialize(MapAccessDeserializer::new(members))
+        }
+    }
+
+    json.deserialize_map(Object(PhantomData))
 }
 
 fn parse_json<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, HandshakeError> {
@@ -311,6 +335,18 @@ mod tests {
         let server = server_hello();
         let json = server.to_json().unwrap();
         assert_eq!(ServerHello::parse(&json).unwrap(), server);
+    }
+
+    #[test]
+    fn a_list_of_values_is_no_hello() {
+        let numbers = vec!["7"; 32].join(",");
+        let hello = format!(r#"{{"ClientHello":[[{numbers}],1]}}"#);
+        let parsed = ClientMessage::parse(hello.as_bytes()).err();
+        assert_eq!(parsed, Some(HandshakeError::Malformed));
+        let session = SESSION.hyphenated();
+        let hello = format!(r#"{{"ServerHello":[[{numbers}],"{session}",1,"hse","",""]}}"#);
+        let parsed = ServerHello::parse(hello.as_bytes()).err();
+        assert_eq!(parsed, Some(HandshakeError::Malformed));
     }
 
     /// What the page says of spelling, of members that nobody reads, and of those given twice.

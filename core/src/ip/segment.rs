@@ -297,6 +297,26 @@ mod tests {
         assert_eq!(finished(whole, offload), Err(DropReason::Malformed));
     }
 
+    /// Also where nobody needs to complete it, as on the way to another client.
+    #[test]
+    fn nothing_but_a_whole_tcp_or_udp_packet_has_a_partial_checksum() {
+        let offload = Offload {
+            partial_checksum: true,
+            segment_size: 0,
+        };
+        let counted = |packet: &[u8]| segments_len(packet, &parse(packet).unwrap(), offload);
+        for packet in [Packet::udp(V6), Packet::tcp(V4)] {
+            let mut packet = packet.payload(b"data").partial().build();
+            assert_eq!(counted(&packet), Ok(packet.len()));
+            // An ordinary protocol number that is neither.
+            let at = if packet[0] >> 4 == 4 { 9 } else { 6 };
+            packet[at] = 253;
+            assert_eq!(counted(&packet), Err(DropReason::Malformed));
+        }
+        let icmp = Packet::other(V4, protocol::ICMP).payload(&[8; 8]).build();
+        assert_eq!(counted(&icmp), Err(DropReason::Malformed));
+    }
+
     #[test]
     fn the_number_of_segments_is_bounded() {
         for (packet, most) in [

@@ -80,7 +80,7 @@ impl TransportHeader {
     }
 
     /// Judges what `offload` says about the packet: a header if it is a super-packet that may be
-    /// cut up, none if it is an ordinary packet.
+    /// cut up, none if it is an ordinary packet. Only a whole TCP or UDP packet has a partial checksum.
     ///
     /// A super-packet needs a partial checksum, more payload than fits one segment, and no TCP
     /// flag that belongs to one byte of the stream or to none (SYN, RST, URG): no network stack
@@ -90,10 +90,13 @@ impl TransportHeader {
         info: &IpInfo,
         offload: Offload,
     ) -> Result<Option<Self>, DropReason> {
-        if offload.segment_size == 0 {
+        if offload.segment_size == 0 && !offload.partial_checksum {
             return Ok(None);
         }
         let header = Self::of(packet, info)?;
+        if offload.segment_size == 0 {
+            return Ok(None);
+        }
         let payload_len = packet.len() - header.end;
         let segment_size = usize::from(offload.segment_size);
         if !offload.partial_checksum {
