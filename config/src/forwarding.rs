@@ -106,7 +106,13 @@ pub(crate) fn inbound<'t>(
     };
     let mut networks = tunnel.addresses();
     networks.extend(peer_routes);
+    let mut inbound = Vec::new();
     for Found { value, at } in &list.value {
+        if !tunnel.carries(value.addr()) {
+            reader.warning(at, format!("{value} is unused while IPv6 is off"));
+            continue;
+        }
+        inbound.push(*value);
         if !networks.iter().any(|known| known.trunc().contains(value)) {
             let message = format!(
                 "expected addresses of the tunnel or of a network in peers.routes, found {value}"
@@ -114,7 +120,7 @@ pub(crate) fn inbound<'t>(
             reader.problem(at, message);
         }
     }
-    Some(list.value.into_iter().map(|found| found.value).collect())
+    Some(inbound)
 }
 
 /// `client_access` and `client_deny`.

@@ -110,7 +110,7 @@ fn what_is_configured_of_ipv6_is_unused_while_it_is_off() {
     let of_peer = "address_v6 = 'fd4c:4c50:1::2'\nroutes = ['2001:db8:7::/48', '10.7.0.0/16']";
     let text = format!(
         "[network]\nenable_ipv6 = false\ndns = ['2620:fe::fe', '9.9.9.9']\n\
-         push_routes = ['2001:db8::/32']\n{}",
+         push_routes = ['2001:db8::/32']\ninbound = ['fd4c:4c50:1::2']\n{}",
         peers(&[of_peer, "address_v6 = 'fd4c:4c50:1::2'"])
     );
     let settings = folder.server(&text).unwrap();
@@ -120,8 +120,11 @@ fn what_is_configured_of_ipv6_is_unused_while_it_is_off() {
     assert_eq!(settings.host.peer_routes.len(), 1);
     assert_eq!(settings.host.client_access.dns.len(), 1);
     assert!(settings.host.client_access.routes.is_empty());
+    // None at all: without a list all would be open.
+    assert_eq!(settings.host.inbound, Some(Vec::new()));
     let said = settings.warnings.join("\n");
     for expected in [
+        "network.inbound: fd4c:4c50:1::2/128 is unused while IPv6 is off",
         "network.dns: 2620:fe::fe is unused while IPv6 is off",
         "network.push_routes: 2001:db8::/32 is unused while IPv6 is off",
         "peers.address_v6: unused while IPv6 is off, as those of all peers are",
