@@ -44,7 +44,7 @@ pub type Dialled = io::Result<(TcpStream, SocketAddr)>;
 /// be looked up, and come last when it can.
 ///
 /// Where large packets got lost ([`delivery`]), the next connections keep to small ones; so does every
-/// second one to a server that does not answer at all.
+/// second one to a server that does not answer at all, unless its machine has taken all that was sent.
 ///
 /// Other tunnels of this host that are up carry the connection, if they lead to the server; every
 /// other attempt passes them by. That is out of step with whose turn it is, so that each server is
@@ -140,15 +140,16 @@ impl Dialer {
         result
     }
 
-    /// Learns from what becomes of connections.
-    pub(crate) fn handle_event(&mut self, event: &Event) {
+    /// Learns from what becomes of connections, and, of one that ends, whether the other end took all that
+    /// was sent and said nothing.
+    pub(crate) fn handle_event(&mut self, event: &Event, is_unheeded: bool) {
         match event {
             Event::Closed {
                 reason: CloseReason::Handshake(error),
                 ..
             } => match error {
                 HandshakeError::PathMtu => self.small.handle_lost(Instant::now()),
-                HandshakeError::NoAnswer => self.small.handle_unanswered(),
+                HandshakeError::NoAnswer => self.small.handle_unanswered(is_unheeded),
                 _ => {}
             },
             Event::Assigned { .. } => self.small.handle_answered(Instant::now()),

@@ -107,6 +107,8 @@ pub(crate) enum Report {
         event: Event,
         /// Packets that the TUN device had been given by then.
         tun_packets: u64,
+        /// Of the end of a connection: the other end has taken all, and said nothing.
+        is_unheeded: bool,
     },
     /// The answer to [`Order::Tell`].
     Figures(Box<Figures>),

@@ -51,6 +51,16 @@ pub fn is_small(socket: &TcpStream) -> io::Result<bool> {
     TcpInfo::of(socket).map(|info| Found::parse(&info).is_small())
 }
 
+/// Whether all that was sent is there and nothing at all has come back: so it is where a server's kernel
+/// takes what its program does not read. Packets have not got lost for their size then.
+///
+/// # Errors
+///
+/// The system does not tell.
+pub fn is_unheeded(socket: &TcpStream) -> io::Result<bool> {
+    TcpInfo::of(socket).map(|info| Found::parse(&info).is_unheeded())
+}
+
 /// Watches one connection of a client, from its beginning.
 #[derive(Debug)]
 pub struct Delivery {
@@ -151,6 +161,8 @@ struct Found {
     arrived_later: u32,
     /// The largest segment that the other end was told it may send.
     max_segment: u32,
+    /// Segments with data that have come, also those behind one that is missing.
+    arrived: u32,
     /// Segments have come, but not the first one.
     is_incomplete: bool,
     shortest_round_trip: Duration,
@@ -166,6 +178,7 @@ impl Found {
             unacknowledged: info.number(24),
             arrived_later: info.number(28),
             max_segment: info.number(84),
+            arrived: info.number(152),
             is_incomplete: info.long(128) == 0 && info.number(152) > 0,
             shortest_round_trip: Duration::from_micros(info.number(148).into()),
         }
@@ -173,6 +186,10 @@ impl Found {
 
     const fn is_small(&self) -> bool {
         self.max_segment <= SMALL_SEGMENT
+    }
+
+    const fn is_unheeded(&self) -> bool {
+        self.unacknowledged == 0 && self.arrived == 0
     }
 }
 
@@ -191,6 +208,7 @@ mod tests {
         unacknowledged: 0,
         arrived_later: 0,
         max_segment: 1448,
+        arrived: 0,
         is_incomplete: false,
         shortest_round_trip: Duration::from_millis(100),
     };
@@ -324,6 +342,26 @@ mod tests {
         client.read_exact(&mut [0; 12_000]).unwrap();
         let full = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         assert!(!is_small(&full).unwrap());
+    }
+
+    #[test]
+    fn who_takes_everything_and_says_nothing_does_not_heed_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.write_all(&[7; 12_000]).unwrap();
+        while TcpInfo::of(&client).is_ok_and(|info| Found::parse(&info).unacknowledged > 0) {
+            std::thread::yield_now();
+        }
+        assert!(is_unheeded(&client).unwrap());
+        let (mut server, _) = listener.accept().unwrap();
+        server.write_all(b"a part of a hello").unwrap();
+        client.read_exact(&mut [0; 17]).unwrap();
+        assert!(!is_unheeded(&client).unwrap());
+        let under_way = Found {
+            unacknowledged: 1,
+            ..FULL
+        };
+        assert!(FULL.is_unheeded() && !under_way.is_unheeded());
     }
 
     #[test]

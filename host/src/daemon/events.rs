@@ -166,7 +166,16 @@ impl Daemon {
                 self.readiness.handle_begun();
                 self.tell_readiness();
             }
-            Report::Event { event, tun_packets } => self.handle_event(event, tun_packets),
+            Report::Event {
+                event,
+                tun_packets,
+                is_unheeded,
+            } => {
+                if let Some(dialer) = &mut self.dialer {
+                    dialer.handle_event(&event, is_unheeded);
+                }
+                self.handle_event(event, tun_packets);
+            }
             Report::Figures(figures) => self.publish(*figures),
             Report::Control(wish) => self.handle_wish(wish),
             Report::Sessions(sessions) => self.handle_sessions(*sessions),
@@ -183,9 +192,6 @@ impl Daemon {
         report::report(self.role, &event);
         self.readiness.handle_event(&event);
         self.control.history.handle_event(&event, Instant::now());
-        if let Some(dialer) = &mut self.dialer {
-            dialer.handle_event(&event);
-        }
         let is_ending = self.readiness.is_ending();
         match event {
             // Without the firewall's part or a rule, the server's answers would not come in.

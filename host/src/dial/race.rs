@@ -53,8 +53,8 @@ pub(super) struct Race {
     knows_first: bool,
     start: Instant,
     next_attempt: Instant,
-    /// When the time is up.
-    end: Instant,
+    /// When it is up for addresses that are silent.
+    silent_until: Option<Instant>,
 }
 
 /// Who is asked for a name.
@@ -98,7 +98,7 @@ impl Race {
             knows_first: false,
             start,
             next_attempt: start,
-            end: start + TIMEOUT,
+            silent_until: None,
         }
     }
 
@@ -120,7 +120,7 @@ impl Race {
             }
             self.attempt(now);
             let over = self.connecting.is_empty() && self.unresolved.is_empty();
-            if over || now >= self.end || self.cancel.is_cancelled() {
+            if over || now >= self.end() || self.cancel.is_cancelled() {
                 return Err(self.failure());
             }
             if let Some(winner) = self.wait(now)? {
@@ -278,7 +278,7 @@ impl Race {
                     self.connecting.push((socket, address));
                     self.next_attempt = now + STAGGER;
                     if self.order.has_alternative {
-                        self.end = (now + SILENCE).min(self.start + TIMEOUT);
+                        self.silent_until = Some(now + SILENCE);
                     }
                 }
                 Err(error) => self.failures.push((address.to_string(), error)),
@@ -324,8 +324,15 @@ impl Race {
         Ok(self.settle(&ready))
     }
 
+    /// When the time is up. Who waits for a look-up alone has the whole of it.
+    fn end(&self) -> Instant {
+        let end = self.start + TIMEOUT;
+        let silent_until = self.silent_until.filter(|_| !self.connecting.is_empty());
+        silent_until.map_or(end, |until| until.min(end))
+    }
+
     fn due(&self, now: Instant) -> Instant {
-        let mut due = self.end;
+        let mut due = self.end();
         if !self.candidates.is_empty() {
             let mut next = self.next_attempt;
             if self.is_held_back(now) {
@@ -497,6 +504,20 @@ mod tests {
         let error = race.failure();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(error.to_string(), "vpn.example:1: no answer to the look-up");
+    }
+
+    #[test]
+    fn the_short_time_is_for_addresses_that_are_silent_and_not_for_a_look_up() {
+        let mut race = race();
+        let start = race.start;
+        race.silent_until = Some(start + SILENCE);
+        assert_eq!(race.end(), start + TIMEOUT, "the only one has refused");
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let address = SocketAddr::from(([192, 0, 2, 1], 1));
+        race.connecting.push((socket, address));
+        assert_eq!(race.end(), start + SILENCE);
+        race.silent_until = Some(start + TIMEOUT + SILENCE);
+        assert_eq!(race.end(), start + TIMEOUT);
     }
 
     fn race() -> Race {

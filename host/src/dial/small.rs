@@ -64,15 +64,16 @@ impl SmallPackets {
         }
     }
 
-    /// Nothing was heard on it: it may be anything, the size of packets as well, unless they were small.
-    /// Each server has turns of its own on each way, whichever of them the attempts go to.
-    pub(super) fn handle_unanswered(&mut self) {
+    /// Nothing was heard on it: it may be anything, the size of packets as well, unless they were small or
+    /// arrived, as at a server that hangs. Each server has turns of its own on each way, whichever of
+    /// them the attempts go to.
+    pub(super) fn handle_unanswered(&mut self, is_unheeded: bool) {
         let (Some(last), Some(way)) = (self.last, self.last_way()) else {
             return;
         };
         let server = last.server;
         self.suspects.retain(|known| *known != (server, way));
-        if last.is_small {
+        if last.is_small || is_unheeded {
             return;
         }
         if self.suspects.len() >= MOST_SUSPECTS {
@@ -214,20 +215,35 @@ mod tests {
         for is_small in [false, true, false, true] {
             assert_eq!(small.sizes(now).are_small(SERVER, MARK), is_small);
             small.handle_connected(to(SERVER, is_small));
-            small.handle_unanswered();
+            small.handle_unanswered(false);
         }
         small.handle_connected(to(SERVER, false));
         small.handle_answered(now);
         assert!(!small.sizes(now).are_small(SERVER, MARK));
 
         small.handle_connected(to(SERVER, false));
-        small.handle_unanswered();
+        small.handle_unanswered(false);
         small.handle_connected(to(SERVER, true));
         small.handle_answered(now);
         assert!(
             small.sizes(now).are_small(SERVER, MARK),
             "they made the difference"
         );
+    }
+
+    /// Ten minutes of small packets would be no remedy for that.
+    #[test]
+    fn a_server_that_hangs_is_no_reason_for_small_packets() {
+        let now = Instant::now();
+        let mut small = SmallPackets::default();
+        for is_unheeded in [false, true, true] {
+            small.handle_connected(to(SERVER, false));
+            small.handle_unanswered(is_unheeded);
+            assert_eq!(small.sizes(now).are_small(SERVER, MARK), !is_unheeded);
+        }
+        small.handle_connected(to(SERVER, false));
+        small.handle_answered(now);
+        assert!(!small.sizes(now).are_small(SERVER, MARK));
     }
 
     /// Its packets are small for the tunnel that they go through, or large for the network past it.
@@ -250,10 +266,10 @@ mod tests {
         };
         assert_eq!(are_small(&mut small), [true, false]);
         small.handle_connected(with(2, false));
-        small.handle_unanswered();
+        small.handle_unanswered(false);
         assert_eq!(are_small(&mut small), [true, true]);
         small.handle_connected(with(2, true));
-        small.handle_unanswered();
+        small.handle_unanswered(false);
         assert_eq!(are_small(&mut small), [true, false]);
     }
 
@@ -271,7 +287,7 @@ mod tests {
                     "{server}"
                 );
                 small.handle_connected(to(server, is_small));
-                small.handle_unanswered();
+                small.handle_unanswered(false);
             }
         }
     }
@@ -281,7 +297,7 @@ mod tests {
         let mut small = SmallPackets::default();
         for n in 0..100 {
             small.handle_connected(to(IpAddr::from([127, 0, 0, n]), false));
-            small.handle_unanswered();
+            small.handle_unanswered(false);
         }
         assert_eq!(small.suspects.len(), MOST_SUSPECTS);
         assert_eq!(small.suspects[0].0, IpAddr::from([127, 0, 0, 36]));

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use lostlove_core::config::Role;
 use lostlove_core::endpoint::Endpoint;
 use lostlove_core::error::HandshakeError;
-use lostlove_core::event::Event;
+use lostlove_core::event::{CloseReason, Event};
 use lostlove_core::stats::Histogram;
 use lostlove_core::time::Instant;
 use lostlove_core::turn::{Entropy, Turn};
@@ -429,9 +429,14 @@ impl Worker {
     }
 
     fn handle_event(&mut self, event: Event) {
+        let mut is_unheeded = false;
         match &event {
             Event::Dial { .. } => self.dials += 1,
-            Event::Closed { id, .. } => self.sockets.remove(*id),
+            Event::Closed { id, reason, .. } => {
+                let no_answer = CloseReason::Handshake(HandshakeError::NoAnswer);
+                is_unheeded = *reason == no_answer && self.sockets.is_unheeded(*id);
+                self.sockets.remove(*id);
+            }
             Event::Assigned { id, assignment } => {
                 self.sockets.handle_answered(*id);
                 let goes_on = self.assignment.brought(*id, assignment);
@@ -447,7 +452,11 @@ impl Worker {
             report::report(self.role, &event);
         } else {
             let tun_packets = self.endpoint.stats().tun_packets_out;
-            self.reports.post(Report::Event { event, tun_packets });
+            self.reports.post(Report::Event {
+                event,
+                tun_packets,
+                is_unheeded,
+            });
         }
     }
 }

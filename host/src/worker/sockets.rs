@@ -13,7 +13,7 @@ use lostlove_core::turn::Turn;
 use lostlove_pump as pump;
 use lostlove_pump::{PacketDevice, Progress};
 use lostlove_system::congestion::Congestion;
-use lostlove_system::delivery::Delivery;
+use lostlove_system::delivery::{Delivery, is_unheeded};
 use lostlove_system::socket::SocketOptions;
 use lostlove_system::writer::Writer;
 
@@ -147,6 +147,13 @@ impl Sockets {
             is_undelivered.then_some(socket.connection)
         });
         looked.collect()
+    }
+
+    /// Whether the connection's other end has taken all that was sent, and said nothing.
+    pub(super) fn is_unheeded(&self, connection: ConnectionId) -> bool {
+        let id = self.of_connections.get(connection);
+        let socket = id.and_then(|id| self.open.get(*id));
+        socket.is_some_and(|socket| is_unheeded(&socket.stream).unwrap_or(false))
     }
 
     /// Closes the socket of a connection that is over.
