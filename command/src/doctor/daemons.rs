@@ -143,8 +143,13 @@ fn log_more(name: &str) -> String {
 fn not_connected(name: &str, client: &ClientStatus, about: &str) -> Finding {
     let servers = list(&client.servers, "no server");
     if let Some(end) = &client.refused {
+        let since = match &client.last_error {
+            Some(error) => format!("; the last of {} attempts: {error}", client.attempts.max(1)),
+            None => String::new(),
+        };
         let found = format!(
-            "client, not connected to {servers}, which has ended the session: {}; {about}",
+            "client, not connected to {servers}, which ended a session {} ago: {}{since}; {about}",
+            duration(end.ago_seconds),
             end.reason
         );
         let cure = "sudo lostlove doctor; sudo lostlove peer list  # on the server";

@@ -105,10 +105,24 @@ pub(super) fn examine(path: &Path, origin: Origin) -> (Option<File>, Vec<Finding
     };
     let judged = judge_config(role, path);
     let file = read((role, origin), path);
+    conclude(path, (role, origin), judged, file)
+}
+
+fn conclude(
+    path: &Path,
+    (role, origin): (Role, Origin),
+    judged: Result<Judgement, Unusable>,
+    file: Option<File>,
+) -> (Option<File>, Vec<Finding>) {
     match (role, judged, file) {
         // What is wrong is not in the file.
         (Role::Client, Err(unusable), Some(file)) => {
             let found = vec![without_firewall(&file, &unusable)];
+            (Some(file), found)
+        }
+        // That of a server is looked at with the rest of the host.
+        (Role::Server, Err(_), Some(file)) => {
+            let found = verdict(path, (role, origin), Ok(Judgement::default()));
             (Some(file), found)
         }
         (_, judged, file) => {
@@ -313,6 +327,10 @@ mod tests {
         );
         let start = format!("sudo lostlove-server --config {}", path.display());
         assert_eq!(file.start(), start);
+        let lacking = unusable(Exit::Failure, "nft: not found");
+        let (file, findings) = conclude(&path, (Role::Server, Origin::Given), lacking, Some(file));
+        assert!(file.is_some(), "the host is looked at all the same");
+        assert_eq!(findings[0].level, Level::Ok, "{findings:?}");
 
         let (file, findings) = examine(&first.profile, Origin::Given);
         assert_eq!(findings[0].found, "a client's profile, without a fault");

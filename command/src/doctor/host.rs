@@ -20,11 +20,11 @@ pub(super) const INSTALL_NFT: &str = "sudo apt-get install nftables";
 pub(super) fn look(host: &ServerHost, is_running: bool, is_root: bool) -> Vec<Finding> {
     let paths = Paths::default();
     let mut findings = Vec::new();
+    let has_nft = has_nft(&paths);
     if is_running {
         let families = [false, true].map(|v6| (v6, is_forwarding(v6, &paths)));
-        findings.extend(forwarding(host, families));
+        findings.extend(forwarding(host, families, has_nft));
     }
-    let has_nft = has_nft(&paths);
     findings.push(nftables(has_nft, host.needs_firewall()));
     if is_root && has_nft && host.forwarding {
         let networks = [&host.tun.addresses[..], &host.peer_routes].concat();
@@ -121,7 +121,12 @@ fn perhaps(other: SocketAddr) -> String {
     format!("another program listens on {other}, and may be in the way of IPv4, too")
 }
 
-fn forwarding(host: &ServerHost, families: [(bool, Option<bool>); 2]) -> Vec<Finding> {
+/// Without nftables the server does not begin to forward, nor should anybody else.
+fn forwarding(
+    host: &ServerHost,
+    families: [(bool, Option<bool>); 2],
+    has_nft: bool,
+) -> Vec<Finding> {
     let look = Look::Forwarding;
     if !host.forwarding {
         let found = "left to the host (network.forwarding = false)";
@@ -142,7 +147,11 @@ fn forwarding(host: &ServerHost, families: [(bool, Option<bool>); 2]) -> Vec<Fin
                 look,
                 parameter,
                 "0, so nothing that clients send goes on",
-                format!("sudo sysctl -w {parameter}=1"),
+                if has_nft {
+                    format!("sudo sysctl -w {parameter}=1")
+                } else {
+                    format!("{INSTALL_NFT}  # the server forwards ten seconds later")
+                },
             )),
         }
     });
@@ -164,7 +173,7 @@ fn nftables(is_there: bool, is_needed: bool) -> Finding {
             look,
             subject,
             "not found: neighbours reach what listens on the tunnel's address, and clients reach \
-             everything",
+             everything that this host forwards to",
             cure,
         ),
     }
@@ -266,7 +275,7 @@ mod tests {
         let mut host = host();
         let states = |v4, v6| [(false, Some(v4)), (true, Some(v6))];
         let levels = |host: &ServerHost, states| {
-            let findings = forwarding(host, states);
+            let findings = forwarding(host, states, true);
             findings.into_iter().map(|it| it.level).collect::<Vec<_>>()
         };
         assert_eq!(levels(&host, states(true, true)), [Level::Ok, Level::Ok]);
@@ -275,9 +284,13 @@ mod tests {
             [Level::Error, Level::Ok]
         );
         assert_eq!(levels(&host, [(false, None), (true, None)]), []);
-        let findings = forwarding(&host, states(true, false));
+        let findings = forwarding(&host, states(true, false), true);
         let cure = findings[1].cure.as_deref();
         assert_eq!(cure, Some("sudo sysctl -w net.ipv6.conf.all.forwarding=1"));
+        // The host would be a router without a firewall.
+        let findings = forwarding(&host, states(true, false), false);
+        let cure = findings[1].cure.as_deref().unwrap();
+        assert!(cure.starts_with(INSTALL_NFT), "{cure}");
         host.tun
             .addresses
             .retain(|address| address.addr().is_ipv4());

@@ -28,8 +28,17 @@ pub struct ServerNet {
     passage: Passage,
     /// Whether it is on us that this host forwards IPv6.
     forwards_v6: bool,
+    /// What this host is to forward as soon as there is a firewall.
+    owed: Families,
     /// Parameters of interfaces that could not be made to listen to routers.
     deaf: BTreeSet<String>,
+}
+
+/// Families of addresses, to be forwarded.
+#[derive(Clone, Copy, Debug, Default)]
+struct Families {
+    v4: bool,
+    v6: bool,
 }
 
 impl ServerNet {
@@ -64,17 +73,21 @@ impl ServerNet {
         for change in routes(setup, index) {
             guard.make(&change)?;
         }
-        let forwards = install_firewall(&mut guard, setup, index)? && setup.forwarding;
-        if forwards {
-            forward(&mut guard, setup)?;
-        }
+        let owed = install_firewall(&mut guard, setup, index)?;
+        let carries = |v6: bool| setup.addresses.iter().any(|it| is_v6(it) == v6);
+        let now = Families {
+            v4: setup.forwarding && carries(false) && !owed.v4,
+            v6: setup.forwarding && carries(true) && !owed.v6,
+        };
+        forward(&mut guard, now)?;
         let passage = watch_passage(&mut guard, setup, &networks);
         let masquerade = setup.masquerade.as_ref();
         Ok(Self {
             guard,
             masqueraded: masquerade.map_or_else(Vec::new, |it| it.sources.clone()),
             passage,
-            forwards_v6: forwards && has_v6,
+            forwards_v6: now.v6,
+            owed,
             deaf: BTreeSet::new(),
         })
     }
@@ -100,6 +113,9 @@ impl ServerNet {
                 ),
             }
         }
+        if let Err(error) = self.forward_what_is_owed() {
+            verification.complain(&error);
+        }
         let before = cpu_time();
         for interface in self.missing_nat_interfaces() {
             verification.complain(&interface);
@@ -111,6 +127,19 @@ impl ServerNet {
         verification.passage = self.passage.look(Instant::now(), &self.guard.paths);
         verification.length = began.elapsed().saturating_sub(self.passage.listing());
         Ok(verification)
+    }
+
+    /// Forwards what had to wait for a firewall, once there is one.
+    fn forward_what_is_owed(&mut self) -> Result<(), NetError> {
+        let Families { v4, v6 } = self.owed;
+        if !v4 && !v6 || self.guard.lacks_table(self.guard.tun()) {
+            return Ok(());
+        }
+        forward(&mut self.guard, self.owed)?;
+        self.forwards_v6 |= v6;
+        self.owed = Families::default();
+        tracing::info!("there is a firewall, and this host forwards for the tunnel now");
+        Ok(())
     }
 
     /// Has interfaces that have come since listen to routers as the others do.
@@ -170,14 +199,14 @@ fn routes(setup: &ServerSetup<'_>, index: u32) -> Vec<Change> {
         .collect()
 }
 
-/// Installs the tables. What only follows from defaults the server can do without, and says so. Whether
-/// this host may forward: one that does not so far would become a router between all its networks where
-/// there is no firewall.
+/// Installs the tables. What only follows from defaults the server can do without, and says so. Returns
+/// what must not be forwarded so far: a host that does not already would become a router between all its
+/// networks where there is no firewall.
 fn install_firewall(
     guard: &mut Guard,
     setup: &ServerSetup<'_>,
     index: u32,
-) -> Result<bool, NetError> {
+) -> Result<Families, NetError> {
     let table = nft::table_name(setup.tun);
     let around = conditions(guard, setup, index);
     let chains = nft::server::chains(setup, &around);
@@ -185,7 +214,7 @@ fn install_firewall(
         table: table.clone(),
     };
     let installed = guard.install(&change, Family::Inet, &table, chains);
-    let may_forward = installed.is_ok() || around.new_families.is_empty();
+    let mut owed = Families::default();
     if let Err(error) = installed {
         if needs_firewall(setup) {
             return Err(error);
@@ -195,11 +224,13 @@ fn install_firewall(
             "no firewall: neighbours reach what listens on the tunnel's address, clients reach \
              everything, also what client_deny lists, and large segments are not clamped"
         );
-        if !may_forward {
+        owed.v4 = around.new_families.contains(&"ipv4");
+        owed.v6 = around.new_families.contains(&"ipv6");
+        if owed.v4 || owed.v6 {
             tracing::warn!(
                 families = ?around.new_families,
-                "forwarding stays off, so that this host does not become a router between its networks: \
-                 clients reach this host alone. Install nftables"
+                "forwarding of these stays off until there is a firewall, so that this host does not \
+                 become a router between its networks"
             );
         }
     } else if !around.interfaces.is_empty() {
@@ -219,7 +250,7 @@ fn install_firewall(
             tracing::debug!(%error, "other links are told of the tunnel's address by ARP");
         }
     }
-    Ok(may_forward)
+    Ok(owed)
 }
 
 /// Counts what others let pass, as soon as that can be had.
@@ -354,14 +385,15 @@ fn free_ports(masquerade: &Masquerade) -> Option<PortRange> {
     None
 }
 
-fn forward(guard: &mut Guard, setup: &ServerSetup<'_>) -> Result<(), NetError> {
-    if !setup.addresses.iter().all(is_v6) {
+fn forward(guard: &mut Guard, families: Families) -> Result<(), NetError> {
+    if families.v4 {
+        let key = sysctl::forwarding_key(guard.tun());
         guard.remember_what_goes_with(sysctl::IPV4_FORWARD)?;
         guard.set_sysctl(sysctl::IPV4_FORWARD, "1")?;
         // A new interface has what others have set for new ones.
-        guard.set_sysctl(&sysctl::forwarding_key(setup.tun), "1")?;
+        guard.set_sysctl(&key, "1")?;
     }
-    if setup.addresses.iter().any(is_v6) {
+    if families.v6 {
         guard.remember_what_goes_with(sysctl::IPV6_FORWARD)?;
         for key in unheard_routers(guard) {
             guard.set_sysctl(&key, "2")?;

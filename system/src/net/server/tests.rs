@@ -364,14 +364,20 @@ fn a_server_without_a_firewall_says_what_it_lacks() {
         let mut net = None;
         let log = capture(|| net = ServerNet::set_up(&setup, &paths).ok());
         assert!(log.contains("no firewall: neighbours reach"), "{log}");
-        assert!(log.contains("forwarding stays off"), "{log}");
+        assert!(log.contains("families=[\"ipv4\", \"ipv6\"]"), "{log}");
         assert_eq!(forwarding(ns), ["0", "0"], "it would be a router");
         restore(net.unwrap());
-        ns.shell("cd /proc/sys/net; echo 1 > ipv4/ip_forward; echo 1 > ipv6/conf/all/forwarding");
-        let mut router = None;
-        let log = capture(|| router = ServerNet::set_up(&setup, &paths).ok());
-        assert!(!log.contains("forwarding stays off"), "{log}");
-        restore(router.unwrap());
+        for (v4, v6, stays_off) in [("1", "0", Some("[\"ipv6\"]")), ("1", "1", None)] {
+            ns.shell(&format!(
+                "cd /proc/sys/net; echo {v4} > ipv4/ip_forward; echo {v6} > ipv6/conf/all/forwarding"
+            ));
+            let mut router = None;
+            let log = capture(|| router = ServerNet::set_up(&setup, &paths).ok());
+            assert_eq!(log.contains("stays off"), stays_off.is_some(), "{log}");
+            assert!(log.contains(stays_off.unwrap_or_default()), "{log}");
+            assert_eq!(forwarding(ns), [v4, v6]);
+            restore(router.unwrap());
+        }
 
         let access = Access {
             scope: Scope::Internet {
@@ -392,6 +398,37 @@ fn a_server_without_a_firewall_says_what_it_lacks() {
             let error = ServerNet::set_up(&setup, &paths).err().unwrap();
             assert!(matches!(error, NetError::NftMissing), "{error}");
         }
+    });
+}
+
+/// As where the program was stopped for a while, or was installed since.
+#[test]
+fn a_host_begins_to_forward_once_there_is_a_firewall() {
+    namespace::run(|ns| {
+        ns.shell("ip link add up0 type veth peer name up1");
+        let before = ns.snapshot();
+        let mut paths = ns.paths.clone();
+        paths.nft = ns.file("late-nft");
+        let addresses = ["10.8.0.1/24", "fd00::1/64"].map(|net| net.parse().unwrap());
+        let setup = ServerSetup {
+            addresses: &addresses,
+            ..SETUP
+        };
+        let tun = open();
+        let mut net = ServerNet::set_up(&setup, &paths).unwrap();
+        net.verify().unwrap();
+        assert_eq!(forwarding(ns), ["0", "0"]);
+        let real = nft::find(&ns.paths).unwrap();
+        std::os::unix::fs::symlink(real, &paths.nft).unwrap();
+
+        net.verify().unwrap();
+
+        assert_eq!(forwarding(ns), ["1", "1"]);
+        let text = ns.shell("nft list chain inet lostlove_tun0 others");
+        assert!(text.contains("drop"), "{text}");
+        restore(net);
+        drop(tun);
+        assert_eq!(ns.snapshot(), before);
     });
 }
 
