@@ -148,9 +148,16 @@ impl Delivery {
     }
 }
 
+/// States of a connection that stands (`tcp_states.h` of Linux).
+const ESTABLISHED: u8 = 1;
+const CLOSE_WAIT: u8 = 8;
+/// The largest segment of an Ethernet, which no hello fits, in bytes.
+const ONE_HELLO: u32 = 1460;
+
 /// What the kernel knows.
 #[derive(Clone, Copy, Debug, Default)]
 struct Found {
+    state: u8,
     /// How often the oldest bytes under way were sent again, each time after a longer wait.
     repetitions: u8,
     /// Segments that were sent again since the beginning.
@@ -169,10 +176,11 @@ struct Found {
 }
 
 impl Found {
-    /// Offsets: retransmits 2, unacked 24, sacked 28, advmss 84, total_retrans 100, bytes_received
+    /// Offsets: state 0, retransmits 2, unacked 24, sacked 28, advmss 84, total_retrans 100, bytes_received
     /// 128, min_rtt 148, data_segs_in 152.
     fn parse(info: &TcpInfo) -> Self {
         Self {
+            state: info.byte(0),
             repetitions: info.byte(2),
             resent: info.number(100),
             unacknowledged: info.number(24),
@@ -188,8 +196,11 @@ impl Found {
         self.max_segment <= SMALL_SEGMENT
     }
 
+    /// Nothing is under way on a connection that has failed, either; and of a hello that fits one segment
+    /// no second part would have come.
     const fn is_unheeded(&self) -> bool {
-        self.unacknowledged == 0 && self.arrived == 0
+        let stands = matches!(self.state, ESTABLISHED | CLOSE_WAIT);
+        stands && self.unacknowledged == 0 && self.arrived == 0 && self.max_segment <= ONE_HELLO
     }
 }
 
@@ -203,6 +214,7 @@ mod tests {
     use super::*;
 
     const FULL: Found = Found {
+        state: ESTABLISHED,
         repetitions: 0,
         resent: 0,
         unacknowledged: 0,
@@ -347,21 +359,45 @@ mod tests {
     #[test]
     fn who_takes_everything_and_says_nothing_does_not_heed_it() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        client.write_all(&[7; 12_000]).unwrap();
-        while TcpInfo::of(&client).is_ok_and(|info| Found::parse(&info).unacknowledged > 0) {
-            std::thread::yield_now();
-        }
+        let connect = || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            keep_small(&socket);
+            socket
+                .connect(&listener.local_addr().unwrap().into())
+                .unwrap();
+            let mut client = TcpStream::from(socket);
+            client.write_all(&[7; 12_000]).unwrap();
+            while TcpInfo::of(&client).is_ok_and(|info| Found::parse(&info).unacknowledged > 0) {
+                std::thread::yield_now();
+            }
+            client
+        };
+        let mut client = connect();
         assert!(is_unheeded(&client).unwrap());
         let (mut server, _) = listener.accept().unwrap();
         server.write_all(b"a part of a hello").unwrap();
         client.read_exact(&mut [0; 17]).unwrap();
         assert!(!is_unheeded(&client).unwrap());
-        let under_way = Found {
-            unacknowledged: 1,
-            ..FULL
-        };
-        assert!(FULL.is_unheeded() && !under_way.is_unheeded());
+
+        let broken = connect();
+        let (server, _) = listener.accept().unwrap();
+        // With unread bytes: it is reset.
+        drop(server);
+        while is_unheeded(&broken).unwrap() {
+            std::thread::yield_now();
+        }
+        for other in [
+            Found {
+                unacknowledged: 1,
+                ..FULL
+            },
+            Found {
+                max_segment: 8948,
+                ..FULL
+            },
+        ] {
+            assert!(FULL.is_unheeded() && !other.is_unheeded());
+        }
     }
 
     #[test]

@@ -168,3 +168,21 @@ fn so_is_one_that_knows_its_server_by_name() {
     let come_up = ["link set wire up", "route add default via 10.99.0.1"];
     demand_a_session_soon_after_the_network(&lab, settings, &come_up);
 }
+
+/// A machine whose program stands still takes a hello, and says nothing.
+#[test]
+fn a_server_that_hangs_is_no_reason_for_small_packets() {
+    let Some(lab) = Lab::new(1) else { return };
+    let listen = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT));
+    let _hangs = lab.server.netns.run(listen).unwrap().unwrap();
+    let mut settings = lab.client_settings(0);
+    settings
+        .set("limits.handshake_timeout", 1)
+        .set("client.reconnect_max", 1);
+    let client = lab.start_client(0, &settings);
+    await_true("three attempts without an answer", || {
+        client.log().matches("no answer").count() >= 3
+    });
+    let log = client.log();
+    assert!(!log.contains("keeping to small packets"), "{log}");
+}

@@ -122,8 +122,12 @@ fn conclude(
         }
         // That of a server is looked at with the rest of the host.
         (Role::Server, Err(_), Some(file)) => {
-            let found = verdict(path, (role, origin), Ok(Judgement::default()));
-            (Some(file), found)
+            let warnings = load_server(path).map_or_else(|_| Vec::new(), |it| it.warnings);
+            let judged = Judgement {
+                warnings,
+                ..Judgement::default()
+            };
+            (Some(file), verdict(path, (role, origin), Ok(judged)))
         }
         (_, judged, file) => {
             let file = file.filter(|_| judged.is_ok());

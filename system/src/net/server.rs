@@ -14,7 +14,7 @@ use super::nft::{self, Family};
 use super::obstacle::Tunnel;
 use super::overlap::{local_networks, warn_of_overlaps};
 use super::passage::Passage;
-use super::setup::{Masquerade, Paths, PortRange, Scope, ServerSetup, Source};
+use super::setup::{Access, Masquerade, Paths, PortRange, Scope, ServerSetup, Source};
 use super::verify::{RepairKind, Verification};
 use super::{link, nfnetlink, ports, sysctl, sysctl_files};
 use crate::cpu::cpu_time;
@@ -28,8 +28,8 @@ pub struct ServerNet {
     passage: Passage,
     /// Whether it is on us that this host forwards IPv6.
     forwards_v6: bool,
-    /// What this host is to forward as soon as there is a firewall.
-    owed: Families,
+    /// What this host is to forward as soon as there is a firewall, if anything.
+    owed: Option<Owed>,
     /// Parameters of interfaces that could not be made to listen to routers.
     deaf: BTreeSet<String>,
 }
@@ -39,6 +39,50 @@ pub struct ServerNet {
 struct Families {
     v4: bool,
     v6: bool,
+}
+
+impl Families {
+    const fn is_empty(self) -> bool {
+        !self.v4 && !self.v6
+    }
+}
+
+/// What waits for a firewall, and what that is made of: none of it needs NAT or limits, which are no
+/// server's without a firewall.
+struct Owed {
+    families: Families,
+    addresses: Vec<IpNet>,
+    routes: Vec<IpNet>,
+    access: Access,
+    mtu: u16,
+    txqueuelen: u32,
+}
+
+impl Owed {
+    fn new(families: Families, setup: &ServerSetup<'_>) -> Option<Self> {
+        (!families.is_empty()).then(|| Self {
+            families,
+            addresses: setup.addresses.to_vec(),
+            routes: setup.routes.to_vec(),
+            access: setup.access.clone(),
+            mtu: setup.mtu,
+            txqueuelen: setup.txqueuelen,
+        })
+    }
+
+    fn setup<'a>(&'a self, tun: &'a str) -> ServerSetup<'a> {
+        ServerSetup {
+            tun,
+            mtu: self.mtu,
+            txqueuelen: self.txqueuelen,
+            addresses: &self.addresses,
+            routes: &self.routes,
+            forwarding: true,
+            masquerade: None,
+            inbound: None,
+            access: &self.access,
+        }
+    }
 }
 
 impl ServerNet {
@@ -87,7 +131,7 @@ impl ServerNet {
             masqueraded: masquerade.map_or_else(Vec::new, |it| it.sources.clone()),
             passage,
             forwards_v6: now.v6,
-            owed,
+            owed: Owed::new(owed, setup),
             deaf: BTreeSet::new(),
         })
     }
@@ -129,16 +173,19 @@ impl ServerNet {
         Ok(verification)
     }
 
-    /// Forwards what had to wait for a firewall, once there is one.
+    /// Forwards what had to wait for a firewall, once there is one: one made for the host as it is now.
     fn forward_what_is_owed(&mut self) -> Result<(), NetError> {
-        let Families { v4, v6 } = self.owed;
-        if !v4 && !v6 || self.guard.lacks_table(self.guard.tun()) {
+        let tun = self.guard.tun().to_owned();
+        let lacks_table = self.guard.lacks_table(&tun);
+        let Some(owed) = self.owed.as_ref().filter(|_| !lacks_table) else {
             return Ok(());
+        };
+        let index = self.guard.index()?;
+        if install_firewall(&mut self.guard, &owed.setup(&tun), index)?.is_empty() {
+            forward(&mut self.guard, owed.families)?;
+            self.forwards_v6 |= owed.families.v6;
+            self.owed = None;
         }
-        forward(&mut self.guard, self.owed)?;
-        self.forwards_v6 |= v6;
-        self.owed = Families::default();
-        tracing::info!("there is a firewall, and this host forwards for the tunnel now");
         Ok(())
     }
 
@@ -226,11 +273,11 @@ fn install_firewall(
         );
         owed.v4 = around.new_families.contains(&"ipv4");
         owed.v6 = around.new_families.contains(&"ipv6");
-        if owed.v4 || owed.v6 {
+        if !owed.is_empty() {
             tracing::warn!(
                 families = ?around.new_families,
-                "forwarding of these stays off until there is a firewall, so that this host does not \
-                 become a router between its networks"
+                "forwarding of these is not switched on until there is a firewall, so that this host does \
+                 not become a router between its networks"
             );
         }
     } else if !around.interfaces.is_empty() {

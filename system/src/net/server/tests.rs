@@ -373,7 +373,11 @@ fn a_server_without_a_firewall_says_what_it_lacks() {
             ));
             let mut router = None;
             let log = capture(|| router = ServerNet::set_up(&setup, &paths).ok());
-            assert_eq!(log.contains("stays off"), stays_off.is_some(), "{log}");
+            assert_eq!(
+                log.contains("is not switched on"),
+                stays_off.is_some(),
+                "{log}"
+            );
             assert!(log.contains(stays_off.unwrap_or_default()), "{log}");
             assert_eq!(forwarding(ns), [v4, v6]);
             restore(router.unwrap());
@@ -418,6 +422,7 @@ fn a_host_begins_to_forward_once_there_is_a_firewall() {
         let mut net = ServerNet::set_up(&setup, &paths).unwrap();
         net.verify().unwrap();
         assert_eq!(forwarding(ns), ["0", "0"]);
+        ns.shell("ip link add late0 type veth peer name late1");
         let real = nft::find(&ns.paths).unwrap();
         std::os::unix::fs::symlink(real, &paths.nft).unwrap();
 
@@ -425,9 +430,17 @@ fn a_host_begins_to_forward_once_there_is_a_firewall() {
 
         assert_eq!(forwarding(ns), ["1", "1"]);
         let text = ns.shell("nft list chain inet lostlove_tun0 others");
-        assert!(text.contains("drop"), "{text}");
+        for interface in ["up0", "late0"] {
+            assert!(text.contains(interface), "{text}");
+        }
+        // As every server that forwards does it.
+        ns.shell("ip link add later0 type veth peer name later1");
+        net.verify().unwrap();
+        let accept_ra = ns.shell("cat /proc/sys/net/ipv6/conf/later0/accept_ra");
+        assert_eq!(accept_ra, "2\n");
         restore(net);
         drop(tun);
+        ns.shell("ip link del late0; ip link del later0");
         assert_eq!(ns.snapshot(), before);
     });
 }
