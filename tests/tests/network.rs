@@ -37,7 +37,7 @@ use rustix::process::Signal;
 const STOPPED: Duration = Duration::from_secs(3);
 
 /// How long a start whose program is stopped may take to end.
-const PROMPT_START: Duration = Duration::from_secs(2);
+const PROMPT_START: Duration = Duration::from_secs(4);
 
 /// Signals that are further apart are two.
 const APART: Duration = Duration::from_millis(600);
@@ -374,7 +374,7 @@ fn serve_with_a_fault(config: &Path) {
 }
 
 fn answers(host: &Host, address: IpAddr) -> bool {
-    let ping = || Pinger::new(address)?.ping(Duration::from_millis(500));
+    let ping = || Pinger::new(address)?.ping(Duration::from_millis(1500));
     matches!(host.netns.run(ping).unwrap(), Ok(Some(_)))
 }
 

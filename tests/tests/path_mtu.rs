@@ -19,7 +19,7 @@ const MEGABYTE: u64 = 1_000_000;
 /// A handshake notices within some 1.5 s that large packets get lost; the rest is for a busy machine.
 const PROMPT: Duration = Duration::from_secs(8);
 /// A session doubts its path after three seconds.
-const PATIENT: Duration = Duration::from_secs(12);
+const PATIENT: Duration = Duration::from_secs(25);
 /// The largest segment of a connection that keeps to small packets (`lostlove_system::delivery`).
 const SMALL: u32 = 1220;
 

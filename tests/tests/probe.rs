@@ -133,8 +133,9 @@ fn test_client(host: &Host, server: &str) -> String {
 fn provoke(host: &Host, payload: &[u8]) -> (Vec<u8>, Duration) {
     let address = SocketAddr::new(wire_v4(0), PORT);
     let connect = || TcpStream::connect(address);
-    let mut stream = host.netns.run(connect).unwrap().unwrap();
+    // The server may count from before this end knows that it is connected.
     let start = Instant::now();
+    let mut stream = host.netns.run(connect).unwrap().unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream
         .set_write_timeout(Some(Duration::from_millis(500)))

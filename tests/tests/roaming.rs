@@ -24,10 +24,12 @@ use lostlove_tests::{Host, Lab, await_true};
 const MEGABYTE: u64 = 1_000_000;
 /// Between two pings.
 const PERIOD: Duration = Duration::from_millis(50);
+/// How late an answer may be on a busy machine.
+const LATE: Duration = Duration::from_millis(500);
 /// It takes some 100 ms; the rest is for a busy machine.
-const PROMPT: Duration = Duration::from_secs(3);
+const PROMPT: Duration = Duration::from_secs(5);
 /// After three seconds of silence the path is doubted; the rest is for a busy machine.
-const PATIENT: Duration = Duration::from_secs(6);
+const PATIENT: Duration = Duration::from_secs(10);
 const ESTABLISHED: &str = "lostlove_sessions_established_total";
 
 /// Pings through the tunnel, 20 times a second.
@@ -50,7 +52,7 @@ impl Pings {
             let mut pinger = Pinger::new(to).unwrap();
             while !over.load(Ordering::Relaxed) {
                 let start = Instant::now();
-                if matches!(pinger.ping(PERIOD), Ok(Some(_))) {
+                if matches!(pinger.ping(LATE), Ok(Some(_))) {
                     noted.lock().unwrap().push(Instant::now());
                 }
                 thread::sleep(PERIOD.saturating_sub(start.elapsed()));

@@ -23,7 +23,7 @@ use rustix::process::Signal;
 
 const INTERNET: &str = r#"["203.0.113.0/24", "2001:db8:ff::/64"]"#;
 /// How long a repair may take on a slow machine; on an idle one it takes some milliseconds.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(9);
 
 /// Whoever takes something away later than this after a repair is not somebody who undoes it.
 const NO_QUARREL: Duration = Duration::from_millis(800);
@@ -88,7 +88,7 @@ fn nothing_leaks(routes: &str) {
         assert!(leaked.is_empty(), "{script}: {leaked:#?}");
         client.await_metric(&repairs, count + 1.0);
         await_ready(client);
-        thread::sleep(NO_QUARREL);
+        thread::sleep(NO_QUARREL.max(took * 5));
     }
     let line = daemon.await_log("what=rule");
     assert!(line.contains("WARN") && line.contains("put back"), "{line}");
@@ -194,12 +194,13 @@ fn a_servers_network_is_put_back() {
         let start = Instant::now();
         shell(server, &script);
         await_state(server, &before, &script);
-        assert!(start.elapsed() < SOON, "{script}: {:?}", start.elapsed());
+        let took = start.elapsed();
+        assert!(took < SOON, "{script}: {took:?}");
         for address in [INTERNET_V4, INTERNET_V6] {
             client.await_ping(address);
         }
         server.await_metric(&repairs, count + 1.0);
-        thread::sleep(NO_QUARREL);
+        thread::sleep(NO_QUARREL.max(took * 5));
     }
     daemon.await_log("what=firewall");
     await_ready(server);

@@ -302,16 +302,22 @@ impl Node {
     /// Waits until the value of a metric is `value`.
     #[track_caller]
     pub fn await_metric(&self, name: &str, value: u64) {
-        await_true(&format!("{name} {value}"), || self.metric(name) == value);
+        let what = format!("{name} {value}");
+        await_true(&what, || self.find_metric(name) == Some(value));
     }
 
     /// The value of a metric without labels.
     #[track_caller]
     pub fn metric(&self, name: &str) -> u64 {
+        self.find_metric(name).unwrap()
+    }
+
+    /// None where a busy daemon has no figures to tell, too.
+    fn find_metric(&self, name: &str) -> Option<u64> {
         let page = self.get("/metrics");
         let mut lines = page.lines();
-        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.unwrap().parse().unwrap()
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        Some(value.parse().unwrap())
     }
 
     fn is_ready(&self) -> bool {
