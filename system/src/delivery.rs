@@ -338,12 +338,7 @@ mod tests {
     #[test]
     fn small_packets_are_for_both_directions() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        keep_small(&socket);
-        socket
-            .connect(&listener.local_addr().unwrap().into())
-            .unwrap();
-        let mut client = TcpStream::from(socket);
+        let mut client = connect_small(&listener);
         let (mut server, _) = listener.accept().unwrap();
         assert!(is_small(&client).unwrap());
         for (from, to) in [(&mut client, 0), (&mut server, 1)] {
@@ -360,12 +355,7 @@ mod tests {
     fn who_takes_everything_and_says_nothing_does_not_heed_it() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let connect = || {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-            keep_small(&socket);
-            socket
-                .connect(&listener.local_addr().unwrap().into())
-                .unwrap();
-            let mut client = TcpStream::from(socket);
+            let mut client = connect_small(&listener);
             client.write_all(&[7; 12_000]).unwrap();
             while TcpInfo::of(&client).is_ok_and(|info| Found::parse(&info).unacknowledged > 0) {
                 std::thread::yield_now();
@@ -415,5 +405,14 @@ mod tests {
             assert!(!delivery.look(&client, time));
             delivery.handle_answered();
         }
+    }
+
+    fn connect_small(listener: &TcpListener) -> TcpStream {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        keep_small(&socket);
+        socket
+            .connect(&listener.local_addr().unwrap().into())
+            .unwrap();
+        socket.into()
     }
 }
