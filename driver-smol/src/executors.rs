@@ -17,7 +17,7 @@ pub(crate) struct Executors<'a> {
 }
 
 impl Executors<'_> {
-    /// Runs one task as soon as one is ready: where both kinds are, the one of which none ran last.
+    /// Runs one task as soon as one is ready. Where there are some of both kinds, they go first by turns.
     pub(crate) async fn tick(&self) {
         let are_sources_first = self.are_sources_next.replace(!self.are_sources_next.get());
         let (sources, connections) = (self.sources.tick(), self.connections.tick());

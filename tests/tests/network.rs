@@ -191,13 +191,7 @@ fn a_start_that_is_ended_while_it_cleans_up_leaves_nothing() {
     let client = &lab.clients[0];
     let before = client.network_state();
     let _server = lab.start_server(&lab.server_settings());
-    let daemon = lab.start_client(0, &lab.client_settings(0));
-    client.await_ping(SERVER_V4);
-    await_ready(client);
-    daemon.kill();
-    gate.hold();
-    let mut daemon = lab.start_client(0, &lab.client_settings(0));
-    gate.await_start();
+    let mut daemon = start_after_a_kill(&lab, &gate);
 
     daemon.signal(Signal::TERM);
     daemon.await_log("shutting down");
@@ -215,14 +209,7 @@ fn two_signals_end_a_start_that_cleans_up_while_a_program_is_stopped() {
     let client = &lab.clients[0];
     let before = client.network_state();
     let _server = lab.start_server(&lab.server_settings());
-    let daemon = lab.start_client(0, &lab.client_settings(0));
-    client.await_ping(SERVER_V4);
-    await_ready(client);
-    daemon.kill();
-    assert_ne!(client.network_state(), before);
-    gate.hold();
-    let mut daemon = lab.start_client(0, &lab.client_settings(0));
-    gate.await_start();
+    let mut daemon = start_after_a_kill(&lab, &gate);
 
     daemon.signal(Signal::TERM);
     daemon.await_log("shutting down");
@@ -380,6 +367,21 @@ fn answers(host: &Host, address: IpAddr) -> bool {
 
 fn is_ready(host: &Host) -> bool {
     host.http("/readyz").starts_with("HTTP/1.1 200")
+}
+
+/// Starts a client again after it was killed, until it waits at the gate to undo what is left.
+fn start_after_a_kill(lab: &Lab, gate: &Gate) -> lostlove_tests::Daemon {
+    let client = &lab.clients[0];
+    let before = client.network_state();
+    let daemon = lab.start_client(0, &lab.client_settings(0));
+    client.await_ping(SERVER_V4);
+    await_ready(client);
+    daemon.kill();
+    assert_ne!(client.network_state(), before);
+    gate.hold();
+    let daemon = lab.start_client(0, &lab.client_settings(0));
+    gate.await_start();
+    daemon
 }
 
 /// Waits until the daemon has had each of its tables listed, and so until no look waits for `nft`.
